@@ -1,0 +1,64 @@
+# Commands of the project; `make help` lists them.
+#
+# The environment is made on first use and reused until a requirements file
+# changes. All paths are relative, so that a checkout may lie anywhere.
+
+PYTHON ?= python3
+WORKDIR ?= runs/digits
+CONFIG ?= configs/digits.py
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help train test lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## List the commands.
+	@echo 'make train   train an AW-ResNet on the embedded digits (< 5 minutes)'
+	@echo 'make test    run the whole test suite (< 15 minutes)'
+	@echo 'make lint    check the form of the code'
+	@echo 'make format  bring the code into form'
+	@echo 'make clean   remove the environment and the caches, not the runs'
+	@echo
+	@echo 'PYTHON=...   Python to build the environment with ($(PYTHON))'
+	@echo 'CONFIG=... WORKDIR=... ARGS=...   what "make train" passes on'
+
+# One check of the version, in words that any Python understands.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python >= 3.11 is needed, but '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>&1); install a newer one and say" \
+	    "make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@echo 'making the virtual environment $(VENV)'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/requirements: requirements.txt | $(VENV)/bin/python
+	@echo 'installing requirements.txt (about a minute)'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt
+	@touch $@
+
+$(VENV)/requirements-test: requirements-test.txt $(VENV)/requirements
+	@echo 'installing requirements-test.txt'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-test.txt
+	@touch $@
+
+train: $(VENV)/requirements  ## Train on the embedded digits.
+	@echo 'training $(CONFIG), results in $(WORKDIR)'
+	@$(RUN) train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+test: $(VENV)/requirements-test lint  ## Run the test suite.
+	@echo 'running the test suite'
+	@$(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/requirements-test
+	@echo 'checking the form of the code'
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m pyink --quiet --check .
+
+format: $(VENV)/requirements-test
+	@$(RUN) -m ruff check --quiet --fix .
+	@$(RUN) -m pyink --quiet .
+
+clean:
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis

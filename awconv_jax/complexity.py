@@ -1,0 +1,117 @@
+"""Parameters and multiply-adds (MACs) of a network, module by module.
+
+MACs are counted in the jaxpr: convolutions and matrix products, inside loops
+too (XLA's own analysis counts the body of a loop once). For an AW-convolution
+that includes its attention branch and the product K * (1 + A).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any
+
+from clu import parameter_overview
+import jax
+from jax.extend import core
+
+
+def _own_macs(equation: core.JaxprEqn) -> int:
+  """Returns the MACs of one convolution or matrix product, else 0."""
+  if equation.primitive.name == 'conv_general_dilated':
+    kernel = equation.invars[1].aval.shape
+    out_dimension = equation.params['dimension_numbers'].rhs_spec[0]
+    per_output = math.prod(kernel) // kernel[out_dimension]
+  elif equation.primitive.name == 'dot_general':
+    (contracted, _), _ = equation.params['dimension_numbers']
+    shape = equation.invars[0].aval.shape
+    per_output = math.prod(shape[i] for i in contracted)
+  else:
+    return 0
+  return math.prod(equation.outvars[0].aval.shape) * per_output
+
+
+def _repeats(equation: core.JaxprEqn) -> int:
+  """Returns how often the inner jaxpr of an equation runs."""
+  name = equation.primitive.name
+  if name == 'while':
+    raise NotImplementedError('MACs of a while loop: its length is not known')
+  if name == 'shard_map':
+    return equation.params['mesh'].size
+  return equation.params['length'] if name == 'scan' else 1
+
+
+def _walk(jaxpr: core.Jaxpr, scope: str, times: int, macs: Counter) -> None:
+  for equation in jaxpr.eqns:
+    stack = str(equation.source_info.name_stack)
+    inner_scope = '/'.join(filter(None, (scope, stack)))
+    macs[inner_scope] += times * _own_macs(equation)
+    for inner in core.jaxprs_in_params(equation.params):
+      _walk(inner, inner_scope, times * _repeats(equation), macs)
+
+
+def count_macs(function: Callable[..., Any], *args: Any) -> dict[str, int]:
+  """Counts the MACs of a function by the scope they are spent in.
+
+  Args:
+    function: what to trace; nothing is computed.
+    *args: its arguments, arrays or shapes.
+
+  Returns:
+    MACs by name scope, such as 'ResNet/stage1_block1/conv2'.
+
+  Raises:
+    NotImplementedError: there is a while loop.
+  """
+  macs = Counter()
+  _walk(jax.make_jaxpr(function)(*args).jaxpr, '', 1, macs)
+  return {scope: count for scope, count in macs.items() if count}
+
+
+@dataclasses.dataclass
+class Row:
+  """One line of the table: a module's parameters and MACs per image."""
+
+  module: str
+  parameters: int
+  multiply_adds: int
+
+
+def rows(
+    params: Mapping[str, Any], macs: Mapping[str, int]
+) -> tuple[list[Row], Row]:
+  """Returns a row for each top-level module, and their total.
+
+  Args:
+    params: the parameters, by module.
+    macs: MACs by scope, as of `count_macs`, for one image.
+  """
+  by_module = Counter()
+  for scope, count in macs.items():
+    # A scope is a path of modules and methods; the first that has parameters.
+    module = next((p for p in scope.split('/') if p in params), '(other)')
+    by_module[module] += count
+  # In the order of the computation; `params` is ordered by the alphabet.
+  names = list(dict.fromkeys([*by_module, *params]))
+  table = [
+      Row(
+          name,
+          sum(leaf.size for leaf in jax.tree.leaves(params.get(name, {}))),
+          by_module[name],
+      )
+      for name in names
+  ]
+  total = Row(
+      'total',
+      sum(r.parameters for r in table),
+      sum(r.multiply_adds for r in table),
+  )
+  return table, total
+
+
+def format_table(table: list[Row], total: Row) -> str:
+  """Returns the rows as text, MACs for one image."""
+  return parameter_overview.make_table(
+      [*table, total],
+      column_names=('module', 'parameters', 'multiply_adds'),
+  )

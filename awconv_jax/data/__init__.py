@@ -1,0 +1,39 @@
+"""Data sets and the batches made of them.
+
+A batch is a dict of numpy arrays, b rows of a global batch per host:
+  image: uint8 [b, H, W, C]; the task normalises it on the device.
+  label: int32 [b].
+  mask: bool [b]; False for rows that only fill up the last eval batch.
+"""
+
+from typing import Any
+
+
+def create(
+    config: Any,
+    *,
+    train: bool,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Any:
+  """Returns the batches of `config.data`; see `pipeline.create`."""
+  # Imported here, so that models can be used without Grain and TFDS.
+  from awconv_jax.data import pipeline
+
+  return pipeline.create(
+      config,
+      train=train,
+      batch_size=batch_size,
+      seed=seed,
+      process_index=process_index,
+      process_count=process_count,
+  )
+
+
+def prepare(name: str, data_dir: str | None) -> None:
+  """Builds an embedded data set if needed; see `sources.prepare`."""
+  from awconv_jax.data import sources
+
+  sources.prepare(name, data_dir)

@@ -1,0 +1,1 @@
+"""Evaluators: exact metrics on the host, in numpy, over masked batches."""

@@ -1,0 +1,50 @@
+"""Top-k accuracy and mean loss over every example, counted once."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+class TopK:
+  """Accumulates top-k hits and losses; padded rows are left out.
+
+  Args:
+    ks: the k of each accuracy.
+  """
+
+  def __init__(self, ks: Sequence[int] = (1, 5)):
+    self._hits = dict.fromkeys(ks, 0)
+    self._loss = 0.0
+    self._count = 0
+
+  def update(self, outputs: Mapping[str, np.ndarray]) -> None:
+    """Adds a batch.
+
+    Args:
+      outputs: logits float [B, classes], label int [B], loss float [B] and
+        mask bool [B], False for rows that only fill the batch.
+    """
+    mask = np.asarray(outputs['mask'], bool)
+    logits = np.asarray(outputs['logits'])[mask]
+    label = np.asarray(outputs['label'])[mask]
+    own = np.take_along_axis(logits, label[:, None], axis=1)
+    # Equal logits are ranked by class, as argmax does; a NaN never hits.
+    before = np.arange(logits.shape[1]) < label[:, None]
+    rank = np.sum((logits > own) | ((logits == own) & before), axis=1)
+    rank[~np.isfinite(logits).all(axis=1)] = logits.shape[1]
+    for k in self._hits:
+      self._hits[k] += int(np.sum(rank < k))
+    self._loss += float(np.sum(outputs['loss'], where=mask, dtype=np.float64))
+    self._count += int(mask.sum())
+
+  def compute(self) -> dict[str, float]:
+    """Returns 'top1' ... as fractions, the mean 'loss' and 'num_examples'.
+
+    Raises:
+      ValueError: nothing was added.
+    """
+    if not self._count:
+      raise ValueError('TopK.compute: no example was added')
+    metrics = {f'top{k}': hits / self._count for k, hits in self._hits.items()}
+    loss = self._loss / self._count
+    return metrics | {'loss': loss, 'num_examples': self._count}

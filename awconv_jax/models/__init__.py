@@ -1,0 +1,39 @@
+"""Networks by name: `create('resnet50', num_classes=1000, aw_conv=True)`."""
+
+import inspect
+from typing import Any
+
+import flax.linen as nn
+
+from awconv_jax import errors
+from awconv_jax.models import resnet
+
+MODELS = {
+    f'resnet{depth}': (resnet.ResNet, fields)
+    for depth, fields in resnet.DEPTHS.items()
+}
+
+
+def create(name: str, **options: Any) -> nn.Module:
+  """Returns a network by name.
+
+  Args:
+    name: one of `MODELS`, such as 'resnet50'.
+    **options: fields of the network; see `models.resnet.ResNet`.
+
+  Returns:
+    A Flax module: `model.apply(variables, images, train=False)`.
+
+  Raises:
+    InputError: the name or an option is unknown, or a value impossible.
+  """
+  if name not in MODELS:
+    raise errors.unknown_name('model', name, MODELS)
+  module, defaults = MODELS[name]
+  fields = set(inspect.signature(module).parameters) - {'parent', 'name'}
+  for option in options:
+    if option not in fields:
+      raise errors.unknown_name(f'option of model {name}', option, fields)
+  model = module(**(defaults | options))
+  model.check()
+  return model

@@ -1,0 +1,100 @@
+"""The residual blocks of ResNet, with slots for convolution, norm, attention.
+
+"Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385.
+Padding is explicit and symmetric as in torch, so that converted weights give
+the same numbers: 'SAME' pads a convolution of stride 2 asymmetrically.
+
+Every block has these fields:
+  width: channels inside; the output has `width * expansion`.
+  stride: of the block.
+  convs: the convolution of each slot, 'conv1' ... and 'downsample_conv'.
+  norm: the norm; takes `name` and `scale_init`.
+  attention: None, or what gates the last norm's output (SE, ...).
+  last_scale_init: initializer of the last norm's scale.
+  version: 'v1.5' strides in the 3x3 convolution of a bottleneck, 'v1' in the
+    first 1x1. A basic block is the same in both.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+Module = Callable[..., Any]
+
+
+def strided_size(size: jax.Array | None, stride: int) -> jax.Array | None:
+  """Returns the valid height and width after a layer of that stride."""
+  return None if size is None else -(-size // stride)
+
+
+class Block(nn.Module):
+  """What the blocks share: fields, a convolution slot, and the shortcut."""
+
+  width: int
+  stride: int
+  convs: Mapping[str, Module]
+  norm: Module
+  attention: Module | None
+  last_scale_init: Module
+  version: str = 'v1.5'
+
+  expansion = 1
+
+  def convolve(self, slot, x, features, size, stride, valid_size):
+    """Applies the slot's convolution; returns it and its valid area."""
+    conv = self.convs[slot](
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=((size // 2, size // 2),) * 2,
+        name=slot,
+    )
+    y = conv(x, valid_size=valid_size)
+    return y, strided_size(valid_size, stride)
+
+  def join(self, x, y, valid_size, out_valid_size):
+    """Gates the branch y, adds the shortcut of x, and applies ReLU."""
+    if self.attention is not None:
+      y = self.attention(name='attention')(y, valid_size=out_valid_size)
+    if x.shape != y.shape:
+      x, _ = self.convolve(
+          'downsample_conv', x, y.shape[-1], 1, self.stride, valid_size
+      )
+      x = self.norm(name='downsample_norm')(x)
+    return nn.relu(x + y)
+
+
+class BasicBlock(Block):
+  """Two 3x3 convolutions (ResNet-18 and -34)."""
+
+  @nn.compact
+  def __call__(self, x, *, valid_size=None):
+    """Returns [N, H / stride, W / stride, width] for x [N, H, W, C]."""
+    y, size = self.convolve('conv1', x, self.width, 3, self.stride, valid_size)
+    y = nn.relu(self.norm(name='norm1')(y))
+    y, size = self.convolve('conv2', y, self.width, 3, 1, size)
+    y = self.norm(name='norm2', scale_init=self.last_scale_init)(y)
+    return self.join(x, y, valid_size, size)
+
+
+class Bottleneck(Block):
+  """1x1, 3x3 and 1x1 convolutions (ResNet-50, -101 and -152)."""
+
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x, *, valid_size=None):
+    """Returns [N, H / stride, W / stride, 4 * width] for x [N, H, W, C]."""
+    width = self.width
+    first, second = (
+        (self.stride, 1) if self.version == 'v1' else (1, self.stride)
+    )
+    y, size = self.convolve('conv1', x, width, 1, first, valid_size)
+    y = nn.relu(self.norm(name='norm1')(y))
+    y, size = self.convolve('conv2', y, width, 3, second, size)
+    y = nn.relu(self.norm(name='norm2')(y))
+    y, size = self.convolve('conv3', y, 4 * width, 1, 1, size)
+    y = self.norm(name='norm3', scale_init=self.last_scale_init)(y)
+    return self.join(x, y, valid_size, size)

@@ -1,0 +1,1 @@
+"""Pure functions without parameters: the mathematics the layers stand on."""

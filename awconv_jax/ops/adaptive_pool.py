@@ -1,0 +1,59 @@
+"""Adaptive average pooling to a fixed grid, over the valid area of an image.
+
+Bin i of k over n positions runs from floor(i * n / k) to ceil((i + 1) * n / k);
+bins overlap where k does not divide n, and repeat where n is smaller than k.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def _bins(size: jax.Array, length: int, bins: int) -> jax.Array:
+  """Returns which positions lie in each bin: bool [..., bins, length]."""
+  i = jnp.arange(bins)
+  size = size[..., None]
+  start = i * size // bins
+  stop = -((-(i + 1) * size) // bins)  # ceil
+  position = jnp.arange(length)
+  return (position >= start[..., None]) & (position < stop[..., None])
+
+
+def adaptive_average_pool(
+    x: jax.Array,
+    grid: tuple[int, int],
+    *,
+    valid_size: jax.Array | None = None,
+) -> jax.Array:
+  """Averages x over a grid of bins that covers its valid area.
+
+  Args:
+    x: [N, H, W, C], of any H and W, also smaller than the grid.
+    grid: rows and columns of the result.
+    valid_size: int [N, 2], the height and width (in positions of x, from the
+      top left) that hold the image, at least 1; the rest is padding and is
+      left out. None means all of x.
+
+  Returns:
+    [N, rows, columns, C] in at least float32.
+  """
+  n, height, width, _ = x.shape
+  if valid_size is None:
+    valid_size = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  # Zeros and ones are exact in any dtype, so that x need not be widened: the
+  # products are summed in float32 and divided by the counts afterwards. Rows
+  # are a batched product per sample, which reads x once and where it lies.
+  rows = _bins(valid_size[:, 0], height, grid[0])
+  columns = _bins(valid_size[:, 1], width, grid[1])
+  total = jnp.einsum(
+      'nih,nhwc->niwc',
+      rows.astype(x.dtype),
+      x,
+      precision='highest',
+      preferred_element_type=wide,
+  )
+  total = jnp.einsum(
+      'njw,niwc->nijc', columns.astype(wide), total, precision='highest'
+  )
+  count = rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None, :]
+  return total / count[..., None].astype(wide)

@@ -1,0 +1,107 @@
+"""Data parallelism: one mesh axis, the batch sharded, the state replicated.
+
+The loop is compiled by `jax.jit` over a mesh with the axis 'data'. Batch norm
+then sees the global batch (also known as SyncBN), and every process computes
+the same metrics.
+"""
+
+from collections.abc import Mapping
+import importlib.util
+import os
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+import numpy as np
+
+from awconv_jax import errors
+
+DATA_AXIS = 'data'
+
+
+def initialize_distributed(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+  """Joins the processes of a run, if there are several.
+
+  Args:
+    coordinator: address of process 0, 'host:port'.
+    num_processes: how many processes the run has.
+    process_id: which one this is, from 0.
+
+  Without arguments the processes are found as `jax.distributed` detects them
+  under SLURM and on Cloud TPU; a single process joins nothing.
+
+  Raises:
+    InputError: only some of the three are given.
+  """
+  given = {
+      '--coordinator': coordinator,
+      '--num_processes': num_processes,
+      '--process_id': process_id,
+  }
+  missing = [name for name, value in given.items() if value is None]
+  if not missing:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  elif len(missing) < len(given):
+    raise errors.InputError(
+        'a run of several processes needs --coordinator, --num_processes and '
+        f'--process_id together; missing: {", ".join(missing)}'
+    )
+  elif _several_processes_detected():
+    jax.distributed.initialize()
+
+
+def _several_processes_detected() -> bool:
+  """Returns whether this process is one of several under SLURM or on TPU."""
+  if 'SLURM_PROCID' in os.environ:
+    return int(os.environ.get('SLURM_NTASKS', '1')) > 1
+  # `libtpu` is installed on Cloud TPU only; there JAX asks the metadata server.
+  has_tpu = importlib.util.find_spec('libtpu') is not None
+  return has_tpu and os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu')
+
+
+def create_mesh() -> Mesh:
+  """Returns the mesh over all devices of all processes."""
+  # jax.make_mesh would give Explicit axes, which optax's losses do not take.
+  return Mesh(np.array(jax.devices()), (DATA_AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of what every device holds whole."""
+  return NamedSharding(mesh, jax.P())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays whose first axis is the batch."""
+  return NamedSharding(mesh, jax.P(DATA_AXIS))
+
+
+def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
+  """Raises InputError if the devices cannot share the batch evenly."""
+  if batch_size < 1 or batch_size % mesh.size:
+    nearest = max(round(batch_size / mesh.size), 1) * mesh.size
+    raise errors.InputError(
+        f'config.{name}={batch_size} is not divisible by the {mesh.size} '
+        f'devices of this run; take {nearest}, for example'
+    )
+
+
+def shard_batch(
+    mesh: Mesh, batch: Mapping[str, np.ndarray]
+) -> dict[str, jax.Array]:
+  """Puts this process's rows of a batch on its devices.
+
+  Args:
+    mesh: the mesh over all devices.
+    batch: this process's rows of every array, [B / processes, ...].
+
+  Returns:
+    The global arrays, [B, ...], in the order of the processes.
+  """
+  sharding = over_batch(mesh)
+  return {
+      name: jax.make_array_from_process_local_data(sharding, rows)
+      for name, rows in batch.items()
+  }

@@ -1,0 +1,31 @@
+"""Tasks: all that the training loop must know of what is learned.
+
+A task has four methods:
+  init(rng, batch) -> variables
+  loss(variables, batch, rng) -> loss, (metrics, updated batch statistics)
+  predict(variables, batch) -> arrays for the evaluator, first axis the batch
+  evaluator() -> an object with update(outputs) and compute()
+"""
+
+from typing import Any
+
+from awconv_jax import errors
+from awconv_jax.tasks import classification
+
+TASKS = {'classification': classification.Classification}
+
+
+def create(config: Any) -> Any:
+  """Returns the task that `config.task.name` names, with its model.
+
+  Args:
+    config: the whole config; `config.task` holds the task's own options.
+
+  Raises:
+    InputError: unknown task, model or option.
+  """
+  options = config.task.to_dict()
+  name = options.pop('name')
+  if name not in TASKS:
+    raise errors.unknown_name('task', name, TASKS)
+  return TASKS[name](config.model.to_dict(), **options)

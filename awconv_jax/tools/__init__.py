@@ -1,0 +1,1 @@
+"""Command-line tools: python -m awconv_jax.tools.<name> --help."""

@@ -1,0 +1,86 @@
+"""Draws the curves of one or more runs into a picture.
+
+python -m awconv_jax.tools.plot_curves --output=curves.png runs/a runs/b
+"""
+
+from collections.abc import Sequence
+import pathlib
+
+from absl import app, flags
+
+from awconv_jax import errors, metric_writer
+
+# Titles and units; the scalars drawn in each panel, if the runs have them.
+PANELS = {
+    'loss': ('train/loss', 'eval/loss'),
+    'top-1 (%)': ('train/top1', 'eval/top1'),
+    'learning rate': ('train/learning_rate',),
+}
+
+
+def _series(rows, name):
+  points = [(row['step'], row[name]) for row in rows if name in row]
+  return [list(axis) for axis in zip(*points, strict=True)] or [[], []]
+
+
+def plot(workdirs: Sequence[str], output: str) -> str:
+  """Draws loss, top-1 and learning rate over the steps.
+
+  Args:
+    workdirs: directories of runs, each with a metrics.jsonl.
+    output: path of the picture; its suffix gives the format.
+
+  Returns:
+    The path of the picture.
+
+  Raises:
+    InputError: a directory holds no metrics.
+  """
+  import matplotlib
+
+  matplotlib.use('agg')
+  from matplotlib import pyplot
+
+  runs = {
+      str(workdir): metric_writer.read(pathlib.Path(workdir) / 'metrics.jsonl')
+      for workdir in workdirs
+  }
+  figure, axes = pyplot.subplots(1, len(PANELS), figsize=(13, 4))
+  for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
+    for color, (workdir, rows) in enumerate(runs.items()):
+      for name in names:
+        steps, values = _series(rows, name)
+        if '%' in title:
+          values = [100 * value for value in values]
+        split = name.partition('/')[0]
+        axis.plot(
+            steps,
+            values,
+            color=f'C{color}',
+            alpha=1 if split == 'eval' or len(names) == 1 else 0.4,
+            marker='.' if split == 'eval' else None,
+            label=f'{pathlib.Path(workdir).name}, {split}',
+        )
+    axis.set(title=title, xlabel='step')
+    axis.grid(alpha=0.3)
+  axes[0].legend()
+  axes[0].set_yscale('log')
+  figure.tight_layout()
+  figure.savefig(output, dpi=120)
+  pyplot.close(figure)
+  return output
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags and draws."""
+  if len(argv) < 2:
+    raise app.UsageError('name at least one directory of a run')
+  try:
+    print(plot(argv[1:], flags.FLAGS.output))
+  except errors.ReportedError as error:
+    raise SystemExit(f'error: {error}') from None
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('output', 'curves.png', 'Path of the picture.')
+  app.run(main)

@@ -1,0 +1,206 @@
+"""The state of training and the two compiled functions over it."""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from awconv_jax import optim, partition
+
+Batch = Mapping[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run needs to go on, besides the data iterator's position.
+
+  Attributes:
+    step: int32 [], steps taken.
+    params: parameters.
+    model_state: the network's other variables, such as 'batch_stats'.
+    opt_state: of the optimizer.
+    ema: None, or averages of {'params': ..., **model_state}.
+  """
+
+  step: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  ema: Any
+
+  def variables(self) -> dict[str, Any]:
+    """Returns the newest variables of the network."""
+    return {'params': self.params, **self.model_state}
+
+  def eval_variables(self) -> dict[str, Any]:
+    """Returns the variables to evaluate with: the averages, if kept."""
+    return self.variables() if self.ema is None else self.ema
+
+
+def create_state(
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    batch_shapes: Mapping[str, jax.ShapeDtypeStruct],
+    ema: bool,
+) -> TrainState:
+  """Returns the initial state, replicated over the mesh.
+
+  Args:
+    task: gives the variables.
+    optimizer: gives the optimizer's state.
+    mesh: where the state lives.
+    seed: of the initialisation.
+    batch_shapes: shapes of a batch's arrays.
+    ema: whether to keep averages.
+  """
+
+  def init():
+    batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in batch_shapes.items()}
+    model_state = dict(task.init(jax.random.key(seed), batch))
+    params = model_state.pop('params')
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        ema={'params': params, **model_state} if ema else None,
+    )
+
+  # Made where it lives: a device_put may alias its source, which would then
+  # die with the donated state.
+  return jax.jit(init, out_shardings=partition.replicated(mesh))()
+
+
+def _microbatches(batch: Batch, number: int) -> Batch:
+  """Splits every array [B, ...] into [number, B / number, ...].
+
+  Each takes every number-th row, so that it is spread over all devices.
+  """
+
+  def split(x):
+    x = x.reshape(x.shape[0] // number, number, *x.shape[1:])
+    return jnp.swapaxes(x, 0, 1)
+
+  return jax.tree.map(split, dict(batch))
+
+
+def _accumulate(loss_and_grads, state, batch, rng, number):
+  """Averages loss, metrics and gradients over microbatches, one at a time.
+
+  Batch statistics are updated after each of them, in turn.
+  """
+  if number == 1:
+    return loss_and_grads(state.params, state.model_state, batch, rng)
+
+  def body(model_state, inputs):
+    index, part = inputs
+    part_rng = jax.random.fold_in(rng, index)
+    (loss, (metrics, model_state)), grads = loss_and_grads(
+        state.params, model_state, part, part_rng
+    )
+    return model_state, (loss, metrics, grads)
+
+  # Gradients are stacked by the scan and averaged after it only if summed
+  # there; a running sum keeps one copy.
+  def step(carry, inputs):
+    model_state, total = carry
+    model_state, out = body(model_state, inputs)
+    return (model_state, jax.tree.map(jnp.add, total, out)), None
+
+  parts = _microbatches(batch, number)
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(body, state.model_state, (jnp.int32(0), first))[1]
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  (model_state, total), _ = jax.lax.scan(
+      step, (state.model_state, zeros), (jnp.arange(number), parts)
+  )
+  loss, metrics, grads = jax.tree.map(lambda x: x / number, total)
+  return (loss, (metrics, model_state)), grads
+
+
+def create_train_step(
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    *,
+    seed: int,
+    accumulation_steps: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns the compiled step: (state, batch) -> (state, metrics).
+
+  Args:
+    task: gives the loss.
+    optimizer: of the parameters.
+    schedule: maps the step to the learning rate, for the metrics.
+    mesh: the batch is sharded over it, the state replicated. The state given
+      to the step is donated.
+    seed: of all that is random in a step, together with the step's number.
+    accumulation_steps: parts the batch is computed in, one after the other.
+    ema_decay: share of the old averages; unused if the state has none.
+
+  Metrics are scalars: loss, the task's own, learning_rate, and the norms of
+  the gradients and of the parameters after the step (both become non-finite
+  when training diverges).
+  """
+
+  def loss_and_grads(params, model_state, batch, rng):
+    def loss(params):
+      return task.loss({'params': params, **model_state}, batch, rng)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  def train_step(state, batch):
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    (loss, (metrics, model_state)), grads = _accumulate(
+        loss_and_grads, state, batch, rng, accumulation_steps
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      new = {'params': params, **model_state}
+      ema = optim.ema_update(ema, new, ema_decay)
+    metrics = {
+        'loss': loss,
+        **metrics,
+        'learning_rate': schedule(state.step),
+        'grad_norm': optax.global_norm(grads),
+        'param_norm': optax.global_norm(params),
+    }
+    return (
+        TrainState(state.step + 1, params, model_state, opt_state, ema),
+        metrics,
+    )
+
+  whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
+  return jax.jit(
+      train_step,
+      in_shardings=(whole, rows),
+      out_shardings=whole,
+      donate_argnums=0,
+  )
+
+
+def create_predict(
+    task: Any, mesh: Mesh
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+  """Returns the compiled prediction: (variables, batch) -> outputs.
+
+  The outputs are replicated, so that every process can count all of them.
+  """
+  whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
+  return jax.jit(
+      functools.partial(task.predict),
+      in_shardings=(whole, rows),
+      out_shardings=whole,
+  )

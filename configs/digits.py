@@ -1,0 +1,80 @@
+"""Scanned digits: the embedded data set, to try everything on two cores.
+
+  python train.py --config=configs/digits.py --workdir=runs/digits
+  python train.py --config=configs/digits.py:model=resnet34,aw_conv=false ...
+
+1,437 scans to train on and 360 to test on, mostly of other writers; they come
+with scikit-learn, so nothing is downloaded.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns the config.
+
+  Args:
+    arg: 'key=value,...' with the keys model, attention ('none' for none),
+      aw_conv and runlocal.
+  """
+  arg = common.parse_arg(arg, model='resnet18', attention='none', aw_conv=True)
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.num_epochs = 30.0
+  config.batch_size = 64
+  config.eval_batch_size = 72
+  config.accumulation_steps = 1
+  config.ema_decay = 0.98  # 0 is off.
+  config.log_every_steps = 20
+  config.eval_every_epochs = 5.0
+  config.checkpoint_every_epochs = 5.0
+  config.checkpoints_to_keep = 2
+
+  config.data = ml_collections.ConfigDict()
+  config.data.name = 'digits'
+  # None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  config.data.dir = ml_collections.config_dict.placeholder(str)
+  config.data.train_split = 'train'
+  config.data.eval_split = 'test'
+  config.data.image_size = 32
+  config.data.augment = (
+      (
+          'random_affine',
+          dict(rotation=12.0, translation=0.08, scale=(0.85, 1.15), shear=8.0),
+      ),
+  )
+  config.data.num_workers = 0  # 0 reads in threads of this process.
+  config.data.num_threads = 2
+  config.data.prefetch = 4
+
+  config.task = ml_collections.ConfigDict()
+  config.task.name = 'classification'
+  config.task.label_smoothing = 0.1
+  config.task.mean = (78.0,)
+  config.task.std = (96.0,)
+
+  config.model = ml_collections.ConfigDict()
+  config.model.name = arg.model
+  config.model.num_classes = 10
+  config.model.width = 16
+  config.model.stem = 'cifar'
+  config.model.version = 'v1.5'
+  config.model.attention = None if arg.attention == 'none' else arg.attention
+  config.model.aw_conv = arg.aw_conv
+  config.model.dtype = 'float32'
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.name = 'sgd'
+  config.optimizer.options = dict(momentum=0.9, nesterov=True)
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.base_batch_size = 64
+  config.optimizer.weight_decay = 5e-4
+  config.optimizer.decay_mask = 'kernels'
+  config.optimizer.clip_norm = 0.0  # 0 is off.
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.schedule_options = dict(final_fraction=0.0)
+  config.optimizer.warmup_epochs = 2.0
+  config.optimizer.warmup_start_fraction = 0.0
+  return config.lock()

@@ -1,0 +1,167 @@
+"""Numpy float64 references for the tests, written from the papers' equations.
+
+Nothing here calls JAX or the package, and nothing is clever: explicit loops
+over samples, positions, taps and groups, so that a mistake in the package is
+not repeated here.
+"""
+
+import numpy as np
+
+
+def pads(padding, size, kernel_size, strides, dilation):
+  """Returns (low, high) for both axes, for a string or explicit pairs."""
+  if not isinstance(padding, str):
+    return [tuple(p) for p in padding]
+  if padding == 'VALID':
+    return [(0, 0), (0, 0)]
+  result = []
+  for n, k, s, d in zip(size, kernel_size, strides, dilation, strict=True):
+    out = -(-n // s)
+    total = max((out - 1) * s + (k - 1) * d + 1 - n, 0)
+    less, more = total // 2, total - total // 2
+    result.append((less, more) if padding == 'SAME' else (more, less))
+  return result
+
+
+def expand(attention, c, d):
+  """Returns maps [N, kh, kw, c, d] from the compact [N, kh, kw, G, D']."""
+  n, kh, kw, g, p = attention.shape
+  full = np.zeros((n, kh, kw, c, d))
+  for i in range(c):
+    for j in range(d):
+      full[..., i, j] = attention[..., i // (c // g), j // (d // p)]
+  return full
+
+
+def conv(x, kernel, strides=(1, 1), padding='SAME', dilation=(1, 1), groups=1):
+  """Convolves x [N, H, W, C] with kernel [kh, kw, C/groups, D]."""
+  kh, kw, c, d = kernel.shape
+  window = pads(padding, x.shape[1:3], (kh, kw), strides, dilation)
+  x = np.pad(x, ((0, 0), *window, (0, 0)))
+  height = (x.shape[1] - (kh - 1) * dilation[0] - 1) // strides[0] + 1
+  width = (x.shape[2] - (kw - 1) * dilation[1] - 1) // strides[1] + 1
+  out = np.zeros((len(x), height, width, d))
+  per = d // groups
+  for y in range(height):
+    for z in range(width):
+      for i in range(kh):
+        for j in range(kw):
+          tap = x[
+              :,
+              y * strides[0] + i * dilation[0],
+              z * strides[1] + j * dilation[1],
+          ]
+          for g in range(groups):
+            own = slice(g * per, (g + 1) * per)
+            share = tap[:, g * c : (g + 1) * c]
+            out[:, y, z, own] += share @ kernel[i, j, :, own]
+  return out
+
+
+def aw_conv(x, kernel, attention, *, residual=True, **options):
+  """O[n] = conv(I[n], K * (1 + A[n])), or K * A[n] without the residual."""
+  x, kernel, attention = (
+      np.asarray(a, np.float64) for a in (x, kernel, attention)
+  )
+  maps = expand(attention, *kernel.shape[2:])
+  outputs = []
+  for image, own in zip(x, maps, strict=True):
+    scaled = kernel + kernel * own if residual else kernel * own
+    outputs.append(conv(image[None], scaled, **options)[0])
+  return np.stack(outputs)
+
+
+def adaptive_pool(x, grid, valid_size=None):
+  """Averages over bins floor(i n / k) to ceil((i + 1) n / k)."""
+  x = np.asarray(x, np.float64)
+  n, height, width, channels = x.shape
+  if valid_size is None:
+    valid_size = [(height, width)] * n
+  out = np.zeros((n, *grid, channels))
+  for sample, (h, w) in enumerate(valid_size):
+    for i in range(grid[0]):
+      top = int(np.floor(i * h / grid[0]))
+      bottom = int(np.ceil((i + 1) * h / grid[0]))
+      for j in range(grid[1]):
+        left = int(np.floor(j * w / grid[1]))
+        right = int(np.ceil((j + 1) * w / grid[1]))
+        cell = x[sample, top:bottom, left:right]
+        out[sample, i, j] = cell.mean((0, 1))
+  return out
+
+
+def sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+GATES = {'sigmoid': sigmoid, 'tanh': np.tanh}
+
+
+def normalize(x, params, kind, stats=None, epsilon=1e-5):
+  """Batch norm (by stats, or by the batch for None), layer norm, or neither."""
+  if kind == 'none':
+    return x
+  if kind == 'layer':
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+  elif stats is None:
+    axes = tuple(range(x.ndim - 1))
+    mean, var = x.mean(axes), x.var(axes)
+  else:
+    mean, var = stats['mean'], stats['var']
+  return (x - mean) / np.sqrt(var + epsilon) * params['scale'] + params['bias']
+
+
+def dense(x, params):
+  return x @ params['kernel'] + params.get('bias', 0)
+
+
+def attention_maps(
+    x, params, stats, kernel_size, groups_out, *, gate='sigmoid', norm='batch'
+):
+  """A in compact form from x; `params` and `stats` as the layer names them."""
+
+  def norm_of(a, name):
+    own = stats[name] if stats is not None and norm == 'batch' else None
+    return normalize(a, params.get(name), norm, own)
+
+  a = adaptive_pool(x, kernel_size)
+  a = np.maximum(norm_of(dense(a, params['pointwise1']), 'norm1'), 0)
+  a = GATES[gate](norm_of(dense(a, params['pointwise2']), 'norm2'))
+  return a.reshape(*a.shape[:3], -1, groups_out)
+
+
+def aw_conv_layer(
+    x, variables, *, train, groups_out, gate='sigmoid', norm='batch', **options
+):
+  """The whole AWConv layer; `groups_out` is D' of the compact maps."""
+  params = variables['params']
+  stats = None if train else variables.get('batch_stats', {}).get('attention')
+  kernel = params['kernel']
+  maps = attention_maps(
+      x,
+      params['attention'],
+      stats,
+      kernel.shape[:2],
+      groups_out,
+      gate=gate,
+      norm=norm,
+  )
+  return aw_conv(x, kernel, maps, **options) + params.get('bias', 0)
+
+
+def squeeze_excite(x, params):
+  """y = x * sigmoid(W2 relu(W1 mean_hw(x)))."""
+  x = np.asarray(x, np.float64)
+  hidden = np.maximum(dense(x.mean((1, 2)), params['reduce']), 0)
+  return x * sigmoid(dense(hidden, params['expand']))[:, None, None]
+
+
+def directional(function, values, directions, step=1e-6):
+  """Central difference of a scalar function along directions (dicts)."""
+
+  def shifted(sign):
+    return function(
+        {k: v + sign * step * directions[k] for k, v in values.items()}
+    )
+
+  return (shifted(1) - shifted(-1)) / (2 * step)

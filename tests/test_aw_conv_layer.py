@@ -1,0 +1,585 @@
+"""AWConv against numpy float64, and as a drop-in for `nn.Conv`."""
+
+import functools
+
+from flax import nnx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import pytest
+
+from awconv_jax.layers.aw_conv import AWConv, expansion_factor
+
+KEY = jax.random.key(0)
+
+
+def images(*shape, seed=0, dtype=np.float32):
+  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def random_variables(layer, x, seed=0, dtype=np.float32):
+  """Random values for all variables, so that none is at a special point."""
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(functools.partial(layer.init, train=True), KEY, x)
+
+  def value(path, leaf):
+    values = rng.normal(size=leaf.shape)
+    if path[-1].key == 'var':  # at least 0
+      values = 0.5 + values**2
+    return values.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def sown_maps(layer, variables, x, **options):
+  """Returns the output and the attention maps of one call."""
+  apply = functools.partial(layer.apply, mutable=['intermediates'])
+  out, sown = jax.jit(apply)(variables, x, **options)
+  return out, sown['intermediates']['attention_maps'][0]
+
+
+def close(a, b, tolerance=1e-5):
+  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+# Fields of the layer, and what the reference needs beside them.
+REFERENCE = {
+    'paper_train': (dict(), dict(train=True)),
+    'paper_inference': (dict(), dict(train=False)),
+    'out_tanh_train': (
+        dict(expansion_axis='out', gate='tanh'),
+        dict(train=True, gate='tanh', groups_out=3),
+    ),
+    'full_maps_inference': (
+        dict(expansion_axis='none', use_bias=False),
+        dict(train=False),
+    ),
+    'layer_norm': (dict(norm='layer'), dict(train=True, norm='layer')),
+    'no_norm_no_residual': (
+        dict(norm='none', residual=False),
+        dict(train=False, norm='none', residual=False),
+    ),
+    'groups_strides_padding_dilation': (
+        dict(
+            feature_group_count=2,
+            strides=(2, 1),
+            padding=((2, 1), (0, 3)),
+            kernel_dilation=2,
+        ),
+        dict(
+            train=True,
+            groups=2,
+            strides=(2, 1),
+            padding=((2, 1), (0, 3)),
+            dilation=(2, 2),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_layer_and_its_gradient_equal_numpy(name):
+  fields, reference = REFERENCE[name]
+  reference = dict(groups_out=6) | reference
+  with jax.enable_x64(True):
+    layer = AWConv(6, (3, 3), expansion=2, param_dtype=jnp.float64, **fields)
+    x = images(2, 6, 5, 4, dtype=np.float64)
+    variables = random_variables(layer, x, dtype=np.float64)
+    parts = {'x': x, 'params': variables['params']}
+    expected = naive.aw_conv_layer(x, variables, **reference)
+    weights = images(*expected.shape, seed=1, dtype=np.float64)
+
+    @jax.jit
+    def run(parts, weights):
+      def loss(parts):
+        out = layer.apply(
+            variables | {'params': parts['params']},
+            parts['x'],
+            train=reference['train'],
+            mutable=['batch_stats'],
+        )[0]
+        return jnp.sum(out * weights), out
+
+      return jax.grad(loss, has_aux=True)(parts)
+
+    gradients, out = jax.tree.map(np.asarray, run(parts, weights))
+  assert out.dtype == np.float64
+  np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
+
+  leaves, structure = jax.tree.flatten(parts)
+
+  def naive_loss(values):
+    moved = jax.tree.unflatten(structure, list(values.values()))
+    own = variables | {'params': moved['params']}
+    out = naive.aw_conv_layer(moved['x'], own, **reference)
+    return np.sum(out * weights)
+
+  values = dict(enumerate(leaves))
+  for i, gradient in enumerate(jax.tree.leaves(gradients)):
+    directions = {k: np.zeros_like(v) for k, v in values.items()}
+    directions[i] = images(*leaves[i].shape, seed=i, dtype=np.float64)
+    np.testing.assert_allclose(
+        np.sum(gradient * directions[i]),
+        naive.directional(naive_loss, values, directions),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_running_statistics_move_towards_the_batchs_in_training():
+  layer = AWConv(4, (3, 3), norm_momentum=0.75)
+  x = images(2, 6, 5, 4)
+  variables = random_variables(layer, x)
+  out, moved = jax.jit(
+      functools.partial(layer.apply, train=True, mutable=['batch_stats'])
+  )(variables, x)
+  assert np.all(np.isfinite(out))
+  hidden = naive.dense(
+      naive.adaptive_pool(x, (3, 3)),
+      variables['params']['attention']['pointwise1'],
+  )
+  old = variables['batch_stats']['attention']['norm1']
+  new = moved['batch_stats']['attention']['norm1']
+  close(new['mean'], 0.75 * old['mean'] + 0.25 * hidden.mean((0, 1, 2)), 1e-4)
+  close(new['var'], 0.75 * old['var'] + 0.25 * hidden.var((0, 1, 2)), 1e-4)
+
+
+class TestTrainRule:
+  """Who decides whether the batch's statistics are used."""
+
+  layer = AWConv(4, (3, 3))
+  x = images(2, 4, 4, 4)
+
+  @pytest.fixture(scope='class')
+  def results(self):
+    variables = random_variables(self.layer, self.x)
+    trained, moved = self.layer.apply(
+        variables, self.x, train=True, mutable=['batch_stats']
+    )
+    evaluated = self.layer.apply(variables, self.x, train=False)
+    assert not np.allclose(trained, evaluated)
+    return variables, trained, moved['batch_stats'], evaluated
+
+  def test_without_train_mutable_statistics_mean_training(self, results):
+    variables, trained, stats, _ = results
+    out, moved = self.layer.apply(variables, self.x, mutable=['batch_stats'])
+    np.testing.assert_array_equal(out, trained)
+    jax.tree.map(np.testing.assert_array_equal, moved['batch_stats'], stats)
+
+  def test_without_train_fixed_statistics_mean_inference(self, results):
+    variables, _, _, evaluated = results
+    out = self.layer.apply(variables, self.x)
+    np.testing.assert_array_equal(out, evaluated)
+
+  def test_inference_leaves_mutable_statistics_alone(self, results):
+    variables, _, _, evaluated = results
+    out, moved = self.layer.apply(
+        variables, self.x, train=False, mutable=['batch_stats']
+    )
+    np.testing.assert_array_equal(out, evaluated)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        moved['batch_stats'],
+        variables['batch_stats'],
+    )
+
+  def test_the_field_decides_as_the_argument_does(self, results):
+    variables, _, _, evaluated = results
+    out, _ = self.layer.clone(train=False).apply(
+        variables, self.x, mutable=['batch_stats']
+    )
+    np.testing.assert_array_equal(out, evaluated)
+
+  def test_field_and_argument_together_are_refused(self, results):
+    with pytest.raises(ValueError, match='train'):
+      self.layer.clone(train=True).apply(results[0], self.x, train=True)
+
+
+# `nn.Conv`'s call: fields, and the input's shape.
+DROP_IN = {
+    'defaults': (dict(), (2, 6, 5, 4)),
+    'kernel_1x1': (dict(kernel_size=(1, 1)), (2, 6, 5, 4)),
+    'kernel_3x1_no_bias': (
+        dict(kernel_size=(3, 1), use_bias=False),
+        (2, 6, 5, 4),
+    ),
+    'strides_number': (dict(strides=2), (2, 6, 5, 4)),
+    'strides_pair': (dict(strides=(2, 1)), (2, 6, 5, 4)),
+    'strides_none': (dict(strides=None), (2, 6, 5, 4)),
+    'padding_number': (dict(padding=2), (2, 6, 5, 4)),
+    'padding_numbers': (dict(padding=(0, 2)), (2, 6, 5, 4)),
+    'padding_pairs': (dict(padding=((0, 2), (1, 3))), (2, 6, 5, 4)),
+    'padding_list': (dict(padding=[(0, 2), (1, 3)]), (2, 6, 5, 4)),
+    'padding_mixed': (dict(padding=(1, (0, 3))), (2, 6, 5, 4)),
+    'valid': (dict(padding='VALID'), (2, 6, 5, 4)),
+    'same_lower': (dict(padding='SAME_LOWER', strides=2), (2, 6, 6, 4)),
+    'circular': (dict(padding='CIRCULAR'), (2, 6, 5, 4)),
+    'circular_even_kernel_strided': (
+        dict(padding='CIRCULAR', kernel_size=(2, 4), strides=2),
+        (2, 6, 5, 4),
+    ),
+    'circular_dilated': (
+        dict(padding='CIRCULAR', kernel_dilation=2),
+        (2, 6, 5, 4),
+    ),
+    'reflect': (dict(padding='REFLECT', kernel_dilation=(1, 2)), (2, 6, 5, 4)),
+    'dilation_number': (dict(kernel_dilation=2), (2, 6, 5, 4)),
+    'dilation_none': (dict(kernel_dilation=None), (2, 6, 5, 4)),
+    'groups': (dict(feature_group_count=2), (2, 6, 5, 4)),
+    'depthwise': (dict(feature_group_count=4), (2, 6, 5, 4)),
+    'no_batch_axis': (dict(), (6, 5, 4)),
+    'two_batch_axes': (dict(strides=2), (2, 3, 6, 5, 4)),
+    'one_position': (dict(), (2, 1, 1, 4)),
+    'smaller_than_the_grid': (dict(), (2, 2, 5, 4)),
+}
+
+
+@pytest.mark.parametrize('name', DROP_IN)
+def test_drop_in_for_flax_conv(name):
+  fields, shape = DROP_IN[name]
+  fields = dict(features=4, kernel_size=(3, 3)) | fields
+  x = images(*shape)
+  plain, layer = (
+      nn.Conv(**fields),
+      AWConv(**fields, gate='tanh', identity_start=True),
+  )
+
+  @jax.jit
+  def both(x):
+    loaded = plain.init(KEY, x)['params']
+    own = layer.init(KEY, x)
+    # `nn.Conv`'s own variables, under the same names.
+    params = own['params'] | loaded
+    assert set(params) == set(own['params'])
+    variables = own | {'params': params}
+    return plain.apply({'params': loaded}, x), layer.apply(variables, x)
+
+  expected, out = both(x)
+  assert out.shape == expected.shape and out.dtype == expected.dtype
+  close(out, expected)
+
+  # The same shape for maps that are not zero.
+  other = AWConv(**fields)
+  variables = jax.eval_shape(other.init, KEY, x)
+  out = jax.eval_shape(other.apply, variables, x)
+  assert out.shape == expected.shape
+
+
+def test_kernel_size_may_be_one_number():
+  shapes = jax.eval_shape(AWConv(4, 3).init, KEY, images(1, 4, 4, 2))
+  assert shapes['params']['kernel'].shape == (3, 3, 2, 4)
+
+
+@pytest.mark.parametrize('norm', ['batch', 'layer', 'none'])
+def test_identity_start_has_zero_maps_but_a_gradient(norm):
+  layer = AWConv(4, (3, 3), gate='tanh', identity_start=True, norm=norm)
+  x = images(2, 5, 5, 4)
+  variables = layer.init(KEY, x)
+  _, maps = sown_maps(layer, variables, x)
+  np.testing.assert_array_equal(maps, 0)
+
+  @jax.jit
+  def gradient(params):
+    out = layer.apply(
+        variables | {'params': params}, x, train=True, mutable=['batch_stats']
+    )[0]
+    return jnp.sum(out**2)
+
+  grads = jax.grad(gradient)(variables['params'])['attention']
+  opening = grads['pointwise2'] if norm == 'none' else grads['norm2']
+  for leaf in jax.tree.leaves(opening):
+    assert np.any(leaf != 0)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 5), (1, 7), (13, 8)])
+def test_any_size_of_image(shape):
+  layer = AWConv(4, (3, 3))
+  x = images(2, *shape, 4)
+  variables = random_variables(layer, x)
+  expected = naive.aw_conv_layer(x, variables, train=False, groups_out=4)
+  close(jax.jit(layer.apply)(variables, x), expected, 1e-4)
+
+
+def test_bfloat16_computes_narrow_and_keeps_wide():
+  x = images(2, 6, 5, 4)
+  layer = AWConv(4, (3, 3), dtype=jnp.bfloat16)
+  variables = layer.init(KEY, x)
+  apply = jax.jit(
+      functools.partial(layer.apply, train=True, mutable=['batch_stats'])
+  )
+  out, moved = apply(variables, x)
+  assert out.dtype == jnp.bfloat16
+  for leaf in jax.tree.leaves((variables, moved)):
+    assert leaf.dtype == jnp.float32
+  wide, _ = AWConv(4, (3, 3)).apply(
+      variables, x, train=True, mutable=['batch_stats']
+  )
+  assert wide.dtype == jnp.float32
+  assert np.abs(np.float32(out) - wide).max() <= 3e-2 * np.abs(wide).max()
+
+
+def test_without_dtype_the_wider_of_input_and_parameters_is_taken():
+  layer = AWConv(4, (3, 3))
+  x = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.bfloat16)
+  variables = jax.eval_shape(layer.init, KEY, x)
+  assert jax.eval_shape(layer.apply, variables, x).dtype == jnp.float32
+  layer = AWConv(4, (3, 3), param_dtype=jnp.bfloat16)
+  variables = jax.eval_shape(layer.init, KEY, x)
+  assert variables['params']['kernel'].dtype == jnp.bfloat16
+  assert jax.eval_shape(layer.apply, variables, x).dtype == jnp.bfloat16
+
+
+def test_maps_of_a_padded_image_are_those_of_the_cropped_one():
+  layer = AWConv(4, (3, 3))
+  sizes = np.array([(4, 7), (6, 2)])
+  x = images(2, 6, 7, 4)
+  variables = random_variables(layer, x)
+  _, maps = sown_maps(layer, variables, x, valid_size=sizes)
+  for n, (h, w) in enumerate(sizes):
+    crop = x[n : n + 1, :h, :w]
+    out, own = sown_maps(layer, variables, crop)
+    close(maps[n], own[0])
+    # So the whole output is, where the padding is zero as a convolution's is.
+    padded = np.zeros_like(x[:1])
+    padded[:, :h, :w] = crop
+    whole = layer.apply(variables, padded, valid_size=sizes[n : n + 1])
+    close(whole[:, :h, :w], out)
+  ignored = sown_maps(layer, variables, x)[1]
+  assert not np.allclose(maps, ignored, atol=1e-3)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_content_of_the_padding_never_reaches_the_maps(train):
+  layer = AWConv(4, (3, 3), train=train)
+  sizes = np.array([(4, 7), (6, 2)])
+  x = images(2, 6, 7, 4)
+  variables = random_variables(layer, x)
+  soiled = x.copy()
+  soiled[0, 4:] = 1e6
+  soiled[1, :, 2:] = -1e6
+  apply = jax.jit(
+      functools.partial(layer.apply, mutable=['intermediates', 'batch_stats'])
+  )
+  _, clean = apply(variables, x, valid_size=sizes)
+  _, dirty = apply(variables, soiled, valid_size=sizes)
+  jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_valid_size_follows_the_batch_axes():
+  layer = AWConv(4, (3, 3))
+  x = images(2, 3, 6, 7, 4)
+  sizes = np.random.default_rng(0).integers(1, 6, (2, 3, 2))
+  variables = random_variables(layer, x)
+  out = layer.apply(variables, x, valid_size=sizes)
+  close(out[1, 2], layer.apply(variables, x[1, 2], valid_size=sizes[1, 2]))
+
+
+def test_maps_are_sown_on_request_only():
+  layer = AWConv(6, (3, 3), expansion=2)
+  x = images(2, 6, 5, 4)
+  variables = layer.init(KEY, x)
+  assert set(variables) == {'params', 'batch_stats'}
+  assert layer.apply(variables, x).shape == (2, 6, 5, 6)
+  _, maps = sown_maps(layer, variables, x)
+  assert maps.shape == (2, 3, 3, 2, 6)
+  expected = naive.attention_maps(
+      x,
+      variables['params']['attention'],
+      variables['batch_stats']['attention'],
+      (3, 3),
+      6,
+  )
+  close(maps, expected)
+
+
+@pytest.mark.parametrize('norm', ['batch', 'layer', 'none'])
+def test_every_parameter_learns_from_a_batch_of_one(norm):
+  layer = AWConv(4, (3, 3), norm=norm, train=True)
+  x = images(1, 5, 4, 4)
+  variables = layer.init(KEY, x)
+  weights = images(1, 5, 4, 4, seed=1)
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    out, _ = layer.apply(
+        variables | {'params': params}, x, mutable=['batch_stats']
+    )
+    return jnp.sum(out * weights)
+
+  gradients = gradient(variables['params'])
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
+
+
+@pytest.mark.parametrize(
+    'channels, expansion, factor',
+    [(64, 16, 16), (24, 16, 12), (7, 16, 7), (17, 16, 1), (3, 2, 1), (8, 1, 1)],
+)
+def test_expansion_falls_to_the_largest_divisor(channels, expansion, factor):
+  assert expansion_factor(channels, expansion) == factor
+  x = jax.ShapeDtypeStruct((1, 3, 3, channels), jnp.float32)
+  layer = AWConv(1, (3, 3), expansion=expansion)
+  shapes = jax.eval_shape(layer.init, KEY, x)['params']['attention']
+  assert shapes['pointwise2']['kernel'].shape[-1] == channels // factor
+
+
+@pytest.mark.parametrize(
+    'reduction, min_hidden, hidden', [(16, 4, 4), (2, 4, 16), (16, 1, 2)]
+)
+def test_hidden_channels(reduction, min_hidden, hidden):
+  layer = AWConv(8, (3, 3), reduction=reduction, min_hidden=min_hidden)
+  shapes = jax.eval_shape(layer.init, KEY, images(1, 3, 3, 32))
+  kernel = shapes['params']['attention']['pointwise1']['kernel']
+  assert kernel.shape == (32, hidden)
+
+
+@pytest.mark.parametrize(
+    'pool_size, cells',
+    [(1, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 2, 3]), (5, [0, 2, 4])],
+)
+def test_a_tap_takes_the_nearest_cell_of_another_grid(pool_size, cells):
+  layer = AWConv(4, (3, 3), pool_size=pool_size)
+  x = images(2, 7, 6, 4)
+  variables = random_variables(layer, x)
+  _, maps = sown_maps(layer, variables, x)
+  grid = naive.attention_maps(
+      x,
+      variables['params']['attention'],
+      variables['batch_stats']['attention'],
+      (pool_size, pool_size),
+      4,
+  )
+  close(maps, grid[:, cells][:, :, cells], 1e-4)
+
+
+def test_squeeze_excite_is_a_special_case():
+  # One cell (so constant over taps), one value for all outputs, no residual:
+  # the maps then scale the input's channels.
+  layer = AWConv(
+      6,
+      (3, 3),
+      pool_size=1,
+      expansion_axis='out',
+      norm='none',
+      residual=False,
+      use_bias=False,
+  )
+  x = images(2, 5, 4, 4)
+  variables = random_variables(layer, x)
+  params = variables['params']
+  scaled = naive.squeeze_excite(
+      x,
+      {
+          'reduce': params['attention']['pointwise1'],
+          'expand': params['attention']['pointwise2'],
+      },
+  )
+  close(
+      layer.apply(variables, x), naive.conv(scaled, params['kernel']), 1e-4
+  )
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        (dict(gate='relu'), "gate 'relu'; known: sigmoid, tanh"),
+        (dict(norm='group'), "norm 'group'; known: batch, layer, none"),
+        (dict(norm=None), 'norm None; known: batch, layer, none'),
+        (dict(expansion_axis='c'), "axis 'c'; known: in, out, none"),
+        (dict(implementation='loop'), "'loop'; known: auto, vmap, map"),
+        (dict(padding='CAUSAL'), "'CAUSAL'; known: SAME, VALID, SAME_LOWER"),
+        (dict(features=0), 'features must be at least 1, not 0'),
+        (dict(reduction=0), 'reduction must be at least 1, not 0'),
+        (dict(min_hidden=0), 'min_hidden must be at least 1, not 0'),
+        (dict(expansion=-1), 'expansion must be at least 1, not -1'),
+        (dict(identity_start=True), "gate='tanh'"),
+        (dict(feature_group_count=3), r'=3 must divide input channels \(4\)'),
+        (dict(strides=(1, 1, 1)), r'strides must have two .*\(1, 1, 1\)'),
+        (dict(kernel_size=(3,)), r'kernel_size must have two .*\(3,\)'),
+        (dict(kernel_dilation=(1,)), 'kernel_dilation must have two'),
+        (dict(pool_size=(3,)), 'pool_size must have two'),
+        (dict(pool_size=0), 'pool_size'),
+        (dict(padding=(1, 1, 1)), 'padding must cover two axes'),
+    ],
+)
+def test_impossible_fields_are_named(fields, message):
+  layer = AWConv(**(dict(features=4, kernel_size=(3, 3)) | fields))
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(layer.init, KEY, images(1, 4, 4, 4))
+
+
+def test_a_sharded_batch_has_the_whole_batchs_statistics():
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+  batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  shared = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  layer = AWConv(4, (3, 3))
+  x = images(2 * jax.device_count(), 4, 3, 4)
+  variables = random_variables(layer, x)
+
+  def step(variables, x):
+    def loss(params):
+      out, moved = layer.apply(
+          variables | {'params': params}, x, mutable=['batch_stats']
+      )
+      return jnp.mean(out**2), moved
+
+    return jax.value_and_grad(loss, has_aux=True)(variables['params'])
+
+  expected = jax.jit(step)(variables, x)
+  with jax.set_mesh(mesh):
+    sharded = jax.jit(step, in_shardings=(shared, batch))
+    compiled = sharded.lower(variables, x).compile()
+    out = compiled(
+        jax.device_put(variables, shared), jax.device_put(x, batch)
+    )
+  assert 'all-gather' not in compiled.as_text()
+  jax.tree.map(lambda a, b: close(a, b, 1e-4), out, expected)
+
+
+def test_works_and_learns_inside_an_nnx_model():
+  x = images(2, 5, 4, 3)
+
+  class Model(nnx.Module):
+
+    def __init__(self, rngs):
+      self.first = nnx.Conv(3, 4, (1, 1), rngs=rngs)
+      layer = nnx.bridge.ToNNX(AWConv(4, (3, 3)), rngs=rngs)
+      self.second = layer.lazy_init(jnp.zeros((1, 5, 4, 4)))
+
+    def __call__(self, x, train):
+      mutable = ['batch_stats'] if train else False
+      return self.second(self.first(x), train=train, mutable=mutable)
+
+  model = Model(nnx.Rngs(0))
+  assert model(x, train=False).shape == (2, 5, 4, 4)
+  before = jax.tree.map(np.asarray, nnx.state(model))
+
+  @nnx.jit
+  def step(model, x):
+    loss, gradients = nnx.value_and_grad(
+        lambda model: jnp.mean(model(x, train=True) ** 2)
+    )(model)
+    params = nnx.state(model, nnx.Param)
+    nnx.update(
+        model, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+    )
+    return loss, gradients
+
+  loss, gradients = step(model, x)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
+  after = jax.tree.map(np.asarray, nnx.state(model))
+  stats = [
+      np.array_equal(a, b)
+      for (path, a), b in zip(
+          jax.tree_util.tree_leaves_with_path(before),
+          jax.tree.leaves(after),
+          strict=True,
+      )
+      if "'mean'" in str(path) or "'var'" in str(path)
+  ]
+  assert len(stats) == 4 and not any(stats)
+  assert step(model, x)[0] < loss

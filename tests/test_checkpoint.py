@@ -1,0 +1,438 @@
+"""Tests of checkpoint: the same bits come back, or an earlier checkpoint."""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from awconv_jax.checkpoint import Checkpointer
+from awconv_jax.errors import InputError
+
+ITERATOR = {'epoch': 1, 'position': [3, 4], 'nested': {'seed': None}}
+
+
+def make_state(seed, width=64):
+  """Returns a tree of host arrays with all the types that a state has."""
+  rng = np.random.default_rng(seed)
+  return {
+      'params': {
+          'conv1': {'kernel': np.float32(rng.normal(size=(width, 65)))},
+          'half': rng.normal(size=(7,)).astype(jnp.bfloat16),
+      },
+      'stats': (np.float32([np.nan, -0.0, np.inf, rng.normal()]),),
+      'step': np.int32(seed),
+      'rate': np.float32(rng.normal()),
+      'mask': rng.random(9) > 0.5,
+      'key': rng.integers(0, 2**32, 2).astype(np.uint32),
+      'empty': np.zeros((0, 3), np.float32),
+      'none': None,
+  }
+
+
+def on_device(state):
+  return jax.tree.map(jnp.array, state)
+
+
+def assert_same_bits(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(got),
+      jax.tree.leaves(want),
+      strict=True,
+  ):
+    a, b = np.asarray(a), np.asarray(b)
+    where = jax.tree_util.keystr(path)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), where
+    assert a.tobytes() == b.tobytes(), where
+
+
+def restore(directory, seed=0, **options):
+  """Returns what restore_latest gives, and the lines it reported."""
+  lines = []
+  with Checkpointer(directory, keep=3, report=lines.append) as checkpointer:
+    template = on_device(make_state(seed, **options))
+    return checkpointer.restore_latest(template), lines
+
+
+def damaged(directory):
+  folder = pathlib.Path(f'{directory}_damaged')
+  return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """A directory with good checkpoints 1 and 2; not to be changed."""
+  directory = tmp_path_factory.mktemp('run') / 'checkpoints'
+  with Checkpointer(directory, keep=3) as checkpointer:
+    for step in (1, 2):
+      checkpointer.save(step, on_device(make_state(step)), ITERATOR)
+  return directory
+
+
+@pytest.fixture
+def directory(written, tmp_path):
+  return pathlib.Path(shutil.copytree(written, tmp_path / 'checkpoints'))
+
+
+def files_of(folder):
+  return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 0x04
+  path.write_bytes(content)
+
+
+def truncate(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def test_round_trip(directory):
+  (step, state, iterator_state), lines = restore(directory)
+  assert step == 2 and iterator_state == ITERATOR and not lines
+  assert_same_bits(state, on_device(make_state(2)))
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+
+
+def test_abstract_template_and_relative_path(directory, monkeypatch):
+  monkeypatch.chdir(directory.parent)
+  with Checkpointer('checkpoints', keep=2) as checkpointer:
+    template = jax.eval_shape(lambda: on_device(make_state(0)))
+    _, state, _ = checkpointer.restore_latest(template)
+  assert_same_bits(state, make_state(2))
+
+
+def test_no_checkpoint_is_none(tmp_path):
+  assert restore(tmp_path / 'checkpoints') == (None, [])
+
+
+def test_a_later_donation_does_not_reach_a_save(tmp_path):
+  spoil = jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)
+  want = make_state(1, width=20_000)
+  state = on_device(want)
+  with Checkpointer(tmp_path / 'checkpoints', keep=2) as checkpointer:
+    checkpointer.save(1, state, {})
+    jax.block_until_ready(spoil(state))
+    _, got, _ = checkpointer.restore_latest(on_device(want))
+  assert_same_bits(got, want)
+
+
+def test_restored_state_can_be_donated(directory):
+  (_, state, _), _ = restore(directory)
+  update = jax.jit(lambda x: x + 1, donate_argnums=0)
+  kernel = update(update(state['params']['conv1']['kernel']))
+  want = make_state(2)['params']['conv1']['kernel'] + 1 + 1
+  np.testing.assert_array_equal(kernel, want)
+
+
+# --- damage ------------------------------------------------------------------
+
+
+# Orbax leaves reads behind when one of them fails.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('harm', [flip, truncate, pathlib.Path.unlink])
+def test_harm_to_any_file_is_never_silent(written, tmp_path, harm):
+  fallbacks = 0
+  names = [path.relative_to(written) for path in files_of(written / '2')]
+  assert len(names) > 8
+  for number, name in enumerate(names):
+    directory = tmp_path / str(number) / 'checkpoints'
+    shutil.copytree(written, directory)
+    harm(directory / name)
+    (step, state, iterator_state), lines = restore(directory)
+    assert iterator_state == ITERATOR
+    assert_same_bits(state, make_state(step))
+    if step == 2:
+      assert not lines and damaged(directory) == [], name
+      continue
+    fallbacks += 1
+    assert step == 1 and damaged(directory) == ['2'], name
+    assert len(lines) == 1 and '\n' not in lines[0]
+    assert f'checkpoint 2 in {directory} is damaged' in lines[0]
+    assert lines[0].endswith('using checkpoint 1')
+    assert not (directory / '2').exists()
+  assert fallbacks >= 4
+
+
+def test_every_number_is_in_the_digest(directory):
+  """Damage that Orbax reads without complaint: other numbers, well-formed."""
+  with Checkpointer(directory, keep=3) as checkpointer:
+    other = make_state(2)
+    other['params']['conv1']['kernel'][5, 5] += 1
+    checkpointer.save(3, on_device(other), ITERATOR)
+  shutil.rmtree(directory / '2' / 'state')
+  shutil.move(directory / '3' / 'state', directory / '2' / 'state')
+  shutil.rmtree(directory / '3')
+  (step, state, _), lines = restore(directory)
+  assert step == 1 and 'do not match their digest' in lines[0]
+  assert_same_bits(state, make_state(1))
+
+
+@pytest.mark.parametrize('old, new', [('"epoch": 1', '"epoch": 2'), ('', ' ')])
+def test_the_iterator_state_is_in_the_digest(directory, old, new):
+  path = directory / '2' / 'meta' / 'metadata'
+  text = path.read_text()
+  path.write_text(text.replace(old, new) if old else text + new)
+  (step, _, iterator_state), _ = restore(directory)
+  assert step == (1 if old else 2) and iterator_state == ITERATOR
+
+
+def test_a_renamed_step_is_damaged(directory):
+  (directory / '2').rename(directory / '9')
+  (step, _, _), lines = restore(directory)
+  assert step == 1 and 'checkpoint 9 in' in lines[0]
+
+
+def test_empty_steps_are_set_aside_and_nothing_is_overwritten(directory):
+  for step in ('3', '4'):
+    (directory / step).mkdir()
+  pathlib.Path(f'{directory}_damaged').mkdir()
+  (pathlib.Path(f'{directory}_damaged') / '3').mkdir()
+  (step, _, _), lines = restore(directory)
+  assert step == 2 and len(lines) == 2
+  assert damaged(directory) == ['3', '3.1', '4']
+  assert restore(directory)[1] == []
+
+
+def test_training_goes_on_after_a_fallback(directory):
+  flip(directory / '2' / 'meta' / 'metadata')
+  with Checkpointer(directory, keep=2, report=lambda _: None) as checkpointer:
+    checkpointer.restore_latest(on_device(make_state(0)))
+    for step in (2, 3):
+      checkpointer.save(step, on_device(make_state(step)), ITERATOR)
+    checkpointer.wait()
+    assert checkpointer.steps() == [2, 3]
+  assert_same_bits(restore(directory)[0][1], make_state(3))
+
+
+def test_all_damaged(directory):
+  for step in ('1', '2'):
+    flip(directory / step / 'meta' / 'metadata')
+  for _ in range(2):  # Nothing is moved, or a second run would start anew.
+    with pytest.raises(InputError) as error:
+      restore(directory)
+    message = str(error.value)
+    assert f'every checkpoint in {directory} is damaged' in message
+    assert 'move the directory away' in message and '\n' not in message
+  assert damaged(directory) == []
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (
+            lambda s: s['params']['conv1'].update(kernel=np.zeros((3, 65))),
+            ['params/conv1/kernel is float32[64, 65] there', 'float32[3, 65]'],
+        ),
+        (lambda s: s.update(step=np.float32(1)), ['step is int32[] there']),
+        (lambda s: s.update(more=np.zeros(3)), ['more is absent there']),
+        (lambda s: s.pop('mask'), ['mask is bool[9] there and absent in']),
+    ],
+)
+def test_another_model_is_no_damage(directory, change, words):
+  template = make_state(0)
+  change(template)
+  # Damage ahead of it stays as well until a checkpoint is really used.
+  (directory / '3').mkdir()
+  with Checkpointer(directory, keep=2) as checkpointer:
+    with pytest.raises(InputError) as error:
+      checkpointer.restore_latest(on_device(template))
+    assert checkpointer.steps() == [1, 2, 3]
+  for word in [*words, 'checkpoint 2 in', 'another model', str(directory)]:
+    assert word in str(error.value)
+  assert damaged(directory) == []
+
+
+# --- saving ------------------------------------------------------------------
+
+
+def test_keeps_the_newest(tmp_path):
+  directory = tmp_path / 'checkpoints'
+  for steps in ((1, 2, 3), (4, 10)):  # Also over a restart.
+    with Checkpointer(directory, keep=2) as checkpointer:
+      for step in steps:
+        checkpointer.save(step, {'w': jnp.ones(3)}, {})
+      checkpointer.wait()
+      assert checkpointer.steps() == [steps[-2], steps[-1]]
+
+
+def test_keep_of_one_is_refused(tmp_path):
+  with pytest.raises(InputError, match='keep=1 .* use 2 or more'):
+    Checkpointer(tmp_path, keep=1)
+
+
+def test_saving_a_step_again(directory):
+  lines = []
+  before = [path.stat().st_mtime_ns for path in files_of(directory)]
+  with Checkpointer(directory, keep=3, report=lines.append) as checkpointer:
+    checkpointer.save(2, on_device(make_state(2)), ITERATOR)
+    with pytest.raises(InputError, match='checkpoint 2 with other contents'):
+      checkpointer.save(2, on_device(make_state(3)), ITERATOR)
+    with pytest.raises(InputError, match='checkpoint 2 with other contents'):
+      checkpointer.save(2, on_device(make_state(2)), {'epoch': 7})
+    with pytest.raises(InputError, match='cannot save checkpoint 1: .* 2,'):
+      checkpointer.save(1, on_device(make_state(1)), ITERATOR)
+    checkpointer.wait()
+    assert [path.stat().st_mtime_ns for path in files_of(directory)] == before
+    flip(directory / '2' / 'meta' / 'metadata')
+    checkpointer.save(2, on_device(make_state(2)), ITERATOR)
+  assert len(lines) == 1 and 'writing it anew' in lines[0]
+  assert damaged(directory) == ['2']
+  assert restore(directory)[0][0] == 2
+
+
+def test_leaves_that_cannot_be_saved(tmp_path):
+  with Checkpointer(tmp_path / 'checkpoints', keep=2) as checkpointer:
+    with pytest.raises(TypeError, match='a/rng is a typed PRNG key'):
+      checkpointer.save(1, {'a': {'rng': jax.random.key(0)}}, {})
+    with pytest.raises(TypeError, match='state leaf b is a .*int'):
+      checkpointer.save(1, {'b': 3}, {})
+    with pytest.raises(TypeError, match="two leaves .* 'a/b'"):
+      checkpointer.save(1, {'a/b': np.ones(1), 'a': {'b': np.ones(1)}}, {})
+
+
+@pytest.mark.parametrize('call', ['wait', 'save', 'close'])
+def test_a_failed_save_surfaces(directory, monkeypatch, call):
+  def full(*args, **kwargs):
+    raise OSError('disk full')
+
+  checkpointer = Checkpointer(directory, keep=2)
+  monkeypatch.setattr(os, 'rename', full)  # Orbax's last act of a save.
+  checkpointer.save(3, on_device(make_state(3)), {})
+  arguments = (4, on_device(make_state(4)), {}) if call == 'save' else ()
+  with pytest.raises(OSError, match='disk full'):
+    getattr(checkpointer, call)(*arguments)
+  monkeypatch.undo()
+  assert restore(directory)[0][0] == 2
+
+
+# --- other processes ---------------------------------------------------------
+
+
+def start(call, devices=1):
+  """Starts a Python process that runs `call` of this module."""
+  here = pathlib.Path(__file__).resolve()
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return subprocess.Popen(
+      [sys.executable, '-c', f'import test_checkpoint as t; t.{call}'],
+      env=os.environ
+      | {
+          'PYTHONPATH': f'{here.parent}{os.pathsep}{here.parents[1]}',
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': flags,
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+  )
+
+
+def killed_while_saving(directory, last):
+  """Dies by SIGKILL while Orbax completes step 3."""
+  rename = os.rename
+
+  def killing_rename(source, target):
+    if not last or pathlib.Path(target).name == '3':
+      os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+
+  os.rename = killing_rename
+  with Checkpointer(directory, keep=2) as checkpointer:
+    checkpointer.save(3, on_device(make_state(3)), ITERATOR)
+
+
+@pytest.mark.parametrize('last', [False, True])
+def test_kill_during_a_save(directory, last):
+  child = start(f'killed_while_saving({str(directory)!r}, {last})')
+  output, _ = child.communicate(timeout=60)
+  assert child.returncode == -signal.SIGKILL, output
+  left = [p.name for p in directory.iterdir() if not p.name.isdecimal()]
+  assert len(left) == 1 and left[0].startswith('3.')
+  (step, state, _), lines = restore(directory)
+  assert step == 2 and not lines
+  assert_same_bits(state, make_state(2))
+  with Checkpointer(directory, keep=3) as checkpointer:
+    checkpointer.save(3, on_device(make_state(3)), ITERATOR)
+  assert sorted(p.name for p in directory.iterdir()) == ['1', '2', '3']
+  assert restore(directory)[0][0] == 3
+
+
+def one_of_two(directory, port, index):
+  """Restores 2 (written by one process), saves 3, 4; 4 is then damaged."""
+  jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  assert len(jax.devices()) == 8
+
+  def place(state):
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(
+            np.shape(x), replicated, lambda i: np.asarray(x)[i]
+        ),
+        state,
+    )
+
+  def check(step):
+    got, state, iterator_state = checkpointer.restore_latest(
+        place(make_state(0))
+    )
+    assert got == step and iterator_state == ITERATOR
+    for leaf in jax.tree.leaves(state):
+      assert leaf.sharding == replicated
+    for device in range(4):
+      assert_same_bits(
+          jax.tree.map(lambda x: x.addressable_data(device), state),  # noqa: B023
+          make_state(step),
+      )
+
+  with Checkpointer(directory, keep=3) as checkpointer:
+    check(2)
+    for step in (3, 4):
+      checkpointer.save(step, place(make_state(step)), ITERATOR)
+    checkpointer.save(4, place(make_state(4)), ITERATOR)
+    checkpointer.wait()
+    multihost_utils.sync_global_devices('saved')
+    if index == 0:
+      flip(pathlib.Path(directory) / '4' / 'meta' / 'metadata')
+    multihost_utils.sync_global_devices('damaged')
+    check(3)
+    assert checkpointer.steps() == [2, 3]
+    # One process alone cannot read it: both must go back.
+    if index == 1:
+      checkpointer._read = lambda step: 1 / 0 if step == 3 else read(step)
+    read = Checkpointer._read.__get__(checkpointer)
+    check(2)
+    assert checkpointer.steps() == [2]
+    checkpointer.save(3, place(make_state(3)), ITERATOR)
+
+
+def test_two_processes(directory):
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    port = server.getsockname()[1]
+  children = [
+      start(f'one_of_two({str(directory)!r}, {port}, {i})', devices=4)
+      for i in range(2)
+  ]
+  try:
+    outputs = [child.communicate(timeout=90)[0] for child in children]
+  finally:
+    for child in children:
+      child.kill()
+  assert [child.returncode for child in children] == [0, 0], outputs
+  assert 'checkpoint 4 in' in outputs[0] and 'moved to' in outputs[0]
+  assert 'moved to' not in outputs[1]
+  assert damaged(directory) == ['3', '4']
+  (step, state, _), lines = restore(directory)
+  assert step == 3 and not lines
+  assert_same_bits(state, make_state(3))

@@ -1,0 +1,340 @@
+"""Tests of optim: every number against float64 numpy written out here."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from awconv_jax import optim
+from awconv_jax.errors import InputError
+
+ADAM = {'b1': 0.9, 'b2': 0.99, 'eps': 1e-6}
+RNG = np.random.default_rng(0)
+SHAPES = {'kernel': (3, 4), 'bias': (4,), 'scale': ()}
+PARAMS = {k: RNG.normal(size=s) + 1 for k, s in SHAPES.items()}
+GRADS = [{k: RNG.normal(size=s) for k, s in SHAPES.items()} for _ in range(3)]
+
+
+def make_config(**changes):
+  config = ml_collections.ConfigDict(
+      {
+          'name': 'sgd',
+          'options': {'momentum': 0.9, 'nesterov': False},
+          'learning_rate': 0.5,
+          'base_batch_size': 4,
+          'weight_decay': 0.0,
+          'decay_mask': 'kernels',
+          'clip_norm': 0.0,
+          'schedule': 'constant',
+          'schedule_options': {},
+          'warmup_epochs': 0.0,
+          'warmup_start_fraction': 0.0,
+      }
+  )
+  for key, value in changes.items():
+    config[key] = value
+  return config.lock()
+
+
+def create(batch_size=4, **changes):
+  return optim.create(
+      make_config(**changes),
+      batch_size=batch_size,
+      total_steps=20,
+      steps_per_epoch=4,
+  )
+
+
+def run(tx, grads=GRADS):
+  params = jax.tree.map(jnp.float32, PARAMS)
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  for grad in grads:
+    updates, state = update(jax.tree.map(jnp.float32, grad), state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def assert_close(got, want):
+  assert got.keys() == want.keys()
+  for key in want:
+    np.testing.assert_allclose(got[key], want[key], rtol=1e-5, err_msg=key)
+
+
+def rates(schedule, steps=20):
+  one_by_one = [float(schedule(step)) for step in range(steps + 1)]
+  traced = jax.jit(schedule)(jnp.arange(steps + 1))
+  np.testing.assert_allclose(
+      np.broadcast_to(traced, steps + 1), one_by_one, rtol=1e-6, atol=1e-7
+  )
+  return one_by_one
+
+
+def decays(key, mask):
+  return mask == 'all' or key == 'kernel'
+
+
+# --- schedules: 20 steps, 4 per epoch ----------------------------------------
+
+
+def test_constant_with_warmup_at_every_step():
+  _, schedule = create(warmup_epochs=0.75, warmup_start_fraction=0.1)
+  want = [0.05, 0.05 + 0.45 / 3, 0.05 + 0.9 / 3] + [0.5] * 18
+  np.testing.assert_allclose(rates(schedule), want, rtol=1e-6)
+
+
+def test_step_at_every_step():
+  _, schedule = create(
+      schedule='step',
+      schedule_options={'boundaries_epochs': (2, 3.5, 99), 'factor': 0.1},
+      warmup_epochs=1,
+  )
+  want = [0, 0.125, 0.25, 0.375] + [0.5] * 4 + [0.05] * 6 + [0.005] * 7
+  np.testing.assert_allclose(rates(schedule), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize('final', [0.0, 0.25])
+@pytest.mark.parametrize('warmup', [0, 1])
+def test_cosine_at_every_step(warmup, final):
+  _, schedule = create(
+      schedule='cosine',
+      schedule_options={'final_fraction': final},
+      warmup_epochs=warmup,
+  )
+  want = []
+  for step in range(21):
+    if step < 4 * warmup:
+      want.append(0.5 * step / 4)
+      continue
+    progress = (step - 4 * warmup) / (20 - 4 * warmup)
+    cosine = (1 + np.cos(np.pi * progress)) / 2
+    want.append(0.5 * (final + (1 - final) * cosine))
+  got = rates(schedule)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(got[-1], 0.5 * final, atol=1e-7)
+
+
+def test_warmup_as_long_as_the_training():
+  _, schedule = create(
+      schedule='cosine',
+      schedule_options={'final_fraction': 0.0},
+      warmup_epochs=5,
+  )
+  np.testing.assert_allclose(rates(schedule), np.arange(21) / 40, rtol=1e-6)
+
+
+def test_rate_grows_with_the_batch():
+  _, schedule = create(batch_size=32)
+  assert schedule(0) == 4.0
+
+
+def test_the_optimizer_follows_the_schedule():
+  tx, _ = create(
+      schedule='step',
+      schedule_options={'boundaries_epochs': (0.25, 0.5), 'factor': 0.5},
+      options={'momentum': 0.0, 'nesterov': False},
+  )
+  want = {
+      k: PARAMS[k] - 0.5 * (GRADS[0][k] + GRADS[1][k] / 2 + GRADS[2][k] / 4)
+      for k in PARAMS
+  }
+  assert_close(run(tx), want)
+
+
+# --- optimizers: three steps at rate 0.5 -------------------------------------
+
+
+@pytest.mark.parametrize('mask', ['kernels', 'all'])
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_sgd(nesterov, mask):
+  tx, _ = create(
+      options={'momentum': 0.9, 'nesterov': nesterov},
+      weight_decay=0.1,
+      decay_mask=mask,
+  )
+  want = dict(PARAMS)
+  for key in want:
+    trace = 0.0
+    for grad in GRADS:
+      grad = grad[key] + 0.1 * decays(key, mask) * want[key]
+      trace = 0.9 * trace + grad
+      direction = grad + 0.9 * trace if nesterov else trace
+      want[key] = want[key] - 0.5 * direction
+  assert_close(run(tx), want)
+
+
+@pytest.mark.parametrize('mask', ['kernels', 'all'])
+@pytest.mark.parametrize('name', ['adamw', 'lamb'])
+def test_adamw_and_lamb(name, mask):
+  tx, _ = create(name=name, options=ADAM, weight_decay=0.1, decay_mask=mask)
+  want = dict(PARAMS)
+  for key in want:
+    m = v = 0.0
+    for t, grad in enumerate(GRADS, start=1):
+      m = 0.9 * m + 0.1 * grad[key]
+      v = 0.99 * v + 0.01 * grad[key] ** 2
+      step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-6)
+      if decays(key, mask):
+        step = step + 0.1 * want[key]
+        if name == 'lamb':
+          ratio = np.linalg.norm(want[key]) / np.linalg.norm(step)
+          step = step * ratio
+      want[key] = want[key] - 0.5 * step
+  assert_close(run(tx), want)
+
+
+def test_clipping_is_by_the_global_norm_and_ahead_of_the_decay():
+  norm = np.sqrt(sum((g**2).sum() for g in GRADS[0].values()))
+  for clip, scale in ((norm / 2, 0.5), (norm * 2, 1.0)):
+    tx, _ = create(clip_norm=float(clip), weight_decay=0.1, decay_mask='all')
+    want = {
+        k: PARAMS[k] - 0.5 * (scale * GRADS[0][k] + 0.1 * PARAMS[k])
+        for k in PARAMS
+    }
+    assert_close(run(tx, GRADS[:1]), want)
+
+
+def test_masks():
+  params = {
+      'a': jnp.zeros((2, 2)),
+      'b': {'c': jnp.zeros(2), 'd': jnp.zeros(())},
+  }
+  kernels = {'a': True, 'b': {'c': False, 'd': False}}
+  assert optim.DECAY_MASKS['kernels'](params) == kernels
+  assert jax.tree.all(optim.DECAY_MASKS['all'](params))
+
+
+# --- moving average ----------------------------------------------------------
+
+
+def test_ema():
+  ema = {'w': jnp.array([1.0, 2.0]), 'n': jnp.int32(3), 'm': jnp.array([True])}
+  new = {'w': jnp.array([2.0, 4.0]), 'n': jnp.int32(9), 'm': jnp.array([False])}
+  got = jax.jit(optim.ema_update)(ema, new, 0.75)
+  np.testing.assert_allclose(got['w'], [1.25, 2.5])
+  assert got['n'] == 9 and got['n'].dtype == jnp.int32
+  assert not got['m'][0] and got['m'].dtype == bool
+
+
+def test_ema_keeps_its_dtype_and_averages_in_it():
+  ema, new = jnp.ones(2, jnp.float32), jnp.zeros(2, jnp.bfloat16)
+  got = optim.ema_update(ema, new, 0.9999)
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, [0.9999] * 2, rtol=1e-7)
+
+
+# --- what cannot be used -----------------------------------------------------
+
+STEP = {'schedule': 'step'}
+BOUNDARIES = 'optimizer.schedule_options.boundaries_epochs'
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'name': 'sdg'}, ["unknown optimizer 'sdg'", "'sgd'", 'lamb']),
+        ({'schedule': 'cos'}, ["schedule 'cos'", 'constant, cosine, step']),
+        ({'decay_mask': 'kernel'}, ["decay_mask 'kernel'", 'all, kernels']),
+        (
+            {'options': {'momentum': 0.9, 'nestrov': True}},
+            ['optimizer.options.nestrov', "'sgd'", 'momentum, nesterov'],
+        ),
+        (
+            {'options': {'momentum': 0.9}},
+            ['optimizer.options.nesterov is missing', "'sgd'"],
+        ),
+        (
+            {'schedule_options': {'factor': 0.1}},
+            ['schedule_options.factor', "'constant'", 'known: none'],
+        ),
+        ({'learning_rate': -0.1}, ['optimizer.learning_rate=-0.1', 'least 0']),
+        ({'learning_rate': float('nan')}, ['learning_rate=nan']),
+        ({'learning_rate': float('inf')}, ['learning_rate=inf']),
+        ({'base_batch_size': 0}, ['base_batch_size=0', 'above 0']),
+        ({'weight_decay': -1e-4}, ['weight_decay=-0.0001', 'at least 0']),
+        ({'clip_norm': -1.0}, ['clip_norm=-1.0', 'at least 0']),
+        ({'warmup_epochs': 6}, ['warmup_epochs=6.0', 'at most 5']),
+        (
+            {'warmup_start_fraction': 1.5},
+            ['warmup_start_fraction=1.5', 'at least 0 and at most 1'],
+        ),
+        (
+            {'options': {'momentum': 1.0, 'nesterov': True}},
+            ['options.momentum=1.0', 'at least 0 and below 1'],
+        ),
+        (
+            {'options': {'momentum': 0.9, 'nesterov': 1}},
+            ['options.nesterov=1', 'True or False'],
+        ),
+        (
+            {'name': 'adamw', 'options': ADAM | {'b1': 1.0}},
+            ['options.b1=1.0', 'below 1'],
+        ),
+        (
+            {'name': 'lamb', 'options': ADAM | {'b2': -0.1}},
+            ['options.b2=-0.1', 'below 1'],
+        ),
+        (
+            {'name': 'lamb', 'options': ADAM | {'eps': 0.0}},
+            ['options.eps=0.0', 'above 0'],
+        ),
+        (
+            STEP
+            | {
+                'schedule_options': {
+                    'boundaries_epochs': (3, 3),
+                    'factor': 0.1,
+                }
+            },
+            [f'{BOUNDARIES}[1]=3', 'above 3'],
+        ),
+        (
+            STEP
+            | {
+                'warmup_epochs': 2,
+                'schedule_options': {'boundaries_epochs': (1,), 'factor': 0.1},
+            },
+            [f'{BOUNDARIES}[0]=1', 'above 2'],
+        ),
+        (
+            STEP
+            | {'schedule_options': {'boundaries_epochs': 3, 'factor': 0.1}},
+            [f'{BOUNDARIES}=3', 'tuple'],
+        ),
+        (
+            STEP
+            | {'schedule_options': {'boundaries_epochs': (3,), 'factor': 0}},
+            ['schedule_options.factor=0', 'above 0 and at most 1'],
+        ),
+        (
+            {'schedule': 'cosine', 'schedule_options': {'final_fraction': 2}},
+            ['final_fraction=2', 'at most 1'],
+        ),
+    ],
+)
+def test_errors_name_key_value_and_range(changes, words):
+  with pytest.raises(InputError) as error:
+    create(**changes)
+  message = str(error.value)
+  assert '\n' not in message
+  for word in words:
+    assert word in message
+
+
+def test_every_key_is_read():
+  read = set()
+
+  class Spy:
+
+    def __init__(self, config):
+      self._config = config
+
+    def __getattr__(self, key):
+      read.add(key)
+      return self._config[key]
+
+  config = make_config()
+  optim.create(Spy(config), batch_size=4, total_steps=20, steps_per_epoch=4)
+  assert read == set(config)
