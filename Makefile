@@ -8,6 +8,8 @@ WORKDIR ?= runs/digits
 CONFIG ?= configs/digits.py
 VENV := .venv
 RUN := $(VENV)/bin/python
+# What was compiled once need not be compiled by the next run.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: help train test lint format clean
 .DEFAULT_GOAL := help
@@ -24,12 +26,12 @@ help:  ## List the commands.
 
 # One check of the version, in words that any Python understands.
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: Python >= 3.11 is needed, but '$(PYTHON)' is" \
-	    "$$($(PYTHON) --version 2>&1); install a newer one and say" \
+	    "$$('$(PYTHON)' --version 2>&1); install a newer one and say" \
 	    "make PYTHON=/path/to/python3 ..." >&2; exit 1; }
 	@echo 'making the virtual environment $(VENV)'
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@'$(PYTHON)' -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/requirements: requirements.txt | $(VENV)/bin/python
 	@echo 'installing requirements.txt (about a minute)'

@@ -9,12 +9,10 @@ each with --coordinator, --num_processes and --process_id; under SLURM and on
 Cloud TPU they find each other.
 """
 
-import sys
-
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from awconv_jax import errors
+from awconv_jax import command_line, errors
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -35,19 +33,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     'process_id', None, 'Which of them this one is, from 0.'
 )
-
-
-def _fail(message: object) -> None:
-  """Ends with one line on standard error."""
-  sys.exit(f'error: {" ".join(str(message).split())}')
-
-
-def _parse(argv):
-  """Parses flags; a mistake in them is one line, not a traceback."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    _fail(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def _summarize(result, workdir: str, config_path: str) -> None:
@@ -71,26 +56,30 @@ def _summarize(result, workdir: str, config_path: str) -> None:
   )
 
 
-def main(argv):
-  if len(argv) > 1:
-    _fail(f'unexpected argument {argv[1]!r}; flags begin with --')
+def main(arguments):
+  """Trains as the flags say."""
+  if arguments:
+    raise errors.InputError(
+        f'unexpected argument {arguments[0]!r}; flags begin with --'
+    )
   if _CONFIG.value is None:
-    _fail('--config is missing, such as --config=configs/digits.py')
+    raise errors.InputError(
+        '--config is missing, such as --config=configs/digits.py'
+    )
   if not _WORKDIR.value:
-    _fail('--workdir is missing, such as --workdir=runs/digits')
+    raise errors.InputError(
+        '--workdir is missing, such as --workdir=runs/digits'
+    )
   logging.set_verbosity(logging.WARNING)
   # After the flags, so that --help and a mistake in them answer at once.
   import jax
 
   from awconv_jax import partition, train_loop
 
-  try:
-    partition.initialize_distributed(
-        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
-    result = train_loop.train(_CONFIG.value, _WORKDIR.value)
-  except errors.ReportedError as error:
-    _fail(error)
+  partition.initialize_distributed(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
+  result = train_loop.train(_CONFIG.value, _WORKDIR.value)
   if jax.process_index() != 0:
     return
   if result.stopped_by:
@@ -104,4 +93,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  command_line.run(main)

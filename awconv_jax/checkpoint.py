@@ -216,7 +216,7 @@ class Checkpointer:
     except Exception as error:  # Whatever Orbax says of bytes that are wrong.
       reason = (str(error) or repr(error)).splitlines()[0][:200]
     good = _all_processes(found is not None)
-    return (found, '') if found else (None, reason) if good else (None, reason)
+    return (found, '') if good else (None, reason)
 
   def _read(self, step: int) -> dict:
     """Reads one step; without barriers, as it may fail on one process only.
@@ -310,7 +310,8 @@ def _to_host(state: Any) -> dict[str, np.ndarray]:
   for name, leaf in named.items():
     if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
       named[name] = leaf.addressable_data(0)
-  # On CPU np.asarray would be a view of the device's own buffer.
+  # On CPU np.asarray would be a view of the device's own buffer, and nothing
+  # promises that JAX goes on sparing buffers with views from donation.
   return {name: np.array(named[name], copy=True) for name in sorted(named)}
 
 

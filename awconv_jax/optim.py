@@ -134,7 +134,7 @@ def _sgd(learning_rate, weight_decay, mask, *, momentum, nesterov):
   _check('options.momentum', momentum, 0, 1, below=True)
   if not isinstance(nesterov, bool):
     raise InputError(
-        f'optimizer.options.nesterov={nesterov!r} must be True or False'
+        f'config.optimizer.options.nesterov={nesterov!r} must be True or False'
     )
   return optax.chain(
       optax.add_decayed_weights(weight_decay, mask),
@@ -189,7 +189,7 @@ def _step(
   last = warmup_steps / steps_per_epoch
   if not isinstance(boundaries_epochs, (list, tuple)):
     raise InputError(
-        f'optimizer.{key}={boundaries_epochs!r} must be a tuple of epochs'
+        f'config.optimizer.{key}={boundaries_epochs!r} must be a tuple of epochs'
     )
   for index, boundary in enumerate(boundaries_epochs):
     _check(f'{key}[{index}]', boundary, last, above=True)
@@ -247,7 +247,9 @@ def _options(
       fault = f'is missing, {kind} {name!r} needs it'
     else:
       continue
-    raise InputError(f'optimizer.{key}.{option} {fault}; known: {listed}')
+    raise InputError(
+        f'config.optimizer.{key}.{option} {fault}; known: {listed}'
+    )
   return options
 
 
@@ -277,4 +279,4 @@ def _check(
   bound = f'{"above" if above else "at least"} {low:g}'
   if high < math.inf:
     bound += f' and {"below" if below else "at most"} {high:g}'
-  raise InputError(f'optimizer.{key}={value!r} must be a number {bound}')
+  raise InputError(f'config.optimizer.{key}={value!r} must be a number {bound}')

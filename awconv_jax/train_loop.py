@@ -63,12 +63,13 @@ def _check(config: Any, mesh: Mesh) -> None:
         f'config.ema_decay={config.ema_decay} is not in [0, 1); 0 is off'
     )
   for key in ('num_epochs', 'eval_every_epochs', 'checkpoint_every_epochs'):
-    if config[key] <= 0:
+    if not 0 < config[key] < float('inf'):
       raise errors.InputError(f'config.{key}={config[key]} must be above 0')
-  if config.log_every_steps < 1:
-    raise errors.InputError(
-        f'config.log_every_steps={config.log_every_steps} must be at least 1'
-    )
+  for key, least in (('log_every_steps', 1), ('seed', 0)):
+    if config[key] < least:
+      raise errors.InputError(
+          f'config.{key}={config[key]} must be at least {least}'
+      )
 
 
 def _create_data(config: Any) -> tuple[Any, Any]:
@@ -253,6 +254,11 @@ class _Run:
   def run(self) -> Result:
     """Restores what is there and goes on to the end."""
     config = self._config
+    checkpointer = checkpoint.Checkpointer(
+        self._workdir / 'checkpoints',
+        keep=config.checkpoints_to_keep,
+        report=print if self._first else lambda line: None,
+    )
     shapes = _batch_shapes(self._eval_batches)
     state = train_step.create_state(
         self._task,
@@ -271,11 +277,6 @@ class _Run:
           state.params, include_stats=False
       )
       (self._workdir / 'parameters.txt').write_text(overview + '\n')
-    checkpointer = checkpoint.Checkpointer(
-        self._workdir / 'checkpoints',
-        keep=config.checkpoints_to_keep,
-        report=print if self._first else lambda line: None,
-    )
     with checkpointer:
       step = 0
       restored = checkpointer.restore_latest(state)

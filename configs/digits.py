@@ -16,8 +16,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config.
 
   Args:
-    arg: 'key=value,...' with the keys model, attention ('none' for none),
-      aw_conv and runlocal.
+    arg: 'key=value,...' with the keys model, attention ('none' for none)
+      and aw_conv (true or false).
   """
   arg = common.parse_arg(arg, model='resnet18', attention='none', aw_conv=True)
   config = ml_collections.ConfigDict()
@@ -61,7 +61,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.model.width = 16
   config.model.stem = 'cifar'
   config.model.version = 'v1.5'
-  config.model.attention = None if arg.attention == 'none' else arg.attention
+  # A placeholder, so that --config.model.attention=se finds its type.
+  config.model.attention = ml_collections.config_dict.placeholder(str)
+  if arg.attention != 'none':
+    config.model.attention = arg.attention
   config.model.aw_conv = arg.aw_conv
   config.model.dtype = 'float32'
 

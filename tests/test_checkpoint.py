@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from awconv_jax import checkpoint
 from awconv_jax.checkpoint import Checkpointer
 from awconv_jax.errors import InputError
 
@@ -120,6 +121,9 @@ def test_a_later_donation_does_not_reach_a_save(tmp_path):
   spoil = jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)
   want = make_state(1, width=20_000)
   state = on_device(want)
+  host = checkpoint._to_host(state)['params/conv1/kernel']
+  kernel = np.asarray(state['params']['conv1']['kernel'])
+  assert not np.shares_memory(host, kernel)
   with Checkpointer(tmp_path / 'checkpoints', keep=2) as checkpointer:
     checkpointer.save(1, state, {})
     jax.block_until_ready(spoil(state))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import augment, sources
+from awconv_jax.data import augment, rows, sources
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 1437, 360
@@ -156,6 +156,19 @@ def test_seeds_differ_and_repeat(create):
   assert plain[0][N_TRAIN:] != plain[1][:N_TRAIN]
 
 
+def test_augmentation_depends_on_seed_and_position_alone():
+  image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+  records = [{'image': image, 'label': 0}] * 10
+  chain = augment.Chain([('flip', {})])
+  streams = [rows.train_stream(records, chain, 2, s) for s in (0, 0, 1)]
+  forward = [streams[0][i]['image'].tobytes() for i in range(40)]
+  backward = [streams[1][i]['image'].tobytes() for i in reversed(range(40))]
+  other = [streams[2][i]['image'].tobytes() for i in range(40)]
+
+  assert forward == backward[::-1]
+  assert forward != other and forward[:10] != forward[10:20]
+
+
 @pytest.mark.parametrize(
     'threads, prefetch', [(0, 0), (1, 1), (2, 5), (16, 16)]
 )
@@ -295,13 +308,13 @@ def test_eval_yields_every_example_once_and_in_order(
     seen = list(batches)
     assert len(seen) == batches.batches_per_epoch == -(-N_TEST // batch_size)
     assert {b['image'].shape for b in seen} == {(batch_size, 32, 32, 1)}
-    rows = {key: np.concatenate([b[key] for b in seen]) for key in seen[0]}
-    assert rows['mask'].sum() == N_TEST and rows['mask'][:N_TEST].all()
+    joined = {key: np.concatenate([b[key] for b in seen]) for key in seen[0]}
+    assert joined['mask'].sum() == N_TEST and joined['mask'][:N_TEST].all()
     for key in ('image', 'label'):
       np.testing.assert_array_equal(
-          rows[key][:N_TEST], [record[key] for record in records]
+          joined[key][:N_TEST], [record[key] for record in records]
       )
-      assert not rows[key][N_TEST:].any()
+      assert not joined[key][N_TEST:].any()
 
 
 @pytest.mark.parametrize('batch_size', [8, 14, 512])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from awconv_jax.data import digits, sources
+from awconv_jax.data import digits, sources, tfds_source
 from awconv_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -123,9 +123,7 @@ def test_prepare_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
 
 
 def test_default_directory_is_that_of_tfds(tmp_path):
-  code = (
-      'from awconv_jax.data import sources as s; print(s.data_directory(None))'
-  )
+  code = 'from awconv_jax.data import tfds_source as s; print(s.data_directory(None))'
   for variable, expected in [
       ({'TFDS_DATA_DIR': str(tmp_path)}, str(tmp_path)),
       ({'HOME': str(tmp_path)}, str(tmp_path / 'tensorflow_datasets')),
@@ -144,12 +142,12 @@ def test_newest_version_is_read(copy):
   for version in ['1.9.0', '1.10.0']:  # 2.0.0 has no dataset_info.json.
     shutil.copytree(directory, directory.parent / version, dirs_exist_ok=True)
 
-  newest = sources._newest_version(str(data_dir / 'digits'))
+  newest = tfds_source._newest_version(str(data_dir / 'digits'))
 
   assert newest == str(directory.parent / '1.10.0')
 
 
-def open_error(*args, how=sources.open_tfds) -> str:
+def open_error(*args, how=tfds_source.open_tfds) -> str:
   with pytest.raises(InputError) as caught:
     how(*args)
   assert '\n' not in str(caught.value)
@@ -174,7 +172,7 @@ def test_unknown_split(data_dir, split):
 
 
 def test_slices_of_splits(data_dir):
-  assert len(sources.open_tfds('digits', data_dir, 'train[:10]')) == 10
+  assert len(tfds_source.open_tfds('digits', data_dir, 'train[:10]')) == 10
 
 
 def test_missing_dataset(data_dir):

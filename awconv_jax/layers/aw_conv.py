@@ -209,8 +209,12 @@ class AWConv(nn.Module):
         raise ValueError(
             f'AWConv: unknown {name} {value!r}; known: {", ".join(known)}'
         )
-    for name in ('features', 'reduction', 'min_hidden', 'expansion'):
-      if getattr(self, name) < 1:
+    for name in (
+        *('kernel_size', 'strides', 'kernel_dilation', 'pool_size'),
+        *('features', 'feature_group_count'),
+        *('reduction', 'min_hidden', 'expansion'),
+    ):
+      if min(pair(getattr(self, name), name)) < 1:
         raise ValueError(
             f'AWConv: {name} must be at least 1, not {getattr(self, name)}'
         )

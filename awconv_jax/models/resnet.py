@@ -108,6 +108,7 @@ class ResNet(nn.Module):
           'be at least 1'
       )
     try:
+      jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
       AWConv(1, 1, parent=None, **(self.aw_options or {})).check()
       if self.attention:
         options = self.attention_options or {}

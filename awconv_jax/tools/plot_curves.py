@@ -6,9 +6,9 @@ python -m awconv_jax.tools.plot_curves --output=curves.png runs/a runs/b
 from collections.abc import Sequence
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
-from awconv_jax import errors, metric_writer
+from awconv_jax import command_line, errors, metric_writer
 
 # Titles and units; the scalars drawn in each panel, if the runs have them.
 PANELS = {
@@ -71,16 +71,13 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   return output
 
 
-def main(argv: Sequence[str]) -> None:
-  """Reads the flags and draws."""
-  if len(argv) < 2:
-    raise app.UsageError('name at least one directory of a run')
-  try:
-    print(plot(argv[1:], flags.FLAGS.output))
-  except errors.ReportedError as error:
-    raise SystemExit(f'error: {error}') from None
+def main(workdirs: Sequence[str]) -> None:
+  """Draws the runs that are named."""
+  if not workdirs:
+    raise errors.InputError('name at least one directory of a run')
+  print(plot(workdirs, flags.FLAGS.output))
 
 
 if __name__ == '__main__':
   flags.DEFINE_string('output', 'curves.png', 'Path of the picture.')
-  app.run(main)
+  command_line.run(main)

@@ -1,0 +1,72 @@
+"""Adaptive average pooling against a naive loop."""
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import pytest
+
+from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+
+GRIDS = [(1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (5, 4), (7, 7)]
+SIZES = [(1, 1), (2, 5), (3, 3), (4, 6), (7, 7), (9, 2), (11, 13)]
+
+
+def images(n, size, dtype=np.float32):
+  return np.random.default_rng(0).normal(size=(n, *size, 2)).astype(dtype)
+
+
+def pooled(x, valid_size=None):
+  """Returns the result for every grid, compiled at once to save time."""
+  return jax.jit(
+      lambda x: [
+          adaptive_average_pool(x, grid, valid_size=valid_size)
+          for grid in GRIDS
+      ]
+  )(x)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_equals_the_loop_for_any_size_and_grid(size):
+  x = images(2, size)
+  for grid, out in zip(GRIDS, pooled(x), strict=True):
+    expected = naive.adaptive_pool(x, grid)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equals_the_loop_for_every_valid_size():
+  valid = np.array([(h, w) for h in range(1, 6) for w in range(1, 7)])
+  x = images(len(valid), (5, 6), np.float64)
+  with jax.enable_x64(True):
+    outs = jax.tree.map(np.asarray, pooled(x, valid))
+  for grid, out in zip(GRIDS, outs, strict=True):
+    assert out.dtype == np.float64
+    expected = naive.adaptive_pool(x, grid, valid)
+    np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_reaches_valid_positions_only_and_by_their_share():
+  x = images(1, (5, 6))
+  weights = np.arange(1.0, 5.0, dtype=np.float32).reshape(1, 2, 2, 1)
+
+  @jax.jit
+  @jax.grad
+  def gradient(x):
+    valid = jnp.array([[4, 3]])
+    return jnp.sum(weights * adaptive_average_pool(x, (2, 2), valid_size=valid))
+
+  own = gradient(x)
+  expected = np.zeros_like(x)
+  # Rows 0-1 and 2-3; columns 0-1 and 1-2: the middle one lies in both bins.
+  for i, rows in enumerate((slice(0, 2), slice(2, 4))):
+    for j, columns in enumerate((slice(0, 2), slice(1, 3))):
+      expected[0, rows, columns] += weights[0, i, j, 0] / 4
+  np.testing.assert_allclose(own, expected, rtol=1e-6)
+
+
+def test_bfloat16_is_summed_and_returned_in_float32():
+  # 1025 values: a bfloat16 sum or count would stop growing at 256.
+  x = jnp.ones((1, 25, 41, 1), jnp.bfloat16) * 1.5
+  out = pooled(x)[0]
+  assert out.dtype == jnp.float32
+  np.testing.assert_array_equal(out, 1.5)
