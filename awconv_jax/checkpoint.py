@@ -199,6 +199,27 @@ class Checkpointer:
         ' a good copy, or move the directory away to train from the start'
     )
 
+  def read(self, step: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of a checkpoint by name, without a template.
+
+    Args:
+      step: one of `steps()`.
+
+    Returns:
+      Arrays on the host by path, such as 'params/head/kernel'.
+
+    Raises:
+      InputError: the step is not there, or damaged.
+    """
+    self.wait()
+    found, reason = self._read_everywhere(step)
+    if found is None:
+      raise InputError(
+          f'cannot read checkpoint {step} in {self._directory}: {reason}; '
+          f'there are: {", ".join(map(str, self.steps())) or "none"}'
+      )
+    return found['leaves']
+
   def _newest_before(self, bound: int | None) -> int | None:
     """Returns the newest step below `bound`, the same on all processes."""
     steps = [step for step in self.steps() if bound is None or step < bound]

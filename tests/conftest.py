@@ -14,4 +14,6 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 os.environ.setdefault('MPLBACKEND', 'agg')
+# Not the home directory.
+os.environ['TFDS_DATA_DIR'] = str(ROOT / '.cache/tensorflow_datasets')
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]

@@ -533,9 +533,7 @@ def test_a_sharded_batch_has_the_whole_batchs_statistics():
   with jax.set_mesh(mesh):
     sharded = jax.jit(step, in_shardings=(shared, batch))
     compiled = sharded.lower(variables, x).compile()
-    out = compiled(
-        jax.device_put(variables, shared), jax.device_put(x, batch)
-    )
+    out = compiled(jax.device_put(variables, shared), jax.device_put(x, batch))
   assert 'all-gather' not in compiled.as_text()
   jax.tree.map(lambda a, b: close(a, b, 1e-4), out, expected)
 
@@ -564,9 +562,7 @@ def test_works_and_learns_inside_an_nnx_model():
         lambda model: jnp.mean(model(x, train=True) ** 2)
     )(model)
     params = nnx.state(model, nnx.Param)
-    nnx.update(
-        model, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
-    )
+    nnx.update(model, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients))
     return loss, gradients
 
   loss, gradients = step(model, x)

@@ -123,7 +123,10 @@ def test_prepare_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
 
 
 def test_default_directory_is_that_of_tfds(tmp_path):
-  code = 'from awconv_jax.data import tfds_source as s; print(s.data_directory(None))'
+  code = (
+      'from awconv_jax.data import tfds_source\n'
+      'print(tfds_source.data_directory(None))'
+  )
   for variable, expected in [
       ({'TFDS_DATA_DIR': str(tmp_path)}, str(tmp_path)),
       ({'HOME': str(tmp_path)}, str(tmp_path / 'tensorflow_datasets')),

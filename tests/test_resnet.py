@@ -146,7 +146,9 @@ def test_aw_parameters_are_the_plain_ones_and_the_branches(
 ):
   plain = parameters(depth, attention=attention)
   own = parameters(depth, attention=attention, aw_conv=True, aw_where=where)
-  added = [added_by_aw_conv(c, d) for c, d in replaced_convolutions(depth, where)]
+  added = [
+      added_by_aw_conv(c, d) for c, d in replaced_convolutions(depth, where)
+  ]
   assert own == plain + sum(added)
 
 
@@ -218,9 +220,13 @@ def test_aw_changes_nothing_else_in_the_parameter_tree():
 
 @pytest.mark.parametrize('size', [224, 225, 33, 32, 97, 1])
 @pytest.mark.parametrize('stem', ['imagenet', 'cifar'])
-@pytest.mark.parametrize('depth, version', [(18, 'v1.5'), (50, 'v1'), (50, 'v1.5')])
+@pytest.mark.parametrize(
+    'depth, version', [(18, 'v1.5'), (50, 'v1'), (50, 'v1.5')]
+)
 def test_features_of_every_size(depth, version, stem, size):
-  model = create(depth, num_classes=None, stem=stem, version=version, aw_conv=True)
+  model = create(
+      depth, num_classes=None, stem=stem, version=version, aw_conv=True
+  )
   variables = shapes_of(model)
   assert 'head' not in variables['params']
   x = jax.ShapeDtypeStruct((2, size, size + 2, 3), jnp.float32)
@@ -258,9 +264,7 @@ def naive_norm(x, variables, *path):
 
 def naive_max_pool(x):
   """3x3 of stride 2, one position of minus infinity on every side."""
-  padded = np.pad(
-      x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf
-  )
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
   out = np.zeros((len(x), -(-x.shape[1] // 2), -(-x.shape[2] // 2), x.shape[3]))
   for i in range(out.shape[1]):
     for j in range(out.shape[2]):
@@ -377,7 +381,9 @@ def test_every_parameter_gets_a_gradient(base, options):
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
   changed = jax.tree.map(
-      lambda a, b: np.any(a != b), variables['batch_stats'], moved['batch_stats']
+      lambda a, b: np.any(a != b),
+      variables['batch_stats'],
+      moved['batch_stats'],
   )
   assert all(jax.tree.leaves(changed))
 

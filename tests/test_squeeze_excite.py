@@ -17,7 +17,9 @@ def draw(layer, *shape, dtype=np.float32, seed=0):
   rng = np.random.default_rng(seed)
   x = rng.normal(size=shape).astype(dtype)
   shapes = jax.eval_shape(layer.init, KEY, x)['params']
-  params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(dtype), shapes)
+  params = jax.tree.map(
+      lambda a: rng.normal(size=a.shape).astype(dtype), shapes
+  )
   return x, params
 
 
@@ -90,5 +92,7 @@ def test_bfloat16_computes_narrow_with_wide_parameters():
     assert leaf.dtype == jnp.float32
   out = jax.jit(layer.apply)(variables, narrow)
   assert out.dtype == jnp.bfloat16
-  expected = naive.squeeze_excite(x, jax.tree.map(np.float64, variables['params']))
+  expected = naive.squeeze_excite(
+      x, jax.tree.map(np.float64, variables['params'])
+  )
   np.testing.assert_allclose(np.float32(out), expected, rtol=3e-2, atol=1e-2)

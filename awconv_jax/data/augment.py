@@ -45,9 +45,7 @@ def random_affine(
   factor = rng.uniform(*scale)
   slant = np.tan(np.deg2rad(rng.uniform(-shear, shear)))
   shift = rng.uniform(-translation, translation, 2) * (width, height)
-  cos, sin = np.cos(angle), np.sin(angle)
-  turn = np.array([[cos, -sin], [sin, cos]])
-  matrix = factor * turn @ np.array([[1, slant], [0, 1]])
+  matrix = factor * _turn(angle) @ np.array([[1, slant], [0, 1]])
   centre = np.array([width - 1, height - 1]) / 2
   # x -> matrix (x - centre) + centre + shift
   offset = centre + shift - matrix @ centre
@@ -60,6 +58,12 @@ def random_affine(
       borderValue=(0, 0, 0, 0),
   )
   return _with_channels(moved)
+
+
+def _turn(angle: float) -> np.ndarray:
+  """Returns the matrix that turns (x, y) by `angle`, in radians."""
+  cos, sin = np.cos(angle), np.sin(angle)
+  return np.array([[cos, -sin], [sin, cos]])
 
 
 def pad_crop(image: np.ndarray, rng: Rng, *, padding: int) -> np.ndarray:

@@ -21,7 +21,7 @@ def create(
     process_index: int = 0,
     process_count: int = 1,
 ) -> 'TrainBatches | EvalBatches':
-  """Returns the batches of the data set that `config.data` names.
+  """Returns the train or eval batches of the data set in `config.data`.
 
   Args:
     config: has `data` with name, dir, train_split, eval_split, image_size (in
@@ -33,20 +33,11 @@ def create(
     process_index: this host.
     process_count: all hosts.
 
-  Returns:
-    `TrainBatches` or `EvalBatches`.
-
   Raises:
     InputError: for a config, a data set or sizes that cannot be used.
   """
   data = config.data
   share = _share(batch_size, process_index, process_count)
-  if data.prefetch < data.num_threads:
-    raise InputError(
-        f'data.prefetch {data.prefetch} is less than data.num_threads'
-        f' {data.num_threads}, so threads would idle; raise the one or lower'
-        ' the other'
-    )
   # Checked for evaluation too, so that a mistake shows whichever comes first.
   chain = augment.Chain(data.augment)
   split = data.train_split if train else data.eval_split
@@ -55,13 +46,17 @@ def create(
   if not train:
     stream = rows.EvalStream(source, data.image_size)
     return EvalBatches(rows.Reader(stream, *reading), source)
+  _check_fits(batch_size, source, f'split {split!r} of {data.name}')
+  stream = rows.train_stream(source, chain, data.image_size, seed)
+  return TrainBatches(rows.Reader(stream, *reading), source, seed)
+
+
+def _check_fits(batch_size: int, source: Any, place: str) -> None:
   if batch_size > len(source):
     raise InputError(
         f'batch_size {batch_size} is more than the {len(source)} examples of'
-        f' split {split!r} of {data.name}; choose a smaller one'
+        f' {place}; choose a smaller one'
     )
-  stream = rows.train_stream(source, chain, data.image_size, seed)
-  return TrainBatches(rows.Reader(stream, *reading), source, seed)
 
 
 def _share(batch_size: int, index: int, count: int) -> rows.Share:

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from awconv_jax.data import augment
+from awconv_jax.errors import InputError
 
 Row = dict[str, Any]
 
@@ -145,6 +146,15 @@ class Reader:
   num_workers: int
   num_threads: int
   prefetch: int
+
+  def __post_init__(self):
+    # Grain lets the threads idle and only warns, in a log line of its own.
+    if self.prefetch < self.num_threads:
+      raise InputError(
+          f'data.prefetch {self.prefetch} is less than data.num_threads'
+          f' {self.num_threads}, so threads would idle; raise the one or lower'
+          ' the other'
+      )
 
   def open(self, start: int, stop: int | None = None) -> grain.DatasetIterator:
     """Starts reading at batch `start`, up to `stop` or for ever."""

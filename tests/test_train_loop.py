@@ -1,0 +1,251 @@
+"""The training loop end to end, on the shrunk shipped config, in process."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from awconv_jax import checkpoint, errors, metric_writer, preemption, train_loop
+
+
+def config(**overrides):
+  """Returns the tiny config with dotted keys overridden."""
+  result = tiny.get_config()
+  for key, value in overrides.items():
+    result.update_from_flattened_dict({key.replace('__', '.'): value})
+  return result
+
+
+def saved_arrays(workdir, step):
+  """Returns the arrays of a checkpoint by name."""
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
+    leaves = checkpointer.read(step)
+  return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def without_speed(rows):
+  """Returns rows of metrics without what the clock decides."""
+  return [
+      {k: v for k, v in row.items() if k != 'train/images_per_second'}
+      for row in rows
+  ]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """An uninterrupted run."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, train_loop.train(config(), str(workdir))
+
+
+class StopAfter:
+  """Stands in for a signal that arrives during a step."""
+
+  def __init__(self, step):
+    self._step = step
+
+  def __call__(self):
+    return self
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+  def reason(self, step):
+    return 'SIGTERM' if step == self._step else None
+
+
+def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
+  workdir, result = whole
+  # Half an epoch of 1,437 images in batches of 32.
+  assert (result.step, result.total_steps) == (22, 22)
+  assert result.stopped_by is None
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved == json.loads(json.dumps(config().to_dict()))
+  rows = metric_writer.read(workdir / 'metrics.jsonl')
+  assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 23))
+  assert [r['step'] for r in rows if 'eval/top1' in r] == [11, 22]
+  assert rows[-1]['eval/num_examples'] == 360
+  assert rows[-1]['eval/top1'] == result.metrics['top1']
+  assert list((workdir / 'tensorboard').glob('events.*'))
+  assert (
+      'stage1_block1/conv1/attention/pointwise1/kernel'
+      in (workdir / 'parameters.txt').read_text()
+  )
+  names = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
+  assert names == ['11', '22']
+
+
+def test_the_loss_falls(whole):
+  rows = metric_writer.read(whole[0] / 'metrics.jsonl')
+  losses = [r['train/loss'] for r in rows if 'train/loss' in r]
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.mark.parametrize('stop', [5, 17])
+def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
+    whole, tmp_path, monkeypatch, stop
+):
+  # 5 lies before, 17 between the regular checkpoints.
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption, 'StopRequest', StopAfter(stop))
+    stopped = train_loop.train(config(), str(tmp_path))
+  assert (stopped.step, stopped.stopped_by) == (stop, 'SIGTERM')
+  result = train_loop.train(config(), str(tmp_path))
+  assert result.metrics == whole[1].metrics
+  expected, got = saved_arrays(whole[0], 22), saved_arrays(tmp_path, 22)
+  assert expected.keys() == got.keys()
+  for name, leaf in expected.items():
+    assert leaf.tobytes() == got[name].tobytes(), name
+  rows = [metric_writer.read(d / 'metrics.jsonl') for d in (whole[0], tmp_path)]
+  assert without_speed(rows[0]) == without_speed(rows[1])
+
+
+def test_a_finished_run_is_evaluated_again_and_left_as_it_is(whole):
+  workdir, first = whole
+  before = (workdir / 'metrics.jsonl').read_text()
+  again = train_loop.train(config(), str(workdir))
+  assert again.step == again.total_steps
+  assert again.metrics == first.metrics
+  assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+@pytest.mark.parametrize('eval_batch_size', [8, 72, 360])
+def test_evaluation_does_not_depend_on_the_batch_size(whole, eval_batch_size):
+  # The finished run under another evaluation batch: the config may not change,
+  # so the claim on the directory is lifted first.
+  workdir, first = whole
+  held = (workdir / 'config.json').read_text()
+  (workdir / 'config.json').unlink()
+  try:
+    again = train_loop.train(
+        config(eval_batch_size=eval_batch_size), str(workdir)
+    )
+  finally:
+    (workdir / 'config.json').write_text(held)
+  assert again.metrics['num_examples'] == 360
+  assert again.metrics['top1'] == first.metrics['top1']
+  assert again.metrics['loss'] == pytest.approx(first.metrics['loss'], rel=1e-6)
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
+    tmp_path,
+):
+  # Between the two checkpoints the rate, then the parameters, explode.
+  wild = config(
+      optimizer__schedule='constant',
+      optimizer__learning_rate=1e30,
+      checkpoint_every_epochs=0.02,
+  )
+  wild.optimizer.unlock()
+  wild.optimizer.schedule_options = {}
+  with pytest.raises(errors.DivergenceError) as caught:
+    train_loop.train(wild, str(tmp_path))
+  message = str(caught.value)
+  assert 'at step' in message and 'learning_rate' in message
+  rows = metric_writer.read(tmp_path / 'metrics.jsonl')
+  assert all(np.isfinite(list(r.values())).all() for r in rows)
+  for step in (tmp_path / 'checkpoints').iterdir():
+    for name, leaf in saved_arrays(tmp_path, int(step.name)).items():
+      assert np.isfinite(leaf).all(), name
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'words'),
+    [
+        ({'batch_size': 33}, ['config.batch_size=33', '8 devices', '32']),
+        ({'eval_batch_size': 7}, ['config.eval_batch_size=7', '8 devices']),
+        ({'accumulation_steps': 3}, ['config.accumulation_steps=3', '32']),
+        ({'ema_decay': 1.0}, ['config.ema_decay=1.0', '[0, 1)']),
+        ({'num_epochs': 0.0}, ['config.num_epochs=0.0']),
+        ({'log_every_steps': 0}, ['config.log_every_steps=0']),
+        ({'seed': -1}, ['config.seed=-1']),
+        ({'checkpoints_to_keep': 1}, ['1']),
+        ({'model__name': 'resnet19'}, ["'resnet19'", 'resnet18']),
+        ({'model__attention': 'see'}, ["'see'", "'se'"]),
+        ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
+        ({'model__dtype': 'float33'}, ['float33']),
+        ({'task__name': 'clasification'}, ["'classification'"]),
+        ({'task__label_smoothing': 1.5}, ['label_smoothing=1.5']),
+        ({'data__name': 'digit'}, ["'digit'", "'digits'"]),
+        ({'data__train_split': 'trian'}, ["'trian'", 'train']),
+        ({'optimizer__name': 'sdg'}, ["'sdg'", "'sgd'"]),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(tmp_path, overrides, words):
+  with pytest.raises(errors.InputError) as caught:
+    train_loop.train(config(**overrides), str(tmp_path / 'run'))
+  message = str(caught.value)
+  assert '\n' not in message
+  for word in words:
+    assert word in message
+  assert not (tmp_path / 'run/metrics.jsonl').exists()
+
+
+def test_a_directory_belongs_to_one_config(whole):
+  workdir, _ = whole
+  before = (workdir / 'config.json').read_text()
+  with pytest.raises(errors.InputError) as caught:
+    train_loop.train(config(optimizer__learning_rate=0.3), str(workdir))
+  message = str(caught.value)
+  assert 'config.optimizer.learning_rate is 0.1 there and 0.3 here' in message
+  assert (workdir / 'config.json').read_text() == before
+  # What has no bearing on the result may change.
+  train_loop.train(config(log_every_steps=7), str(workdir))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    whole, tmp_path, capfd
+):
+  train_loop.train(config(), str(tmp_path))
+  files = [p for p in (tmp_path / 'checkpoints/22').rglob('*') if p.is_file()]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:-100])
+  result = train_loop.train(config(), str(tmp_path))
+  out = capfd.readouterr().out
+  assert '22' in out and 'damaged' in out
+  assert 'resumed from the checkpoint of step 11' in out
+  assert result.metrics == whole[1].metrics
+  assert list((tmp_path / 'checkpoints_damaged').iterdir())
+
+
+def test_averages_are_evaluated_in_place_of_the_newest_weights(tmp_path):
+  averaged = train_loop.train(config(ema_decay=0.9), str(tmp_path / 'ema'))
+  newest = train_loop.train(config(ema_decay=0.0), str(tmp_path / 'none'))
+  arrays = saved_arrays(tmp_path / 'ema', 22)
+  assert any(name.startswith('ema/batch_stats') for name in arrays)
+  assert not any(
+      n.startswith('ema') for n in saved_arrays(tmp_path / 'none', 22)
+  )
+  assert averaged.metrics['loss'] != newest.metrics['loss']
+
+
+@pytest.mark.parametrize('optimizer', ['lamb', 'adamw'])
+def test_the_other_optimizers_train_under_accumulation_and_bfloat16(
+    tmp_path, optimizer
+):
+  settings = config(
+      optimizer__name=optimizer,
+      optimizer__learning_rate=2e-3,
+      accumulation_steps=2,
+      model__dtype='bfloat16',
+  )
+  with settings.unlocked():
+    settings.optimizer.options = dict(b1=0.9, b2=0.999, eps=1e-6)
+  train_loop.train(settings, str(tmp_path))
+  rows = metric_writer.read(tmp_path / 'metrics.jsonl')
+  losses = [r['train/loss'] for r in rows if 'train/loss' in r]
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+  leaves = saved_arrays(tmp_path, 22)
+  params = [v for k, v in leaves.items() if k.startswith('params')]
+  assert {p.dtype for p in params} == {np.dtype('float32')}
+
+
+def test_eight_devices_are_there():
+  assert jax.device_count() == 8
