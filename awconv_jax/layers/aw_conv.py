@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.ops.aw_conv import aw_conv, IMPLEMENTATIONS
+from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 
 Initializer = Callable[..., jax.Array]
 

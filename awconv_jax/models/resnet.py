@@ -7,6 +7,7 @@ change nothing else, https://arxiv.org/abs/2108.08205.
 
 from collections.abc import Mapping, Sequence
 import functools
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +30,8 @@ AW_WHERE = {
     'basic': {'3x3': ('conv1', 'conv2'), 'first_3x3': ('conv1',)},
     'bottleneck': {'3x3': ('conv2',), 'all': ('conv1', 'conv2', 'conv3')},
 }
+# The fields of an AW-convolution that its place in the network decides.
+AW_OWN = ('features', 'kernel_size', 'strides', 'padding', 'train')
 SLOTS = ('conv1', 'conv2', 'conv3', 'downsample_conv')
 
 DEPTHS = {
@@ -41,6 +44,21 @@ DEPTHS = {
 
 # He initialisation by fan-out, as torchvision's.
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def _check_options(field, options, layer, own=('dtype', 'param_dtype')):
+  """Raises InputError for options other than a layer's fields.
+
+  Args:
+    field: of the network, that holds the options.
+    options: field names and values, or None.
+    layer: class they are meant for.
+    own: fields that the network sets by itself.
+  """
+  known = set(inspect.signature(layer).parameters) - {'parent', 'name', *own}
+  for option in options or ():
+    if option not in known:
+      raise errors.unknown_name(f'option in model.{field}', option, known)
 
 
 class ResNet(nn.Module):
@@ -102,17 +120,19 @@ class ResNet(nn.Module):
           f'model.aw_stages={tuple(self.aw_stages)} names a stage outside 1 to '
           f'{len(stages)}'
       )
-    if self.width < 1 or (self.num_classes or 1) < 1:
+    classes = 1 if self.num_classes is None else self.num_classes
+    if self.width < 1 or classes < 1:
       raise errors.InputError(
           f'model.width={self.width} and num_classes={self.num_classes} must '
           'be at least 1'
       )
+    _check_options('aw_options', self.aw_options, AWConv, AW_OWN)
+    if self.attention:
+      layer = ATTENTION[self.attention]
+      _check_options('attention_options', self.attention_options, layer)
     try:
       jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
       AWConv(1, 1, parent=None, **(self.aw_options or {})).check()
-      if self.attention:
-        options = self.attention_options or {}
-        ATTENTION[self.attention](parent=None, **options)
     except (TypeError, ValueError) as error:
       raise errors.InputError(f'model options: {error}') from error
 

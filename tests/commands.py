@@ -1,0 +1,37 @@
+"""Runs train.py and the tools as a user does: in processes of their own."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = f'--config={ROOT}/tests/tiny.py'
+
+
+def start(*arguments, devices=1, env=None):
+  """Starts a Python command in the project's root; output is captured."""
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return subprocess.Popen(
+      [sys.executable, *map(str, arguments)],
+      cwd=ROOT,
+      env={**os.environ, 'XLA_FLAGS': flags, **(env or {})},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+  )
+
+
+def run(*arguments, devices=1, env=None):
+  """Runs a Python command; returns (exit code, stdout, stderr)."""
+  process = start(*arguments, devices=devices, env=env)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def free_port():
+  """Returns a port of this machine that nobody listens on."""
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    return listener.getsockname()[1]

@@ -1,0 +1,262 @@
+"""train.py as a user runs it: devices, processes, kills, signals, mistakes."""
+
+import pathlib
+import random
+import signal
+import time
+
+import commands
+import numpy as np
+import pytest
+from test_train_loop import saved_arrays, without_speed
+
+from awconv_jax import metric_writer
+
+# Thirty steps of float32; the learning rate of a usual start, so that rounding
+# differences between the ways to sum are not blown up by the training itself.
+THIRTY = (
+    '--config.num_epochs=0.668',
+    '--config.eval_every_epochs=0.334',
+    '--config.optimizer.learning_rate=0.02',
+    '--config.batch_size=32',
+)
+
+
+def rows_of(workdir):
+  return metric_writer.read(pathlib.Path(workdir) / 'metrics.jsonl')
+
+
+def train(workdir, *arguments, **options):
+  code, out, err = commands.run(
+      'train.py', commands.TINY, f'--workdir={workdir}', *arguments, **options
+  )
+  assert code == 0, err
+  return out
+
+
+def train_in_two_processes(workdir, *arguments):
+  port = commands.free_port()
+  processes = [
+      commands.start(
+          'train.py',
+          commands.TINY,
+          f'--workdir={workdir}',
+          f'--coordinator=127.0.0.1:{port}',
+          '--num_processes=2',
+          f'--process_id={i}',
+          *arguments,
+          devices=4,
+      )
+      for i in range(2)
+  ]
+  outs = [p.communicate(timeout=300) for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], outs
+  return outs
+
+
+@pytest.fixture(scope='module')
+def one_device(tmp_path_factory):
+  """Thirty steps on one device, and what they printed."""
+  workdir = tmp_path_factory.mktemp('one_device')
+  return workdir, train(workdir, *THIRTY)
+
+
+def assert_same_losses_and_evaluation(expected, got):
+  rows = zip(rows_of(expected), rows_of(got), strict=True)
+  steps = 0
+  for ours, theirs in rows:
+    assert ours['step'] == theirs['step']
+    if 'train/loss' in ours:
+      steps += 1
+      np.testing.assert_allclose(
+          theirs['train/loss'], ours['train/loss'], rtol=1e-5
+      )
+    else:
+      for name in ('eval/top1', 'eval/top5', 'eval/num_examples'):
+        assert ours[name] == theirs[name]
+      np.testing.assert_allclose(
+          theirs['eval/loss'], ours['eval/loss'], rtol=1e-5
+      )
+  assert steps == 30
+
+
+def test_eight_devices_train_as_one(one_device, tmp_path):
+  train(tmp_path, *THIRTY, devices=8)
+  assert_same_losses_and_evaluation(one_device[0], tmp_path)
+
+
+def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
+  outs = train_in_two_processes(tmp_path, *THIRTY)
+  assert_same_losses_and_evaluation(one_device[0], tmp_path)
+  # Only the first process speaks (but for what Gloo itself prints).
+  assert 'test top-1' in outs[0][0]
+  assert 'step' not in outs[1][0] and 'top-1' not in outs[1][0]
+
+
+def test_the_end_says_where_everything_is(one_device):
+  workdir, out = one_device
+  for words in ('test top-1', 'checkpoints', 'tensorboard', 'curves', 'next'):
+    assert words in out
+  png = (workdir / 'curves.png').read_bytes()
+  assert png.startswith(b'\x89PNG') and len(png) > 10_000
+  lines = [line for line in out.splitlines() if line.startswith('step 7/30')]
+  assert len(lines) == 1
+  for words in ('loss', 'lr', 'images/s', 'left'):
+    assert words in lines[0]
+  assert 'Multiply_adds' in out
+
+
+def test_three_kills_leave_no_trace_in_the_result(one_device, tmp_path):
+  # Seeded, so that a failure can be repeated; as far as a kill can.
+  rng = random.Random(0)
+  frequent = '--config.checkpoint_every_epochs=0.1'
+  reference = tmp_path / 'reference'
+  train(reference, *THIRTY, frequent)
+  workdir = tmp_path / 'killed'
+  reached = 0
+  for _ in range(3):
+    target = reached + rng.randint(4, 8)
+    process = commands.start(
+        'train.py', commands.TINY, f'--workdir={workdir}', *THIRTY, frequent
+    )
+    for line in process.stdout:
+      if line.startswith('step ') and int(line[5:].split('/')[0]) >= target:
+        break
+    time.sleep(rng.random() * 0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, 'it ended before the kill'
+    reached = target
+  out = train(workdir, *THIRTY, frequent)
+  assert 'resumed from the checkpoint of step' in out
+  expected, got = saved_arrays(reference, 30), saved_arrays(workdir, 30)
+  assert expected.keys() == got.keys()
+  for name, leaf in expected.items():
+    assert leaf.tobytes() == got[name].tobytes(), name
+  assert without_speed(rows_of(reference)) == without_speed(rows_of(workdir))
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path):
+  process = commands.start(
+      'train.py', commands.TINY, f'--workdir={tmp_path}', *THIRTY
+  )
+  for line in process.stdout:
+    if line.startswith('step 4/'):
+      process.send_signal(signal.SIGTERM)
+      break
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  assert 'stopped by SIGTERM after step' in out
+  assert 'goes on' in out and 'test top-1' not in out
+  stopped = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert 4 <= stopped < 30
+  assert f'resumed from the checkpoint of step {stopped}' in train(
+      tmp_path, *THIRTY
+  )
+
+
+def test_sigterm_stops_two_processes_after_the_same_step(tmp_path):
+  port = commands.free_port()
+  processes = [
+      commands.start(
+          'train.py',
+          commands.TINY,
+          f'--workdir={tmp_path}',
+          f'--coordinator=127.0.0.1:{port}',
+          '--num_processes=2',
+          f'--process_id={i}',
+          '--config.num_epochs=50.0',
+          '--config.eval_every_epochs=50.0',
+          '--config.checkpoint_every_epochs=50.0',
+          devices=4,
+      )
+      for i in range(2)
+  ]
+  for line in processes[0].stdout:
+    if line.startswith('step 4/'):
+      # The one that prints nothing is told; both must hear of it.
+      processes[1].send_signal(signal.SIGTERM)
+      break
+  out, err = processes[0].communicate(timeout=120)
+  processes[1].communicate(timeout=120)
+  assert [p.returncode for p in processes] == [0, 0], err
+  assert 'stopped by SIGTERM after step' in out
+  assert list((tmp_path / 'checkpoints').iterdir())
+
+
+def test_tensorflow_is_never_imported(tmp_path):
+  trap = tmp_path / 'trap/tensorflow'
+  trap.mkdir(parents=True)
+  marker = tmp_path / 'imported'
+  (trap / '__init__.py').write_text(
+      f'open({str(marker)!r}, "w").close()\nraise ImportError("a trap")\n'
+  )
+  train(
+      tmp_path / 'run',
+      '--config.num_epochs=0.1',
+      f'--config.data.dir={tmp_path}/data',
+      env={'PYTHONPATH': str(trap.parent)},
+  )
+  assert not marker.exists()
+
+
+def test_the_package_imports_quickly_and_needs_little():
+  code = (
+      'import sys, time; start = time.perf_counter(); import awconv_jax; '
+      'print(time.perf_counter() - start); '
+      'print([m for m in sys.modules if m.split(".")[0] in '
+      '("tensorflow", "tensorflow_datasets", "grain", "cv2", "sklearn", '
+      '"orbax", "clu", "ml_collections", "matplotlib", "pycocotools")])'
+  )
+  code, out, err = commands.run('-c', code)
+  assert code == 0, err
+  seconds, modules = out.splitlines()
+  assert float(seconds) < 2
+  assert modules == '[]'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ((), ['--config is missing', 'configs/digits.py']),
+        (('--config=configs/digits.py',), ['--workdir is missing']),
+        (('--config=configs/digit.py',), ["'configs/digits.py'"]),
+        (('--config=configs/digits.py:modle=x',), ["'modle'", "'model'"]),
+        (('--config=configs/digits.py:aw_conv=1',), ['true or false']),
+        ((commands.TINY, '--config.batch_sise=1'), ["'config.batch_size'"]),
+        (
+            (commands.TINY, '--config.optimizer.lerning_rate=1'),
+            ["'config.optimizer.learning_rate'"],
+        ),
+        ((commands.TINY, '--config.batch_size=abc'), ['batch_size', "'abc'"]),
+        ((commands.TINY, '--confg=x'), ["'confg'", 'config']),
+        ((commands.TINY, '--workdir=x', 'more'), ["'more'"]),
+        (
+            (commands.TINY, '--workdir=x', '--process_id=1'),
+            ['--coordinator', '--num_processes'],
+        ),
+        ((commands.TINY, '--workdir=/dev/null/x'), ['/dev/null/x']),
+        (
+            (commands.TINY, '--workdir=x', '--config.model.name=resnet1'),
+            ["'resnet1'", "'resnet18'"],
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_failure(arguments, words, tmp_path):
+  # A relative workdir must not land in the checkout.
+  arguments = [
+      f'--workdir={tmp_path}/x' if a == '--workdir=x' else a for a in arguments
+  ]
+  code, _, err = commands.run('train.py', *arguments)
+  assert code == 1
+  lines = [line for line in err.splitlines() if line]
+  assert len(lines) == 1 and lines[0].startswith('error: '), err
+  for word in words:
+    assert word in lines[0]
+
+
+def test_help_lists_the_flags():
+  code, out, _ = commands.run('train.py', '--help')
+  assert code == 0
+  for flag in ('--config', '--workdir', '--coordinator', '--num_processes'):
+    assert flag in out
