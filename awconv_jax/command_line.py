@@ -68,7 +68,7 @@ def _unknown_key(key: str, known: Sequence[str]) -> errors.InputError:
   return errors.unknown_name('config key', key, beside)
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
+def check_overrides(argv: Sequence[str]) -> None:
   """Raises InputError for a `--config.key` that the config does not have."""
   value = next((a for a in argv if a.lstrip('-').startswith('config=')), None)
   if value is None:
@@ -92,7 +92,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     for i in range(len(flat) - 1):
       if flat[i] in ('--config', '-config'):
         flat[i] = f'--config={flat[i + 1]}'
-    _check_overrides(flat)
+    check_overrides(flat)
     return flags.FLAGS(argv)
   except (errors.ReportedError, flags.Error) as error:
     fail(error)

@@ -207,6 +207,14 @@ def _every(epochs: float, steps_per_epoch: float) -> int:
   return max(round(epochs * steps_per_epoch), 1)
 
 
+def _due(step: int, total: int, period: int) -> bool:
+  """Returns whether what is done periodically, and at the end, is due.
+
+  A time that falls shortly before the end is left to the end.
+  """
+  return step == total or (step % period == 0 and total - step >= period / 2)
+
+
 def train(config: Any, workdir: str) -> Result:
   """Trains, evaluates and saves as the config says, from where the run stands.
 
@@ -321,8 +329,8 @@ class _Run:
         log.add(step, step_metrics)
         stopped_by = stop.reason(step)
         last = step == total
-        evaluate_now = last or step % eval_every == 0
-        save_now = last or step % save_every == 0 or stopped_by
+        evaluate_now = _due(step, total, eval_every)
+        save_now = _due(step, total, save_every) or stopped_by
         if evaluate_now or save_now or step % config.log_every_steps == 0:
           log.flush()
         # A grace period may be too short to evaluate in.

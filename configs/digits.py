@@ -22,14 +22,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   arg = common.parse_arg(arg, model='resnet18', attention='none', aw_conv=True)
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.num_epochs = 30.0
+  config.num_epochs = 15.0
   config.batch_size = 64
   config.eval_batch_size = 72
   config.accumulation_steps = 1
   config.ema_decay = 0.98  # 0 is off.
   config.log_every_steps = 20
-  config.eval_every_epochs = 5.0
-  config.checkpoint_every_epochs = 5.0
+  config.eval_every_epochs = 3.0
+  config.checkpoint_every_epochs = 3.0
   config.checkpoints_to_keep = 2
 
   config.data = ml_collections.ConfigDict()
@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       ),
   )
   config.data.num_workers = 0  # 0 reads in threads of this process.
-  config.data.num_threads = 2
+  config.data.num_threads = 1
   config.data.prefetch = 4
 
   config.task = ml_collections.ConfigDict()

@@ -8,8 +8,8 @@ import pytest
 
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 
-GRIDS = [(1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (5, 4), (7, 7)]
-SIZES = [(1, 1), (2, 5), (3, 3), (4, 6), (7, 7), (9, 2), (11, 13)]
+GRIDS = [(1, 1), (3, 3), (1, 3), (5, 4), (7, 7)]
+SIZES = [(1, 1), (2, 5), (3, 3), (9, 2), (11, 13)]
 
 
 def images(n, size, dtype=np.float32):

@@ -16,6 +16,16 @@ from awconv_jax.layers.aw_conv import AWConv, expansion_factor
 KEY = jax.random.key(0, impl='rbg')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiles():
+  """Compiling takes most of the time here, and numbers do not need speed."""
+  option = 'jax_disable_most_optimizations'
+  before = jax.config.read(option)
+  jax.config.update(option, True)
+  yield
+  jax.config.update(option, before)
+
+
 def images(*shape, seed=0, dtype=np.float32):
   return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 

@@ -122,11 +122,23 @@ def check(case, implementation, gradient, seed=0):
     )
 
 
+@pytest.fixture(scope='class')
+def quick_compiles():
+  """For the many cases; the others are compiled as in earnest."""
+  option = 'jax_disable_most_optimizations'
+  before = jax.config.read(option)
+  jax.config.update(option, True)
+  yield
+  jax.config.update(option, before)
+
+
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('name', CASES)
 def test_map_and_its_gradient_equal_the_loop(name):
   check(BASE | CASES[name], 'map', gradient=True)
 
 
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('name', CASES)
 def test_vmap_equals_the_loop(name):
   check(BASE | CASES[name], 'vmap', gradient=name in VMAP_GRADIENTS)
@@ -172,6 +184,7 @@ def cases(draw):
   )
 
 
+@pytest.mark.usefixtures('quick_compiles')
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(case=cases(), seed=st.integers(0, 99))
 def test_any_mixture_of_options_equals_the_loop(case, seed):

@@ -13,6 +13,18 @@ from awconv_jax.models.resnet import DEPTHS
 
 # Compiles several times faster than the default generator.
 KEY = jax.random.key(0, impl='rbg')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiles():
+  """Compiling takes most of the time here, and numbers do not need speed."""
+  option = 'jax_disable_most_optimizations'
+  before = jax.config.read(option)
+  jax.config.update(option, True)
+  yield
+  jax.config.update(option, before)
+
+
 # One or two blocks a stage of 4 channels and more: compiles in seconds.
 TINY = dict(width=4, stem='cifar', num_classes=3)
 # Four channels divided by the default 16 would leave one unit, often dead.

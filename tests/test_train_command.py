@@ -193,7 +193,7 @@ def test_tensorflow_is_never_imported(tmp_path):
   )
   train(
       tmp_path / 'run',
-      '--config.num_epochs=0.1',
+      '--config.num_epochs=0.2',
       f'--config.data.dir={tmp_path}/data',
       env={'PYTHONPATH': str(trap.parent)},
   )

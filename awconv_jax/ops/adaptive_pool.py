@@ -37,6 +37,9 @@ def adaptive_average_pool(
     [N, rows, columns, C] in at least float32.
   """
   n, height, width, _ = x.shape
+  if valid_size is None and grid == (1, 1):
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return x.mean((1, 2), wide, keepdims=True)
   if valid_size is None:
     valid_size = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
   wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -1,0 +1,114 @@
+"""Who may import whom, read from the source; and what importing may cost."""
+
+import ast
+
+import commands
+import pytest
+
+PACKAGE = commands.ROOT / 'awconv_jax'
+# What each room may import of the package, besides its own files and errors.
+ALLOWED = {
+    'errors': set(),
+    'ops': set(),
+    'layers': {'ops'},
+    'models': {'layers', 'ops'},
+    'data': set(),
+    'evaluators': set(),
+    'tasks': {'models', 'ops', 'evaluators'},
+    'optim': set(),
+    'checkpoint': set(),
+    'partition': set(),
+    'complexity': set(),
+    'metric_writer': set(),
+    'progress': set(),
+    'preemption': set(),
+    'workdir': set(),
+    'command_line': set(),
+    'train_step': {'optim', 'partition'},
+    'train_loop': {
+        'checkpoint',
+        'complexity',
+        'data',
+        'metric_writer',
+        'optim',
+        'partition',
+        'preemption',
+        'progress',
+        'tasks',
+        'train_step',
+        'workdir',
+    },
+    '__init__': {'layers', 'models', 'ops'},
+}
+
+
+def rooms():
+  return sorted(
+      {p.stem for p in PACKAGE.iterdir() if p.name[0] not in '.'}
+      - {'__pycache__'}
+  )
+
+
+def files_of(room):
+  path = PACKAGE / room
+  return (
+      sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
+  )
+
+
+def imports_of(path):
+  """Yields the dotted name of everything a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      for alias in node.names:
+        yield f'{node.module}.{alias.name}'
+
+
+@pytest.mark.parametrize('room', rooms())
+def test_a_room_imports_what_it_may(room):
+  for path in files_of(room):
+    for name in imports_of(path):
+      parts = name.split('.')
+      assert parts[0] not in ('train', 'configs', 'tests'), f'{path}: {name}'
+      if parts[0] != 'awconv_jax' or room == 'tools':
+        continue
+      allowed = ALLOWED[room] | {room, 'errors'}
+      assert parts[1] in allowed, f'{path.name} imports {name}'
+
+
+def test_configs_import_only_ml_collections_and_their_common_part():
+  for path in (commands.ROOT / 'configs').glob('*.py'):
+    for name in imports_of(path):
+      root = name.split('.')[0]
+      standard = root in ('collections', 'difflib', 'typing')
+      assert standard or root in ('ml_collections', 'configs'), path
+
+
+def test_flags_are_defined_in_train_and_tools_only():
+  for path in PACKAGE.rglob('*.py'):
+    if path.parent.name != 'tools':
+      assert 'flags.DEFINE' not in path.read_text(), path
+
+
+def test_nothing_speaks_of_where_it_was_made():
+  # The project speaks of itself alone.
+  for pattern in ('*.py', '*.md', '*.toml', '*.txt', 'Makefile', '*.ipynb'):
+    for path in commands.ROOT.rglob(pattern):
+      relative = path.relative_to(commands.ROOT).parts
+      if relative[0][0] == '.' or relative[0] == 'runs':
+        continue
+      text = path.read_text()
+      for word in ('/wo' + 'rk/', '.libr' + 'ary', '/ro' + 'ot/'):
+        assert word not in text, f'{path}: {word}'
+
+
+def test_every_config_key_is_read():
+  """A key that no file of the package names is a key that nothing reads."""
+  from configs import digits
+
+  source = '\n'.join(p.read_text() for p in PACKAGE.rglob('*.py'))
+  for key in digits.get_config():
+    assert f'.{key}' in source or f"'{key}'" in source, key
