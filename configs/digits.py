@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   arg = common.parse_arg(arg, model='resnet18', attention='none', aw_conv=True)
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.num_epochs = 15.0
+  config.num_epochs = 18.0
   config.batch_size = 64
   config.eval_batch_size = 72
   config.accumulation_steps = 1
@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.data.dir = ml_collections.config_dict.placeholder(str)
   config.data.train_split = 'train'
   config.data.eval_split = 'test'
-  config.data.image_size = 32
+  config.data.image_size = 16  # The scans were 8x8 to begin with.
   config.data.augment = (
       (
           'random_affine',

@@ -263,7 +263,7 @@ def test_features_of_the_usual_sizes(depth, stem, size):
     assert shapes[-1] == (2, 7, 8, 2048)
 
 
-@pytest.mark.parametrize('size', [33, 97, 225, 2, 1])
+@pytest.mark.parametrize('size', [33, 225, 1])
 @pytest.mark.parametrize('base', [BASIC, BOTTLENECK])
 @pytest.mark.parametrize('stem, first', [('imagenet', 4), ('cifar', 1)])
 def test_features_of_odd_sizes(base, stem, first, size):
@@ -392,10 +392,12 @@ def test_identity_start_network_is_the_plain_network():
 
 @pytest.mark.parametrize(
     'base, options',
-    [(BASIC, SE_OF_2), (BOTTLENECK, dict(stem='imagenet'))],
+    [(BASIC, SE_OF_2), (BOTTLENECK, dict(stage_sizes=(1,), stem='imagenet'))],
 )
 def test_every_parameter_gets_a_gradient(base, options):
-  model = tiny(base, aw_conv=True, zero_init_residual=False, **options)
+  options = base | options | dict(zero_init_residual=False, aw_conv=True)
+  stages = range(1, len(options['stage_sizes']) + 1)
+  model = create(**options, aw_stages=tuple(stages))
   x = images(3, 20, 12)
   variables = random_variables(model)
 

@@ -1,0 +1,88 @@
+"""MACs from the jaxpr against written-out products, also inside loops."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from awconv_jax import complexity, models
+from awconv_jax.ops import aw_conv as op
+
+
+def total(function, *shapes):
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return sum(complexity.count_macs(function, *arguments).values())
+
+
+def test_a_convolution():
+  def conv(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (2, 2),
+        'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=2,
+    )
+
+  count = total(conv, (2, 8, 6, 4), (3, 3, 2, 10))
+  assert count == (2 * 4 * 3 * 10) * (3 * 3 * 2)
+
+
+def test_a_matrix_product_and_a_scan_count_every_turn():
+  def loop(x, w):
+    return jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=7)[0]
+
+  assert total(loop, (3, 5), (5, 5)) == 7 * 3 * 5 * 5
+
+
+def test_a_while_loop_is_refused():
+  def loop(x):
+    return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c, x)
+
+  with pytest.raises(NotImplementedError, match='while'):
+    total(loop, (3, 3))
+
+
+@pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))
+def test_an_aw_convolution_is_its_convolution_and_its_modulation(
+    implementation,
+):
+  def function(x, kernel, attention):
+    return op.aw_conv(x, kernel, attention, implementation=implementation)
+
+  count = total(function, (4, 6, 6, 8), (3, 3, 8, 5), (4, 3, 3, 2, 5))
+  kernel = 3 * 3 * 8 * 5
+  assert count == 4 * (6 * 6 * kernel + kernel)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'gmacs'),
+    [
+        # As published: with the stride in the 1x1 (v1) and in the 3x3.
+        ('resnet18', {}, '1.814'),
+        ('resnet34', {}, '3.664'),
+        ('resnet50', {'version': 'v1'}, '3.858'),
+        ('resnet50', {}, '4.089'),
+        ('resnet101', {'version': 'v1'}, '7.570'),
+        ('resnet101', {}, '7.801'),
+        ('resnet50', {'attention': 'se'}, '4.092'),
+    ],
+)
+def test_networks(name, options, gmacs):
+  model = models.create(name, **options)
+
+  def init(key):
+    return model.init(key, jnp.ones((1, 64, 64, 3)), train=False)
+
+  variables = jax.eval_shape(init, jax.random.key(0))
+  image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  macs = complexity.count_macs(
+      lambda v, x: model.apply(v, x, train=False), variables, image
+  )
+  rows, everything = complexity.rows(variables['params'], macs)
+  assert f'{everything.multiply_adds / 1e9:.3f}' == gmacs
+  names = [row.module for row in rows]
+  assert names.index('stem_conv') < names.index('stage1_block1')
+  assert sum(row.parameters for row in rows) == everything.parameters
+  table = complexity.format_table(rows, everything)
+  assert 'total' in table and f'{everything.parameters:,}' in table

@@ -1,0 +1,56 @@
+"""Top-k over masked batches."""
+
+import numpy as np
+import pytest
+
+from awconv_jax.evaluators.top_k import TopK
+
+
+def outputs(logits, label, mask=None, loss=None):
+  n = len(label)
+  return {
+      'logits': np.array(logits, np.float32),
+      'label': np.array(label),
+      'mask': np.ones(n, bool) if mask is None else np.array(mask),
+      'loss': np.ones(n, np.float32) if loss is None else np.array(loss),
+  }
+
+
+def test_hits_and_loss_against_sorting():
+  rng = np.random.default_rng(0)
+  logits, label = rng.normal(size=(50, 10)), rng.integers(10, size=50)
+  loss, mask = rng.random(50).astype(np.float32), rng.random(50) < 0.7
+  evaluator = TopK((1, 3))
+  for part in (slice(0, 20), slice(20, 50)):
+    evaluator.update(outputs(logits[part], label[part], mask[part], loss[part]))
+  order = np.argsort(-logits, axis=1)[mask]
+  own = label[mask][:, None]
+  metrics = evaluator.compute()
+  assert metrics['num_examples'] == mask.sum()
+  assert metrics['top1'] == (order[:, :1] == own).any(1).mean()
+  assert metrics['top3'] == (order[:, :3] == own).any(1).mean()
+  assert metrics['loss'] == pytest.approx(loss[mask].mean(), rel=1e-6)
+
+
+def test_equal_logits_count_as_argmax_does():
+  evaluator = TopK((1,))
+  evaluator.update(outputs([[1, 1], [1, 1]], [0, 1]))
+  assert evaluator.compute()['top1'] == 0.5
+
+
+def test_nan_is_no_hit_and_padding_may_hold_anything():
+  evaluator = TopK((1,))
+  evaluator.update(
+      outputs(
+          [[np.nan, 0], [0, 1], [np.nan, np.nan]],
+          [0, 1, 0],
+          [True, True, False],
+          [1.0, 1.0, np.nan],
+      )
+  )
+  assert evaluator.compute() == {'top1': 0.5, 'loss': 1.0, 'num_examples': 2}
+
+
+def test_nothing_to_count_is_an_error():
+  with pytest.raises(ValueError, match='no example'):
+    TopK().compute()

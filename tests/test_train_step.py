@@ -1,0 +1,109 @@
+"""One step against written-out numpy: accumulation, averages, randomness."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from awconv_jax import partition, train_step
+
+
+class Linear:
+  """Least squares, with a running count as its other variable."""
+
+  noise = 0.0
+
+  def init(self, rng, batch):
+    del rng, batch
+    return {'params': {'w': jnp.ones(3)}, 'batch_stats': {'n': jnp.zeros(())}}
+
+  def loss(self, variables, batch, rng):
+    w = variables['params']['w']
+    error = batch['x'] @ w - batch['y']
+    draw = jax.random.normal(rng)
+    loss = (error**2).mean() + self.noise * draw * w.sum()
+    updated = {'batch_stats': {'n': variables['batch_stats']['n'] + 1}}
+    return loss, ({'draw': draw}, updated)
+
+
+def batch(size=16, seed=0):
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=(size, 3)).astype(np.float32)
+  return {'x': x, 'y': x @ np.array([1.0, -2.0, 3.0], np.float32)}
+
+
+def steps(number, *, task=None, accumulation_steps=1, ema_decay=0.0):
+  """Returns the state and metrics after some steps of plain SGD."""
+  mesh, task = partition.create_mesh(), task or Linear()
+  optimizer = optax.sgd(0.1)
+  state = train_step.create_state(
+      task,
+      optimizer,
+      mesh,
+      seed=0,
+      batch_shapes=jax.eval_shape(lambda: batch()),
+      ema=ema_decay > 0,
+  )
+  function = train_step.create_train_step(
+      task,
+      optimizer,
+      lambda step: 0.1,
+      mesh,
+      seed=7,
+      accumulation_steps=accumulation_steps,
+      ema_decay=ema_decay,
+  )
+  metrics = []
+  for seed in range(number):
+    rows = partition.shard_batch(mesh, batch(seed=seed))
+    state, row = function(state, rows)
+    metrics.append(jax.device_get(row))
+  return jax.device_get(state), metrics
+
+
+def numpy_steps(number):
+  w, history = np.ones(3), []
+  for seed in range(number):
+    b = {k: v.astype(np.float64) for k, v in batch(seed=seed).items()}
+    gradient = 2 * b['x'].T @ (b['x'] @ w - b['y']) / len(b['y'])
+    w = w - 0.1 * gradient
+    history.append((w, np.linalg.norm(gradient)))
+  return history
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_steps_and_norms_do_not_depend_on_the_parts_of_a_batch(parts):
+  state, metrics = steps(4, accumulation_steps=parts)
+  history = numpy_steps(4)
+  np.testing.assert_allclose(state.params['w'], history[-1][0], rtol=1e-5)
+  for row, (w, norm) in zip(metrics, history, strict=True):
+    np.testing.assert_allclose(row['grad_norm'], norm, rtol=1e-4)
+    np.testing.assert_allclose(row['param_norm'], np.linalg.norm(w), rtol=1e-5)
+  assert state.step == 4
+  # Statistics are updated by every part in turn.
+  assert state.model_state['batch_stats']['n'] == 4 * parts
+
+
+def test_averages_of_parameters_and_statistics():
+  state, _ = steps(5, ema_decay=0.9)
+  w, n = np.ones(3), 0.0
+  for i, (newest, _) in enumerate(numpy_steps(5)):
+    w, n = 0.9 * w + 0.1 * newest, 0.9 * n + 0.1 * (i + 1)
+  np.testing.assert_allclose(state.ema['params']['w'], w, rtol=1e-5)
+  np.testing.assert_allclose(state.ema['batch_stats']['n'], n, rtol=1e-5)
+  assert state.eval_variables() is state.ema
+
+
+def test_without_averages_the_newest_are_evaluated():
+  state, _ = steps(1)
+  assert state.ema is None
+  assert state.eval_variables()['params'] is state.params
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_randomness_differs_by_step_and_repeats_by_seed(parts):
+  draws = [row['draw'] for row in steps(3, accumulation_steps=parts)[1]]
+  assert len(set(map(float, draws))) == 3
+  again = [row['draw'] for row in steps(3, accumulation_steps=parts)[1]]
+  assert draws == again
