@@ -345,7 +345,7 @@ def test_image_size(create):
         ({'batch_size': 9, 'hosts': (0, 2)}, 'batch_size 9 .* among 2 hosts'),
         ({'batch_size': 0}, 'batch_size 0'),
         ({'batch_size': 2000}, "batch_size 2000 .* 1437 examples .* 'train'"),
-        ({'num_threads': 4, 'prefetch': 2}, 'prefetch 2 .*num_threads 4'),
+        ({'num_threads': 4, 'prefetch': 2}, 'prefetch=2 .*num_threads=4'),
         ({'name': 'digit'}, "unknown dataset 'digit'"),
         ({'train_split': 'tain'}, "unknown split 'tain'.*known: test, train"),
         ({'eval_split': 'val', 'train': False}, "unknown split 'val'"),

@@ -175,6 +175,9 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         ({'task__label_smoothing': 1.5}, ['label_smoothing=1.5']),
         ({'data__name': 'digit'}, ["'digit'", "'digits'"]),
         ({'data__train_split': 'trian'}, ["'trian'", 'train']),
+        ({'data__image_size': 0}, ['config.data.image_size=0']),
+        ({'data__num_threads': -1}, ['config.data.num_threads=-1']),
+        ({'data__prefetch': 0}, ['config.data.prefetch=0', 'num_threads=1']),
         ({'optimizer__name': 'sdg'}, ["'sdg'", "'sgd'"]),
     ],
 )

@@ -40,6 +40,10 @@ def create(
   share = _share(batch_size, process_index, process_count)
   # Checked for evaluation too, so that a mistake shows whichever comes first.
   chain = augment.Chain(data.augment)
+  if data.image_size < 1:
+    raise InputError(
+        f'config.data.image_size={data.image_size} must be at least 1 (pixel)'
+    )
   split = data.train_split if train else data.eval_split
   source = sources.open_source(data.name, data.dir, split)
   reading = (share, data.num_workers, data.num_threads, data.prefetch)

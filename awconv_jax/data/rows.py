@@ -148,12 +148,17 @@ class Reader:
   prefetch: int
 
   def __post_init__(self):
+    for key in ('num_workers', 'num_threads', 'prefetch'):
+      if getattr(self, key) < 0:
+        raise InputError(
+            f'config.data.{key}={getattr(self, key)} must be at least 0'
+        )
     # Grain lets the threads idle and only warns, in a log line of its own.
     if self.prefetch < self.num_threads:
       raise InputError(
-          f'data.prefetch {self.prefetch} is less than data.num_threads'
-          f' {self.num_threads}, so threads would idle; raise the one or lower'
-          ' the other'
+          f'config.data.prefetch={self.prefetch} is less than config.data.'
+          f'num_threads={self.num_threads}, so threads would idle; raise the '
+          'one or lower the other'
       )
 
   def open(self, start: int, stop: int | None = None) -> grain.DatasetIterator:
