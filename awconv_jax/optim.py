@@ -189,7 +189,7 @@ def _step(
   last = warmup_steps / steps_per_epoch
   if not isinstance(boundaries_epochs, (list, tuple)):
     raise InputError(
-        f'config.optimizer.{key}={boundaries_epochs!r} must be a tuple, in epochs'
+        f'config.optimizer.{key}={boundaries_epochs!r} must be a tuple'
     )
   for index, boundary in enumerate(boundaries_epochs):
     _check(f'{key}[{index}]', boundary, last, above=True)
