@@ -13,8 +13,12 @@ import pytest
 
 from awconv_jax.ops import aw_conv as op
 from awconv_jax.ops.aw_conv import aw_conv
+from awconv_jax.ops.aw_conv_forms import modulate
 
 IMPLEMENTATIONS = ('auto', *op.IMPLEMENTATIONS)
+FAST = [name for name in op.IMPLEMENTATIONS if name != 'vmap']
+# JAX derives these by itself, so that they can be derived forward, too.
+DERIVED = [name for name in FAST if not name.startswith('loop')]
 BASE = dict(
     n=2,
     size=(5, 4),
@@ -133,9 +137,10 @@ def quick_compiles():
 
 
 @pytest.mark.usefixtures('quick_compiles')
+@pytest.mark.parametrize('implementation', FAST)
 @pytest.mark.parametrize('name', CASES)
-def test_map_and_its_gradient_equal_the_loop(name):
-  check(BASE | CASES[name], 'map', gradient=True)
+def test_values_and_gradients_equal_the_loop(name, implementation):
+  check(BASE | CASES[name], implementation, gradient=True)
 
 
 @pytest.mark.usefixtures('quick_compiles')
@@ -185,10 +190,12 @@ def cases(draw):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
-@given(case=cases(), seed=st.integers(0, 99))
-def test_any_mixture_of_options_equals_the_loop(case, seed):
-  check(case, 'map', gradient=True, seed=seed)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    case=cases(), seed=st.integers(0, 99), implementation=st.sampled_from(FAST)
+)
+def test_any_mixture_of_options_equals_the_loop(case, seed, implementation):
+  check(case, implementation, gradient=True, seed=seed)
   check(case, 'vmap', gradient=False, seed=seed)
 
 
@@ -305,9 +312,36 @@ def test_a_sample_does_not_see_another(run):
   assert not np.allclose(one[1], other[1])
 
 
-def test_map_passes_jvp():
+@pytest.mark.parametrize('implementation', ['loop_dot', 'loop_conv'])
+def test_forward_derivatives_of_the_loops_are_refused_clearly(implementation):
+  operands = floats()
+  run = functools.partial(aw_conv, implementation=implementation)
+  with pytest.raises(TypeError, match='forward-mode'):
+    jax.jvp(run, tuple(operands), tuple(operands))
+
+
+@pytest.mark.parametrize('implementation', FAST)
+@pytest.mark.parametrize('name', ['plain', 'stride_2', 'groups_2'])
+def test_export_with_a_symbolic_batch_size(implementation, name):
+  case = BASE | CASES[name]
+  options = options_of(case)
+  run = functools.partial(aw_conv, implementation=implementation, **options)
+  _, kernel, _ = floats(case)
+  (n,) = jax.export.symbolic_shape('n')
+  shapes = [
+      jax.ShapeDtypeStruct((n, *o.shape[1:]), o.dtype) for o in floats(case)
+  ]
+  shapes[1] = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+  exported = jax.export.export(jax.jit(run))(*shapes)
+  for number in (1, 3):
+    operands = floats(case | dict(n=number))
+    close(exported.call(*operands), naive.aw_conv(*operands, **options), 1e-4)
+
+
+@pytest.mark.parametrize('implementation', DERIVED)
+def test_jvp(implementation):
   x, kernel, maps = floats()
-  run = functools.partial(aw_conv, implementation='map')
+  run = functools.partial(aw_conv, implementation=implementation)
   moved = floats(seed=1)
   out, tangent = jax.jit(lambda a, b: jax.jvp(run, a, b))(
       (x, kernel, maps), tuple(moved)
@@ -322,13 +356,15 @@ def test_map_passes_jvp():
   close(tangent, expected[1], 1e-4)
 
 
-def test_map_passes_gradient_of_gradient():
+@pytest.mark.parametrize('implementation', FAST)
+def test_gradient_of_gradient(implementation):
   case = BASE | dict(size=(2, 2), n=1)
   x, kernel, maps = floats(case)
   x2, _, maps2 = floats(case, seed=1)
 
   def loss(x, maps):
-    return jnp.sum(aw_conv(x, kernel, maps, implementation='map') ** 2)
+    run = functools.partial(aw_conv, implementation=implementation)
+    return jnp.sum(run(x, kernel, maps) ** 2)
 
   @jax.jit
   def second(x, maps):
@@ -350,11 +386,12 @@ def test_map_passes_gradient_of_gradient():
   np.testing.assert_allclose(along, expected, rtol=1e-4)
 
 
-def test_map_passes_vmap_over_the_whole_operation():
+@pytest.mark.parametrize('implementation', FAST)
+def test_vmap_and_checkpoint_over_the_whole_operation(implementation):
   many = [floats(seed=s) for s in range(3)]
   x, kernel, maps = (np.stack(a) for a in zip(*many, strict=True))
-  run = functools.partial(aw_conv, implementation='map')
-  out = jax.jit(jax.vmap(run))(x, kernel, maps)
+  run = functools.partial(aw_conv, implementation=implementation)
+  out = jax.jit(jax.vmap(jax.checkpoint(run)))(x, kernel, maps)
   for own, operands in zip(out, many, strict=True):
     close(own, naive.aw_conv(*operands), 1e-4)
 
@@ -364,8 +401,8 @@ def test_bfloat16_kernel_is_rounded_once(compiled):
   rng = np.random.default_rng(0)
   kernel = jnp.asarray(rng.normal(size=(3, 3, 8, 8)), jnp.bfloat16)
   maps = jnp.asarray(rng.uniform(size=(3, 3, 8, 8)), jnp.bfloat16)
-  modulate = jax.jit(op.modulate) if compiled else op.modulate
-  own = modulate(kernel, maps)
+  function = jax.jit(modulate) if compiled else modulate
+  own = function(kernel, maps)
   exact = np.asarray(kernel, np.float64) * (1 + np.asarray(maps, np.float64))
   assert own.dtype == jnp.bfloat16
   np.testing.assert_array_equal(

@@ -11,10 +11,13 @@ the D' values along the output axis for a run of D/D' consecutive outputs.
 
 from collections.abc import Callable, Sequence
 import functools
+import math
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+
+from awconv_jax.ops import aw_conv_forms, aw_conv_loops
 
 # A batch that is sharded over a mesh axis of this name (see `partition.py`) is
 # looped over on each device by itself; a loop over a sharded axis would
@@ -24,121 +27,32 @@ DATA_AXIS = 'data'
 Padding = str | Sequence[tuple[int, int]]
 
 
-def modulate(
-    kernel: jax.Array, attention: jax.Array, *, residual: bool = True
-) -> jax.Array:
-  """Returns K * (1 + A), the kernel of one sample.
-
-  Args:
-    kernel: shared kernel K, [kh, kw, C/groups, D].
-    attention: one sample's maps A in compact form, [kh, kw, G, D'].
-    residual: True for K * (1 + A), False for K * A.
-
-  Returns:
-    [kh, kw, C/groups, D] in the kernel's dtype, rounded once.
-  """
-  kh, kw, c, d = kernel.shape
-  g, p = attention.shape[-2:]
-  # The product is formed in at least float32, so that a bfloat16 kernel is
-  # rounded once, and as an einsum, whose transpose is a plain reduction: the
-  # gradient of a broadcast product is many times slower on CPU.
-  wide = jnp.promote_types(kernel.dtype, jnp.float32)
-  scale = attention.astype(wide)
-  if residual:
-    scale = 1 + scale
-  split = kernel.astype(wide).reshape(kh, kw, g, c // g, p, d // p)
-  product = jnp.einsum('ijgepf,ijgp->ijgepf', split, scale)
-  return product.reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _convolve(x, kernel, *, strides, padding, dilation, groups, precision):
-  """The plain convolution of x [N, H, W, C], accumulated in float32."""
-  return lax.conv_general_dilated(
-      x,
-      kernel,
-      strides,
-      padding,
-      rhs_dilation=dilation,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=groups,
-      precision=precision,
-  )
-
-
-def _patches(image, kernel_size, strides, padding, dilation):
-  """Returns the taps of one padded image [H, W, C]: [H', W', kh * kw, C]."""
-  image = jnp.pad(image, (*padding, (0, 0)))
-  size = image.shape[:2]
-  out = [
-      (n - (k - 1) * d - 1) // s + 1
-      for n, k, s, d in zip(size, kernel_size, strides, dilation, strict=True)
-  ]
-  taps = []
-  for i in range(kernel_size[0]):
-    for j in range(kernel_size[1]):
-      start = (i * dilation[0], j * dilation[1], 0)
-      stop = tuple(
-          b + (n - 1) * s + 1 for b, n, s in zip(start, out, strides)  # noqa: B905
-      )
-      taps.append(
-          lax.slice(image, start, (*stop, image.shape[2]), (*strides, 1))
-      )
-  return jnp.stack(taps, axis=2)
-
-
-def _vmap(x, kernel, attention, *, residual, **options):
-  """Reference: one convolution per sample, batched by `jax.vmap`."""
-
-  def one(image, maps):
-    own = modulate(kernel, maps, residual=residual)
-    return _convolve(image[None], own, **options)[0]
-
-  return jax.vmap(one)(x, attention)
-
-
-def _map(x, kernel, attention, *, residual, groups, precision, **window):
-  """One sample after the other, each as patches times its own kernel.
-
-  A matrix product inside the loop is used in place of a convolution since XLA
-  has no fast backward pass for convolutions in loops on CPU; `jax.checkpoint`
-  keeps only one sample's patches and kernel alive.
-  """
-  kh, kw, c, d = kernel.shape
-
-  def one(operands):
-    image, maps = operands
-    own = modulate(kernel, maps, residual=residual)
-    patches = _patches(image, (kh, kw), **window)
-    height, width = patches.shape[:2]
-    if groups == 1:
-      out = jnp.dot(
-          patches.reshape(height, width, kh * kw * c),
-          own.reshape(kh * kw * c, d),
-          precision=precision,
-          preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-      )
-    else:
-      out = jnp.einsum(
-          'hwtgc,tcgd->hwgd',
-          patches.reshape(height, width, kh * kw, groups, c),
-          own.reshape(kh * kw, c, groups, d // groups),
-          precision=precision,
-          preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-      ).reshape(height, width, d)
-    return out.astype(x.dtype)
-
-  return lax.map(jax.checkpoint(one), (x, attention))
-
-
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    'vmap': _vmap,
-    'map': _map,
+    'vmap': aw_conv_forms.vmap,
+    'map': aw_conv_forms.map_samples,
+    'im2col': aw_conv_forms.im2col,
+    'taps': aw_conv_forms.taps,
+    'loop_dot': aw_conv_loops.loop_dot,
+    'loop_conv': aw_conv_loops.loop_conv,
 }
 
-# Measured on CPU only. Elsewhere a loop over samples would leave the matrix
-# units idle, so the batched form is the reasoned (unmeasured) default.
-_AUTO = {'cpu': 'map'}
-_AUTO_UNMEASURED = 'vmap'
+# By backend: the form for images of up to so many output positions. Measured on
+# CPU only: docs/performance.md.
+_AUTO = {'cpu': ((400, 'loop_dot'), (math.inf, 'loop_conv'))}
+# Elsewhere a loop over samples would leave the matrix units idle; the reasoned,
+# unmeasured default is the form with one batched product.
+_AUTO_UNMEASURED = ((math.inf, 'im2col'),)
+
+
+def choose(positions: int, backend: str) -> str:
+  """Returns the implementation that 'auto' stands for.
+
+  Args:
+    positions: H' * W', positions of the output.
+    backend: such as 'cpu'; other backends than that are not measured yet.
+  """
+  table = _AUTO.get(backend, _AUTO_UNMEASURED)
+  return next(name for most, name in table if positions <= most)
 
 
 def _over_data_shards(function, x, kernel, attention):
@@ -154,6 +68,7 @@ def _over_data_shards(function, x, kernel, attention):
       in_specs=(batch, shared, batch),
       out_specs=batch,
       axis_names={DATA_AXIS},
+      check_vma=False,  # The forms know nothing of meshes.
   )(x, kernel, attention)
 
 
@@ -208,8 +123,11 @@ def aw_conv(
     dilation: vertical and horizontal spacing of the kernel's taps.
     groups: number of channel groups, as `feature_group_count`.
     residual: True for K * (1 + A), False for K * A.
-    implementation: 'vmap' (the reference, per-sample kernels under `jax.vmap`),
-      'map' (one sample after the other), or 'auto' (by backend).
+    implementation: 'auto' (by backend and shape), or a name in
+      `IMPLEMENTATIONS`: 'vmap' (the reference, per-sample kernels under
+      `jax.vmap`), 'map' (one sample after the other), 'im2col' and 'taps'
+      (batched products), 'loop_dot' and 'loop_conv' (loops with a backward
+      pass of their own; fastest on CPU, but not for `jax.jvp`).
     precision: as in `lax.conv_general_dilated`.
 
   Returns:
@@ -222,9 +140,7 @@ def aw_conv(
   Source: arXiv 2108.08205; the residual form keeps K when A is 0.
   """
   _check_shapes(x, kernel, attention, groups)
-  if implementation == 'auto':
-    implementation = _AUTO.get(jax.default_backend(), _AUTO_UNMEASURED)
-  if implementation not in IMPLEMENTATIONS:
+  if implementation not in ('auto', *IMPLEMENTATIONS):
     known = ', '.join(['auto', *IMPLEMENTATIONS])
     raise ValueError(
         f'unknown implementation {implementation!r}; known: {known}'
@@ -233,11 +149,21 @@ def aw_conv(
   window = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+  padding = tuple(map(tuple, padding))
+  if implementation == 'auto':
+    height, width = aw_conv_forms.output_size(
+        x.shape[1:3],
+        kernel.shape[:2],
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+    )
+    implementation = choose(height * width, jax.default_backend())
   function = functools.partial(
       IMPLEMENTATIONS[implementation],
       residual=residual,
       strides=tuple(strides),
-      padding=tuple(map(tuple, padding)),
+      padding=padding,
       dilation=tuple(dilation),
       groups=groups,
       precision=precision,

@@ -1,0 +1,238 @@
+"""The forms that leave their derivatives to JAX: vmap, map, im2col, taps.
+
+Each is `form(x, kernel, attention, *, residual, strides, padding, dilation,
+groups, precision)` with the arguments of `ops.aw_conv.aw_conv`, the padding as
+pairs. They allow any order of derivative, forward and reverse.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+
+def modulate(
+    kernel: jax.Array, attention: jax.Array, *, residual: bool = True
+) -> jax.Array:
+  """Returns K * (1 + A), the kernel of one sample.
+
+  Args:
+    kernel: shared kernel K, [kh, kw, C/groups, D].
+    attention: one sample's maps A in compact form, [kh, kw, G, D'].
+    residual: True for K * (1 + A), False for K * A.
+
+  Returns:
+    [kh, kw, C/groups, D] in the kernel's dtype, rounded once.
+  """
+  kh, kw, c, d = kernel.shape
+  g, p = attention.shape[-2:]
+  # The product is formed in at least float32, so that a bfloat16 kernel is
+  # rounded once, and as an einsum, whose transpose is a plain reduction: the
+  # gradient of a broadcast product is many times slower on CPU.
+  wide = jnp.promote_types(kernel.dtype, jnp.float32)
+  scale = attention.astype(wide)
+  if residual:
+    scale = 1 + scale
+  split = kernel.astype(wide).reshape(kh, kw, g, c // g, p, d // p)
+  product = jnp.einsum('ijgepf,ijgp->ijgepf', split, scale)
+  return product.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def convolve(x, kernel, *, strides, padding, dilation, groups, precision):
+  """Returns the plain convolution of x [N, H, W, C]."""
+  return lax.conv_general_dilated(
+      x,
+      kernel,
+      strides,
+      padding,
+      rhs_dilation=dilation,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
+      precision=precision,
+  )
+
+
+def tap_views(
+    image: jax.Array,
+    kernel_size: tuple[int, int],
+    *,
+    strides: tuple[int, int],
+    padding: Sequence[tuple[int, int]],
+    dilation: tuple[int, int],
+) -> list[jax.Array]:
+  """Returns what each tap of a kernel sees of an image.
+
+  Args:
+    image: [H, W, C].
+    kernel_size: (kh, kw).
+    strides, padding, dilation: of the convolution; padding may be negative.
+
+  Returns:
+    kh * kw arrays [H', W', C], row by row of the kernel.
+  """
+  config = [(*pair, 0) for pair in padding] + [(0, 0, 0)]
+  image = lax.pad(image, jnp.zeros((), image.dtype), config)
+  counts = [
+      (n - (k - 1) * d - 1) // s + 1
+      for n, k, s, d in zip(
+          image.shape, kernel_size, strides, dilation, strict=False
+      )
+  ]
+  views = []
+  for i in range(kernel_size[0]):
+    for j in range(kernel_size[1]):
+      start = (i * dilation[0], j * dilation[1])
+      stop = [
+          b + (n - 1) * s + 1
+          for b, n, s in zip(start, counts, strides, strict=True)
+      ]
+      views.append(
+          lax.slice(image, (*start, 0), (*stop, image.shape[2]), (*strides, 1))
+      )
+  return views
+
+
+def patches(image: jax.Array, kernel_size, *, groups: int, **window):
+  """Returns the patches of an image as matrices, one per channel group.
+
+  Args:
+    image: [H, W, C].
+    kernel_size: (kh, kw).
+    groups: channel groups.
+    **window: strides, padding and dilation.
+
+  Returns:
+    [groups, H' * W', kh * kw * C / groups].
+  """
+  views = tap_views(image, kernel_size, **window)
+  split = [split_groups(view, groups) for view in views]
+  return jnp.concatenate(split, axis=-1)
+
+
+def split_groups(image: jax.Array, groups: int) -> jax.Array:
+  """Returns [H, W, C] as [groups, H * W, C / groups]."""
+  height, width, channels = image.shape
+  if groups == 1:  # Nothing moves.
+    return image.reshape(1, height * width, channels)
+  image = image.reshape(height * width, groups, channels // groups)
+  return jnp.moveaxis(image, 1, 0)
+
+
+def join_groups(matrices: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Returns [groups, H * W, D / groups] as [H, W, D]."""
+  return jnp.moveaxis(matrices, 0, 1).reshape(*size, -1)
+
+
+def as_matrices(kernel: jax.Array, groups: int) -> jax.Array:
+  """Returns [..., C/groups, D] as [groups, ... * C/groups, D/groups]."""
+  d = kernel.shape[-1]
+  split = kernel.reshape(-1, groups, d // groups)
+  return jnp.moveaxis(split, 1, 0)
+
+
+def accumulator(dtype) -> jnp.dtype:
+  """Returns the dtype in which sums of products of `dtype` are taken."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
+  """Returns the product of two matrices in every group.
+
+  Args:
+    lhs, rhs: [groups, ., .].
+    contract: the axis of each matrix to sum over, 0 or 1.
+    precision: as in `lax.dot_general`.
+
+  Returns:
+    [groups, ., .], what is left of lhs and of rhs, in the accumulator's dtype.
+  """
+
+  def product(a, b):
+    return lax.dot_general(
+        a,
+        b,
+        (((contract[0],), (contract[1],)), ((), ())),
+        precision=precision,
+        preferred_element_type=accumulator(lhs.dtype),
+    )
+
+  if lhs.shape[0] == 1:
+    # A batch axis, even of one, keeps XLA from its fastest product on CPU.
+    return product(lhs[0], rhs[0])[None]
+  return jax.vmap(product)(lhs, rhs)
+
+
+def output_size(size, kernel_size, *, strides, padding, dilation):
+  """Returns (H', W') of a convolution for an image of size (H, W)."""
+  return tuple(
+      (n + sum(p) - (k - 1) * d - 1) // s + 1
+      for n, k, s, p, d in zip(
+          size, kernel_size, strides, padding, dilation, strict=True
+      )
+  )
+
+
+def convolve_one(image, own, **options):
+  """Returns one sample's output [H', W', D] as a convolution."""
+  return convolve(image[None], own, **options)[0]
+
+
+def multiply_one(image, own, *, groups, precision, **window):
+  """Returns one sample's output [H', W', D] as its patches times its kernel."""
+  size = output_size(image.shape[:2], own.shape[:2], **window)
+  seen = patches(image, own.shape[:2], groups=groups, **window)
+  out = dot(seen, as_matrices(own, groups), (1, 0), precision)
+  return join_groups(out, size).astype(image.dtype)
+
+
+def add_taps_one(image, own, *, groups, precision, **window):
+  """Returns one sample's output [H', W', D] as a sum over the kernel's taps."""
+  size = output_size(image.shape[:2], own.shape[:2], **window)
+  views = tap_views(image, own.shape[:2], **window)
+  matrices = own.reshape(-1, *own.shape[2:])
+  out = sum(
+      dot(split_groups(v, groups), as_matrices(m, groups), (1, 0), precision)
+      for v, m in zip(views, matrices, strict=True)
+  )
+  return join_groups(out, size).astype(image.dtype)
+
+
+def _with_own_kernel(function, kernel, residual, options):
+  """Returns function(image, own kernel) as one of (image, maps)."""
+
+  def one(image, maps):
+    own = modulate(kernel, maps, residual=residual)
+    return function(image, own, **options)
+
+  return one
+
+
+def vmap(x, kernel, attention, *, residual, **options):
+  """Reference: one convolution per sample, batched by `jax.vmap`."""
+  one = _with_own_kernel(convolve_one, kernel, residual, options)
+  return jax.vmap(one)(x, attention)
+
+
+def map_samples(x, kernel, attention, *, residual, **options):
+  """One sample after the other, each as patches times its own kernel.
+
+  A matrix product is used in place of a convolution since XLA has no fast
+  backward pass for convolutions in loops on CPU; `jax.checkpoint` keeps only
+  one sample's patches and kernel alive.
+  """
+  one = _with_own_kernel(multiply_one, kernel, residual, options)
+  one = jax.checkpoint(one)
+  return lax.map(lambda operands: one(*operands), (x, attention))
+
+
+def im2col(x, kernel, attention, *, residual, **options):
+  """All patches of the batch times all kernels, as one batched product."""
+  one = _with_own_kernel(multiply_one, kernel, residual, options)
+  return jax.vmap(one)(x, attention)
+
+
+def taps(x, kernel, attention, *, residual, **options):
+  """A batched product per tap of the kernel, summed: no patches in memory."""
+  one = _with_own_kernel(add_taps_one, kernel, residual, options)
+  return jax.vmap(one)(x, attention)

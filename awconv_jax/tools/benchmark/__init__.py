@@ -1,0 +1,1 @@
+"""Measures the operation and whole networks against their plain versions."""
