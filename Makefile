@@ -26,6 +26,9 @@ help:  ## List the commands.
 
 # One check of the version, in words that any Python understands.
 $(VENV)/bin/python:
+	@command -v '$(PYTHON)' >/dev/null || { \
+	  echo "error: there is no '$(PYTHON)'; install Python >= 3.11 and say" \
+	    "make PYTHON=/path/to/python3 ..." >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: Python >= 3.11 is needed, but '$(PYTHON)' is" \
 	    "$$('$(PYTHON)' --version 2>&1); install a newer one and say" \

@@ -9,6 +9,10 @@ each with --coordinator, --num_processes and --process_id; under SLURM and on
 Cloud TPU they find each other.
 """
 
+import os
+import shlex
+import sys
+
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -35,8 +39,9 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
-def _summarize(result, workdir: str, config_path: str) -> None:
+def _summarize(result, workdir: str, config_path: str, plain: bool) -> None:
   """Prints where things are and what to try next."""
+  workdir = workdir.rstrip('/')
   from awconv_jax.tools import plot_curves
 
   curves = plot_curves.plot([workdir], f'{workdir}/curves.png')
@@ -46,13 +51,18 @@ def _summarize(result, workdir: str, config_path: str) -> None:
   print(
       f'checkpoints: {workdir}/checkpoints\n'
       f'metrics:     {workdir}/metrics.jsonl\n'
-      f'TensorBoard: tensorboard --logdir={workdir}/tensorboard\n'
+      f'TensorBoard: {workdir}/tensorboard (pip install tensorboard)\n'
       f'curves:      {curves}\n'
-      'next, for example:\n'
-      f'  python train.py --config={config_path}:aw_conv=false '
-      f'--workdir={workdir}_plain\n'
-      '  python -m awconv_jax.tools.plot_curves --output=compare.png '
-      f'{workdir} {workdir}_plain'
+      'next, for example:'
+  )
+  python = shlex.quote(os.path.relpath(sys.executable))
+  other = f'{workdir}_{"aw" if plain else "plain"}'
+  config = f'{config_path}:aw_conv={"true" if plain else "false"}'
+  quoted = [shlex.quote(path) for path in (config, other, workdir)]
+  print(
+      f'  {python} train.py --config={quoted[0]} --workdir={quoted[1]}\n'
+      f'  {python} -m awconv_jax.tools.plot_curves --output=compare.png '
+      f'{quoted[2]} {quoted[1]}'
   )
 
 
@@ -89,7 +99,12 @@ def main(arguments):
     )
     return
   config_path = config_flags.get_config_filename(flags.FLAGS['config'])
-  _summarize(result, _WORKDIR.value, config_path.partition(':')[0])
+  _summarize(
+      result,
+      _WORKDIR.value,
+      config_path.partition(':')[0],
+      plain=not _CONFIG.value.model.aw_conv,
+  )
 
 
 if __name__ == '__main__':

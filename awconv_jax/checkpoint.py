@@ -12,7 +12,6 @@ import os
 import pathlib
 from typing import Any
 
-from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -292,7 +291,6 @@ class Checkpointer:
             f'checkpoint {step} in {self._directory} is damaged ({reason});'
             f' moved to {target}; {then}'
         )
-        logging.warning('%s', message)
         self._report(message)
     _all_processes(True)  # No process may list the steps before the moves.
     self._open()

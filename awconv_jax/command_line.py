@@ -6,6 +6,7 @@ traceback; here the config is tried first, and the nearest known key named.
 
 from collections.abc import Callable, Sequence
 import difflib
+import errno
 import importlib.util
 import pathlib
 import sys
@@ -40,7 +41,12 @@ def load_config(value: str) -> ml_collections.ConfigDict:
   if spec is None:
     raise errors.InputError(f'config file {path!r} is not a Python file')
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:  # It is the user's own program.
+    raise errors.InputError(
+        f'config file {path} cannot be read: {type(error).__name__}: {error}'
+    ) from error
   if not hasattr(module, 'get_config'):
     raise errors.InputError(f'{path} has no function get_config')
   try:
@@ -113,5 +119,11 @@ def run(main: Callable[[list[str]], Any]) -> None:
       main(argv[1:])
     except errors.ReportedError as error:
       fail(error)
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise
+      fail(f'{error.strerror}: {error.filename or "while writing"}')
+    except KeyboardInterrupt:
+      sys.exit('interrupted')
 
   app.run(guarded, flags_parser=_parse)

@@ -70,6 +70,7 @@ class MetricWriter:
     self._file.flush()
     for name, value in scalars.items():
       self._board.add_scalar(name, value, step)
+    self._board.flush()  # A kill must not cost what was shown.
 
   def close(self) -> None:
     """Writes out what is buffered."""

@@ -90,7 +90,9 @@ def create_schedule(
       'schedule', config.schedule, build, config.schedule_options
   )
   epochs = total_steps / steps_per_epoch
-  _check('warmup_epochs', config.warmup_epochs, 0, epochs)
+  # The training's length is rounded to whole steps.
+  longest = epochs + 1 / steps_per_epoch
+  _check('warmup_epochs', config.warmup_epochs, 0, longest)
   _check('warmup_start_fraction', config.warmup_start_fraction, 0, 1)
   warmup_steps = round(config.warmup_epochs * steps_per_epoch)
   fraction = build(warmup_steps, total_steps, steps_per_epoch, **options)

@@ -5,11 +5,13 @@ then sees the global batch (also known as SyncBN), and every process computes
 the same metrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import importlib.util
 import os
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
@@ -34,7 +36,7 @@ def initialize_distributed(
   under SLURM and on Cloud TPU; a single process joins nothing.
 
   Raises:
-    InputError: only some of the three are given.
+    InputError: only some of the three are given, or they cannot be right.
   """
   given = {
       '--coordinator': coordinator,
@@ -43,6 +45,15 @@ def initialize_distributed(
   }
   missing = [name for name, value in given.items() if value is None]
   if not missing:
+    if not 0 <= process_id < num_processes:
+      raise errors.InputError(
+          f'--process_id={process_id} is not in 0..{num_processes - 1}, as '
+          f'--num_processes={num_processes} says'
+      )
+    if not coordinator.rpartition(':')[2].isdigit() or ':' not in coordinator:
+      raise errors.InputError(
+          f'--coordinator={coordinator} has no port; want host:port'
+      )
     jax.distributed.initialize(coordinator, num_processes, process_id)
   elif len(missing) < len(given):
     raise errors.InputError(
@@ -60,6 +71,36 @@ def _several_processes_detected() -> bool:
   # `libtpu` is installed on Cloud TPU only; there JAX asks the metadata server.
   has_tpu = importlib.util.find_spec('libtpu') is not None
   return has_tpu and os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu')
+
+
+def agree(function: Callable[[], Any]) -> Any:
+  """Runs a function in every process; a failure of one is one of all.
+
+  Without this the others would wait for the one that failed.
+
+  Args:
+    function: what to run; it must not wait for other processes.
+
+  Returns:
+    What it returns in this process.
+
+  Raises:
+    ReportedError: the first process's that failed.
+  """
+  if jax.process_count() == 1:
+    return function()
+  result, message = None, b''
+  try:
+    result = function()
+  except errors.ReportedError as error:
+    message = str(error).encode()
+  room = np.zeros(2048, np.uint8)
+  room[: len(message)] = np.frombuffer(message[: len(room)], np.uint8)
+  for row in multihost_utils.process_allgather(room):
+    if row.any():
+      text = bytes(row).rstrip(b'\0').decode(errors='replace')
+      raise errors.InputError(text)
+  return result
 
 
 def create_mesh() -> Mesh:

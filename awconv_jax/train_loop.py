@@ -10,7 +10,6 @@ from typing import Any
 
 from clu import parameter_overview
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 import numpy as np
 
@@ -65,7 +64,11 @@ def _check(config: Any, mesh: Mesh) -> None:
   for key in ('num_epochs', 'eval_every_epochs', 'checkpoint_every_epochs'):
     if not 0 < config[key] < float('inf'):
       raise errors.InputError(f'config.{key}={config[key]} must be above 0')
-  for key, least in (('log_every_steps', 1), ('seed', 0)):
+  for key, least in (
+      ('log_every_steps', 1),
+      ('seed', 0),
+      ('checkpoints_to_keep', 2),  # One is left if the newest is damaged.
+  ):
     if config[key] < least:
       raise errors.InputError(
           f'config.{key}={config[key]} must be at least {least}'
@@ -75,25 +78,25 @@ def _check(config: Any, mesh: Mesh) -> None:
 def _create_data(config: Any) -> tuple[Any, Any]:
   """Returns the batches to train on and those to evaluate on."""
   # The first process builds what is embedded, the others then find it.
-  if jax.process_index() == 0:
-    data.prepare(config.data.name, config.data.dir)
-  _barrier('data')
+  partition.agree(
+      lambda: jax.process_index()
+      or data.prepare(config.data.name, config.data.dir)
+  )
   shared = dict(
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
   )
-  return (
-      data.create(config, train=True, batch_size=config.batch_size, **shared),
-      data.create(
-          config, train=False, batch_size=config.eval_batch_size, **shared
-      ),
+
+  def create(train, batch_size):
+    return data.create(config, train=train, batch_size=batch_size, **shared)
+
+  return partition.agree(
+      lambda: (
+          create(True, config.batch_size),
+          create(False, config.eval_batch_size),
+      )
   )
-
-
-def _barrier(name: str) -> None:
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
 
 
 def _check_classes(task: Any, config: Any, batches: Any) -> None:
@@ -255,12 +258,29 @@ class _Run:
         steps_per_epoch=self._steps_per_epoch,
     )
     self._first = jax.process_index() == 0
-    if self._first:
-      workdirs.claim(workdir, config.to_dict())
-    _barrier('workdir')
 
   def run(self) -> Result:
     """Restores what is there and goes on to the end."""
+    lock = partition.agree(self._claim)
+    try:
+      return self._run()
+    finally:
+      if lock is not None:
+        lock.close()
+
+  def _claim(self):
+    """Takes the directory, in the first process, and returns its lock."""
+    if not self._first:
+      return None
+    lock = workdirs.lock(self._workdir)
+    try:
+      workdirs.claim(self._workdir, self._config.to_dict())
+    except errors.InputError:
+      lock.close()
+      raise
+    return lock
+
+  def _run(self) -> Result:
     config = self._config
     checkpointer = checkpoint.Checkpointer(
         self._workdir / 'checkpoints',
@@ -293,6 +313,8 @@ class _Run:
         self._batches.set_state(iterator_state)
         if self._first:
           print(f'resumed from the checkpoint of step {step}', flush=True)
+        if self._first and step >= self._total:
+          print('this run is complete; evaluating it again', flush=True)
       with preemption.StopRequest() as stop:
         try:
           return self._loop(state, step, checkpointer, stop)
@@ -327,8 +349,8 @@ class _Run:
         state, step_metrics = step_function(state, batch)
         step += 1
         log.add(step, step_metrics)
-        stopped_by = stop.reason(step)
         last = step == total
+        stopped_by = None if last else stop.reason(step)
         evaluate_now = _due(step, total, eval_every)
         save_now = _due(step, total, save_every) or stopped_by
         if evaluate_now or save_now or step % config.log_every_steps == 0:
@@ -342,6 +364,7 @@ class _Run:
       if complete:
         metrics = self._evaluate(predict, state, step, bar, None)
     except errors.DivergenceError as error:
+      checkpointer.wait()
       saved = max(checkpointer.steps(), default=None)
       kept = (
           f'the checkpoint of step {saved} is kept'
@@ -367,7 +390,10 @@ class _Run:
         self._task.evaluator(),
         self._mesh,
     )
-    shown = '  '.join(f'{name} {value:.4f}' for name, value in metrics.items())
+    shown = '  '.join(
+        f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
+        for name, value in metrics.items()
+    )
     bar.say(f'step {step}/{self._total}  evaluation: {shown}')
     bar.restart(step)
     if writer is not None:

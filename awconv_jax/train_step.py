@@ -1,7 +1,6 @@
 """The state of training and the two compiled functions over it."""
 
 from collections.abc import Callable, Mapping
-import functools
 from typing import Any
 
 import flax
@@ -108,8 +107,7 @@ def _accumulate(loss_and_grads, state, batch, rng, number):
     )
     return model_state, (loss, metrics, grads)
 
-  # Gradients are stacked by the scan and averaged after it only if summed
-  # there; a running sum keeps one copy.
+  # A running sum, since the scan would stack the gradients of all parts.
   def step(carry, inputs):
     model_state, total = carry
     model_state, out = body(model_state, inputs)
@@ -146,7 +144,8 @@ def create_train_step(
       to the step is donated.
     seed: of all that is random in a step, together with the step's number.
     accumulation_steps: parts the batch is computed in, one after the other.
-    ema_decay: share of the old averages; unused if the state has none.
+    ema_decay: share of the old averages, after t steps at most
+      (1 + t) / (10 + t); unused if the state has none.
 
   Metrics are scalars: loss, the task's own, learning_rate, and the norms of
   the gradients and of the parameters after the step (both become non-finite
@@ -169,7 +168,9 @@ def create_train_step(
     ema = state.ema
     if ema is not None:
       new = {'params': params, **model_state}
-      ema = optim.ema_update(ema, new, ema_decay)
+      # A short past is weighed less, or the random start would be averaged.
+      decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+      ema = optim.ema_update(ema, new, decay)
     metrics = {
         'loss': loss,
         **metrics,
@@ -200,7 +201,7 @@ def create_predict(
   """
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
   return jax.jit(
-      functools.partial(task.predict),
+      task.predict,
       in_shardings=(whole, rows),
       out_shardings=whole,
   )

@@ -1,6 +1,7 @@
 """A run's directory belongs to one config, saved beside its results."""
 
 from collections.abc import Mapping
+import fcntl
 import json
 import os
 import pathlib
@@ -8,10 +9,13 @@ from typing import Any
 
 from awconv_jax import errors
 
-# What may differ when a run is continued: it changes where data lie or how
-# much is shown and kept, but not one bit of the result.
+# What may differ when a run is continued: it changes where data lie or what is
+# shown and kept when, but not one bit of the trained weights.
 FREE_KEYS = (
     'log_every_steps',
+    'eval_every_epochs',
+    'eval_batch_size',
+    'checkpoint_every_epochs',
     'checkpoints_to_keep',
     'data.dir',
     'data.num_workers',
@@ -30,8 +34,46 @@ def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+def lock(workdir: str | os.PathLike) -> Any:
+  """Keeps other runs out of a directory until the result is closed.
+
+  Args:
+    workdir: directory of the run; made if it is not there.
+
+  Returns:
+    An open file; the lock also ends with the process.
+
+  Raises:
+    InputError: another run is under way in there, or it cannot be written.
+  """
+  workdir = pathlib.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / '.lock').open('w')
+  except OSError as error:
+    raise _cannot_write(workdir, error) from error
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    file.close()
+    raise errors.InputError(
+        f'another run is under way in {workdir}; wait for it, or give another '
+        '--workdir'
+    ) from error
+  return file
+
+
+def _cannot_write(workdir, error) -> errors.InputError:
+  return errors.InputError(
+      f'cannot write to --workdir={workdir}: {error.strerror}; give another'
+  )
+
+
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
   """Saves the config in the directory, or checks that it is the one there.
+
+  A directory without any checkpoint holds nothing to continue, and takes any
+  config.
 
   Args:
     workdir: directory of the run; made if it is not there.
@@ -45,12 +87,13 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
   path = workdir / 'config.json'
   # Through JSON, so that tuples and lists compare equal.
   config = json.loads(json.dumps(config))
-  if path.exists():
+  steps = (workdir / 'checkpoints').glob('*')
+  if path.exists() and any(p.name.isdigit() for p in steps):
     try:
       held = _flatten(json.loads(path.read_text()))
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
       raise errors.InputError(
-          f'{path} is not JSON; give another --workdir, or restore that file'
+          f'{path} holds no config; give another --workdir, or restore it'
       ) from error
     given = _flatten(config)
     missing = object()
@@ -72,11 +115,8 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
           'give another --workdir, or that config to continue it'
       )
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(config, indent=2) + '\n')
     temporary.replace(path)
   except OSError as error:
-    raise errors.InputError(
-        f'cannot write to --workdir={workdir}: {error.strerror}; give another'
-    ) from error
+    raise _cannot_write(workdir, error) from error

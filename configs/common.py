@@ -1,9 +1,57 @@
 """Strict parsing of a config's argument string, 'model=resnet34,seed=1'."""
 
+from collections.abc import Mapping
 import difflib
 from typing import Any
 
 import ml_collections
+
+# The options of every optimizer and schedule, for configs to choose from.
+OPTIMIZERS = {
+    'sgd': dict(momentum=0.9, nesterov=True),
+    'adamw': dict(b1=0.9, b2=0.999, eps=1e-8),
+    'lamb': dict(b1=0.9, b2=0.999, eps=1e-6),
+}
+SCHEDULES = {
+    'constant': {},
+    'cosine': dict(final_fraction=0.0),
+    'step': dict(boundaries_epochs=(30.0, 60.0, 90.0), factor=0.1),
+}
+ATTENTION = {'none': {}, 'se': dict(reduction=16)}
+
+
+def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+  """Returns the options of a name.
+
+  Args:
+    kind: the config argument that gave the name.
+    name: one of the options.
+    options: by name.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if name not in options:
+    raise ValueError(
+        f'unknown {kind} {name!r}; known: {", ".join(sorted(options))}'
+    )
+  return options[name]
+
+
+def aw_options() -> ml_collections.ConfigDict:
+  """Returns all fields of `AWConv` that the paper leaves open, as we chose."""
+  options = ml_collections.ConfigDict()
+  options.reduction = 16
+  options.min_hidden = 4
+  options.expansion = 16
+  options.expansion_axis = 'in'
+  options.gate = 'sigmoid'
+  options.norm = 'batch'
+  options.residual = True
+  options.pool_size = ml_collections.config_dict.placeholder(int)
+  options.identity_start = False
+  options.implementation = 'auto'
+  return options
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:

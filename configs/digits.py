@@ -16,10 +16,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config.
 
   Args:
-    arg: 'key=value,...' with the keys model, attention ('none' for none)
-      and aw_conv (true or false).
+    arg: 'key=value,...' with the keys model, attention ('none' or a name),
+      aw_conv (true or false), optimizer and schedule.
   """
-  arg = common.parse_arg(arg, model='resnet18', attention='none', aw_conv=True)
+  arg = common.parse_arg(
+      arg,
+      model='resnet18',
+      attention='none',
+      aw_conv=True,
+      optimizer='sgd',
+      schedule='cosine',
+  )
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.num_epochs = 18.0
@@ -65,19 +72,34 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.model.attention = ml_collections.config_dict.placeholder(str)
   if arg.attention != 'none':
     config.model.attention = arg.attention
+  config.model.attention_options = common.choose(
+      'attention', arg.attention, common.ATTENTION
+  )
   config.model.aw_conv = arg.aw_conv
+  config.model.aw_where = '3x3'
+  config.model.aw_stages = (1, 2, 3, 4)
+  config.model.aw_options = common.aw_options()
+  config.model.zero_init_residual = True
+  config.model.norm_momentum = 0.9
+  config.model.norm_epsilon = 1e-5
   config.model.dtype = 'float32'
+  config.model.param_dtype = 'float32'
 
   config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.options = dict(momentum=0.9, nesterov=True)
-  config.optimizer.learning_rate = 0.1
+  config.optimizer.name = arg.optimizer
+  config.optimizer.options = common.choose(
+      'optimizer', arg.optimizer, common.OPTIMIZERS
+  )
+  # At the base batch size; it grows in proportion to the batch.
+  config.optimizer.learning_rate = 0.1 if arg.optimizer == 'sgd' else 3e-3
   config.optimizer.base_batch_size = 64
   config.optimizer.weight_decay = 5e-4
   config.optimizer.decay_mask = 'kernels'
   config.optimizer.clip_norm = 0.0  # 0 is off.
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.schedule_options = dict(final_fraction=0.0)
+  config.optimizer.schedule = arg.schedule
+  config.optimizer.schedule_options = common.choose(
+      'schedule', arg.schedule, common.SCHEDULES
+  )
   config.optimizer.warmup_epochs = 2.0
   config.optimizer.warmup_start_fraction = 0.0
   return config.lock()

@@ -1,4 +1,4 @@
-"""Adaptive average pooling against a naive loop."""
+"""Adaptive average pooling against a naive loop, and valid areas."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+from awconv_jax.ops.valid_area import mask_padding
 
 GRIDS = [(1, 1), (3, 3), (1, 3), (5, 4), (7, 7)]
 SIZES = [(1, 1), (2, 5), (3, 3), (9, 2), (11, 13)]
@@ -70,3 +71,52 @@ def test_bfloat16_is_summed_and_returned_in_float32():
   out = pooled(x)[0]
   assert out.dtype == jnp.float32
   np.testing.assert_array_equal(out, 1.5)
+
+
+@pytest.mark.parametrize(
+    'given, meant',
+    [
+        ([[50, 50], [0, 3]], [(5, 5), (1, 3)]),
+        (((-4, 6), (2, 1)), [(1, 5), (2, 1)]),
+        (np.array([[200, 0], [3, 3]], np.uint8), [(5, 1), (3, 3)]),
+    ],
+)
+def test_valid_size_is_clipped_to_the_image(given, meant):
+  x = images(2, (5, 5))
+  for grid, out in zip(GRIDS, pooled(x, given), strict=True):
+    expected = naive.adaptive_pool(x, grid, meant)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+  mask = np.zeros((2, 5, 5, 1), bool)
+  for n, (h, w) in enumerate(meant):
+    mask[n, :h, :w] = True
+  np.testing.assert_array_equal(mask_padding(x, given), np.where(mask, x, 0))
+
+
+@pytest.mark.parametrize('shape', [(1, 2), (2,), (2, 3), (3, 2), (2, 1, 2)])
+@pytest.mark.parametrize('masked', [False, True])
+def test_valid_size_of_another_shape_is_refused(shape, masked):
+  x, sizes = images(2, (5, 4)), np.ones(shape, int)
+  with pytest.raises(ValueError) as error:
+    if masked:
+      mask_padding(x, sizes)
+    else:
+      adaptive_average_pool(x, (1, 1), valid_size=sizes)
+  for named in (shape, (2, 5, 4, 2)):
+    assert str(named) in str(error.value)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_mask_replaces_whatever_is_in_the_padding(dtype):
+  x = images(2, (5, 4))
+  x[0, 3:] = np.nan
+  x[1, :, 1:] = np.inf
+  x = jnp.asarray(x, dtype)
+  out = jax.jit(mask_padding)(x, np.array([(3, 4), (5, 1)]))
+  assert out.dtype == dtype
+  expected = jnp.where(jnp.isfinite(x), x, 0)
+  np.testing.assert_array_equal(np.float32(out), np.float32(expected))
+
+
+def test_no_valid_size_costs_nothing():
+  x = images(1, (2, 2))
+  assert mask_padding(x, None) is x

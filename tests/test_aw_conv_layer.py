@@ -273,6 +273,34 @@ def test_drop_in_for_flax_conv(name):
   close(out, expected)
 
 
+@pytest.mark.parametrize(
+    'field',
+    ['kernel_size', 'strides', 'padding', 'kernel_dilation', 'pool_size'],
+)
+def test_numpy_integers_are_integers(field):
+  x = images(2, 7, 6, 4)
+  plain, own = (
+      AWConv(**(dict(features=4, kernel_size=3) | {field: number}))
+      for number in (3, np.int64(3))
+  )
+  variables = random_variables(plain, x)
+  expected = apply(plain, variables, x)
+  np.testing.assert_array_equal(apply(own, variables, x), expected)
+  pairs = own.clone(**{field: (np.int64(3), np.int32(3))})
+  np.testing.assert_array_equal(apply(pairs, variables, x), expected)
+
+
+def test_all_counts_may_be_numpy_integers():
+  names = ('features', 'reduction', 'min_hidden', 'expansion')
+  layer = AWConv(
+      kernel_size=3,
+      feature_group_count=np.int64(2),
+      **dict.fromkeys(names, np.int64(4)),
+  )
+  x = images(1, 4, 4, 4)
+  assert apply(layer, random_variables(layer, x), x).shape == (1, 4, 4, 4)
+
+
 def test_kernel_size_may_be_one_number():
   shapes = jax.eval_shape(AWConv(4, 3).init, KEY, images(1, 4, 4, 2))
   assert shapes['params']['kernel'].shape == (3, 3, 2, 4)
@@ -378,6 +406,26 @@ def test_valid_size_follows_the_batch_axes():
   close(out[1, 2], one)
 
 
+def test_valid_size_may_be_lists_and_is_clipped_to_the_image():
+  layer = AWConv(4, (3, 3))
+  x = images(2, 5, 5, 4)
+  variables = random_variables(layer, x)
+  run = functools.partial(jax.jit(layer.apply), variables, x)
+  beyond = run(valid_size=[[50, 50], [0, -3]])
+  close(beyond, run(valid_size=jnp.array([[5, 5], [1, 1]])))
+  assert np.all(np.isfinite(beyond))
+
+
+@pytest.mark.parametrize('shape', [(1, 2), (2,), (2, 3), (4,), (2, 1, 2)])
+def test_valid_size_of_another_shape_is_refused(shape):
+  layer = AWConv(4, (3, 3))
+  x = images(2, 5, 5, 4)
+  init = functools.partial(layer.init, valid_size=np.ones(shape, int))
+  with pytest.raises(ValueError) as error:
+    jax.eval_shape(init, KEY, x)
+  assert str(shape) in str(error.value) and '(2, 5, 5, 4)' in str(error.value)
+
+
 def test_maps_are_sown_on_request_only():
   layer = AWConv(6, (3, 3), expansion=2)
   x = images(2, 6, 5, 4)
@@ -396,24 +444,46 @@ def test_maps_are_sown_on_request_only():
   close(maps, expected)
 
 
-@pytest.mark.parametrize('norm', ['batch', 'layer', 'none'])
-def test_every_parameter_learns_from_a_batch_of_one(norm):
-  layer = AWConv(4, (3, 3), norm=norm, train=True)
+def step_of_one(layer):
+  """Returns output, moved statistics and gradients for a batch of one."""
   x = images(1, 5, 4, 4)
-  variables = jax.jit(layer.init)(KEY, x)
+  variables = random_variables(layer, x)
   weights = images(1, 5, 4, 4, seed=1)
 
   @jax.jit
-  @jax.grad
+  @functools.partial(jax.grad, has_aux=True)
   def gradient(params):
-    out, _ = layer.apply(
+    result = layer.apply(
         variables | {'params': params}, x, mutable=['batch_stats']
     )
-    return jnp.sum(out * weights)
+    return jnp.sum(result[0] * weights), result
 
-  gradients = gradient(variables['params'])
+  gradients, result = gradient(variables['params'])
+  return *result, gradients
+
+
+# A batch norm over a single cell cannot train: the test below.
+@pytest.mark.parametrize(
+    'kernel_size, norm',
+    [(3, 'batch'), (3, 'layer'), (3, 'none'), (1, 'layer'), (1, 'none')],
+)
+def test_every_parameter_learns_from_a_batch_of_one(kernel_size, norm):
+  layer = AWConv(4, kernel_size, norm=norm, train=True)
+  *_, gradients = step_of_one(layer)
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
+
+
+def test_batch_norm_over_a_single_cell_is_finite():
+  result = step_of_one(AWConv(4, 1, train=True))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(result):
+    assert np.all(np.isfinite(leaf)), path
+  learn = jax.tree.map(lambda leaf: bool(np.any(leaf != 0)), result[-1])
+  attention = learn.pop('attention')
+  # As the class says: if this changes, so must its docstring.
+  assert attention.pop('norm2') == {'scale': False, 'bias': True}
+  assert not any(jax.tree.leaves(attention))
+  assert all(jax.tree.leaves(learn))
 
 
 @pytest.mark.parametrize(
@@ -506,6 +576,13 @@ def test_squeeze_excite_is_a_special_case():
         (dict(strides=(1, 0)), r'strides must be at least 1, not \(1, 0\)'),
         (dict(feature_group_count=0), 'group_count must be at least 1'),
         (dict(padding=(1, 1, 1)), 'padding must cover two axes'),
+        (dict(padding=None), 'padding must cover two axes'),
+        (dict(padding=(1, None)), 'padding must cover two axes'),
+        (dict(padding=(1, 1.5)), 'padding of an axis must have two .*1.5'),
+        (dict(strides=1.5), 'strides must have two .* integers, not 1.5'),
+        (dict(kernel_size='33'), "kernel_size must have two .*, not '33'"),
+        (dict(reduction=(2, 2)), r'reduction must be an integer, not \(2, 2\)'),
+        (dict(norm_momentum='x'), "norm_momentum must be a number, not 'x'"),
     ],
 )
 def test_impossible_fields_are_named(fields, message):

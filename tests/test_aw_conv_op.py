@@ -438,6 +438,83 @@ def test_shapes_that_do_not_fit_are_named(shapes, groups):
   assert sum(named) >= 2, error.value
 
 
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(strides=2), 'strides must be a pair of ints, not 2'),
+        (dict(dilation=2), 'dilation must be a pair of ints, not 2'),
+        (dict(strides=(1, 1, 1)), r'pair of ints, not \(1, 1, 1\)'),
+        (dict(strides=(1, 1.5)), r'pair of ints, not \(1, 1.5\)'),
+        (dict(dilation='22'), "pair of ints, not '22'"),
+        (dict(strides=(0, 1)), r'strides must be at least 1, not \(0, 1\)'),
+        (dict(dilation=(1, -1)), 'dilation must be at least 1'),
+        (dict(padding=1), r'padding must be a name or .* width, not 1'),
+        (dict(padding=((1, 1),)), r'padding must be .*, not \(\(1, 1\),\)'),
+        (dict(padding=(1, 1)), 'padding of each axis must be a pair .* not 1'),
+    ],
+)
+def test_impossible_windows_are_named(options, message):
+  with pytest.raises(ValueError, match=message):
+    aw_conv(*floats(), **options)
+
+
+def test_numpy_integers_are_ints():
+  two = (np.int64(2), np.int32(2))
+  options = dict(strides=two, dilation=two, padding=(two, two))
+  close(aw_conv(*floats(), **options), naive.aw_conv(*floats(), **options))
+
+
+@pytest.mark.usefixtures('quick_compiles')
+@pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
+@pytest.mark.parametrize('strides', [(1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    'padding', [((-1, 0), (0, -2)), ((-2, 1), (1, -1)), ((-3, -1), (2, 0))]
+)
+def test_negative_padding_crops(padding, strides, implementation):
+  # As in `check`, for a reference that can only pad.
+  operands = draw(BASE | dict(size=(8, 6)))
+  weights = np.random.default_rng(1).normal(size=(2, 8, 6, 4))
+
+  def crop(x):
+    (top, bottom), (left, right) = np.minimum(padding, 0)
+    return x[:, -top : 8 + bottom, -left : 6 + right]
+
+  pads = np.maximum(padding, 0).tolist()
+  run = functools.partial(aw_conv, implementation=implementation)
+
+  def value_and_gradients(run, *operands):
+    out, pullback = jax.vjp(run, *operands)
+    return out, pullback(
+        jnp.asarray(weights[:, : out.shape[1], : out.shape[2]])
+    )
+
+  with jax.enable_x64(True):
+    own = jax.jit(
+        functools.partial(
+            value_and_gradients,
+            functools.partial(run, padding=padding, strides=strides),
+        )
+    )(*operands)
+    cropped = jax.jit(
+        functools.partial(
+            value_and_gradients,
+            lambda x, *others: aw_conv(
+                crop(x),
+                *others,
+                padding=pads,
+                strides=strides,
+                implementation='im2col',
+            ),
+        )
+    )(*operands)
+    own, cropped = jax.tree.map(np.asarray, (own, cropped))
+  x, *others = operands
+  expected = naive.aw_conv(crop(x), *others, padding=pads, strides=strides)
+  close(own[0], expected, 1e-10)
+  # The gradient of a crop is JAX's; that of the rest is tested above.
+  jax.tree.map(lambda a, b: close(a, b, 1e-10), own[1], cropped[1])
+
+
 def test_unknown_implementation_lists_the_known_ones():
   with pytest.raises(ValueError, match="'loop'; known: auto, vmap, map"):
     aw_conv(*floats(), implementation='loop')

@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import augment, rows, sources
+from awconv_jax.data import augment, digits, rows, sources
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 1437, 360
@@ -349,6 +351,7 @@ def test_image_size(create):
         ({'name': 'digit'}, "unknown dataset 'digit'"),
         ({'train_split': 'tain'}, "unknown split 'tain'.*known: test, train"),
         ({'eval_split': 'val', 'train': False}, "unknown split 'val'"),
+        ({'seed': -1}, 'config.seed=-1 must be at least 0'),
         ({'augment': (('flop', {}),)}, r"'flop' \(did you mean 'flip'\?\)"),
     ],
 )
@@ -356,6 +359,58 @@ def test_errors(create, arguments, message):
   with pytest.raises(InputError, match=message) as caught:
     create(**arguments)
   assert '\n' not in str(caught.value)
+
+
+def garble_record(data_dir, path, monkeypatch):
+  """Copies the set and spoils bytes in the middle of a file."""
+  del monkeypatch
+  shutil.copytree(data_dir, path)
+  shard = next(path.glob('digits/1.0.0/*-train.*'))
+  content = bytearray(shard.read_bytes())
+  content[150_000:150_100] = bytes(100)
+  shard.write_bytes(content)
+
+
+def build_with_half_an_image(data_dir, path, monkeypatch):
+  """Builds the set with one PNG that ends too early."""
+  del data_dir
+  generate = digits.Digits._generate_examples
+
+  def spoilt(self, *arguments):
+    for index, example in generate(self, *arguments):
+      if index == 164:
+        example['image'].truncate(60)
+      yield index, example
+
+  monkeypatch.setattr(digits.Digits, '_generate_examples', spoilt)
+  data.prepare('digits', str(path))
+
+
+@pytest.mark.parametrize(
+    'spoil, index',
+    # Which record lies there depends on how well OpenCV compresses.
+    [(garble_record, r'\d+'), (build_with_half_an_image, '164')],
+)
+def test_unreadable_record(
+    create, data_dir, tmp_path, monkeypatch, spoil, index
+):
+  path = tmp_path / 'data'
+  spoil(data_dir, path, monkeypatch)
+  directory = path / 'digits' / '1.0.0'
+
+  for threads in (0, 2):
+    batches = create(dir=str(path), num_threads=threads)
+    with pytest.raises(InputError) as caught:
+      take(batches, 23)
+
+    message = str(caught.value)
+    assert re.match(
+        f"record {index} of split 'train' cannot be read from {directory}/"
+        'digits-train.array_record-00000-of-00001: .',
+        message,
+    )
+    assert message.endswith(f'; remove {directory}, it is made anew')
+    assert '\n' not in message
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,27 @@ def test_prepare_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == []
 
 
+def test_prepare_fills_an_empty_directory(tmp_path):
+  (tmp_path / 'digits' / '1.0.0').mkdir(parents=True)
+
+  assert len(sources.open_source('digits', str(tmp_path), 'train')) == 1437
+
+
+def test_prepare_keeps_an_unfinished_directory(copy):
+  data_dir, directory = copy
+  (directory / 'dataset_info.json').unlink()
+
+  message = open_error('digits', str(data_dir), how=sources.prepare)
+
+  assert message == (
+      f'{directory} has no dataset_info.json; remove {directory}, it is made'
+      ' anew'
+  )
+  assert len(list(directory.iterdir())) == 3
+  shutil.rmtree(directory)
+  assert len(sources.open_source('digits', str(data_dir), 'train')) == 1437
+
+
 def test_default_directory_is_that_of_tfds(tmp_path):
   code = (
       'from awconv_jax.data import tfds_source\n'
@@ -171,6 +192,18 @@ def test_unknown_split(data_dir, split):
 
   assert message == (
       f'unknown split {split!r} of {data_dir}/digits/1.0.0; known: test, train'
+  )
+
+
+@pytest.mark.parametrize(
+    'split', ['train[10%:5%]', 'train[9:2]', 'test[:0]', 'test[5:5]']
+)
+def test_empty_split(data_dir, split):
+  message = open_error('digits', data_dir, split)
+
+  assert message == (
+      f'split {split!r} of {data_dir}/digits/1.0.0 holds no examples; known:'
+      ' test, train'
   )
 
 
@@ -237,7 +270,51 @@ def test_files_missing(copy):
 
   message = open_error('digits', str(data_dir), 'train')
 
-  assert message == f'{shard} is missing; copy or build it again'
+  assert message == f'{shard} is missing; copy or prepare it again'
+
+
+@pytest.mark.parametrize(
+    'name, size, start, reason',
+    [
+        ('*-train.*', 0, "record 0 of split 'train'", 'at least 64KB big'),
+        ('*-train.*', 30_000, "record 0 of split 'train'", 'at least 64KB big'),
+        ('*-train.*', 131_072, "record 0 of split 'train'", 'Invalid Riegeli'),
+        ('dataset_info.json', 0, 'cannot open', 'Failed to load JSON'),
+        ('dataset_info.json', 100, 'cannot open', 'Failed to load JSON'),
+        ('features.json', None, 'cannot open', 'Cannot restore digits'),
+        ('features.json', 100, 'cannot open', 'Expecting value'),
+    ],
+)
+def test_damaged_files(copy, name, size, start, reason):
+  """Files cut to `size` bytes, or removed where that is None."""
+  data_dir, directory = copy
+  path = next(directory.glob(name))
+  if size is None:
+    path.unlink()
+  else:
+    os.truncate(path, size)
+
+  arguments = ('digits', str(data_dir), 'train')
+  embedded = open_error(*arguments, how=sources.open_source)
+  foreign = open_error(*arguments)
+
+  assert embedded.startswith(start) and reason in embedded
+  assert str(path if 'record' in start else directory) in embedded
+  assert embedded.endswith(f'; remove {directory}, it is made anew')
+  assert foreign.endswith('; copy or prepare it again')
+
+
+def test_records_are_named_by_their_file(copy):
+  data_dir, directory = copy
+  shard = next(directory.glob('*-test.*'))
+  os.truncate(shard, 0)
+
+  message = open_error('digits', str(data_dir), 'train[:10]+test')
+
+  # Record 0 is of the other file, and whole.
+  assert message.startswith(
+      f"record 369 of split 'train[:10]+test' cannot be read from {shard}: "
+  )
 
 
 def test_unwritable_directory(tmp_path):

@@ -450,57 +450,125 @@ def pad(x, h, w, value=0.0):
   return np.pad(x, pads, constant_values=value)
 
 
-@pytest.mark.parametrize('base, size', [(BASIC, (8, 4)), (BOTTLENECK, (5, 7))])
-def test_first_maps_of_a_padded_image_are_the_images(base, size):
-  # Only the first: behind the stem's norm the padding is no longer zero, so
-  # that a 3x3 convolution mixes it into the image's last row and column.
-  model = tiny(base, aw_conv=True)
-  variables = random_variables(model)
-  x = images(2, *size)
-  valid = np.array([size] * 2)
-  _, expected = sown(model, variables, x)
-  _, own = sown(model, variables, pad(x, 11, 9), valid_size=valid)
-  slot = 'conv1' if base is BASIC else 'conv2'
-  own, expected = (
-      maps['intermediates']['stage1_block1'][slot]['attention_maps'][0]
-      for maps in (own, expected)
-  )
-  close(own, expected, 1e-5)
-
-
+@pytest.mark.parametrize('features', [False, True])
+@pytest.mark.parametrize('stem', ['imagenet', 'cifar'])
 @pytest.mark.parametrize(
-    'base, stem, version',
+    'base, options',
     [
-        (BASIC, 'imagenet', 'v1.5'),
-        (BOTTLENECK, 'cifar', 'v1.5'),
-        (BOTTLENECK, 'cifar', 'v1'),
+        (BASIC, {}),
+        (BASIC, SE_OF_2 | dict(aw_conv=True)),
+        (BOTTLENECK, dict(version='v1')),
+        (BOTTLENECK, SE_OF_2 | dict(aw_conv=True, aw_where='all')),
     ],
 )
-def test_valid_size_is_followed_through_every_stride(base, stem, version):
-  # With kernels that have only a middle tap no position sees another, and all
-  # maps, gates and logits must be exactly those of the image alone. The
-  # max-pool does mix: its last window stays inside an even stem output.
-  options = SE_OF_2 | dict(stem=stem, version=version, aw_conv=True)
+def test_a_padded_image_gives_what_the_image_alone_does(
+    base, options, stem, features
+):
+  options = options | dict(stage_sizes=(2, 1), stem=stem)
+  if features:
+    options['num_classes'] = None
   model = tiny(base, **options)
-
-  def middle(path, leaf):
-    if path[-1].key != 'kernel' or leaf.ndim != 4:
-      return leaf
-    half = leaf.shape[0] // 2
-    only = np.zeros_like(leaf)
-    only[half, half] = leaf[half, half]
-    return only
-
-  variables = jax.tree_util.tree_map_with_path(middle, random_variables(model))
-  sizes = [(20, 12), (16, 28)] if stem == 'imagenet' else [(5, 7), (9, 2)]
-  large = (37, 29) if stem == 'imagenet' else (12, 10)
+  variables = random_variables(model)  # Also the biases of the norms.
+  imagenet = stem == 'imagenet'
+  sizes = [(20, 13), (17, 28)] if imagenet else [(5, 8), (9, 2)]
+  large = (37, 29) if imagenet else (12, 9)
   parts = [images(1, *size, seed=i) for i, size in enumerate(sizes)]
-  # Whatever is in the padding.
-  padded = np.concatenate([pad(part, *large, 50.0) for part in parts])
-  own = sown(model, variables, padded, valid_size=np.array(sizes))
+  # Zeros, and whatever else.
+  padded = [pad(parts[0], *large), pad(parts[1], *large, 50.0)]
+  own = sown(model, variables, np.concatenate(padded), valid_size=sizes)
+
+  def same(own, expected, n):
+    own, expected = np.asarray(own[n]), np.asarray(expected[0])
+    if features and own.ndim == 3:
+      own = own[: expected.shape[0], : expected.shape[1]]
+    assert own.shape == expected.shape
+    assert np.abs(own - expected).max() <= 1e-5 * np.abs(expected).max()
+
   for n, part in enumerate(parts):
     expected = sown(model, variables, part)
-    jax.tree.map(lambda a, b, n=n: close(a[n], b[0]), own, expected)
+    # The attention maps are among them.
+    jax.tree.map(functools.partial(same, n=n), own, expected)
+
+
+def test_valid_size_of_another_shape_is_refused():
+  model = tiny(BASIC)
+  init = functools.partial(model.init, train=False, valid_size=np.ones((1, 2)))
+  with pytest.raises(ValueError, match=r'\(1, 2\) .* \(3, 8, 9, 3\)'):
+    jax.eval_shape(init, KEY, images(3, 8, 9))
+
+
+def test_the_norms_options_reach_the_attention_branches():
+  x = images(2, 6, 5)
+
+  def outcome(**options):
+    model = tiny(BASIC, aw_conv=True, **options)
+    variables = random_variables(model)
+    _, moved = apply(model, variables, x, ['batch_stats'], train=True)
+    changed = jax.tree.map(
+        lambda a, b: bool(np.any(a != b)),
+        variables['batch_stats'],
+        moved['batch_stats'],
+    )['stage1_block1']
+    norm, branch = (
+        set(jax.tree.leaves(changed[slot])) for slot in ('norm1', 'conv1')
+    )
+    return norm, branch, apply(model, variables, x)
+
+  # A momentum of 1 leaves the statistics where they are.
+  frozen = outcome(norm_momentum=1.0)
+  assert frozen[:2] == ({False}, {False})
+  own = outcome(norm_momentum=1.0, aw_options=dict(norm_momentum=0.5))
+  assert own[:2] == ({False}, {True})
+  both = outcome(norm_epsilon=2.0)[2]
+  given = outcome(norm_epsilon=2.0, aw_options=dict(norm_epsilon=2.0))[2]
+  other = outcome(norm_epsilon=2.0, aw_options=dict(norm_epsilon=1e-5))[2]
+  np.testing.assert_array_equal(both, given)
+  assert not np.allclose(both, other, rtol=1e-3)
+
+
+AW_OPTIONS = dict(
+    reduction=16,
+    min_hidden=4,
+    expansion=16,
+    expansion_axis='in',
+    gate='sigmoid',
+    norm='batch',
+    residual=True,
+    pool_size=None,
+    identity_start=False,
+    implementation='auto',
+)
+
+
+def test_a_whole_config_switches_aw_convolutions_by_one_field():
+  whole = dict(
+      aw_where='first_3x3',
+      aw_stages=[1, 2],
+      aw_options=AW_OPTIONS,
+      attention=None,
+      attention_options={},
+  )
+  plain = shapes_of(create(**whole, aw_conv=False))
+  assert plain == shapes_of(create())
+  own = shapes_of(create(**whole, aw_conv=True))
+  assert own == shapes_of(
+      create(
+          aw_conv=True,
+          aw_where='first_3x3',
+          aw_stages=(1, 2),
+          aw_options=None,
+          attention_options=None,
+      )
+  )
+  assert own != plain
+
+
+@pytest.mark.parametrize('attention', [None, 'se'])
+def test_no_options_and_empty_ones_are_alike(attention):
+  expected = shapes_of(create(attention=attention))
+  for none in (None, {}):
+    model = create(attention=attention, aw_options=none, attention_options=none)
+    assert shapes_of(model) == expected
 
 
 @pytest.mark.parametrize(
@@ -543,6 +611,58 @@ def test_valid_size_is_followed_through_every_stride(base, stem, version):
             dict(attention='se', attention_options=dict(ratio=3)),
             ["'ratio'", 'reduction'],
         ),
+        (
+            'resnet50',
+            dict(attention_options=dict(reduction=8)),
+            ["model.attention_options={'reduction': 8}", 'model.attention'],
+        ),
+        (
+            'resnet50',
+            dict(attention='se', attention_options=dict(reduction=0)),
+            ['model.attention_options', 'reduction', 'not 0'],
+        ),
+        (
+            'resnet50',
+            dict(attention='se', attention_options=dict(reduction='8')),
+            ['model.attention_options', 'reduction', "not '8'"],
+        ),
+        (
+            'resnet50',
+            dict(attention='se', attention_options=3),
+            ['model.attention_options=3'],
+        ),
+        ('resnet50', dict(aw_options=3), ['model.aw_options=3']),
+        (
+            'resnet50',
+            dict(aw_options=dict(expansion='4')),
+            ['model.aw_options', 'expansion', "not '4'"],
+        ),
+        (
+            'resnet50',
+            dict(aw_options=dict(pool_size=1.5)),
+            ['model.aw_options', 'pool_size', 'not 1.5'],
+        ),
+        (
+            'resnet50',
+            dict(aw_options=dict(dtype='int8')),
+            ["model.aw_options.dtype='int8'", 'floating'],
+        ),
+        ('resnet50', dict(dtype='int8'), ["model.dtype='int8'", 'floating']),
+        ('resnet50', dict(dtype='float17'), ["model.dtype='float17'"]),
+        ('resnet50', dict(dtype=None), ['model.dtype=None']),
+        (
+            'resnet50',
+            dict(param_dtype=jnp.int32),
+            ['model.param_dtype=', 'int32'],
+        ),
+        ('resnet50', dict(num_classes='10'), ["model.num_classes='10'"]),
+        ('resnet50', dict(num_classes=1.5), ['model.num_classes=1.5']),
+        ('resnet50', dict(aw_stages=3), ['model.aw_stages=3', '1 to 4']),
+        ('resnet50', dict(aw_stages='12'), ["model.aw_stages='12'", '1 to 4']),
+        ('resnet50', dict(width='x'), ["model.width='x'"]),
+        ('resnet50', dict(stage_sizes=3), ['model.stage_sizes=3']),
+        ('resnet50', dict(stage_sizes=(3, 0)), ['model.stage_sizes[1]=0']),
+        ('resnet50', dict(norm_momentum='x'), ["model.norm_momentum='x'"]),
     ],
 )
 def test_wrong_options_are_one_line_with_the_known_ones(name, options, words):

@@ -10,6 +10,7 @@ import sys
 import termios
 
 import commands
+import flax.linen as nn
 import jax
 import pytest
 
@@ -21,6 +22,8 @@ from awconv_jax import (
     progress,
     workdir,
 )
+from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.models import resnet
 from awconv_jax.ops import aw_conv as op
 from configs import common, digits
 
@@ -115,8 +118,13 @@ def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
   assert called == [()]
   partition.initialize_distributed('host:1', 2, 0)
   assert called[1:] == [('host:1', 2, 0)]
-  with pytest.raises(errors.InputError, match='--process_id'):
-    partition.initialize_distributed('host:1', 2)
+  for given, words in (
+      (('host:1', 2, None), '--process_id'),
+      (('host:1', 2, 2), '--process_id=2 is not in 0..1'),
+      (('host', 2, 0), '--coordinator=host has no port'),
+  ):
+    with pytest.raises(errors.InputError, match=words):
+      partition.initialize_distributed(*given)
 
 
 def test_a_second_interrupt_interrupts_at_once():
@@ -141,6 +149,28 @@ def test_config_arguments_are_strict():
       common.parse_arg(text, a=1, c=False)
 
 
+def test_every_option_of_the_networks_is_in_the_config():
+  """So that config.json is the whole truth, and all can be overridden."""
+  model = digits.get_config().model
+  fields = set(resnet.ResNet.__dataclass_fields__) - {'parent', 'name'}
+  # What the name of the network decides.
+  assert fields - {'block', 'stage_sizes'} == set(model) - {'name'}
+  paper = set(AWConv.__dataclass_fields__) - set(nn.Conv.__dataclass_fields__)
+  given_by_the_network = {'train', 'norm_momentum', 'norm_epsilon'}
+  assert paper - given_by_the_network == set(model.aw_options)
+  layer = AWConv(1, 1, **model.aw_options.to_dict())
+  plain = AWConv(1, 1)
+  for name in model.aw_options:
+    assert getattr(layer, name) == getattr(plain, name), name
+
+
+def test_config_choices_are_named():
+  assert digits.get_config('optimizer=lamb').optimizer.options.eps == 1e-6
+  for argument in ('optimizer=sdg', 'schedule=cos', 'attention=sse'):
+    with pytest.raises(ValueError, match='known: '):
+      digits.get_config(argument)
+
+
 def test_the_config_is_locked():
   config = digits.get_config()
   with pytest.raises(AttributeError, match='batch_size'):
@@ -148,6 +178,7 @@ def test_the_config_is_locked():
 
 
 def test_a_workdir_names_the_keys_that_differ(tmp_path):
+  (tmp_path / 'checkpoints/7').mkdir(parents=True)
   workdir.claim(tmp_path, {'a': {'b': 1, 'c': (1, 2)}, 'd': None})
   workdir.claim(tmp_path, {'a': {'b': 1, 'c': [1, 2]}, 'd': None})
   with pytest.raises(errors.InputError, match='config.a.b is 1 there and 2'):
@@ -157,5 +188,5 @@ def test_a_workdir_names_the_keys_that_differ(tmp_path):
   held = json.loads((tmp_path / 'config.json').read_text())
   assert held == {'a': {'b': 1, 'c': [1, 2]}, 'd': None}
   (tmp_path / 'config.json').write_text('{')
-  with pytest.raises(errors.InputError, match='is not JSON'):
+  with pytest.raises(errors.InputError, match='holds no config'):
     workdir.claim(tmp_path, {})

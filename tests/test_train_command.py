@@ -155,7 +155,29 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
   )
 
 
-def test_sigterm_stops_two_processes_after_the_same_step(tmp_path):
+def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
+  port = commands.free_port()
+  processes = [
+      commands.start(
+          'train.py',
+          commands.TINY,
+          f'--workdir={one_device[0]}',  # Of another config.
+          f'--coordinator=127.0.0.1:{port}',
+          '--num_processes=2',
+          f'--process_id={i}',
+      )
+      for i in range(2)
+  ]
+  for process in processes:
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert 'belongs to a run with another config' in err
+
+
+@pytest.mark.parametrize('signal_number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_two_processes_after_the_same_step(
+    tmp_path, signal_number
+):
   port = commands.free_port()
   processes = [
       commands.start(
@@ -175,7 +197,7 @@ def test_sigterm_stops_two_processes_after_the_same_step(tmp_path):
   for line in processes[0].stdout:
     if line.startswith('step 4/'):
       # The one that prints nothing is told; both must hear of it.
-      processes[1].send_signal(signal.SIGTERM)
+      processes[1].send_signal(signal_number)
       break
   out, err = processes[0].communicate(timeout=120)
   processes[1].communicate(timeout=120)

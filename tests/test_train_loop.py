@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 import tiny
 
-from awconv_jax import checkpoint, errors, metric_writer, preemption, train_loop
+from awconv_jax import (
+    checkpoint,
+    errors,
+    metric_writer,
+    preemption,
+    train_loop,
+)
+from awconv_jax import workdir as workdirs
 
 
-def config(**overrides):
+def config(arg=None, **overrides):
   """Returns the tiny config with dotted keys overridden."""
-  result = tiny.get_config()
+  result = tiny.get_config(arg)
   for key, value in overrides.items():
     result.update_from_flattened_dict({key.replace('__', '.'): value})
   return result
@@ -118,17 +125,10 @@ def test_a_finished_run_is_evaluated_again_and_left_as_it_is(whole):
 
 @pytest.mark.parametrize('eval_batch_size', [8, 72, 360])
 def test_evaluation_does_not_depend_on_the_batch_size(whole, eval_batch_size):
-  # The finished run under another evaluation batch: the config may not change,
-  # so the claim on the directory is lifted first.
   workdir, first = whole
-  held = (workdir / 'config.json').read_text()
-  (workdir / 'config.json').unlink()
-  try:
-    again = train_loop.train(
-        config(eval_batch_size=eval_batch_size), str(workdir)
-    )
-  finally:
-    (workdir / 'config.json').write_text(held)
+  again = train_loop.train(
+      config(eval_batch_size=eval_batch_size), str(workdir)
+  )
   assert again.metrics['num_examples'] == 360
   assert again.metrics['top1'] == first.metrics['top1']
   assert again.metrics['loss'] == pytest.approx(first.metrics['loss'], rel=1e-6)
@@ -139,12 +139,10 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
 ):
   # Between the two checkpoints the rate, then the parameters, explode.
   wild = config(
-      optimizer__schedule='constant',
+      arg='schedule=constant',
       optimizer__learning_rate=1e30,
       checkpoint_every_epochs=0.02,
   )
-  wild.optimizer.unlock()
-  wild.optimizer.schedule_options = {}
   with pytest.raises(errors.DivergenceError) as caught:
     train_loop.train(wild, str(tmp_path))
   message = str(caught.value)
@@ -166,7 +164,11 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         ({'num_epochs': 0.0}, ['config.num_epochs=0.0']),
         ({'log_every_steps': 0}, ['config.log_every_steps=0']),
         ({'seed': -1}, ['config.seed=-1']),
-        ({'checkpoints_to_keep': 1}, ['1']),
+        ({'checkpoints_to_keep': 1}, ['config.checkpoints_to_keep=1']),
+        ({'task__mean': (1.0, 2.0)}, ['config.task.mean', '1 channel']),
+        ({'task__std': (0.0,)}, ['config.task.std', 'above 0']),
+        ({'task__std': ()}, ['config.task.std', '1 channel']),
+        ({'model__aw_options__gate': 'relu'}, ['relu', 'sigmoid, tanh']),
         ({'model__name': 'resnet19'}, ["'resnet19'", 'resnet18']),
         ({'model__attention': 'see'}, ["'see'", "'se'"]),
         ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
@@ -203,6 +205,22 @@ def test_a_directory_belongs_to_one_config(whole):
   train_loop.train(config(log_every_steps=7), str(workdir))
 
 
+def test_a_directory_without_a_checkpoint_takes_another_config(tmp_path):
+  with pytest.raises(errors.DivergenceError):
+    train_loop.train(config(optimizer__learning_rate=1e30), str(tmp_path))
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+  result = train_loop.train(config(), str(tmp_path))
+  assert result.step == 22
+  rows = metric_writer.read(tmp_path / 'metrics.jsonl')
+  assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 23))
+
+
+def test_a_directory_takes_one_run_at_a_time(tmp_path):
+  with workdirs.lock(tmp_path):
+    with pytest.raises(errors.InputError, match='another run is under way'):
+      train_loop.train(config(), str(tmp_path))
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     whole, tmp_path, capfd
 ):
@@ -234,13 +252,10 @@ def test_the_other_optimizers_train_under_accumulation_and_bfloat16(
     tmp_path, optimizer
 ):
   settings = config(
-      optimizer__name=optimizer,
-      optimizer__learning_rate=2e-3,
+      arg=f'optimizer={optimizer}',
       accumulation_steps=2,
       model__dtype='bfloat16',
   )
-  with settings.unlocked():
-    settings.optimizer.options = dict(b1=0.9, b2=0.999, eps=1e-6)
   train_loop.train(settings, str(tmp_path))
   rows = metric_writer.read(tmp_path / 'metrics.jsonl')
   losses = [r['train/loss'] for r in rows if 'train/loss' in r]

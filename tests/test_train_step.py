@@ -86,10 +86,11 @@ def test_steps_and_norms_do_not_depend_on_the_parts_of_a_batch(parts):
 
 
 def test_averages_of_parameters_and_statistics():
-  state, _ = steps(5, ema_decay=0.9)
+  state, _ = steps(5, ema_decay=0.3)
   w, n = np.ones(3), 0.0
   for i, (newest, _) in enumerate(numpy_steps(5)):
-    w, n = 0.9 * w + 0.1 * newest, 0.9 * n + 0.1 * (i + 1)
+    decay = min(0.3, (1 + i) / (10 + i))  # 0.1, 0.18, 0.25, 0.3, 0.3.
+    w, n = decay * w + (1 - decay) * newest, decay * n + (1 - decay) * (i + 1)
   np.testing.assert_allclose(state.ema['params']['w'], w, rtol=1e-5)
   np.testing.assert_allclose(state.ema['batch_stats']['n'], n, rtol=1e-5)
   assert state.eval_variables() is state.ema

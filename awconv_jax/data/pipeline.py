@@ -29,13 +29,16 @@ def create(
       num_threads and prefetch (see `rows.Reader`).
     train: endless shuffled augmented batches, or one pass in order.
     batch_size: rows of a batch over all hosts.
-    seed: fixes order and augmentation; evaluation has no use for it.
+    seed: at least 0; fixes order and augmentation, and evaluation has no use
+      for it.
     process_index: this host.
     process_count: all hosts.
 
   Raises:
     InputError: for a config, a data set or sizes that cannot be used.
   """
+  if seed < 0:
+    raise InputError(f'config.seed={seed} must be at least 0')
   data = config.data
   share = _share(batch_size, process_index, process_count)
   # Checked for evaluation too, so that a mistake shows whichever comes first.

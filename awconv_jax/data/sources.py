@@ -12,7 +12,12 @@ import io
 import os
 import tempfile
 
-from awconv_jax.data.tfds_source import TfdsSource, data_directory, open_tfds
+from awconv_jax.data.tfds_source import (
+    TfdsSource,
+    data_directory,
+    is_prepared,
+    open_tfds,
+)
 from awconv_jax.errors import InputError, unknown_name
 
 
@@ -37,7 +42,9 @@ class Dataset:
 
 DATASETS = {
     'digits': Dataset(
-        open=lambda data_dir, split: open_tfds('digits', data_dir, split),
+        open=lambda data_dir, split: open_tfds(
+            'digits', data_dir, split, embedded=True
+        ),
         builder=_digits_builder,
     ),
 }
@@ -77,17 +84,19 @@ def prepare(name: str, data_dir: str | None) -> None:
     data_dir: the TFDS data directory, or None for the default of TFDS.
 
   Raises:
-    InputError: the name is unknown or the directory cannot be written.
+    InputError: the name is unknown, or the directory cannot be written or
+      holds an unfinished set.
   """
   dataset = _dataset(name)
   if dataset.builder is None:
     return
   builder_class, root = dataset.builder(), data_directory(data_dir)
   target = os.path.join(root, name, str(builder_class.VERSION))
-  if os.path.exists(target):
+  if is_prepared(target):
     return
-  print(f'preparing {name} in {root} ...', flush=True)
   try:
+    _check_free(target)
+    print(f'preparing {name} in {root} ...', flush=True)
     os.makedirs(root, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.preparing_', dir=root) as scratch:
       _build(builder_class, scratch)
@@ -96,6 +105,16 @@ def prepare(name: str, data_dir: str | None) -> None:
     raise InputError(
         f'cannot write {name} to {root}: {error.strerror}'
     ) from error
+
+
+def _check_free(target: str) -> None:
+  """Raises InputError if `target` is in the way; an empty directory is not."""
+  # In this order, as another process may publish the set in between.
+  occupied = os.path.isdir(target) and os.listdir(target)
+  if occupied and not is_prepared(target):
+    raise InputError(
+        f'{target} has no dataset_info.json; remove {target}, it is made anew'
+    )
 
 
 def _build(builder_class: type, data_dir: str) -> None:
@@ -116,5 +135,5 @@ def _publish(built: str, target: str) -> None:
     os.rename(built, target)
   except OSError:
     # Another process was faster; what it has built is the same.
-    if not os.path.exists(target):
+    if not is_prepared(target):
       raise

@@ -10,7 +10,8 @@ where pool is average pooling to a grid of the kernel's size, P1 and P2 are
 pointwise convolutions, and expand repeats each value along one axis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
+from awconv_jax.ops.valid_area import as_valid_size
 
 Initializer = Callable[..., jax.Array]
 
@@ -30,14 +32,35 @@ PADDINGS = ('SAME', 'VALID', 'SAME_LOWER', *WRAPS)
 
 
 def pair(value: int | Sequence[int] | None, name: str) -> tuple[int, int]:
-  """Returns (value, value) for a number, (1, 1) for None, else two values."""
+  """Returns (value, value) for a number, (1, 1) for None, else two values.
+
+  Args:
+    value: any kind of integer, or two of them.
+    name: of the field, for the error.
+
+  Raises:
+    ValueError: value is neither.
+  """
   if value is None:
     return 1, 1
-  if isinstance(value, int):
-    return value, value
-  if len(value) != 2:
-    raise ValueError(f'{name} must have two entries, not {tuple(value)}')
-  return tuple(value)
+  if isinstance(value, numbers.Integral):
+    return int(value), int(value)
+  entries = tuple(value) if isinstance(value, Iterable) else ()
+  if len(entries) != 2 or not all(
+      isinstance(entry, numbers.Integral) for entry in entries
+  ):
+    raise ValueError(
+        f'{name} must have two entries or be one, all integers, not {value!r}'
+    )
+  return int(entries[0]), int(entries[1])
+
+
+def check_count(value: int, name: str) -> None:
+  """Raises ValueError if value is not an integer of at least 1."""
+  if not isinstance(value, numbers.Integral):
+    raise ValueError(f'{name} must be an integer, not {value!r}')
+  if value < 1:
+    raise ValueError(f'{name} must be at least 1, not {value}')
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -132,6 +155,12 @@ class AWConv(nn.Module):
   in the collection 'batch_stats'. The maps are sown as 'attention_maps' in
   'intermediates': pass `mutable=['intermediates']` to see them.
 
+  It trains at batch size 1: batch statistics are then taken over the cells of
+  the pooled grid. But where that is a single cell (a 1x1 kernel or pool_size=1)
+  a batch norm in training returns its bias whatever the input, and of the
+  branch only the bias of `norm2` learns. Use norm='layer' there, which
+  normalises over the channels and trains all of it.
+
   Attributes:
     features: output channels D.
     kernel_size: (kh, kw), or one number for both.
@@ -209,15 +238,19 @@ class AWConv(nn.Module):
         raise ValueError(
             f'AWConv: unknown {name} {value!r}; known: {", ".join(known)}'
         )
+    for name in ('kernel_size', 'strides', 'kernel_dilation', 'pool_size'):
+      value = getattr(self, name)
+      if min(pair(value, f'AWConv: {name}')) < 1:
+        raise ValueError(f'AWConv: {name} must be at least 1, not {value}')
     for name in (
-        *('kernel_size', 'strides', 'kernel_dilation', 'pool_size'),
         *('features', 'feature_group_count'),
         *('reduction', 'min_hidden', 'expansion'),
     ):
-      if min(pair(getattr(self, name), name)) < 1:
-        raise ValueError(
-            f'AWConv: {name} must be at least 1, not {getattr(self, name)}'
-        )
+      check_count(getattr(self, name), f'AWConv: {name}')
+    for name in ('norm_momentum', 'norm_epsilon'):
+      value = getattr(self, name)
+      if not isinstance(value, numbers.Real):
+        raise ValueError(f'AWConv: {name} must be a number, not {value!r}')
     if self.identity_start and self.gate != 'tanh':
       raise ValueError(
           "AWConv: identity_start needs a gate that is 0 at 0 (gate='tanh'), "
@@ -234,11 +267,12 @@ class AWConv(nn.Module):
     if isinstance(self.padding, str):
       return x, self.padding
     padding = self.padding
-    if isinstance(padding, int):
+    if isinstance(padding, numbers.Integral):
       padding = (padding, padding)
-    if len(padding) != 2:
+    axes = tuple(padding) if isinstance(padding, Iterable) else ()
+    if len(axes) != 2 or any(axis is None for axis in axes):
       raise ValueError(f'AWConv: padding must cover two axes, not {padding}')
-    return x, [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
+    return x, [pair(p, 'AWConv: padding of an axis') for p in axes]
 
   def _attention(self, x, kernel, train, valid_size):
     kh, kw, c, d = kernel.shape
@@ -280,8 +314,10 @@ class AWConv(nn.Module):
       inputs: [..., H, W, C] with any number of leading (batch) axes.
       train: see the class.
       valid_size: int [..., 2], height and width of the image from the top left
-        where it is padded on the right and below; A is computed from that
-        area alone. None means the whole input.
+        where it is padded on the right and below, clipped to 1 to H and 1 to
+        W; A is computed from that area alone. None means the whole input.
+        The convolution sees the padding as it is: for the output of the image
+        alone it must be zero (`ops.valid_area.mask_padding`).
 
     Returns:
       [..., H', W', features].
@@ -317,7 +353,7 @@ class AWConv(nn.Module):
     )
     x = inputs.reshape(-1, *inputs.shape[-3:])
     if valid_size is not None:
-      valid_size = valid_size.reshape(-1, 2)
+      valid_size = as_valid_size(valid_size, inputs.shape).reshape(-1, 2)
     maps = self._attention(x, kernel, train, valid_size)
     self.sow('intermediates', 'attention_maps', maps)
     dilation = pair(self.kernel_dilation, 'kernel_dilation')

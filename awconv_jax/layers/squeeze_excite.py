@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from awconv_jax.layers.aw_conv import check_count
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 
 
@@ -27,11 +28,29 @@ class SqueezeExcite(nn.Module):
   dtype: Any = None
   param_dtype: Any = jnp.float32
 
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises ValueError for a field that cannot be used, whatever the input."""
+    check_count(self.reduction, 'SqueezeExcite: reduction')
+
   @nn.compact
   def __call__(
       self, x: jax.Array, *, valid_size: jax.Array | None = None
   ) -> jax.Array:
-    """Returns x [N, H, W, C] scaled; pooled over valid_size [N, 2] if given."""
+    """Scales the channels of each image.
+
+    Args:
+      x: [N, H, W, C].
+      valid_size: int [N, 2], height and width of the image from the top left
+        where the rest of it is padding, which is left out of the average.
+
+    Returns:
+      [N, H, W, C].
+
+    Raises:
+      ValueError: the field or the shape of valid_size is impossible.
+    """
+    self.check()
     channels = x.shape[-1]
     dense = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     hidden = max(channels // self.reduction, 1)

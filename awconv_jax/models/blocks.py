@@ -21,6 +21,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from awconv_jax.ops.valid_area import mask_padding
+
 Module = Callable[..., Any]
 
 
@@ -44,6 +46,10 @@ class Block(nn.Module):
 
   def convolve(self, slot, x, features, size, stride, valid_size):
     """Applies the slot's convolution; returns it and its valid area."""
+    if size > 1:
+      # A norm and ReLU leave the padding as their bias, not as zero, and a
+      # window at the edge of the image would see it.
+      x = mask_padding(x, valid_size)
     conv = self.convs[slot](
         features,
         (size, size),

@@ -7,6 +7,8 @@ bins overlap where k does not divide n, and repeat where n is smaller than k.
 import jax
 import jax.numpy as jnp
 
+from awconv_jax.ops.valid_area import as_valid_size
+
 
 def _bins(size: jax.Array, length: int, bins: int) -> jax.Array:
   """Returns which positions lie in each bin: bool [..., bins, length]."""
@@ -30,11 +32,14 @@ def adaptive_average_pool(
     x: [N, H, W, C], of any H and W, also smaller than the grid.
     grid: rows and columns of the result.
     valid_size: int [N, 2], the height and width (in positions of x, from the
-      top left) that hold the image, at least 1; the rest is padding and is
-      left out. None means all of x.
+      top left) that hold the image, clipped to 1 to H and 1 to W; the rest is
+      padding and is left out. None means all of x.
 
   Returns:
     [N, rows, columns, C] in at least float32.
+
+  Raises:
+    ValueError: valid_size does not have that shape.
   """
   n, height, width, _ = x.shape
   if valid_size is None and grid == (1, 1):
@@ -42,6 +47,8 @@ def adaptive_average_pool(
     return x.mean((1, 2), wide, keepdims=True)
   if valid_size is None:
     valid_size = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
+  else:
+    valid_size = as_valid_size(valid_size, x.shape)
   wide = jnp.promote_types(x.dtype, jnp.float32)
   # Zeros and ones are exact in any dtype, so that x need not be widened: the
   # products are summed in float32 and divided by the counts afterwards. Rows

@@ -9,9 +9,10 @@ input axis stands for a run of C/groups/G consecutive input channels, each of
 the D' values along the output axis for a run of D/D' consecutive outputs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import functools
 import math
+import numbers
 
 import jax
 from jax import lax
@@ -96,6 +97,29 @@ def _check_shapes(x, kernel, attention, groups):
     )
 
 
+def _int_pair(value, name, least=None):
+  """Returns value as a pair of ints; raises ValueError if it is none."""
+  entries = tuple(value) if isinstance(value, Iterable) else ()
+  if len(entries) != 2 or not all(
+      isinstance(entry, numbers.Integral) for entry in entries
+  ):
+    raise ValueError(f'{name} must be a pair of ints, not {value!r}')
+  if least is not None and min(entries) < least:
+    raise ValueError(f'{name} must be at least {least}, not {value!r}')
+  return int(entries[0]), int(entries[1])
+
+
+def _check_padding(padding):
+  """Returns explicit padding as pairs of ints; raises ValueError if not so."""
+  axes = tuple(padding) if isinstance(padding, Iterable) else ()
+  if len(axes) != 2:
+    raise ValueError(
+        'padding must be a name or a pair (low, high) for height and width, '
+        f'not {padding!r}'
+    )
+  return tuple(_int_pair(own, 'padding of each axis') for own in axes)
+
+
 def aw_conv(
     x: jax.Array,
     kernel: jax.Array,
@@ -119,7 +143,7 @@ def aw_conv(
       input (output) channels.
     strides: vertical and horizontal stride.
     padding: as in `lax.conv_general_dilated`: 'SAME', 'VALID', 'SAME_LOWER' or
-      pairs (low, high) for height and width.
+      pairs (low, high) for height and width, where a negative number crops.
     dilation: vertical and horizontal spacing of the kernel's taps.
     groups: number of channel groups, as `feature_group_count`.
     residual: True for K * (1 + A), False for K * A.
@@ -135,7 +159,8 @@ def aw_conv(
     float32 at least.
 
   Raises:
-    ValueError: the shapes do not fit, or the implementation is unknown.
+    ValueError: the shapes do not fit, strides, padding or dilation are not
+      pairs, or the implementation is unknown.
 
   Source: arXiv 2108.08205; the residual form keeps K when A is 0.
   """
@@ -145,11 +170,13 @@ def aw_conv(
     raise ValueError(
         f'unknown implementation {implementation!r}; known: {known}'
     )
+  strides = _int_pair(strides, 'strides', least=1)
+  dilation = _int_pair(dilation, 'dilation', least=1)
   dtype = jnp.promote_types(x.dtype, kernel.dtype)
   window = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
-  padding = tuple(map(tuple, padding))
+  padding = _check_padding(padding)
   if implementation == 'auto':
     height, width = aw_conv_forms.output_size(
         x.shape[1:3],
@@ -162,9 +189,9 @@ def aw_conv(
   function = functools.partial(
       IMPLEMENTATIONS[implementation],
       residual=residual,
-      strides=tuple(strides),
+      strides=strides,
       padding=padding,
-      dilation=tuple(dilation),
+      dilation=dilation,
       groups=groups,
       precision=precision,
   )

@@ -34,8 +34,13 @@ def modulate(
   scale = attention.astype(wide)
   if residual:
     scale = 1 + scale
-  split = kernel.astype(wide).reshape(kh, kw, g, c // g, p, d // p)
-  product = jnp.einsum('ijgepf,ijgp->ijgepf', split, scale)
+  kernel_wide = kernel.astype(wide)
+  if p == d:  # A last axis of one would keep XLA from vectorising over it.
+    split = kernel_wide.reshape(kh, kw, g, c // g, d)
+    product = jnp.einsum('ijgep,ijgp->ijgep', split, scale)
+  else:
+    split = kernel_wide.reshape(kh, kw, g, c // g, p, d // p)
+    product = jnp.einsum('ijgepf,ijgp->ijgepf', split, scale)
   return product.reshape(kernel.shape).astype(kernel.dtype)
 
 

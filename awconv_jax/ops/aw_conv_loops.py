@@ -27,17 +27,6 @@ def _scale(maps, residual):
   return 1 + maps if residual else maps
 
 
-def _modulate(kernel, maps, residual):
-  """Returns `forms.modulate` as a broadcast product.
-
-  It is faster than the einsum there, whose transpose is not needed here.
-  """
-  parts = _Rows(kernel.shape, maps.shape)
-  wide = forms.accumulator(kernel.dtype)
-  own = parts.split(kernel).astype(wide) * parts.scale(_scale(maps, residual))
-  return parts.restore(own).astype(kernel.dtype)
-
-
 def _input_gradient_dot(grad, own, image, *, groups, precision, **window):
   """Returns dI [H, W, C] of one sample: a product, then patches put back."""
   matrices = forms.as_matrices(own, groups)
@@ -92,7 +81,11 @@ class _Rows:
     kh, kw, c, d = kernel_shape
     g, p = maps_shape[-2:]
     self._kernel_shape = kernel_shape
-    self._split = kh, kw, g, c // g, p, d // p
+    self._split = kh, kw, g, c // g, p
+    # A last axis of one would keep XLA from vectorising over the outputs.
+    self._runs_out = p != d
+    if self._runs_out:
+      self._split += (d // p,)
 
   def arrange(self, kernel):
     return kernel
@@ -104,10 +97,12 @@ class _Rows:
     return arranged.reshape(self._split)
 
   def scale(self, maps):
-    return maps[:, :, :, None, :, None]
+    return (
+        maps[:, :, :, None, :, None] if self._runs_out else maps[:, :, :, None]
+    )
 
   def reduce(self, product):
-    return product.sum((3, 5))
+    return product.sum((3, 5) if self._runs_out else 3)
 
   def gradient(self, grad, seen, precision):
     out = forms.dot(seen, grad, (0, 0), precision)  # [groups, k, D / groups]
@@ -123,8 +118,9 @@ class _Columns(_Rows):
 
   def __init__(self, kernel_shape, maps_shape):
     super().__init__(kernel_shape, maps_shape)
-    kh, kw, g, e, p, f = self._split
-    self._split = p, f, kh, kw, g, e
+    kh, kw, c, d = kernel_shape
+    g, p = maps_shape[-2:]
+    self._split = p, d // p, kh, kw, g, c // g
     self._moved = kernel_shape[3], *kernel_shape[:3]
 
   def arrange(self, kernel):
@@ -162,7 +158,7 @@ def _backward(x, kernel, attention, grad, *, layout, input_gradient, **options):
 
   def one(total, operands):
     image, maps, out_grad = operands
-    own = _modulate(kernel, maps, residual)
+    own = forms.modulate(kernel, maps, residual=residual)
     scale = parts.scale(_scale(maps, residual))
     own_grad = parts.gradient(
         forms.split_groups(out_grad, groups),
@@ -192,7 +188,9 @@ def _loop(forward, choose_backward):
     def apply(x, kernel, attention):
       def one(operands):
         image, maps = operands
-        return forward(image, _modulate(kernel, maps, residual), **options)
+        return forward(
+            image, forms.modulate(kernel, maps, residual=residual), **options
+        )
 
       return lax.map(one, (x, attention))
 

@@ -1,8 +1,9 @@
 """Tasks: all that the training loop must know of what is learned.
 
-A task has four methods:
+A task has the attributes `model` and `num_classes`, and these methods:
   init(rng, batch) -> variables
   loss(variables, batch, rng) -> loss, (metrics, updated batch statistics)
+  forward(variables, batch) -> the network's outputs; what is counted as MACs
   predict(variables, batch) -> arrays for the evaluator, first axis the batch
   evaluator() -> an object with update(outputs) and compute()
 """

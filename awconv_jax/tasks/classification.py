@@ -1,6 +1,7 @@
 """Image classification: softmax cross-entropy with label smoothing."""
 
 from collections.abc import Mapping, Sequence
+import math
 from typing import Any
 
 import jax
@@ -38,12 +39,21 @@ class Classification:
       raise errors.InputError(
           f'config.task.label_smoothing={label_smoothing} is not in [0, 1)'
       )
-    if min(std) <= 0:
-      raise errors.InputError(f'config.task.std={tuple(std)} must be positive')
     self.model = models.create(**model)
     self.num_classes = self.model.num_classes
     self._label_smoothing = label_smoothing
     self._mean, self._std = mean, std
+
+  def _check_statistics(self, channels: int) -> None:
+    for name, values in (('mean', self._mean), ('std', self._std)):
+      finite = all(math.isfinite(v) for v in values)
+      positive = name == 'mean' or all(v > 0 for v in values)
+      if len(values) not in (1, channels) or not finite or not positive:
+        raise errors.InputError(
+            f'config.task.{name}={tuple(values)}: the images have {channels} '
+            'channel(s); give one value for all or one for each, finite'
+            + (' and above 0' if name == 'std' else '')
+        )
 
   def _normalize(self, images: jax.Array) -> jax.Array:
     mean = jnp.array(self._mean, jnp.float32)
@@ -67,7 +77,11 @@ class Classification:
     Args:
       rng: key of the initialisation.
       batch: any batch; only its image's shape [B, H, W, C] matters.
+
+    Raises:
+      InputError: mean or std do not fit the images' channels.
     """
+    self._check_statistics(batch['image'].shape[-1])
     images = self._normalize(batch['image'][:1])
     return self.model.init(rng, images, train=False)
 

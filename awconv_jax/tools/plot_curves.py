@@ -12,7 +12,7 @@ from awconv_jax import command_line, errors, metric_writer
 
 # Titles and units; the scalars drawn in each panel, if the runs have them.
 PANELS = {
-    'loss': ('train/loss', 'eval/loss'),
+    'loss (train: smoothed labels, augmented)': ('train/loss', 'eval/loss'),
     'top-1 (%)': ('train/top1', 'eval/top1'),
     'learning rate': ('train/learning_rate',),
 }
@@ -34,7 +34,7 @@ def plot(workdirs: Sequence[str], output: str) -> str:
     The path of the picture.
 
   Raises:
-    InputError: a directory holds no metrics.
+    InputError: a directory holds no metrics, or the picture cannot be written.
   """
   import matplotlib
 
@@ -66,8 +66,14 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   axes[0].legend()
   axes[0].set_yscale('log')
   figure.tight_layout()
-  figure.savefig(output, dpi=120)
-  pyplot.close(figure)
+  try:
+    figure.savefig(output, dpi=120)
+  except (OSError, ValueError) as error:
+    raise errors.InputError(
+        f'cannot write --output={output}: {error}'
+    ) from error
+  finally:
+    pyplot.close(figure)
   return output
 
 

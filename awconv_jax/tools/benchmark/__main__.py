@@ -11,6 +11,7 @@ to the screen, and as JSON and a picture to --output.
 from collections.abc import Sequence
 import dataclasses
 import json
+import os
 import platform
 
 from absl import flags
@@ -56,7 +57,7 @@ def environment() -> dict[str, str]:
       'device': jax.devices()[0].device_kind,
       'backend': jax.default_backend(),
       'machine': platform.machine(),
-      'cores': str(len(__import__('os').sched_getaffinity(0))),
+      'cores': str(os.cpu_count()),
       'jax': jax.__version__,
       'jaxlib': jaxlib.__version__,
       'flax': flax.__version__,
@@ -112,6 +113,8 @@ def main(arguments: Sequence[str]) -> None:
   for name in FLAGS.implementations:
     if name not in known:
       raise errors.unknown_name('implementation', name, known)
+  if FLAGS.dtype not in op.TOLERANCES:
+    raise errors.unknown_name('dtype', FLAGS.dtype, op.TOLERANCES)
   if not all(b.isdigit() and int(b) for b in FLAGS.batches):
     raise errors.InputError(f'--batches={FLAGS.batches}: want numbers above 0')
   print(json.dumps(environment()), flush=True)

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax import complexity
+from awconv_jax import complexity, errors
 from awconv_jax.ops import aw_conv as op
 from awconv_jax.tools.benchmark import timing
 
 # Channels and side of the images at the 3x3 convolutions of ResNet-50.
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
 PASSES = ('forward', 'both')
+# Relative differences between the forms that are rounding.
+TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
 
 
 @dataclasses.dataclass
@@ -95,6 +97,9 @@ def run(
     expansion: e, input channels that share a value of the maps.
     dtype: of everything.
     seconds: time for each measurement.
+
+  Raises:
+    ReportedError: a form does not compute what the vmapped one does.
   """
   names = ['plain', *dict.fromkeys(['vmap', *implementations])]
   for direction in PASSES:
@@ -112,6 +117,11 @@ def run(
             check={n: 'vmap' for n in names if n not in ('plain', 'vmap')},
         )
         for name, m in measured.items():
+          if not m.error <= TOLERANCES[dtype]:
+            raise errors.ReportedError(
+                f'{name} differs from vmap by {m.error:.1e} (relative) at '
+                f'{channels} channels, {side}x{side}, batch {batch}: not timed'
+            )
           macs = complexity.count_macs(functions[name], *inputs[0])
           yield Row(
               channels=channels,
