@@ -79,3 +79,12 @@ def test_the_table_of_parameters_and_multiply_adds(depth):
   assert added == f'{counts[1].parameters - counts[0].parameters:,}'
   assert macs == f'{counts[0].multiply_adds / 1e9:.3f}'
   assert macs_aw == f'{counts[1].multiply_adds / 1e9:.3f}'
+
+
+def test_no_placeholder_is_left():
+  for path in (
+      commands.ROOT / 'README.md',
+      *(commands.ROOT / 'docs').iterdir(),
+  ):
+    for line in path.read_text().splitlines():
+      assert not re.fullmatch(r'[A-Z_]{4,}', line.strip()), f'{path}: {line}'
