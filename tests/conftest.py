@@ -1,8 +1,11 @@
 """Eight CPU devices and one compilation cache for the whole suite."""
 
+import contextlib
 import os
 import pathlib
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -17,3 +20,29 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 # Not the home directory.
 os.environ['TFDS_DATA_DIR'] = str(ROOT / '.cache/tensorflow_datasets')
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+
+
+@contextlib.contextmanager
+def _quick_compiles():
+  """Compiling takes most of the time, and numbers do not need speed."""
+  import jax  # After the environment above is set.
+
+  option = 'jax_disable_most_optimizations'
+  before = jax.config.read(option)
+  jax.config.update(option, True)
+  yield
+  jax.config.update(option, before)
+
+
+@pytest.fixture
+def quick_compiles():
+  """For single tests; the others of a file are compiled as in earnest."""
+  with _quick_compiles():
+    yield
+
+
+@pytest.fixture(scope='module')
+def quick_compiles_of_module():
+  """For a whole file."""
+  with _quick_compiles():
+    yield

@@ -16,14 +16,7 @@ from awconv_jax.layers.aw_conv import AWConv, expansion_factor
 KEY = jax.random.key(0, impl='rbg')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  """Compiling takes most of the time here, and numbers do not need speed."""
-  option = 'jax_disable_most_optimizations'
-  before = jax.config.read(option)
-  jax.config.update(option, True)
-  yield
-  jax.config.update(option, before)
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
 def images(*shape, seed=0, dtype=np.float32):

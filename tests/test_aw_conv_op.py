@@ -126,16 +126,6 @@ def check(case, implementation, gradient, seed=0):
     )
 
 
-@pytest.fixture
-def quick_compiles():
-  """For the many cases; the others are compiled as in earnest."""
-  option = 'jax_disable_most_optimizations'
-  before = jax.config.read(option)
-  jax.config.update(option, True)
-  yield
-  jax.config.update(option, before)
-
-
 @pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('implementation', FAST)
 @pytest.mark.parametrize('name', CASES)

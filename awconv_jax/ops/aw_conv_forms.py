@@ -30,10 +30,8 @@ def modulate(
   # The product is formed in at least float32, so that a bfloat16 kernel is
   # rounded once, and as an einsum, whose transpose is a plain reduction: the
   # gradient of a broadcast product is many times slower on CPU.
-  wide = jnp.promote_types(kernel.dtype, jnp.float32)
-  scale = attention.astype(wide)
-  if residual:
-    scale = 1 + scale
+  wide = accumulator(kernel.dtype)
+  scale = scale_of(attention, wide, residual)
   kernel_wide = kernel.astype(wide)
   if p == d:  # A last axis of one would keep XLA from vectorising over it.
     split = kernel_wide.reshape(kh, kw, g, c // g, d)
@@ -42,6 +40,12 @@ def modulate(
     split = kernel_wide.reshape(kh, kw, g, c // g, p, d // p)
     product = jnp.einsum('ijgepf,ijgp->ijgepf', split, scale)
   return product.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def scale_of(maps: jax.Array, dtype, residual: bool) -> jax.Array:
+  """Returns what the kernel is multiplied by, 1 + A or A, in a dtype."""
+  maps = maps.astype(dtype)
+  return 1 + maps if residual else maps
 
 
 def convolve(x, kernel, *, strides, padding, dilation, groups, precision):
@@ -76,14 +80,15 @@ def tap_views(
   Returns:
     kh * kw arrays [H', W', C], row by row of the kernel.
   """
+  counts = output_size(
+      image.shape[:2],
+      kernel_size,
+      strides=strides,
+      padding=padding,
+      dilation=dilation,
+  )
   config = [(*pair, 0) for pair in padding] + [(0, 0, 0)]
   image = lax.pad(image, jnp.zeros((), image.dtype), config)
-  counts = [
-      (n - (k - 1) * d - 1) // s + 1
-      for n, k, s, d in zip(
-          image.shape, kernel_size, strides, dilation, strict=False
-      )
-  ]
   views = []
   for i in range(kernel_size[0]):
     for j in range(kernel_size[1]):
@@ -203,7 +208,7 @@ def add_taps_one(image, own, *, groups, precision, **window):
   return join_groups(out, size).astype(image.dtype)
 
 
-def _with_own_kernel(function, kernel, residual, options):
+def with_own_kernel(function, kernel, residual, options):
   """Returns function(image, own kernel) as one of (image, maps)."""
 
   def one(image, maps):
@@ -215,7 +220,7 @@ def _with_own_kernel(function, kernel, residual, options):
 
 def vmap(x, kernel, attention, *, residual, **options):
   """Reference: one convolution per sample, batched by `jax.vmap`."""
-  one = _with_own_kernel(convolve_one, kernel, residual, options)
+  one = with_own_kernel(convolve_one, kernel, residual, options)
   return jax.vmap(one)(x, attention)
 
 
@@ -226,18 +231,18 @@ def map_samples(x, kernel, attention, *, residual, **options):
   backward pass for convolutions in loops on CPU; `jax.checkpoint` keeps only
   one sample's patches and kernel alive.
   """
-  one = _with_own_kernel(multiply_one, kernel, residual, options)
+  one = with_own_kernel(multiply_one, kernel, residual, options)
   one = jax.checkpoint(one)
   return lax.map(lambda operands: one(*operands), (x, attention))
 
 
 def im2col(x, kernel, attention, *, residual, **options):
   """All patches of the batch times all kernels, as one batched product."""
-  one = _with_own_kernel(multiply_one, kernel, residual, options)
+  one = with_own_kernel(multiply_one, kernel, residual, options)
   return jax.vmap(one)(x, attention)
 
 
 def taps(x, kernel, attention, *, residual, **options):
   """A batched product per tap of the kernel, summed: no patches in memory."""
-  one = _with_own_kernel(add_taps_one, kernel, residual, options)
+  one = with_own_kernel(add_taps_one, kernel, residual, options)
   return jax.vmap(one)(x, attention)

@@ -21,12 +21,6 @@ import jax.numpy as jnp
 from awconv_jax.ops import aw_conv_forms as forms
 
 
-def _scale(maps, residual):
-  """Returns what the kernel is multiplied by, in at least float32."""
-  maps = maps.astype(forms.accumulator(maps.dtype))
-  return 1 + maps if residual else maps
-
-
 def _input_gradient_dot(grad, own, image, *, groups, precision, **window):
   """Returns dI [H, W, C] of one sample: a product, then patches put back."""
   matrices = forms.as_matrices(own, groups)
@@ -159,7 +153,7 @@ def _backward(x, kernel, attention, grad, *, layout, input_gradient, **options):
   def one(total, operands):
     image, maps, out_grad = operands
     own = forms.modulate(kernel, maps, residual=residual)
-    scale = parts.scale(_scale(maps, residual))
+    scale = parts.scale(forms.scale_of(maps, wide, residual))
     own_grad = parts.gradient(
         forms.split_groups(out_grad, groups),
         forms.patches(image, kernel.shape[:2], groups=groups, **window),
@@ -186,13 +180,8 @@ def _loop(forward, choose_backward):
 
     @jax.custom_vjp
     def apply(x, kernel, attention):
-      def one(operands):
-        image, maps = operands
-        return forward(
-            image, forms.modulate(kernel, maps, residual=residual), **options
-        )
-
-      return lax.map(one, (x, attention))
+      one = forms.with_own_kernel(forward, kernel, residual, options)
+      return lax.map(lambda operands: one(*operands), (x, attention))
 
     def apply_forward(x, kernel, attention):
       return apply(x, kernel, attention), (x, kernel, attention)
