@@ -51,6 +51,7 @@ def aw_options() -> ml_collections.ConfigDict:
   options.pool_size = ml_collections.config_dict.placeholder(int)
   options.identity_start = False
   options.implementation = 'auto'
+  options.chunk = ml_collections.config_dict.placeholder(int)
   return options
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
+from awconv_jax.ops.aw_conv import aw_conv, check_implementation
 from awconv_jax.ops.valid_area import as_valid_size
 
 Initializer = Callable[..., jax.Array]
@@ -187,7 +187,7 @@ class AWConv(nn.Module):
     pool_size: grid of the pooled input; None for the kernel's size.
     identity_start: start with A = 0, so that the layer computes exactly what
       `nn.Conv` does (not in the paper); needs the gate 'tanh'.
-    implementation: of `ops.aw_conv`.
+    implementation, chunk: of `ops.aw_conv`.
     train: whether batch statistics are used; may be given in the call instead.
       None in both: True if the call may update 'batch_stats'.
 
@@ -219,6 +219,7 @@ class AWConv(nn.Module):
   pool_size: int | Sequence[int] | None = None
   identity_start: bool = False
   implementation: str = 'auto'
+  chunk: int | None = None
   train: bool | None = None
 
   @nn.nowrap
@@ -228,7 +229,6 @@ class AWConv(nn.Module):
         gate=GATES,
         norm=NORMS,
         expansion_axis=EXPANSION_AXES,
-        implementation=('auto', *IMPLEMENTATIONS),
     )
     if isinstance(self.padding, str):
       choices['padding'] = PADDINGS
@@ -238,6 +238,10 @@ class AWConv(nn.Module):
         raise ValueError(
             f'AWConv: unknown {name} {value!r}; known: {", ".join(known)}'
         )
+    try:
+      check_implementation(self.implementation, self.chunk)
+    except ValueError as error:
+      raise ValueError(f'AWConv: {error}') from None
     for name in ('kernel_size', 'strides', 'kernel_dilation', 'pool_size'):
       value = getattr(self, name)
       if min(pair(value, f'AWConv: {name}')) < 1:
@@ -368,6 +372,7 @@ class AWConv(nn.Module):
         groups=groups,
         residual=self.residual,
         implementation=self.implementation,
+        chunk=self.chunk,
         precision=self.precision,
     )
     if bias is not None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import functools
 import math
 import numbers
+import warnings
 
 import jax
 from jax import lax
@@ -37,23 +38,99 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     'loop_conv': aw_conv_loops.loop_conv,
 }
 
-# By backend: the form for images of up to so many output positions. Measured on
-# CPU only: docs/performance.md.
-_AUTO = {'cpu': ((400, 'loop_dot'), (math.inf, 'loop_conv'))}
-# Elsewhere a loop over samples would leave the matrix units idle; the reasoned,
-# unmeasured default is the form with one batched product.
-_AUTO_UNMEASURED = ((math.inf, 'im2col'),)
+# Forms that can take the samples in chunks; the others take one at a time.
+CHUNKED = ('vmap', 'im2col', 'taps')
+
+# What 'auto' stands for, by backend and kind of kernel: the form for images of
+# up to so many output positions. Measured: docs/performance.md.
+_ANY = math.inf
+_AUTO = {
+    'cpu': {
+        'full': ((400, 'loop_dot'), (_ANY, 'loop_conv')),
+        'grouped': ((_ANY, 'map'),),
+        'pointwise': ((_ANY, 'map'),),
+        'depthwise': ((_ANY, 'taps'),),
+    }
+}
+# Elsewhere a loop over single samples would leave the matrix units idle; the
+# reasoned, unmeasured default are the forms with batched products, over as many
+# samples at a time as take so much memory for their patches and kernels.
+_AUTO_UNMEASURED = {
+    'full': ((_ANY, 'im2col'),),
+    'grouped': ((_ANY, 'im2col'),),
+    'pointwise': ((_ANY, 'im2col'),),
+    'depthwise': ((_ANY, 'taps'),),
+}
+_UNMEASURED_BYTES = 2**28
 
 
-def choose(positions: int, backend: str) -> str:
+def kind(kernel_shape: Sequence[int], groups: int) -> str:
+  """Returns 'full', 'grouped', 'pointwise' or 'depthwise' for a kernel.
+
+  Args:
+    kernel_shape: [kh, kw, C/groups, D].
+    groups: number of channel groups.
+  """
+  if groups > 1:
+    return 'depthwise' if kernel_shape[2] == 1 else 'grouped'
+  return 'pointwise' if tuple(kernel_shape[:2]) == (1, 1) else 'full'
+
+
+def choose(
+    kernel_shape: Sequence[int], groups: int, positions: int, backend: str
+) -> str:
   """Returns the implementation that 'auto' stands for.
 
   Args:
+    kernel_shape: [kh, kw, C/groups, D].
+    groups: number of channel groups.
     positions: H' * W', positions of the output.
     backend: such as 'cpu'; other backends than that are not measured yet.
   """
-  table = _AUTO.get(backend, _AUTO_UNMEASURED)
+  table = _AUTO.get(backend, _AUTO_UNMEASURED)[kind(kernel_shape, groups)]
   return next(name for most, name in table if positions <= most)
+
+
+def _auto(samples, kernel, groups, positions):
+  """Returns the implementation and the chunk that 'auto' stands for."""
+  backend = jax.default_backend()
+  name = choose(kernel.shape, groups, positions, backend)
+  if backend in _AUTO:
+    return name, None
+  warnings.warn(
+      f"aw_conv: nothing is measured on {backend!r} yet; 'auto' takes batched "
+      "products there ('im2col', or 'taps' for depthwise kernels), in chunks "
+      f'of {_UNMEASURED_BYTES / 2**20:.0f} MiB at most',
+      stacklevel=3,
+  )
+  patches = positions * math.prod(kernel.shape[:3]) * groups
+  bytes_each = (kernel.size + patches) * kernel.dtype.itemsize
+  chunk = max(1, _UNMEASURED_BYTES // bytes_each)
+  fits = isinstance(samples, int) and samples <= chunk
+  return name, None if fits else chunk
+
+
+def check_implementation(name, chunk):
+  """Raises ValueError for an unknown name, or a chunk that it does not take.
+
+  Args:
+    name: implementation of `aw_conv`.
+    chunk: samples at a time, or None.
+  """
+  if name not in ('auto', *IMPLEMENTATIONS):
+    known = ', '.join(['auto', *IMPLEMENTATIONS])
+    raise ValueError(f'unknown implementation {name!r}; known: {known}')
+  if chunk is None:
+    return
+  if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+    raise ValueError(
+        f'chunk must be a number of samples or None, not {chunk!r}'
+    )
+  if name not in ('auto', *CHUNKED):
+    raise ValueError(
+        f'chunk={chunk}: {name!r} takes one sample at a time; chunks are for '
+        f'{", ".join(CHUNKED)}'
+    )
 
 
 def _over_data_shards(function, x, kernel, attention):
@@ -131,6 +208,7 @@ def aw_conv(
     groups: int = 1,
     residual: bool = True,
     implementation: str = 'auto',
+    chunk: int | None = None,
     precision: lax.PrecisionLike = None,
 ) -> jax.Array:
   """Convolves each sample with its own kernel: conv(I[n], K * (1 + A[n])).
@@ -152,6 +230,9 @@ def aw_conv(
       `jax.vmap`), 'map' (one sample after the other), 'im2col' and 'taps'
       (batched products), 'loop_dot' and 'loop_conv' (loops with a backward
       pass of their own; fastest on CPU, but not for `jax.jvp`).
+    chunk: samples at a time, to bound the memory of 'vmap', 'im2col' and
+      'taps', whose patches and kernels are then formed again in the backward
+      pass; None for all at once. The others take one at a time in any case.
     precision: as in `lax.conv_general_dilated`.
 
   Returns:
@@ -160,40 +241,33 @@ def aw_conv(
 
   Raises:
     ValueError: the shapes do not fit, strides, padding or dilation are not
-      pairs, or the implementation is unknown.
+      pairs, the implementation is unknown, or takes no chunks.
 
   Source: arXiv 2108.08205; the residual form keeps K when A is 0.
   """
   _check_shapes(x, kernel, attention, groups)
-  if implementation not in ('auto', *IMPLEMENTATIONS):
-    known = ', '.join(['auto', *IMPLEMENTATIONS])
-    raise ValueError(
-        f'unknown implementation {implementation!r}; known: {known}'
-    )
+  check_implementation(implementation, chunk)
   strides = _int_pair(strides, 'strides', least=1)
   dilation = _int_pair(dilation, 'dilation', least=1)
   dtype = jnp.promote_types(x.dtype, kernel.dtype)
-  window = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
   if isinstance(padding, str):
-    padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
+    padding = lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
   padding = _check_padding(padding)
+  window = dict(strides=strides, padding=padding, dilation=dilation)
   if implementation == 'auto':
-    height, width = aw_conv_forms.output_size(
-        x.shape[1:3],
-        kernel.shape[:2],
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
+    positions = math.prod(
+        aw_conv_forms.output_size(x.shape[1:3], kernel.shape[:2], **window)
     )
-    implementation = choose(height * width, jax.default_backend())
+    implementation, own_chunk = _auto(x.shape[0], kernel, groups, positions)
+    chunk = chunk or own_chunk
   function = functools.partial(
       IMPLEMENTATIONS[implementation],
+      **(dict(chunk=chunk) if implementation in CHUNKED else {}),
       residual=residual,
-      strides=strides,
-      padding=padding,
-      dilation=dilation,
       groups=groups,
       precision=precision,
+      **window,
   )
   return _over_data_shards(
       function, x.astype(dtype), kernel.astype(dtype), attention

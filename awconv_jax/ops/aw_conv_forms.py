@@ -196,11 +196,27 @@ def multiply_one(image, own, *, groups, precision, **window):
   return join_groups(out, size).astype(image.dtype)
 
 
+def scale_channels(image: jax.Array, factors: jax.Array) -> jax.Array:
+  """Returns each channel times its factors, [H, W, C] and [D] to [H, W, D]."""
+  channels = image.shape[2]
+  if factors.size == channels:  # A last axis of one would not be vectorised.
+    return image * factors
+  product = image[..., None] * factors.reshape(channels, -1)
+  return product.reshape(*image.shape[:2], factors.size)
+
+
 def add_taps_one(image, own, *, groups, precision, **window):
   """Returns one sample's output [H', W', D] as a sum over the kernel's taps."""
   size = output_size(image.shape[:2], own.shape[:2], **window)
   views = tap_views(image, own.shape[:2], **window)
   matrices = own.reshape(-1, *own.shape[2:])
+  if own.shape[2] == 1:  # Depthwise: there is nothing to sum but the taps.
+    wide = accumulator(image.dtype)
+    out = sum(
+        scale_channels(v.astype(wide), m.astype(wide))
+        for v, m in zip(views, matrices[:, 0], strict=True)
+    )
+    return out.astype(image.dtype)
   out = sum(
       dot(split_groups(v, groups), as_matrices(m, groups), (1, 0), precision)
       for v, m in zip(views, matrices, strict=True)
@@ -218,10 +234,28 @@ def with_own_kernel(function, kernel, residual, options):
   return one
 
 
-def vmap(x, kernel, attention, *, residual, **options):
+def _batched(function, x, kernel, attention, residual, chunk, options):
+  """Returns function of all samples at once, or of `chunk` at a time."""
+  one = with_own_kernel(function, kernel, residual, options)
+  if chunk is None:
+    return jax.vmap(one)(x, attention)
+  # Only one chunk's patches and kernels are kept alive.
+  several = jax.checkpoint(jax.vmap(one))
+  # Filled up with zeros, so that a symbolic number of samples will do.
+  chunks = -(-x.shape[0] // chunk)
+  missing = chunks * chunk - x.shape[0]
+
+  def split(array):
+    array = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+    return array.reshape(chunks, chunk, *array.shape[1:])
+
+  out = lax.map(lambda own: several(*own), (split(x), split(attention)))
+  return out.reshape(chunks * chunk, *out.shape[2:])[: x.shape[0]]
+
+
+def vmap(x, kernel, attention, *, residual, chunk=None, **options):
   """Reference: one convolution per sample, batched by `jax.vmap`."""
-  one = with_own_kernel(convolve_one, kernel, residual, options)
-  return jax.vmap(one)(x, attention)
+  return _batched(convolve_one, x, kernel, attention, residual, chunk, options)
 
 
 def map_samples(x, kernel, attention, *, residual, **options):
@@ -236,13 +270,11 @@ def map_samples(x, kernel, attention, *, residual, **options):
   return lax.map(lambda operands: one(*operands), (x, attention))
 
 
-def im2col(x, kernel, attention, *, residual, **options):
+def im2col(x, kernel, attention, *, residual, chunk=None, **options):
   """All patches of the batch times all kernels, as one batched product."""
-  one = with_own_kernel(multiply_one, kernel, residual, options)
-  return jax.vmap(one)(x, attention)
+  return _batched(multiply_one, x, kernel, attention, residual, chunk, options)
 
 
-def taps(x, kernel, attention, *, residual, **options):
+def taps(x, kernel, attention, *, residual, chunk=None, **options):
   """A batched product per tap of the kernel, summed: no patches in memory."""
-  one = with_own_kernel(add_taps_one, kernel, residual, options)
-  return jax.vmap(one)(x, attention)
+  return _batched(add_taps_one, x, kernel, attention, residual, chunk, options)

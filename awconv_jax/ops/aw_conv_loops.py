@@ -20,6 +20,11 @@ import jax.numpy as jnp
 
 from awconv_jax.ops import aw_conv_forms as forms
 
+# A backward pass holds four arrays of the kernel's size for each sample: K,
+# K * (1 + A), dKn and the sum dK. It goes through blocks of input channels that
+# keep them in the caches; blocks of this size were fastest on CPU.
+_BLOCK_BYTES = 2.5e6
+
 
 def _input_gradient_dot(grad, own, image, *, groups, precision, **window):
   """Returns dI [H, W, C] of one sample: a product, then patches put back."""
@@ -134,6 +139,35 @@ class _Columns(_Rows):
     return self.split(out)
 
 
+def _count_blocks(kernel, runs):
+  """Returns in how many blocks of input channels a backward pass is best made.
+
+  Args:
+    kernel: shared kernel, [kh, kw, C/groups, D].
+    runs: G, the runs of input channels that share a value of the maps; a block
+      is a whole number of them.
+  """
+  size = kernel.size * forms.accumulator(kernel.dtype).itemsize
+  counts = [b for b in range(1, runs + 1) if runs % b == 0]
+  return next((b for b in counts if size <= b * _BLOCK_BYTES), 1)
+
+
+def _read(array, n, block, blocks):
+  """Returns a block of the fourth axis of sample n, without its first axis."""
+  size = array.shape[3] // blocks
+  start = (n, 0, 0, block * size, *[0] * (array.ndim - 4))
+  shape = (1, *array.shape[1:3], size, *array.shape[4:])
+  return lax.dynamic_slice(array, start, shape)[0]
+
+
+def _write(array, values, n, block):
+  """Returns the array with what `_read` reads replaced by values."""
+  start = (n, 0, 0, block * values.shape[2], *[0] * (array.ndim - 4))
+  return lax.dynamic_update_slice(
+      array, values[None].astype(array.dtype), start
+  )
+
+
 def _backward(x, kernel, attention, grad, *, layout, input_gradient, **options):
   """Returns the gradients of x, kernel and attention.
 
@@ -147,27 +181,53 @@ def _backward(x, kernel, attention, grad, *, layout, input_gradient, **options):
   residual, groups = options.pop('residual'), options['groups']
   window = {k: options[k] for k in ('strides', 'padding', 'dilation')}
   wide = forms.accumulator(x.dtype)
-  parts = layout(kernel.shape, attention.shape)
-  arranged = parts.arrange(kernel)
+  # A block of input channels is a slice of the kernel without channel groups
+  # only; they are small in any case.
+  blocks = _count_blocks(kernel, attention.shape[3]) if groups == 1 else 1
 
-  def one(total, operands):
-    image, maps, out_grad = operands
-    own = forms.modulate(kernel, maps, residual=residual)
-    scale = parts.scale(forms.scale_of(maps, wide, residual))
-    own_grad = parts.gradient(
-        forms.split_groups(out_grad, groups),
-        forms.patches(image, kernel.shape[:2], groups=groups, **window),
-        options['precision'],
+  def add_block(gradients, block):
+    """Writes dI and dA of a block of input channels; returns its dK, too."""
+    size = kernel.shape[2] // blocks
+    shared = lax.dynamic_slice_in_dim(kernel, block * size, size, 2)
+    runs, outputs = attention.shape[3] // blocks, attention.shape[4]
+    parts = layout(shared.shape, (runs, outputs))
+    arranged = parts.arrange(shared)
+
+    def add_sample(carry, n):
+      total, x_grad, attention_grad = carry
+      image = _read(x, n, block, blocks)
+      maps = _read(attention, n, block, blocks)
+      out_grad = lax.dynamic_index_in_dim(grad, n, keepdims=False)
+      own = forms.modulate(shared, maps, residual=residual)
+      scale = parts.scale(forms.scale_of(maps, wide, residual))
+      own_grad = parts.gradient(
+          forms.split_groups(out_grad, groups),
+          forms.patches(image, kernel.shape[:2], groups=groups, **window),
+          options['precision'],
+      )
+      # Split in here: outside, the loop would hold the kernel a second time.
+      split = parts.split(arranged).astype(wide)
+      image_grad = input_gradient(out_grad, own, image, **options)
+      carry = (
+          total + own_grad * scale,
+          _write(x_grad, image_grad, n, block),
+          _write(attention_grad, parts.reduce(own_grad * split), n, block),
+      )
+      return carry, None
+
+    zeros = jnp.zeros_like(parts.split(arranged), wide)
+    (total, *gradients), _ = lax.scan(
+        add_sample, (zeros, *gradients), jnp.arange(x.shape[0])
     )
-    # Split in here: outside, the loop would hold the kernel a second time.
-    shared = parts.split(arranged).astype(wide)
-    maps_grad = parts.reduce(own_grad * shared).astype(maps.dtype)
-    image_grad = input_gradient(out_grad, own, image, **options)
-    return total + own_grad * scale, (image_grad, maps_grad)
+    return gradients, parts.restore(total).astype(kernel.dtype)
 
-  zeros = jnp.zeros_like(parts.split(arranged), wide)
-  total, (x_grad, attention_grad) = lax.scan(one, zeros, (x, attention, grad))
-  return x_grad, parts.restore(total).astype(kernel.dtype), attention_grad
+  gradients = [jnp.zeros_like(x), jnp.zeros_like(attention)]
+  if blocks == 1:
+    gradients, kernel_grad = add_block(gradients, 0)
+  else:
+    gradients, parts = lax.scan(add_block, gradients, jnp.arange(blocks))
+    kernel_grad = jnp.moveaxis(parts, 0, 2).reshape(kernel.shape)
+  return gradients[0], kernel_grad, gradients[1]
 
 
 def _loop(forward, choose_backward):

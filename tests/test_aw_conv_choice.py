@@ -1,0 +1,173 @@
+"""What 'auto' stands for, and the memory that the forms are held to."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import pytest
+
+from awconv_jax.ops import aw_conv as op
+from awconv_jax.ops import aw_conv_loops
+from awconv_jax.ops.aw_conv import aw_conv
+
+
+def operands(n=7, side=5, channels=8, features=4, groups=1, runs=4):
+  rng = np.random.default_rng(0)
+  kernel_shape = (3, 3, channels // groups, features)
+  return (
+      rng.normal(size=(n, side, side, channels)),
+      rng.normal(size=kernel_shape),
+      rng.normal(size=(n, 3, 3, runs, features)),
+  )
+
+
+def pulled(function, arrays):
+  """Returns the value, and the gradients of half its squared norm."""
+
+  @jax.jit
+  def run(arrays):
+    out, pullback = jax.vjp(function, *arrays)
+    return out, pullback(out)
+
+  with jax.enable_x64(True):
+    return jax.tree.map(np.asarray, run(arrays))
+
+
+def close(own, expected):
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+      own,
+      expected,
+  )
+
+
+@pytest.mark.parametrize(
+    'kernel_shape, groups, positions, name',
+    [
+        ((3, 3, 64, 64), 1, 56 * 56, 'loop_conv'),
+        ((3, 3, 512, 512), 1, 49, 'loop_dot'),
+        ((3, 3, 4, 128), 32, 56 * 56, 'map'),
+        ((1, 1, 64, 256), 1, 56 * 56, 'map'),
+        ((3, 3, 1, 96), 96, 56 * 56, 'taps'),
+    ],
+)
+def test_the_choice_on_cpu(kernel_shape, groups, positions, name):
+  assert op.choose(kernel_shape, groups, positions, 'cpu') == name
+
+
+def test_every_choice_exists_for_every_kind():
+  for table in (*op._AUTO.values(), op._AUTO_UNMEASURED):
+    assert sorted(table) == ['depthwise', 'full', 'grouped', 'pointwise']
+    for rows in table.values():
+      assert rows[-1][0] == float('inf')
+      assert all(name in op.IMPLEMENTATIONS for _, name in rows)
+
+
+def test_an_unmeasured_backend_says_so_and_bounds_its_memory(monkeypatch):
+  arrays = operands()
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    expected = pulled(aw_conv, arrays)
+  seen = {}
+
+  def spy(*args, chunk, **options):
+    seen['chunk'] = chunk
+    return op.aw_conv_forms.im2col(*args, chunk=chunk, **options)
+
+  monkeypatch.setitem(op.IMPLEMENTATIONS, 'im2col', spy)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  with pytest.warns(UserWarning, match="nothing is measured on 'gpu'"):
+    close(pulled(aw_conv, arrays), expected)
+  assert seen['chunk'] is None  # All of it is far below the bound.
+  # Patches and kernel of two samples in float64.
+  own = 8 * (25 * 9 * 8 + 9 * 8 * 4)
+  monkeypatch.setattr(op, '_UNMEASURED_BYTES', 2 * own + 1)
+  with pytest.warns(UserWarning):
+    close(pulled(aw_conv, arrays), expected)
+  assert seen['chunk'] == 2
+
+
+@pytest.mark.parametrize('implementation', op.CHUNKED)
+@pytest.mark.parametrize('chunk', [1, 3, 7, 9])
+def test_chunks_change_nothing(implementation, chunk):
+  arrays = operands()
+  run = functools.partial(aw_conv, implementation=implementation, chunk=chunk)
+  own = pulled(run, arrays)
+  close(own[0], naive.aw_conv(*arrays))
+  close(own, pulled(functools.partial(aw_conv, implementation='map'), arrays))
+
+
+def temporary_bytes(function, arrays):
+  def both(*arrays):
+    out, pullback = jax.vjp(function, *arrays)
+    return out, pullback(out)
+
+  compiled = jax.jit(both).lower(*arrays).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_chunks_bound_the_memory():
+  arrays = [jnp.asarray(a, 'float32') for a in operands(n=16, side=16)]
+  run = functools.partial(aw_conv, implementation='im2col')
+  whole = temporary_bytes(run, arrays)
+  assert temporary_bytes(functools.partial(run, chunk=2), arrays) < whole / 3
+
+
+@pytest.mark.parametrize('channels, side', [(64, 28), (256, 14)])
+def test_auto_takes_little_more_memory_than_a_plain_convolution(channels, side):
+  shapes = [
+      (8, side, side, channels),
+      (3, 3, channels, channels),
+      (8, 3, 3, channels // 16, channels),
+  ]
+  arrays = [jax.ShapeDtypeStruct(s, 'float32') for s in shapes]
+
+  def plain(x, kernel, attention):
+    del attention
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+  assert temporary_bytes(aw_conv, arrays) <= 1.5 * temporary_bytes(
+      plain, arrays
+  )
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(chunk=0), 'chunk must be .* not 0'),
+        (dict(chunk=True), 'chunk must be .* not True'),
+        (dict(chunk=2.0), 'chunk must be .* not 2.0'),
+        (dict(chunk=2, implementation='map'), "chunk=2: 'map' takes one"),
+        (dict(chunk=2, implementation='loop_dot'), 'vmap, im2col, taps'),
+    ],
+)
+def test_chunks_that_cannot_be_are_refused(options, words):
+  with pytest.raises(ValueError, match=words):
+    aw_conv(*operands(), **options)
+
+
+@pytest.mark.parametrize('implementation', ['loop_dot', 'loop_conv'])
+@pytest.mark.parametrize('runs, blocks', [(4, 2), (8, 8), (1, 1)])
+def test_backward_in_blocks_of_input_channels(
+    implementation, runs, blocks, monkeypatch
+):
+  arrays = operands(runs=runs)
+  run = functools.partial(aw_conv, implementation=implementation)
+  expected = pulled(functools.partial(aw_conv, implementation='map'), arrays)
+  size = 9 * 8 * 4 * 8
+  monkeypatch.setattr(aw_conv_loops, '_BLOCK_BYTES', size / blocks)
+  assert aw_conv_loops._count_blocks(arrays[1], runs) == blocks
+  close(pulled(run, arrays), expected)
+
+
+def test_depthwise_taps_are_no_matrix_products():
+  arrays = operands(channels=4, features=8, groups=4, runs=1)
+  run = functools.partial(aw_conv, groups=4, implementation='taps')
+  # One for K * (1 + A), none for the taps.
+  assert str(jax.make_jaxpr(run)(*arrays)).count('= dot_general') == 1
+  close(pulled(run, arrays)[0], naive.aw_conv(*arrays, groups=4))
