@@ -11,12 +11,13 @@ RUN := $(VENV)/bin/python
 # What was compiled once need not be compiled by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help train test lint format clean
+.PHONY: help train test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## List the commands.
 	@echo 'make train   train an AW-ResNet on the embedded digits (< 5 minutes)'
-	@echo 'make test    run the whole test suite (< 15 minutes)'
+	@echo 'make test    run the test suite (< 15 minutes)'
+	@echo 'make test-slow   every network with every attention, one step each'
 	@echo 'make lint    check the form of the code'
 	@echo 'make format  bring the code into form'
 	@echo 'make clean   remove the environment and the caches, not the runs'
@@ -55,6 +56,9 @@ train: $(VENV)/requirements  ## Train on the embedded digits.
 test: $(VENV)/requirements-test lint  ## Run the test suite.
 	@echo 'running the test suite'
 	@$(RUN) -m pytest $(ARGS)
+
+test-slow: $(VENV)/requirements-test  ## Run what the suite leaves out.
+	@$(RUN) -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/requirements-test
 	@echo 'checking the form of the code'

@@ -25,6 +25,7 @@ from awconv_jax import (
     progress,
     tasks,
     train_step,
+    warm_start,
 )
 from awconv_jax import workdir as workdirs
 
@@ -280,12 +281,26 @@ class _Run:
       raise
     return lock
 
+  def _warm_start(self, state, say):
+    """Returns the first state, with the weights of `config.init_from`."""
+    config = self._config
+    variables = partition.agree(
+        lambda: warm_start.load(
+            config.init_from,
+            state.variables(),
+            skip=config.init_skip,
+            report=say,
+        )
+    )
+    return train_step.replace_variables(state, variables)
+
   def _run(self) -> Result:
     config = self._config
+    say = print if self._first else lambda line: None
     checkpointer = checkpoint.Checkpointer(
         self._workdir / 'checkpoints',
         keep=config.checkpoints_to_keep,
-        report=print if self._first else lambda line: None,
+        report=say,
     )
     shapes = _batch_shapes(self._eval_batches)
     state = train_step.create_state(
@@ -296,6 +311,8 @@ class _Run:
         batch_shapes=shapes,
         ema=config.ema_decay > 0,
     )
+    if config.init_from and not checkpointer.steps():
+      state = self._warm_start(state, say)
     if self._first:
       description = _describe(
           config, self._task, shapes, state, self._batches, self._eval_batches

@@ -7,6 +7,7 @@ import flax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 import optax
 
 from awconv_jax import optim, partition
@@ -76,6 +77,30 @@ def create_state(
   # Made where it lives: a device_put may alias its source, which would then
   # die with the donated state.
   return jax.jit(init, out_shardings=partition.replicated(mesh))()
+
+
+def replace_variables(state: TrainState, variables: Any) -> TrainState:
+  """Returns a first state with other variables, in the averages, too.
+
+  Args:
+    state: as of `create_state`; its shardings are kept.
+    variables: 'params' and the network's others, as arrays on the host.
+  """
+
+  def place(tree, like):
+    # A copy for each place: the step donates all of the state.
+    return jax.tree.map(
+        lambda value, old: jax.make_array_from_callback(
+            old.shape, old.sharding, lambda index: np.array(value[index])
+        ),
+        tree,
+        like,
+    )
+
+  own = place(variables, state.variables())
+  params = own.pop('params')
+  ema = None if state.ema is None else place(variables, state.ema)
+  return state.replace(params=params, model_state=own, ema=ema)
 
 
 def _microbatches(batch: Batch, number: int) -> Batch:

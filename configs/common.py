@@ -17,7 +17,22 @@ SCHEDULES = {
     'cosine': dict(final_fraction=0.0),
     'step': dict(boundaries_epochs=(30.0, 60.0, 90.0), factor=0.1),
 }
-ATTENTION = {'none': {}, 'se': dict(reduction=16)}
+ATTENTION = {
+    'none': {},
+    'se': dict(reduction=16),
+    'cbam': dict(
+        reduction=16, spatial_size=7, norm_momentum=0.99, norm_epsilon=1e-5
+    ),
+    'bam': dict(
+        reduction=16,
+        dilation=4,
+        combine='product',
+        norm_momentum=0.9,
+        norm_epsilon=1e-5,
+    ),
+    'eca': dict(gamma=2, b=1),
+    'aa': dict(heads=8, key_ratio=0.2, value_ratio=0.1, min_key_dims=20),
+}
 
 
 def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -49,6 +64,7 @@ def aw_options() -> ml_collections.ConfigDict:
   options.norm = 'batch'
   options.residual = True
   options.pool_size = ml_collections.config_dict.placeholder(int)
+  options.refinement = ml_collections.config_dict.placeholder(str)
   options.identity_start = False
   options.implementation = 'auto'
   options.chunk = ml_collections.config_dict.placeholder(int)

@@ -34,6 +34,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.eval_batch_size = 72
   config.accumulation_steps = 1
   config.ema_decay = 0.98  # 0 is off.
+  # A run's directory, or a .safetensors or .pth file, to take weights from, but
+  # for the modules in init_skip, such as ('head',).
+  config.init_from = ml_collections.config_dict.placeholder(str)
+  config.init_skip = ()
   config.log_every_steps = 20
   config.eval_every_epochs = 3.0
   config.checkpoint_every_epochs = 3.0

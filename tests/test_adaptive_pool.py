@@ -1,5 +1,7 @@
 """Adaptive average pooling against a naive loop, and valid areas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import naive
@@ -106,14 +108,16 @@ def test_valid_size_of_another_shape_is_refused(shape, masked):
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_mask_replaces_whatever_is_in_the_padding(dtype):
+@pytest.mark.parametrize('fill', [0, -np.inf])
+def test_mask_replaces_whatever_is_in_the_padding(dtype, fill):
   x = images(2, (5, 4))
   x[0, 3:] = np.nan
   x[1, :, 1:] = np.inf
   x = jnp.asarray(x, dtype)
-  out = jax.jit(mask_padding)(x, np.array([(3, 4), (5, 1)]))
+  mask = jax.jit(functools.partial(mask_padding, fill=fill))
+  out = mask(x, np.array([(3, 4), (5, 1)]))
   assert out.dtype == dtype
-  expected = jnp.where(jnp.isfinite(x), x, 0)
+  expected = jnp.where(jnp.isfinite(x), x, fill)
   np.testing.assert_array_equal(np.float32(out), np.float32(expected))
 
 

@@ -12,6 +12,8 @@ ALLOWED = {
     'ops': set(),
     'layers': {'ops'},
     'models': {'layers', 'ops'},
+    'surgery': {'layers', 'ops'},
+    'weights': set(),
     'data': set(),
     'evaluators': set(),
     'tasks': {'models', 'ops', 'evaluators'},
@@ -38,7 +40,7 @@ ALLOWED = {
         'train_step',
         'workdir',
     },
-    '__init__': {'layers', 'models', 'ops'},
+    '__init__': {'layers', 'models', 'ops', 'surgery'},
 }
 
 

@@ -185,6 +185,10 @@ class AWConv(nn.Module):
     norm_momentum, norm_epsilon: of the norms (momentum: share of the old).
     residual: True for K * (1 + A), False for K * A.
     pool_size: grid of the pooled input; None for the kernel's size.
+    refinement: None, or what makes the module that refines the maps as if they
+      were an activation of D' channels, such as `SqueezeExcite`; called as
+      `refinement(name=...)(maps)` with [N * G, kh, kw, D'], parameters under
+      'refinement'.
     identity_start: start with A = 0, so that the layer computes exactly what
       `nn.Conv` does (not in the paper); needs the gate 'tanh'.
     implementation, chunk: of `ops.aw_conv`.
@@ -217,6 +221,7 @@ class AWConv(nn.Module):
   norm_epsilon: float = 1e-5
   residual: bool = True
   pool_size: int | Sequence[int] | None = None
+  refinement: Callable[..., Any] | None = None
   identity_start: bool = False
   implementation: str = 'auto'
   chunk: int | None = None
@@ -255,6 +260,11 @@ class AWConv(nn.Module):
       value = getattr(self, name)
       if not isinstance(value, numbers.Real):
         raise ValueError(f'AWConv: {name} must be a number, not {value!r}')
+    if self.refinement is not None and not callable(self.refinement):
+      raise ValueError(
+          'AWConv: refinement must make a module, such as SqueezeExcite, not '
+          f'{self.refinement!r}'
+      )
     if self.identity_start and self.gate != 'tanh':
       raise ValueError(
           "AWConv: identity_start needs a gate that is 0 at 0 (gate='tanh'), "
@@ -303,6 +313,17 @@ class AWConv(nn.Module):
         param_dtype=self.param_dtype,
         name='attention',
     )(x, train=train, valid_size=valid_size)
+
+  def _refine(self, maps):
+    """Returns the maps A [N, kh, kw, G, D'], gated by the refinement."""
+    if self.refinement is None:
+      return maps
+    n, kh, kw, groups, outputs = maps.shape
+    # The same module for every run of inputs; an activation has one axis less.
+    seen = jnp.moveaxis(maps, 3, 1).reshape(n * groups, kh, kw, outputs)
+    refined = self.refinement(name='refinement')(seen)
+    refined = refined.reshape(n, groups, kh, kw, outputs)
+    return jnp.moveaxis(refined, 1, 3)
 
   @nn.compact
   def __call__(
@@ -358,7 +379,7 @@ class AWConv(nn.Module):
     x = inputs.reshape(-1, *inputs.shape[-3:])
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, inputs.shape).reshape(-1, 2)
-    maps = self._attention(x, kernel, train, valid_size)
+    maps = self._refine(self._attention(x, kernel, train, valid_size))
     self.sow('intermediates', 'attention_maps', maps)
     dilation = pair(self.kernel_dilation, 'kernel_dilation')
     x, padding = self._pad(x, (kh, kw), dilation)

@@ -6,11 +6,20 @@ from typing import Any
 import flax.linen as nn
 
 from awconv_jax import errors
-from awconv_jax.models import resnet
+from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
 
+# The class of each network, and the fields that make it.
 MODELS = {
-    f'resnet{depth}': (resnet.ResNet, fields)
-    for depth, fields in resnet.DEPTHS.items()
+    **{
+        f'resnet{depth}': (resnet.ResNet, fields)
+        for depth, fields in resnet.DEPTHS.items()
+    },
+    **{name: (resnet.ResNet, own) for name, own in resnet.RESNEXT.items()},
+    **{
+        name: (wide_resnet.WideResNet, own)
+        for name, own in wide_resnet.SIZES.items()
+    },
+    'mobilenet_v2': (mobilenet_v2.MobileNetV2, {}),
 }
 
 
@@ -19,7 +28,8 @@ def create(name: str, **options: Any) -> nn.Module:
 
   Args:
     name: one of `MODELS`, such as 'resnet50'.
-    **options: fields of the network; see `models.resnet.ResNet`.
+    **options: fields of the network; see its class, such as
+      `models.resnet.ResNet`, and `models.network.Network`.
 
   Returns:
     A Flax module: `model.apply(variables, images, train=False)`.

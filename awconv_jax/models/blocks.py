@@ -13,6 +13,8 @@ Every block has these fields:
   last_scale_init: initializer of the last norm's scale.
   version: 'v1.5' strides in the 3x3 convolution of a bottleneck, 'v1' in the
     first 1x1. A basic block is the same in both.
+  groups, group_width: channel groups of a bottleneck's 3x3 convolution, and the
+    channels of each where `width` is 64; a basic block has none.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,20 +33,10 @@ def strided_size(size: jax.Array | None, stride: int) -> jax.Array | None:
   return None if size is None else -(-size // stride)
 
 
-class Block(nn.Module):
-  """What the blocks share: fields, a convolution slot, and the shortcut."""
+class Padded(nn.Module):
+  """A block with slots for convolutions, `convs`, padded as in torch."""
 
-  width: int
-  stride: int
-  convs: Mapping[str, Module]
-  norm: Module
-  attention: Module | None
-  last_scale_init: Module
-  version: str = 'v1.5'
-
-  expansion = 1
-
-  def convolve(self, slot, x, features, size, stride, valid_size):
+  def convolve(self, slot, x, features, size, stride, valid_size, **fields):
     """Applies the slot's convolution; returns it and its valid area."""
     if size > 1:
       # A norm and ReLU leave the padding as their bias, not as zero, and a
@@ -56,9 +48,26 @@ class Block(nn.Module):
         strides=(stride, stride),
         padding=((size // 2, size // 2),) * 2,
         name=slot,
+        **fields,
     )
     y = conv(x, valid_size=valid_size)
     return y, strided_size(valid_size, stride)
+
+
+class Block(Padded):
+  """What ResNet's blocks share: fields, and the shortcut."""
+
+  width: int
+  stride: int
+  convs: Mapping[str, Module]
+  norm: Module
+  attention: Module | None
+  last_scale_init: Module
+  version: str = 'v1.5'
+  groups: int = 1
+  group_width: int = 64
+
+  expansion = 1
 
   def join(self, x, y, valid_size, out_valid_size):
     """Gates the branch y, adds the shortcut of x, and applies ReLU."""
@@ -93,14 +102,18 @@ class Bottleneck(Block):
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H / stride, W / stride, 4 * width] for x [N, H, W, C]."""
-    width = self.width
+    width = self.width * self.group_width // 64 * self.groups
     first, second = (
         (self.stride, 1) if self.version == 'v1' else (1, self.stride)
     )
+    # The field is named only where it is needed: not every layer has it.
+    grouped = {}
+    if self.groups > 1:
+      grouped = dict(feature_group_count=self.groups)
     y, size = self.convolve('conv1', x, width, 1, first, valid_size)
     y = nn.relu(self.norm(name='norm1')(y))
-    y, size = self.convolve('conv2', y, width, 3, second, size)
+    y, size = self.convolve('conv2', y, width, 3, second, size, **grouped)
     y = nn.relu(self.norm(name='norm2')(y))
-    y, size = self.convolve('conv3', y, 4 * width, 1, 1, size)
+    y, size = self.convolve('conv3', y, 4 * self.width, 1, 1, size)
     y = self.norm(name='norm3', scale_init=self.last_scale_init)(y)
     return self.join(x, y, valid_size, size)

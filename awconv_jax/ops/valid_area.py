@@ -36,13 +36,16 @@ def as_valid_size(
   return jnp.clip(valid_size, 1, jnp.array([height, width]))
 
 
-def mask_padding(x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
-  """Returns x with zeros outside of its valid area.
+def mask_padding(
+    x: jax.Array, valid_size: jax.Array | None, *, fill: float = 0
+) -> jax.Array:
+  """Returns x with zeros, or another value, outside of its valid area.
 
   Args:
     x: [N, H, W, C].
     valid_size: int [N, 2], height and width in positions of x. None means all
       of x, which is returned as it is.
+    fill: the value there: zero for convolutions, -inf for a maximum.
 
   Returns:
     [N, H, W, C] in the dtype of x.
@@ -57,4 +60,4 @@ def mask_padding(x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
   columns = jnp.arange(x.shape[2]) < valid_size[:, 1:]
   inside = rows[:, :, None] & columns[:, None, :]
   # A choice and not a product: the padding may hold anything, also NaN.
-  return jnp.where(inside[..., None], x, 0)
+  return jnp.where(inside[..., None], x, fill)

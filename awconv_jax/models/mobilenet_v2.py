@@ -1,0 +1,194 @@
+"""MobileNetV2, whose depthwise convolutions can be AW-convolutions.
+
+"MobileNetV2: Inverted Residuals and Linear Bottlenecks",
+https://arxiv.org/abs/1801.04381. A block widens the channels by a 1x1
+convolution, convolves each by itself (3x3), and narrows them by a 1x1
+convolution without activation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from awconv_jax.layers.conv import Conv
+from awconv_jax.models import checks
+from awconv_jax.models.blocks import Padded, strided_size
+from awconv_jax.models.network import Network
+from awconv_jax.ops.valid_area import as_valid_size, mask_padding
+
+# Of each stage: factor of the widening, channels, blocks, stride.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+STEM_CHANNELS, LAST_CHANNELS = 32, 1280
+STEMS = {'imagenet': 2, 'cifar': 1}
+
+
+def scaled(channels: int, factor: float) -> int:
+  """Returns channels * factor as a multiple of 8, less by a tenth at most."""
+  wanted = channels * factor
+  result = max(8, int(wanted + 4) // 8 * 8)
+  return result if result >= 0.9 * wanted else result + 8
+
+
+class InvertedResidual(Padded):
+  """1x1, depthwise 3x3 and linear 1x1, plus the input where shapes are equal.
+
+  Attributes:
+    features: output channels.
+    widen: factor of the channels inside; 1 has no first convolution.
+    stride: of the block.
+    convs: the convolution of each slot, 'conv1' to 'conv3'.
+    norm: the norm; takes `name`.
+    attention: None, or what gates the last norm's output.
+  """
+
+  features: int
+  widen: int
+  stride: int
+  convs: Mapping[str, Callable[..., Any]]
+  norm: Callable[..., Any]
+  attention: Callable[..., Any] | None
+
+  @nn.compact
+  def __call__(self, x, *, valid_size=None):
+    """Returns [N, H / stride, W / stride, features] for x [N, H, W, C]."""
+    y, size = x, valid_size
+    channels = x.shape[-1] * self.widen
+    if self.widen > 1:
+      y, size = self.convolve('conv1', y, channels, 1, 1, size)
+      y = nn.relu6(self.norm(name='norm1')(y))
+    y, size = self.convolve(
+        'conv2',
+        y,
+        channels,
+        3,
+        self.stride,
+        size,
+        feature_group_count=channels,
+    )
+    y = nn.relu6(self.norm(name='norm2')(y))
+    y, size = self.convolve('conv3', y, self.features, 1, 1, size)
+    y = self.norm(name='norm3')(y)
+    if self.attention is not None:
+      y = self.attention(name='attention')(y, valid_size=size)
+    return x + y if x.shape == y.shape else y
+
+
+class MobileNetV2(Network):
+  """MobileNetV2 over NHWC images; the other fields are those of `Network`.
+
+  Attributes:
+    stages: factor of the widening, channels, blocks and stride of each.
+    width_factor: of all channels.
+    stem: 'imagenet' (stride 2) or 'cifar' (stride 1).
+    dropout: share of the pooled features that is dropped; needs an rng
+      'dropout' in training.
+    aw_where: '3x3', the depthwise convolutions.
+  """
+
+  stages: Sequence[Sequence[int]] = STAGES
+  width_factor: float = 1.0
+  stem: str = 'imagenet'
+  dropout: float = 0.2
+
+  @nn.nowrap
+  def slots(self) -> Sequence[str]:
+    return ('conv1', 'conv2', 'conv3')
+
+  @nn.nowrap
+  def aw_choices(self):
+    return {'3x3': ('conv2',)}
+
+  @nn.nowrap
+  def augmented_slots(self) -> Sequence[str]:
+    return ()
+
+  @nn.nowrap
+  def strides(self) -> Sequence[int]:
+    return [stride for _, _, _, stride in self.stages]
+
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises InputError for a field that cannot be used."""
+    checks.check_choice('stem', self.stem, tuple(STEMS))
+    checks.check_positive('width_factor', self.width_factor)
+    for i, stage in enumerate(self.stages):
+      checks.check_counts(f'stages[{i}]', stage)
+    checks.check_fraction('dropout', self.dropout)
+    super().check()
+
+  def _conv_norm(self, x, features, size, stride, name, train, valid_size):
+    """Returns relu6(norm(conv(x))) outside of the blocks."""
+    conv = Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        name=f'{name}_conv',
+        **self.conv_fields(),
+    )
+    x = conv(mask_padding(x, valid_size) if size > 1 else x)
+    return nn.relu6(self.norms(train)(name=f'{name}_norm')(x))
+
+  @nn.compact
+  def __call__(
+      self,
+      images: jax.Array,
+      *,
+      train: bool,
+      valid_size: jax.Array | None = None,
+  ) -> jax.Array | dict[str, jax.Array]:
+    """Computes logits, or features for `num_classes=None`.
+
+    Args:
+      images: [N, H, W, 3] (or any channels), normalised.
+      train: whether norms use (and update) the batch's statistics, and dropout
+        is on.
+      valid_size: int [N, 2], as of `models.resnet.ResNet`.
+
+    Returns:
+      Logits [N, num_classes] in float32, or the output of every stage,
+      {'c2': ..., ..., 'c8': ...}.
+
+    Raises:
+      ValueError: the shape of valid_size does not fit; says which.
+    """
+    if valid_size is not None:
+      valid_size = as_valid_size(valid_size, images.shape)
+    stride = STEMS[self.stem]
+    channels = scaled(STEM_CHANNELS, self.width_factor)
+    x = images.astype(self.dtype)
+    x = self._conv_norm(x, channels, 3, stride, 'stem', train, valid_size)
+    valid_size = strided_size(valid_size, stride)
+    features = {}
+    for stage, (widen, width, blocks, stage_stride) in enumerate(
+        self.stages, 1
+    ):
+      for block in range(1, blocks + 1):
+        stride = stage_stride if block == 1 else 1
+        x = InvertedResidual(
+            features=scaled(width, self.width_factor),
+            widen=widen,
+            stride=stride,
+            convs=self.convs(stage, train),
+            norm=self.norms(train),
+            attention=self.block_attention(train),
+            name=f'stage{stage}_block{block}',
+        )(x, valid_size=valid_size)
+        valid_size = strided_size(valid_size, stride)
+      x = self.attend_stage(x, stage, train, valid_size)
+      features[f'c{stage + 1}'] = x
+    if self.num_classes is None:
+      return features
+    channels = scaled(LAST_CHANNELS, max(1.0, self.width_factor))
+    x = self._conv_norm(x, channels, 1, 1, 'last', train, valid_size)
+    return self.classify(x, valid_size, self.dropout, train)

@@ -1,0 +1,248 @@
+"""What all networks share: fields, their checks, and the slots of the blocks.
+
+A network says what its slots are called and which of them can become
+AW-convolutions (https://arxiv.org/abs/2108.08205); this class fills them.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from awconv_jax import errors
+from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.layers.conv import Conv
+from awconv_jax.models import checks
+from awconv_jax.models.attention import ATTENTION, REFINEMENTS
+from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+
+# The fields of an AW-convolution that its place in the network decides.
+AW_OWN = ('features', 'kernel_size', 'strides', 'padding', 'train')
+
+# He initialisation by fan-out, as torchvision's.
+kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class Network(nn.Module):
+  """A network of stages of blocks over NHWC images.
+
+  With `aw_conv=False` the other fields named aw_* have no effect. They are
+  checked all the same, so that a config can hold them whole and switch the
+  AW-convolutions on and off by that one field.
+
+  Attributes:
+    num_classes: size of the logits; None returns the stages' features.
+    attention: None or a name in `models.attention.ATTENTION`.
+    attention_options: fields of that layer; None or empty without one.
+    aw_conv: whether convolutions become AW-convolutions.
+    aw_where: which; see the network.
+    aw_stages: in which stages, counted from 1; None is all.
+    aw_options: fields of `AWConv`, such as reduction and expansion; refinement
+      by name, such as 'se'. Those not named here have AWConv's defaults, but
+      norm_momentum, norm_epsilon, dtype and param_dtype are the network's.
+    norm_momentum: share of the old running statistics.
+    norm_epsilon: of the norms.
+    dtype: of the computation, such as 'bfloat16'; logits are float32.
+    param_dtype: of the parameters.
+  """
+
+  num_classes: int | None = 1000
+  attention: str | None = None
+  attention_options: Mapping[str, Any] | None = None
+  aw_conv: bool = False
+  aw_where: str = '3x3'
+  aw_stages: Sequence[int] | None = None
+  aw_options: Mapping[str, Any] | None = None
+  norm_momentum: float = 0.9
+  norm_epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.nowrap
+  def slots(self) -> Sequence[str]:
+    """Returns the names of the blocks' convolutions."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def aw_choices(self) -> Mapping[str, Sequence[str]]:
+    """Returns the slots that become AW-convolutions, by `aw_where`."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def augmented_slots(self) -> Sequence[str]:
+    """Returns the slots that attention in the place 'conv' takes."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def strides(self) -> Sequence[int]:
+    """Returns the stride of every stage."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises InputError for a field that cannot be used."""
+    checks.check_choice('attention', self.attention, (None, *ATTENTION))
+    checks.check_choice('aw_where', self.aw_where, tuple(self.aw_choices()))
+    if self.aw_stages is not None:
+      checks.check_stages('aw_stages', self.aw_stages, len(self.strides()))
+    if self.num_classes is not None:
+      checks.check_count('num_classes', self.num_classes)
+    for field in ('norm_momentum', 'norm_epsilon'):
+      checks.check_number(field, getattr(self, field))
+    for field in ('dtype', 'param_dtype'):
+      checks.check_dtype(field, getattr(self, field))
+    self._check_aw_options()
+    self._check_attention_options()
+
+  @nn.nowrap
+  def _check_aw_options(self):
+    """Raises InputError for options that an AW-convolution cannot have."""
+    options = self.aw_options
+    checks.check_options('aw_options', options, AWConv, AW_OWN)
+    for field in ('dtype', 'param_dtype'):
+      if field in (options or {}):
+        checks.check_dtype(f'aw_options.{field}', options[field])
+    options = dict(options or {})
+    refinement = options.pop('refinement', None)
+    checks.check_choice(
+        'refinement in model.aw_options', refinement, (None, *REFINEMENTS)
+    )
+    checks.check_layer('aw_options', AWConv, options, features=1, kernel_size=1)
+
+  @nn.nowrap
+  def _check_attention_options(self):
+    """Raises InputError for options that the attention cannot have."""
+    options = self.attention_options
+    if self.attention is None:
+      if options:
+        raise errors.InputError(
+            f'model.attention_options={dict(options)} needs model.attention, '
+            'which is None'
+        )
+      return
+    attention = ATTENTION[self.attention]
+    in_conv = attention.place == 'conv'
+    if in_conv and not self.augmented_slots():
+      raise errors.InputError(
+          f'model.attention={self.attention!r} augments dense 3x3 '
+          'convolutions, and this network has none; take another attention'
+      )
+    checks.check_options(
+        'attention_options', options, attention.layer, attention.own
+    )
+    own = dict(features=80, kernel_size=3) if in_conv else {}
+    checks.check_layer('attention_options', attention.layer, options, **own)
+
+  @nn.nowrap
+  def conv_fields(self) -> dict[str, Any]:
+    """Returns the fields that all convolutions share."""
+    return dict(
+        use_bias=False,
+        kernel_init=kernel_init,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+    )
+
+  @nn.nowrap
+  def convs(self, stage: int, train: bool) -> dict[str, Any]:
+    """Returns the convolution of every slot in a stage's blocks, as partials.
+
+    Args:
+      stage: counted from 1.
+      train: whether norms use the batch's statistics.
+    """
+    fields = self.conv_fields()
+    convs = dict.fromkeys(self.slots(), functools.partial(Conv, **fields))
+    stages = self.aw_stages
+    if self.aw_conv and (stages is None or stage in stages):
+      norms = dict(
+          norm_momentum=self.norm_momentum, norm_epsilon=self.norm_epsilon
+      )
+      aw_fields = fields | norms | dict(self.aw_options or {})
+      if refinement := aw_fields.pop('refinement', None):
+        aw_fields['refinement'] = ATTENTION[refinement].create(
+            train, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+      aw_conv = functools.partial(AWConv, train=train, **aw_fields)
+      for slot in self.aw_choices()[self.aw_where]:
+        convs[slot] = aw_conv
+    # Attention augments the last three stages.
+    if self._attends('conv') and stage > len(self.strides()) - 3:
+      for slot in self.augmented_slots():
+        convs[slot] = self._create_attention(
+            train,
+            **fields,
+            conv=convs[slot],
+            downsample=self.augmented_downsample(stage),
+        )
+    return convs
+
+  @nn.nowrap
+  def augmented_downsample(self, stage: int) -> int:
+    """Returns by how much augmenting attention shrinks a stage's images."""
+    del stage
+    return 1
+
+  @nn.nowrap
+  def norms(self, train: bool) -> functools.partial:
+    """Returns the batch norm of the blocks."""
+    return functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=self.norm_momentum,
+        epsilon=self.norm_epsilon,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+    )
+
+  @nn.nowrap
+  def _attends(self, place: str) -> bool:
+    """Returns whether there is attention in a place."""
+    return self.attention is not None and (
+        ATTENTION[self.attention].place == place
+    )
+
+  @nn.nowrap
+  def _create_attention(self, train, **fields):
+    """Returns the attention layer as a partial."""
+    fields |= dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    options = self.attention_options or {}
+    return ATTENTION[self.attention].create(train, **fields, **options)
+
+  @nn.nowrap
+  def block_attention(self, train: bool) -> functools.partial | None:
+    """Returns the gate of a block's branch, or None."""
+    return self._create_attention(train) if self._attends('block') else None
+
+  def attend_stage(self, x, stage, train, valid_size):
+    """Returns the output of a stage, gated if attention has its place there.
+
+    Args:
+      x: [N, H, W, C].
+      stage: counted from 1.
+      train: whether norms use the batch's statistics.
+      valid_size: int [N, 2], or None.
+    """
+    # Bottlenecks of the network: where the next stage strides.
+    strides = [*self.strides(), 1]
+    if not self._attends('stage') or strides[stage] == 1:
+      return x
+    gate = self._create_attention(train)
+    return gate(name=f'stage{stage}_attention')(x, valid_size=valid_size)
+
+  def classify(
+      self, x: jax.Array, valid_size, dropout: float = 0.0, train: bool = False
+  ) -> jax.Array:
+    """Returns float32 logits [N, num_classes] for features [N, H, W, C]."""
+    x = adaptive_average_pool(x, (1, 1), valid_size=valid_size)[:, 0, 0]
+    x = nn.Dropout(dropout, deterministic=not train)(x)
+    head = nn.Dense(
+        self.num_classes,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name='head',
+    )
+    return head(x.astype(self.dtype)).astype(jnp.float32)

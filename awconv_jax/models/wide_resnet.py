@@ -1,0 +1,159 @@
+"""Wide-ResNet for CIFAR, with dropout, plain or with AW-convolutions.
+
+"Wide Residual Networks", https://arxiv.org/abs/1605.07146. WRN-d-k has three
+stages of (d - 4) / 6 blocks with 16 k, 32 k and 64 k channels. The blocks are
+pre-activated: norm and ReLU come before each 3x3 convolution, and a last norm
+and ReLU before the pooling.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from awconv_jax.layers.conv import Conv
+from awconv_jax.models import checks
+from awconv_jax.models.blocks import Padded, strided_size
+from awconv_jax.models.network import Network
+from awconv_jax.ops.valid_area import as_valid_size, mask_padding
+
+SIZES = {
+    'wrn_16_4': dict(blocks=2, widen=4),
+    'wrn_28_10': dict(blocks=4, widen=10),
+    'wrn_40_4': dict(blocks=6, widen=4),
+}
+
+
+class WideBlock(Padded):
+  """norm, ReLU, 3x3; norm, ReLU, dropout, 3x3; plus the shortcut.
+
+  Attributes:
+    features: output channels.
+    stride: of the block.
+    convs: the convolution of each slot, 'conv1', 'conv2', 'downsample_conv'.
+    norm: the norm; takes `name`.
+    attention: None, or what gates the branch.
+    dropout: share of the values that is dropped between the convolutions.
+    train: whether dropout is on.
+  """
+
+  features: int
+  stride: int
+  convs: Mapping[str, Callable[..., Any]]
+  norm: Callable[..., Any]
+  attention: Callable[..., Any] | None
+  dropout: float
+  train: bool
+
+  @nn.compact
+  def __call__(self, x, *, valid_size=None):
+    """Returns [N, H / stride, W / stride, features] for x [N, H, W, C]."""
+    seen = nn.relu(self.norm(name='norm1')(x))
+    y, size = self.convolve(
+        'conv1', seen, self.features, 3, self.stride, valid_size
+    )
+    y = nn.relu(self.norm(name='norm2')(y))
+    y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
+    y, size = self.convolve('conv2', y, self.features, 3, 1, size)
+    if self.attention is not None:
+      y = self.attention(name='attention')(y, valid_size=size)
+    if x.shape != y.shape:
+      x, _ = self.convolve(
+          'downsample_conv', seen, self.features, 1, self.stride, valid_size
+      )
+    return x + y
+
+
+class WideResNet(Network):
+  """Wide-ResNet over NHWC images; the other fields are those of `Network`.
+
+  Attributes:
+    blocks: in each of the three stages.
+    widen: k, how many times as wide as the original ResNet for CIFAR.
+    width: channels of the stem.
+    dropout: share of the values that is dropped inside of the blocks; needs an
+      rng 'dropout' in training.
+    aw_where: '3x3' or 'first_3x3' of each block.
+  """
+
+  blocks: int = 4
+  widen: int = 10
+  width: int = 16
+  dropout: float = 0.0
+
+  @nn.nowrap
+  def slots(self) -> Sequence[str]:
+    return ('conv1', 'conv2', 'downsample_conv')
+
+  @nn.nowrap
+  def aw_choices(self):
+    return {'3x3': ('conv1', 'conv2'), 'first_3x3': ('conv1',)}
+
+  @nn.nowrap
+  def augmented_slots(self) -> Sequence[str]:
+    return ('conv1',)
+
+  @nn.nowrap
+  def strides(self) -> Sequence[int]:
+    return (1, 2, 2)
+
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises InputError for a field that cannot be used."""
+    for field in ('blocks', 'widen', 'width'):
+      checks.check_count(field, getattr(self, field))
+    checks.check_fraction('dropout', self.dropout)
+    super().check()
+
+  @nn.compact
+  def __call__(
+      self,
+      images: jax.Array,
+      *,
+      train: bool,
+      valid_size: jax.Array | None = None,
+  ) -> jax.Array | dict[str, jax.Array]:
+    """Computes logits, or features for `num_classes=None`.
+
+    Args:
+      images: [N, H, W, 3] (or any channels), normalised.
+      train: whether norms use (and update) the batch's statistics, and dropout
+        is on.
+      valid_size: int [N, 2], as of `models.resnet.ResNet`.
+
+    Returns:
+      Logits [N, num_classes] in float32, or {'c2': [N, H, W, ...], 'c3':
+      [N, H/2, W/2, ...], 'c4': [N, H/4, W/4, ...]}.
+
+    Raises:
+      ValueError: the shape of valid_size does not fit; says which.
+    """
+    if valid_size is not None:
+      valid_size = as_valid_size(valid_size, images.shape)
+    norm = self.norms(train)
+    x = mask_padding(images.astype(self.dtype), valid_size)
+    x = Conv(
+        self.width, (3, 3), padding=1, name='stem_conv', **self.conv_fields()
+    )(x)
+    features = {}
+    for stage, stage_stride in enumerate(self.strides(), start=1):
+      for block in range(1, self.blocks + 1):
+        stride = stage_stride if block == 1 else 1
+        x = WideBlock(
+            features=self.width * self.widen * 2 ** (stage - 1),
+            stride=stride,
+            convs=self.convs(stage, train),
+            norm=norm,
+            attention=self.block_attention(train),
+            dropout=self.dropout,
+            train=train,
+            name=f'stage{stage}_block{block}',
+        )(x, valid_size=valid_size)
+        valid_size = strided_size(valid_size, stride)
+      x = self.attend_stage(x, stage, train, valid_size)
+      features[f'c{stage + 1}'] = x
+    features['c4'] = x = nn.relu(norm(name='last_norm')(x))
+    if self.num_classes is None:
+      return features
+    return self.classify(x, valid_size)

@@ -1,0 +1,189 @@
+"""Self-attention over the positions of an image, with relative positions.
+
+"Attention Augmented Convolutional Networks", https://arxiv.org/abs/1904.09925,
+equations 1 and 3 to 5. For a head of d dimensions, a query at row y and column
+x, and a key at row i and column j:
+
+  logit = q[y, x] . (k[i, j] + R[i - y] + C[j - x]) / sqrt(d)
+
+The rows of R and C stand for offsets, so that an image means the same wherever
+it lies in its padding. Beside it is what takes an image to the coarser grid
+that attention runs on, and back.
+"""
+
+from collections.abc import Sequence
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from awconv_jax.ops.valid_area import as_valid_size, mask_padding
+
+
+def by_offset(table: jax.Array, length: int) -> jax.Array:
+  """Returns the embedding of every pair of positions along one axis.
+
+  Offsets that the table does not reach take its outermost row. So the row of an
+  offset does not depend on the length, and a padded image keeps its rows.
+
+  Args:
+    table: [2 * L - 1, d], for the offsets 1 - L to L - 1.
+    length: positions, of any number.
+
+  Returns:
+    [length, length, d], indexed by the positions of the query and of the key.
+  """
+  reach = table.shape[0] // 2
+  position = jnp.arange(length)
+  offset = position - position[:, None]
+  return table[jnp.clip(offset, -reach, reach) + reach]
+
+
+def relative_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    rows: jax.Array | None = None,
+    columns: jax.Array | None = None,
+    *,
+    valid_size: jax.Array | None = None,
+) -> jax.Array:
+  """Averages the values by the softmax, over all positions, of the logits.
+
+  Nothing of the size of all pairs of positions times d is formed: the relative
+  logits of rows and columns are [N, heads, H, W, H] and [N, heads, H, W, W].
+
+  Args:
+    query: q, [N, H, W, heads, d].
+    key: k, [N, H, W, heads, d].
+    value: [N, H, W, heads, e]; finite, also in the padding.
+    rows: R, [2 * L - 1, d] of any L, shared by the heads; or None for none.
+    columns: C, likewise.
+    valid_size: int [N, 2], height and width of the image from the top left
+      where the rest of it is padding, which no query looks at. None means all.
+
+  Returns:
+    [N, H, W, heads, e] in the dtype of value.
+
+  Raises:
+    ValueError: the shape of valid_size does not fit.
+  """
+  n, height, width, _, dimensions = query.shape
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
+  query = query * dimensions**-0.5
+  logits = einsum('nyxhd,nijhd->nhyxij', query, key)
+  if rows is not None:
+    own = by_offset(rows, height)
+    logits += einsum('nyxhd,yid->nhyxi', query, own)[..., None]
+  if columns is not None:
+    own = by_offset(columns, width)
+    logits += einsum('nyxhd,xjd->nhyxj', query, own)[..., None, :]
+  if valid_size is not None:
+    inside = mask_padding(jnp.ones((n, height, width, 1)), valid_size) > 0
+    inside = inside[:, None, None, None, :, :, 0]
+    logits = jnp.where(inside, logits, -jnp.inf)
+  weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(value.dtype)
+  return einsum('nhyxij,nijhe->nyxhe', weights, value).astype(value.dtype)
+
+
+def _window_sums(x, size, strides, offsets):
+  """Sums x over the windows of `strided_average`."""
+  spans = [2 * s - 1 for s in strides]
+  pads = []
+  for axis, (count, stride, offset) in enumerate(
+      zip(size, strides, offsets, strict=True)
+  ):
+    low = stride - 1 - offset
+    high = (count + 1) * stride - 1 - low - x.shape[axis + 1]
+    pads.append((low, high, 0))
+  # Unlike jnp.pad this can crop, for windows that start inside of the image.
+  x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+  if tuple(strides) == (1, 1):
+    return x
+  return lax.reduce_window(
+      x, 0.0, lax.add, (1, *spans, 1), (1, *strides, 1), 'VALID'
+  )
+
+
+def strided_average(
+    x: jax.Array,
+    size: Sequence[int],
+    strides: Sequence[int],
+    *,
+    offsets: Sequence[int] = (0, 0),
+    valid_size: jax.Array | None = None,
+) -> jax.Array:
+  """Averages x around every s-th position, over windows of 2 s - 1.
+
+  For a stride of 2 these are the 3x3 windows of the paper, and for 1 x itself.
+  What lies outside of the image is left out of the average.
+
+  Args:
+    x: [N, H, W, C].
+    size: H' and W' of the result.
+    strides: s, vertical and horizontal.
+    offsets: position of x that the first window is centred on; negative ones
+      lie before the image.
+    valid_size: int [N, 2], height and width of the image in x, from the top
+      left; the rest may hold anything. None means all of x.
+
+  Returns:
+    [N, H', W', C] in the dtype of x; zeros where a window misses the image.
+
+  Raises:
+    ValueError: the shape of valid_size does not fit.
+  """
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  ones = jnp.ones((1 if valid_size is None else len(x), *x.shape[1:3], 1), wide)
+  counts = _window_sums(mask_padding(ones, valid_size), size, strides, offsets)
+  x_wide = mask_padding(x, valid_size).astype(wide)
+  sums = _window_sums(x_wide, size, strides, offsets)
+  return (sums / jnp.maximum(counts, 1)).astype(x.dtype)
+
+
+def _linear_weights(length, cells, factor, last):
+  """Returns the share of every cell in every position, [N, length, cells]."""
+  position = jnp.arange(length, dtype=jnp.float32) / factor
+  position = jnp.minimum(position, last[:, None])
+  distance = jnp.abs(position[..., None] - jnp.arange(cells))
+  return jnp.maximum(1 - distance, 0)
+
+
+def upsample(
+    x: jax.Array,
+    size: Sequence[int],
+    factor: int,
+    *,
+    valid_size: jax.Array | None = None,
+) -> jax.Array:
+  """Interpolates bilinearly what `strided_average` gave for a stride.
+
+  Cell i belongs to position i * factor, on which its window is centred. So the
+  grid does not depend on the size of the image, or on its padding. Positions
+  after the last cell take that cell.
+
+  Args:
+    x: [N, h, w, C].
+    size: H and W of the result.
+    factor: the stride.
+    valid_size: int [N, 2], rows and columns of cells that hold the image, from
+      the top left. None means all.
+
+  Returns:
+    [N, H, W, C] in the dtype of x.
+
+  Raises:
+    ValueError: the shape of valid_size does not fit.
+  """
+  n, height, width, _ = x.shape
+  if valid_size is None:
+    valid_size = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
+  last = as_valid_size(valid_size, x.shape) - 1
+  rows = _linear_weights(size[0], height, factor, last[:, 0])
+  columns = _linear_weights(size[1], width, factor, last[:, 1])
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  einsum = functools.partial(jnp.einsum, precision='highest')
+  out = einsum('nyi,nijc->nyjc', rows.astype(wide), x.astype(wide))
+  return einsum('nxj,nyjc->nyxc', columns.astype(wide), out).astype(x.dtype)

@@ -1,0 +1,61 @@
+"""`merge_variables`: plain weights in the place of those of an AW model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+import flax.linen as nn
+import numpy as np
+
+from awconv_jax.surgery.conv_call import Path, names
+
+
+def _is_added(path: Path, initial: Mapping[Path, Any]) -> bool:
+  """Returns whether a leaf belongs to the attention branch of an AWConv."""
+  return any(
+      name in ('attention', 'refinement')
+      and ('params', *path[1:i], 'kernel') in initial
+      and ('params', *path[1:i], 'attention', 'pointwise1', 'kernel') in initial
+      for i, name in enumerate(path)
+  )
+
+
+def merge_variables(
+    initial: Mapping[str, Any], plain: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Puts the variables of a plain model into those of its AW form.
+
+  With gate='tanh' and identity_start=True the result computes exactly what the
+  plain model computes.
+
+  Args:
+    initial: variables, {collection: tree}, fresh from `init` of the model with
+      AWConv, from `replace_conv` or written by hand.
+    plain: variables of the model without it.
+
+  Returns:
+    Variables as `initial`: those of the attention branches from there, all
+    others from `plain`, as they are.
+
+  Raises:
+    ValueError: names every path that is missing in `plain`, has no place in
+      `initial`, or another shape.
+  """
+  old = traverse_util.flatten_dict(initial)
+  new = traverse_util.flatten_dict(plain)
+  problems = [
+      f'{names([path])} is missing in the plain variables'
+      for path in old
+      if path not in new and not _is_added(path, old)
+  ]
+  for path, value in new.items():
+    if path not in old:
+      problems.append(f'{names([path])} has no place in the AW variables')
+      continue
+    # A partitioned array is boxed.
+    shape, wanted = (np.shape(nn.meta.unbox(v)) for v in (value, old[path]))
+    if shape != wanted:
+      problems.append(f'{names([path])} has shape {shape}, not {wanted}')
+  if problems:
+    raise ValueError(f'merge_variables: {"; ".join(problems)}')
+  return traverse_util.unflatten_dict(old | new)

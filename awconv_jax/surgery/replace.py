@@ -1,0 +1,142 @@
+"""`replace_conv`: a model with AW-convolutions, without editing its code.
+
+"An Attention Module for Convolutional Neural Networks",
+https://arxiv.org/abs/2108.08205; in every chosen convolution of the model
+
+  conv(I[n], K)  becomes  conv(I[n], K * (1 + A[n]))
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import flax.linen as nn
+
+from awconv_jax import errors
+from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.surgery.conv_call import SHARED, Path
+from awconv_jax.surgery.interception import Surgery, Where
+
+OPTIONS = frozenset(f.name for f in dataclasses.fields(AWConv)) - {
+    *SHARED,
+    *('name', 'parent'),
+}
+
+
+def is_3x3(path: Path, conv: nn.Conv) -> bool:
+  """Returns whether the kernel is 3x3, wherever the convolution is."""
+  del path
+  return conv.kernel_size == (3, 3)
+
+
+def _methods_of(model_class: type[nn.Module]) -> Iterator[str]:
+  """Yields the names of the methods by which a model can be entered."""
+  yield from ('apply', 'init_with_output')
+  fields = {f.name for f in dataclasses.fields(model_class)} | {'setup'}
+  own = model_class.__mro__[: model_class.__mro__.index(nn.Module)]
+  for name in {name: None for c in own for name in vars(c)}:
+    function = inspect.getattr_static(model_class, name)
+    if name in fields or not inspect.isfunction(function):
+      continue
+    # A name scope is entered from another method, and must stay what it is.
+    if any(hasattr(function, m) for m in ('nowrap', 'compact_name_scope')):
+      continue
+    if name == '__call__' or not name.startswith('__'):
+      yield name
+
+
+def _subclass(base: type[nn.Module], surgery: Surgery) -> type[nn.Module]:
+  """Returns base with every method run while the surgery is at work."""
+
+  def override(name):
+    # Not wrapped by Flax, for which it is then the method of base alone.
+    @nn.nowrap
+    @functools.wraps(getattr(base, name), updated=())
+    def method(self, *args, **kwargs):
+      with surgery.at_work(self):
+        out = getattr(super(replaced, self), name)(*args, **kwargs)
+      if name == '__call__':
+        surgery.check(self)
+      return out
+
+    return method
+
+  body = {name: override(name) for name in _methods_of(base)}
+  # The name stays, since Flax names submodules after it.
+  kept = ('__module__', '__qualname__', '__doc__')
+  body |= {name: getattr(base, name) for name in kept}
+  body['_surgery'] = surgery
+  replaced = type(base)(base.__name__, (base,), body)
+  return replaced
+
+
+def replace_conv(
+    model: nn.Module, where: Where = is_3x3, **aw_options: Any
+) -> nn.Module:
+  """Returns the model with chosen convolutions computed by `AWConv`.
+
+  The model's code stays as it is. `kernel` and `bias` stay where they were, and
+  with the same key have the same first values; `attention` is added beside
+  them, in 'params' and, with norm='batch', in 'batch_stats'. So plain weights
+  load, see `merge_variables`. The maps are sown as 'attention_maps' in
+  'intermediates'.
+
+  The attention's batch norm uses the statistics of the batch where the call may
+  update 'batch_stats', and running ones else. A model without batch norm of its
+  own, trained without `mutable=['batch_stats']`, thus keeps to the first
+  running statistics: pass it, or choose norm='layer'.
+
+  Seen is what runs inside the model's own methods, `init` and `apply`: also
+  shared modules, and under nn.jit, nn.remat, nn.vmap and nn.scan, where the
+  collections above must be among the lifted ones. Blocks of equal fields are
+  one to nn.jit, so that `where` cannot tell them apart by their path; that is
+  an error, as is all that would be silently wrong. Not seen is a submodule that
+  another model takes out and calls itself, as in `bound.conv1(x)`. Applied to
+  what it returned, it adds a choice among the convolutions that are left. The
+  class of what it returns is made on the spot, so that it cannot be pickled.
+
+  Args:
+    model: a Linen module that is not bound to variables.
+    where: called with the path in the model, a tuple of names, and the bound
+      `nn.Conv` (or subclass which calls `nn.Conv.__call__`); returns whether to
+      replace it. By default every 3x3.
+    **aw_options: fields of `AWConv` which `nn.Conv` has not, such as gate.
+
+  Returns:
+    A module of a subclass of the model's class, with the same fields. It raises
+    ValueError when called if `where` matches nothing or what AWConv cannot
+    compute (other than two dimensions, input_dilation, mask).
+
+  Raises:
+    ValueError: model or where is something else, or an option is unknown or
+      impossible.
+
+  Source: arXiv 2108.08205; the replacement in foreign models is ours.
+  """
+  if not isinstance(model, nn.Module):
+    raise ValueError(
+        f'replace_conv: model must be a Linen module object, not {model!r}'
+    )
+  if model.scope is not None:
+    raise ValueError(
+        f'replace_conv: {type(model).__name__} is bound already; make it with '
+        'parent=None, or replace in the model around it'
+    )
+  if not callable(where):
+    raise ValueError(
+        f'replace_conv: where must be a function of (path, conv), not {where!r}'
+    )
+  for name in aw_options:
+    if name not in OPTIONS:
+      raise errors.unknown_name('option of AWConv', name, OPTIONS)
+  AWConv(features=1, kernel_size=1, parent=None, **aw_options).check()
+  base, rules = type(model), ((where, aw_options),)
+  if '_surgery' in vars(base):
+    base, rules = base.__base__, (*base._surgery.rules, *rules)
+  replaced = _subclass(base, Surgery(rules))
+  fields = [f.name for f in dataclasses.fields(base) if f.init]
+  return replaced(
+      **{name: getattr(model, name) for name in fields if name != 'parent'}
+  )

@@ -1,0 +1,170 @@
+"""Tables of parameters and multiply-adds (MACs), counted by this code.
+
+  python -m awconv_jax.tools.complexity
+  python -m awconv_jax.tools.complexity --models=wrn_28_10 --attention=none,se
+  python -m awconv_jax.tools.complexity --config=configs/digits.py
+
+The first compares networks: each with and without AW-convolutions, and in both
+conventions for the stride of a bottleneck (v1.5 in its 3x3, v1 in its first
+1x1). MACs are those of convolutions and matrix products for one image, from
+the jaxpr; with AW-convolutions that includes the attention branch and forming
+K * (1 + A). With --config it is one network, module by module.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+
+from awconv_jax import command_line, complexity, errors, models, text_table
+from awconv_jax.models.attention import ATTENTION
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass
+class Row:
+  """One line of the table.
+
+  Attributes:
+    network: its name.
+    attention: its name, or 'none'.
+    aw: whether its convolutions are AW-convolutions.
+    parameters: in all.
+    added: parameters more than without AW; 0 without.
+    gmacs: 1e9 multiply-adds for one image, stride v1.5.
+    gmacs_v1: the same with the stride v1; None where there is no such choice.
+  """
+
+  network: str
+  attention: str
+  aw: bool
+  parameters: int
+  added: int
+  gmacs: float
+  gmacs_v1: float | None
+
+
+def count(model: Any, side: int, channels: int = 3) -> tuple[Any, dict]:
+  """Returns the shapes of a network's parameters, and its MACs by scope.
+
+  Args:
+    model: a network of `models.create`; nothing is computed with it.
+    side: height and width of the image.
+    channels: of the image.
+  """
+  image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), image)
+  macs = complexity.count_macs(
+      functools.partial(model.apply, train=False), variables, image
+  )
+  return variables['params'], macs
+
+
+def _totals(name, side, **options):
+  """Returns parameters and MACs of a network."""
+  _, total = complexity.rows(*count(models.create(name, **options), side))
+  return total.parameters, total.multiply_adds
+
+
+def rows(
+    names: Sequence[str],
+    attentions: Sequence[str],
+    *,
+    side: int,
+    **options: Any,
+) -> Iterator[Row]:
+  """Counts, and yields a row without AW-convolutions and one with them.
+
+  Args:
+    names: of networks.
+    attentions: names, or 'none'.
+    side: height and width of the image.
+    **options: fields of all networks.
+  """
+  for name in names:
+    for attention in attentions:
+      own = dict(options, attention=None if attention == 'none' else attention)
+      plain = None
+      for aw_conv in (False, True):
+        model = models.create(name, aw_conv=aw_conv, **own)
+        parameters, macs = _totals(name, side, aw_conv=aw_conv, **own)
+        plain = plain or parameters
+        v1 = None
+        if getattr(model, 'block', None) == 'bottleneck':
+          v1 = _totals(name, side, aw_conv=aw_conv, version='v1', **own)[1]
+        yield Row(
+            network=name,
+            attention=attention,
+            aw=aw_conv,
+            parameters=parameters,
+            added=parameters - plain,
+            gmacs=macs / 1e9,
+            gmacs_v1=None if v1 is None else v1 / 1e9,
+        )
+
+
+def _format(value: Any) -> str:
+  """Returns a cell: '-' for what there is not."""
+  if value is None:
+    return '-'
+  if isinstance(value, bool):
+    return 'AW' if value else ''
+  return (
+      f'{value:.3f}'
+      if isinstance(value, float)
+      else text_table.thousands(value)
+  )
+
+
+def _show_config(config: Any) -> None:
+  """Prints one network, module by module."""
+  model = models.create(**config.model)
+  side = config.data.image_size
+  table = complexity.rows(*count(model, side, FLAGS.channels))
+  print(f'{config.model.name}, one image of {side}x{side}x{FLAGS.channels}:')
+  print(complexity.format_table(*table))
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Prints the table that is asked for."""
+  if arguments:
+    raise errors.InputError(
+        f'unexpected argument {arguments[0]!r}; flags begin with --'
+    )
+  if FLAGS.side < 1 or FLAGS.channels < 1:
+    raise errors.InputError(
+        f'--side={FLAGS.side} and --channels={FLAGS.channels} must be above 0'
+    )
+  if FLAGS.config is not None:
+    _show_config(FLAGS.config)
+    return
+  for name in FLAGS.attention:
+    if name not in ('none', *ATTENTION):
+      raise errors.unknown_name('attention', name, ('none', *ATTENTION))
+  options = dict(num_classes=FLAGS.num_classes)
+  if FLAGS.stem is not None:
+    options['stem'] = FLAGS.stem
+  table = list(rows(FLAGS.models, FLAGS.attention, side=FLAGS.side, **options))
+  print(text_table.make(table, _format))
+
+
+if __name__ == '__main__':
+  config_flags.DEFINE_config_file(
+      'config', None, 'Count the network of this config, module by module.'
+  )
+  flags.DEFINE_list(
+      'models', ['resnet18', 'resnet50', 'resnet101'], 'Networks to compare.'
+  )
+  flags.DEFINE_list('attention', ['none'], 'Attention modules, or none.')
+  flags.DEFINE_integer('num_classes', 1000, 'Classes (of --models).')
+  flags.DEFINE_string('stem', None, "'imagenet' or 'cifar' (of --models).")
+  flags.DEFINE_integer('side', 224, 'Height and width (of --models).')
+  flags.DEFINE_integer('channels', 3, 'Of the image (of --config).')
+  command_line.run(main)

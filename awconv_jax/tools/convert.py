@@ -1,0 +1,172 @@
+r"""Converts weights: from torch's files, to .safetensors, from and to runs.
+
+  python -m awconv_jax.tools.convert --model=resnet50 \
+      --input=resnet50.pth --output=resnet50.safetensors
+  python -m awconv_jax.tools.convert --model=resnet50 --attention=se \
+      --input=seresnet50.safetensors --output=runs/seresnet50
+  python -m awconv_jax.tools.convert \
+      --input=runs/digits --output=digits.safetensors
+
+What is read decides the direction. A file has torch's names and is held
+against the network that is named; if any array is unknown, missing or of
+another shape, all of those are listed and nothing is written. A directory is
+that of a run: the newest checkpoint, the averages where it has them.
+"""
+
+from collections.abc import Sequence
+import functools
+import os
+import pathlib
+from typing import Any
+
+from absl import flags, logging
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+
+from awconv_jax import checkpoint, command_line, errors, models, weights
+
+FLAGS = flags.FLAGS
+
+
+def shapes_of(model: Any, channels: int) -> Any:
+  """Returns the shapes of a network's variables; computes nothing.
+
+  Args:
+    model: a network of `models.create`.
+    channels: of its images.
+  """
+  image = jax.ShapeDtypeStruct((1, 224, 224, channels), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), image)
+
+
+def _nest(arrays, prefix):
+  """Returns the tree of the arrays whose path begins with the prefix."""
+  tree = {}
+  for path, array in arrays.items():
+    if path.startswith(prefix):
+      *modules, leaf = path.removeprefix(prefix).split('/')
+      inner = tree
+      for module in modules:
+        inner = inner.setdefault(module, {})
+      inner[leaf] = array
+  return tree
+
+
+def read_run(workdir: str | os.PathLike) -> tuple[Any, str]:
+  """Returns the variables of a run's newest checkpoint, and what they are.
+
+  Args:
+    workdir: directory of the run.
+
+  Raises:
+    InputError: there is no checkpoint, or it is damaged.
+  """
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  # Looked at first, as the checkpointer would make it.
+  steps = []
+  if directory.is_dir():
+    with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
+      steps = checkpointer.steps()
+      arrays = checkpointer.read(steps[-1]) if steps else {}
+  if not steps:
+    raise errors.InputError(f'there is no checkpoint in {directory}')
+  averages = _nest(arrays, 'ema/')
+  kind = 'averages' if averages else 'weights'
+  variables = averages or {
+      'params': _nest(arrays, 'params/'),
+      **_nest(arrays, 'model_state/'),
+  }
+  return variables, f'{kind} of step {steps[-1]}'
+
+
+def write_run(workdir: str | os.PathLike, variables: Any) -> None:
+  """Writes variables as checkpoint 0 of a run, without any optimizer state.
+
+  Raises:
+    InputError: the directory cannot be written, or holds another run.
+  """
+  model_state = dict(variables)
+  params = model_state.pop('params')
+  state = {'params': params, 'model_state': model_state}
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.InputError(
+        f'cannot write to {workdir}: {error.strerror}; give another --output'
+    ) from error
+  with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
+    checkpointer.save(0, state, {})
+
+
+def convert(source: str, output: str, shapes: Any) -> str:
+  """Reads weights and writes them in the other form.
+
+  Args:
+    source: a file that `weights.read` takes, or a run's directory.
+    output: a file that `weights.save` takes, or, without any suffix, a
+      directory.
+    shapes: of the variables in a file; unused for a directory, whose
+      checkpoints say it themselves.
+
+  Returns:
+    One line that says what was done.
+
+  Raises:
+    InputError: see `weights.load`, `weights.save`.
+  """
+  suffix = pathlib.Path(output).suffix
+  if suffix and suffix not in weights.WRITERS:
+    known = (*weights.WRITERS, 'none (a directory)')
+    raise errors.unknown_name('suffix of --output:', suffix, known)
+  if pathlib.Path(source).is_dir():
+    variables, kind = read_run(source)
+  else:
+    variables, kind = weights.load(source, shapes), 'weights'
+  (weights.save if suffix else write_run)(output, variables)
+  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  return f'{source} -> {output}: {kind}, {count:,} parameters'
+
+
+def _model(model, attention, num_classes, config):
+  """Returns the network that the flags name."""
+  if (model is None) == (config is None):
+    raise errors.InputError(
+        'a file is read for a network: give --model=resnet50 or, for all its '
+        'options, --config=configs/digits.py'
+    )
+  if config is not None:
+    return models.create(**config.model.to_dict())
+  return models.create(model, attention=attention, num_classes=num_classes)
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Converts as the flags say."""
+  if arguments:
+    raise errors.InputError(
+        f'unexpected argument {arguments[0]!r}; flags begin with --'
+    )
+  for flag in ('input', 'output'):
+    if not FLAGS[flag].value:
+      raise errors.InputError(f'--{flag} is missing')
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
+  shapes = None
+  if not pathlib.Path(FLAGS.input).is_dir():
+    named = (FLAGS.model, FLAGS.attention, FLAGS.num_classes, FLAGS.config)
+    shapes = shapes_of(_model(*named), FLAGS.channels)
+  print(convert(FLAGS.input, FLAGS.output, shapes))
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('input', None, "A file of weights, or a run's directory.")
+  flags.DEFINE_string('output', None, 'A .safetensors file, or a directory.')
+  flags.DEFINE_string('model', None, 'Name of the network, such as resnet50.')
+  flags.DEFINE_string('attention', None, 'Its attention, such as se.')
+  flags.DEFINE_integer('num_classes', 1000, 'Its classes.')
+  flags.DEFINE_integer('channels', 3, 'Channels of its images.')
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config that holds the network, instead of --model.'
+  )
+  command_line.run(main)

@@ -1,0 +1,104 @@
+"""Weights in files, under the names and in the layout torch has for them.
+
+  variables = weights.load('resnet50.pth', shapes)
+  weights.save('resnet50.safetensors', variables)
+
+Nothing of torch is needed, and no code in a file is run.
+"""
+
+from collections.abc import Callable
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from awconv_jax import errors
+from awconv_jax.weights import safetensors_file, state_dict, torch_file, unwrap
+from awconv_jax.weights.names import in_aw_branch
+
+__all__ = ['READERS', 'WRITERS', 'in_aw_branch', 'load', 'read', 'save']
+
+READERS = {
+    '.safetensors': safetensors_file.read,
+    '.pth': torch_file.read,
+    '.pt': torch_file.read,
+    '.bin': torch_file.read,
+    '.tar': torch_file.read,  # Torch's own example writes model.pth.tar.
+}
+WRITERS = {'.safetensors': safetensors_file.write}
+
+
+def _by_suffix(path, known):
+  suffix = pathlib.Path(path).suffix
+  if suffix not in known:
+    raise errors.unknown_name(f'format of {path}:', suffix, known)
+  return known[suffix]
+
+
+def read(
+    path: str | os.PathLike, *, report: Callable[[str], object] = print
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file under the names they have there.
+
+  Args:
+    path: a .safetensors file, or .pth, .pt, .bin or .tar of torch.save.
+    report: called with one line for each wrapping taken off: the dict in a
+      checkpoint's 'state_dict' or 'model', the prefix 'module.' of all names.
+
+  Returns:
+    Arrays in torch's layout, of the file's dtypes.
+
+  Raises:
+    InputError: the suffix is unknown, or the file not there, damaged, or
+      holding more than arrays.
+  """
+  reader = _by_suffix(path, READERS)
+  if not pathlib.Path(path).is_file():
+    raise errors.InputError(f'there is no file {path}')
+  return unwrap.strip_prefixes(reader(path, report), report)
+
+
+def load(
+    path: str | os.PathLike,
+    variables: Any,
+    *,
+    allow_missing: Callable[[str], bool] | None = None,
+    report: Callable[[str], object] = print,
+) -> Any:
+  """Returns a network's variables with the values of a file.
+
+  Args:
+    path: as in `read`.
+    variables: tree of arrays, or of `jax.ShapeDtypeStruct`: 'params' and
+      'batch_stats'.
+    allow_missing: tells by our path, such as 'params/head/kernel', what may be
+      absent from the file; it keeps the value it has in `variables`. With
+      `in_aw_branch` an AW network starts from the plain one's weights.
+    report: as in `read`.
+
+  Returns:
+    A tree as `variables`, cast to its dtypes; the arrays read are on the host.
+
+  Raises:
+    InputError: as in `read`; or names are unknown or missing, or shapes differ,
+      and all of those are named.
+  """
+  arrays = read(path, report=report)
+  return state_dict.from_state_dict(
+      arrays, variables, allow_missing=allow_missing, source=str(path)
+  )
+
+
+def save(path: str | os.PathLike, variables: Any) -> None:
+  """Writes a network's variables for torch: names, layout, and our dtypes.
+
+  Args:
+    path: a .safetensors file; replaced if it is there.
+    variables: tree of arrays: 'params' and 'batch_stats'.
+
+  Raises:
+    InputError: the suffix is another, or the file cannot be written.
+  """
+  writer = _by_suffix(path, WRITERS)
+  writer(path, state_dict.to_state_dict(variables))

@@ -1,0 +1,163 @@
+"""Our parameters under torch's names: one table for all networks.
+
+The names of blocks and norms are those of torchvision's and timm's ResNets;
+what those do not have keeps our name. How an array changes follows from its
+leaf's name alone, so that new layers need no entry:
+
+  ours                                           torch
+  params/.../kernel  [*window, C, D]             ....weight [D, C, *window]
+  params/.../scale, bias                         ....weight, bias
+  batch_stats/.../mean, var                      ....running_mean, running_var
+  params/stage1_block1/conv2/kernel              layer1.0.conv2.weight
+  params/stage1_block1/conv2/attention/norm1/... layer1.0.conv2.attention.norm1.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+LEAVES = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'mean': 'running_mean',
+    'var': 'running_var',
+}
+# Names of modules: patterns of ours, and torch's. Blocks count from 0 there.
+MODULES = (
+    (r'stem_conv', lambda m: 'conv1'),
+    (r'stem_norm', lambda m: 'bn1'),
+    (r'head', lambda m: 'fc'),
+    (r'stage(\d+)_block(\d+)', lambda m: f'layer{m[1]}.{int(m[2]) - 1}'),
+    (r'norm(\d+)', lambda m: f'bn{m[1]}'),
+    (r'downsample_conv', lambda m: 'downsample.0'),
+    (r'downsample_norm', lambda m: 'downsample.1'),
+)
+# Attention modules that timm has (SE, ECA), told by what they hold. Its layers
+# are 1x1 convolutions where ours are matrices.
+ATTENTION = {
+    frozenset({'reduce', 'expand'}): {'reduce': 'se.fc1', 'expand': 'se.fc2'},
+    frozenset({'conv'}): {'conv': 'se.conv'},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One array here and in torch.
+
+  Attributes:
+    path: in the tree of our variables.
+    axes: of ours, in torch's order.
+    shape: in torch; ends with ones where it has a 1x1 convolution and we a
+      matrix.
+  """
+
+  path: tuple[str, ...]
+  axes: tuple[int, ...]
+  shape: tuple[int, ...]
+
+  def to_torch(self, array: np.ndarray) -> np.ndarray:
+    """Returns our array in torch's layout, contiguous."""
+    array = np.transpose(array, self.axes).reshape(self.shape)
+    return np.asarray(array, order='C')
+
+  def from_torch(self, array: np.ndarray) -> np.ndarray:
+    """Returns torch's array [*shape] in our layout."""
+    array = array.reshape(self.shape[: len(self.axes)])
+    return np.transpose(array, np.argsort(self.axes))
+
+
+def flatten(tree: Any) -> tuple[dict[tuple[str, ...], Any], Any]:
+  """Returns the leaves by path, and the tree's structure."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+  named = {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
+  return named, treedef
+
+
+def _module(part: str) -> str:
+  """Returns torch's name of a module outside of any attention."""
+  for pattern, name in MODULES:
+    match = re.fullmatch(pattern, part)
+    if match:
+      return name(match)
+  return part
+
+
+def _modules(
+    modules: Sequence[str], children: Mapping[tuple[str, ...], set[str]]
+) -> tuple[str, bool]:
+  """Returns torch's name of a module, and whether timm has it as 1x1.
+
+  Args:
+    modules: our names from the outermost on.
+    children: names of the modules in each module, by its path.
+  """
+  if 'attention' not in modules:
+    return '.'.join(map(_module, modules)), False
+  at = modules.index('attention')
+  outside, inside = modules[:at], modules[at + 1 :]
+  held = frozenset(children.get(tuple(modules[: at + 1]), ()))
+  known = ATTENTION.get(held)
+  if known and len(inside) == 1:
+    return '.'.join([*map(_module, outside), known[inside[0]]]), True
+  return '.'.join([*map(_module, outside), *modules[at:]]), False
+
+
+def _entry(path, leaf, children) -> tuple[str, Entry]:
+  modules, pointwise = _modules(path[1:-1], children)
+  rank = len(leaf.shape)
+  axes, window = tuple(range(rank)), ()
+  if path[-1] == 'kernel' and rank > 1:
+    axes = (rank - 1, rank - 2, *range(rank - 2))
+    window = (1, 1) if pointwise and rank == 2 else ()
+  shape = (*(leaf.shape[axis] for axis in axes), *window)
+  name = '.'.join(filter(None, (modules, LEAVES.get(path[-1], path[-1]))))
+  return name, Entry(path, axes, shape)
+
+
+def table(variables: Any) -> dict[str, Entry]:
+  """Returns where every array of a network belongs in torch's state dict.
+
+  Args:
+    variables: tree of arrays or shapes: 'params' and 'batch_stats'.
+
+  Returns:
+    Torch's names and the entries of all arrays, in the tree's order.
+
+  Raises:
+    ValueError: two arrays would have the same name.
+  """
+  leaves, _ = flatten(variables)
+  children = {}
+  for path in leaves:
+    for i in range(1, len(path) - 1):
+      children.setdefault(path[1:i], set()).add(path[i])
+  entries = {}
+  for path, leaf in leaves.items():
+    name, entry = _entry(path, leaf, children)
+    if name in entries:
+      raise ValueError(
+          f'{"/".join(path)} and {"/".join(entries[name].path)} are both '
+          f'{name} in torch; rename one of the modules'
+      )
+    entries[name] = entry
+  return entries
+
+
+def counters(names: Sequence[str]) -> list[str]:
+  """Returns names of the batch counters torch keeps beside its statistics."""
+  ends = '.running_mean', '.num_batches_tracked'
+  return [n.replace(*ends) for n in names if n.endswith(ends[0])]
+
+
+def in_aw_branch(path: str) -> bool:
+  """Tells whether a path lies in what an AW-convolution adds to a plain one.
+
+  Args:
+    path: such as 'params/stage1_block1/conv2/attention/norm1/scale'.
+  """
+  own = r'/(attention/(pointwise|norm)[12]|refinement)/'
+  return re.search(own, path) is not None

@@ -1,0 +1,407 @@
+"""The attention-augmented convolution against numpy float64, and its counts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import naive
+import naive_augmented
+import numpy as np
+import pytest
+
+from awconv_jax.layers.attention_augmented import AugmentedConv
+from awconv_jax.layers.aw_conv import AWConv, pair
+from awconv_jax.layers.conv import Conv
+from awconv_jax.ops import relative_attention
+
+# Compiles several times faster than the default generator.
+KEY = jax.random.key(0, impl='rbg')
+SIDES = ((1, 1), (1, 1))
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+# Two heads of three key dimensions, and two of the six features.
+small = functools.partial(
+    AugmentedConv,
+    features=6,
+    kernel_size=(3, 3),
+    padding=SIDES,
+    heads=2,
+    min_key_dims=3,
+)
+
+
+def draw(layer, *shape, dtype=np.float32, seed=0, init_size=None):
+  """Returns random images and parameters, these for another size if given."""
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=shape).astype(dtype)
+  seen = jax.ShapeDtypeStruct((1, *(init_size or shape[1:3]), shape[3]), dtype)
+  shapes = jax.eval_shape(layer.init, KEY, seen)['params']
+  params = jax.tree.map(
+      lambda a: rng.normal(size=a.shape).astype(dtype), shapes
+  )
+  return x, params
+
+
+def apply(layer, params, x, **options):
+  return jax.jit(layer.apply)({'params': params}, x, **options)
+
+
+def close(a, b, tolerance=1e-4):
+  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def reference(layer, x, params, **options):
+  """Returns the numpy layer's output for the fields of a layer of two heads."""
+  return naive_augmented.augmented_conv(
+      x,
+      params,
+      2,
+      strides=pair(layer.strides, 'strides'),
+      padding=layer.padding,
+      downsample=layer.downsample,
+      **options,
+  )
+
+
+# Fields, the image's height and width, and those at init.
+PLACES = {
+    'plain': (dict(), (3, 4), None),
+    'strided': (dict(strides=(2, 2), use_bias=False), (5, 6), None),
+    'strided_coarse': (dict(strides=(2, 1), downsample=2), (6, 5), None),
+    'not_relative': (dict(relative=False), (3, 4), None),
+    'taller_than_at_init': (dict(), (5, 2), (3, 4)),
+}
+MORE_PLACES = {
+    'coarse': (dict(downsample=3), (5, 4), None),
+    'same': (dict(padding='SAME', strides=(2, 2)), (6, 5), None),
+    'valid': (dict(padding='VALID'), (5, 6), None),
+    'asymmetric': (dict(padding=((2, 0), (0, 1))), (4, 4), None),
+    'smaller_than_at_init': (dict(), (3, 2), (4, 5)),
+    'larger_than_at_init': (dict(), (4, 5), (2, 3)),
+}
+
+
+@pytest.mark.parametrize('name', PLACES)
+def test_layer_and_its_gradient_equal_numpy(name):
+  fields, size, init_size = PLACES[name]
+  with jax.enable_x64(True):
+    layer = small(**fields, param_dtype=jnp.float64)
+    x, params = draw(layer, 2, *size, 3, dtype=np.float64, init_size=init_size)
+    expected = reference(layer, x, params)
+    weights = np.random.default_rng(1).normal(size=expected.shape)
+
+    def loss(x, params):
+      out = layer.apply({'params': params}, x)
+      return jnp.sum(out * weights), out
+
+    gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    gradients, out = jax.tree.map(np.asarray, jax.jit(gradient)(x, params))
+  np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
+
+  leaves, structure = jax.tree.flatten((x, params))
+
+  def naive_loss(values):
+    moved = jax.tree.unflatten(structure, list(values.values()))
+    return np.sum(reference(layer, *moved) * weights)
+
+  values = dict(enumerate(leaves))
+  for i, own in enumerate(jax.tree.leaves(gradients)):
+    directions = {k: np.zeros_like(v) for k, v in values.items()}
+    directions[i] = np.random.default_rng(i).normal(size=leaves[i].shape)
+    np.testing.assert_allclose(
+        np.sum(own * directions[i]),
+        naive.directional(naive_loss, values, directions),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+@pytest.mark.parametrize('name', MORE_PLACES)
+def test_layer_equals_numpy(name):
+  fields, size, init_size = MORE_PLACES[name]
+  layer = small(**fields)
+  x, params = draw(layer, 2, *size, 3, init_size=init_size)
+  close(apply(layer, params, x), reference(layer, x, params))
+
+
+def test_the_convolution_may_be_an_aw_convolution():
+  aw = functools.partial(AWConv, reduction=1, norm='layer', gate='tanh')
+  layer = small(conv=aw, use_bias=False)
+  x, params = draw(layer, 2, 4, 5, 3)
+  out = apply(layer, params, x)
+  branch = naive.aw_conv_layer(
+      x,
+      {'params': params['conv']},
+      train=False,
+      groups_out=4,
+      gate='tanh',
+      norm='layer',
+      padding=SIDES,
+  )
+  close(out, reference(layer, x, params, conv=branch))
+  assert 'bias' not in params['conv'] and 'attention' in params['conv']
+
+
+def test_a_partials_own_fields_win():
+  layer = small(conv=functools.partial(Conv, kernel_dilation=2, use_bias=False))
+  wide = small(conv=layer.conv, padding=2, relative=False)
+  x, params = draw(wide, 1, 5, 5, 3)
+  assert (
+      'bias' not in params['conv'] and 'bias' in params['attention']['project']
+  )
+  # Dilated windows are wider, and centred on the same positions: attention is
+  # that of a plain window with its padding.
+  dense = small(padding=1, relative=False)
+  plain = params | {'conv': params['conv'] | {'bias': np.zeros(4, np.float32)}}
+  out, own = apply(wide, params, x), apply(dense, plain, x)
+  close(out[..., 4:], own[..., 4:])
+  assert not np.allclose(out[..., :4], own[..., :4])
+
+
+def test_samples_do_not_see_each_other():
+  layer = small(downsample=2)
+  x, params = draw(layer, 3, 4, 5, 3)
+  call = jax.jit(layer.apply)
+  out = call({'params': params}, x)
+  close(call({'params': params}, x[[2, 0, 1]]), out[jnp.array([2, 0, 1])], 1e-5)
+  for n in range(3):
+    close(call({'params': params}, x[n : n + 1]), out[n : n + 1], 1e-5)
+
+
+@pytest.mark.parametrize('relative', [False, True])
+def test_only_relative_terms_know_of_positions(relative):
+  # A 1x1 convolution knows of none either.
+  layer = small(kernel_size=1, padding=0, relative=relative)
+  x, params = draw(layer, 1, 3, 4, 3)
+  order = np.random.default_rng(2).permutation(12)
+
+  def permuted(a):
+    return a.reshape(1, 12, -1)[:, order].reshape(1, 3, 4, -1)
+
+  call = jax.jit(layer.apply)
+  moved = call({'params': params}, permuted(x))
+  stayed = permuted(np.asarray(call({'params': params}, x)))
+  close(moved[..., :4], stayed[..., :4])
+  assert np.allclose(moved[..., 4:], stayed[..., 4:], atol=1e-4) != relative
+
+
+@pytest.mark.parametrize(
+    'fields, sizes',
+    [
+        (dict(), [(5, 2), (3, 6)]),
+        (dict(strides=(2, 2)), [(5, 2), (2, 5)]),
+        (dict(strides=(3, 3)), [(4, 2), (3, 6)]),
+        (dict(downsample=2), [(4, 3), (3, 6)]),
+        (dict(strides=(2, 2), downsample=2), [(5, 4), (2, 3)]),
+        (dict(padding='VALID'), [(5, 3), (3, 6)]),
+    ],
+)
+def test_a_padded_image_gives_what_the_image_alone_does(fields, sizes):
+  layer = small(**fields)
+  # Tables smaller than the images, whose offsets must not move in the padding.
+  x, params = draw(layer, 2, 5, 6, 3, init_size=(3, 4))
+  cleared = np.zeros_like(x)
+  for n, (h, w) in enumerate(sizes):
+    cleared[n, :h, :w] = x[n, :h, :w]
+  out = apply(layer, params, cleared, valid_size=np.array(sizes))
+  for n, (h, w) in enumerate(sizes):
+    alone = reference(layer, x[n : n + 1, :h, :w], params)
+    assert alone.size
+    close(out[n : n + 1, : alone.shape[1], : alone.shape[2]], alone)
+  assert not np.allclose(out, reference(layer, cleared, params), atol=1e-2)
+
+
+def test_content_of_the_padding_never_reaches_attention():
+  layer = small(strides=2, downsample=2)
+  x, params = draw(layer, 1, 5, 6, 3)
+  sizes = np.array([(3, 4)])
+  x[:, 3:] = x[:, :, 4:] = np.nan
+
+  def loss(params):
+    out = layer.apply({'params': params}, x, valid_size=sizes)
+    return jnp.sum(out[..., 4:] ** 2)
+
+  value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+  assert np.isfinite(value) and value > 0
+  for leaf in jax.tree.leaves(gradients['attention']):
+    assert np.isfinite(leaf).all()
+
+
+def test_valid_size_of_another_shape_is_refused():
+  layer = small()
+  x, params = draw(layer, 2, 3, 3, 3)
+  with pytest.raises(ValueError, match=r'valid_size \(1, 2\) does not fit'):
+    layer.apply({'params': params}, x, valid_size=np.array([(2, 2)]))
+
+
+def test_a_table_serves_any_length():
+  table = np.arange(5)[:, None]  # offsets -2 to 2
+  for length, expected in {
+      1: [[2]],
+      2: [[2, 3], [1, 2]],
+      4: [[2, 3, 4, 4], [1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]],
+  }.items():
+    by_offset = jax.jit(relative_attention.by_offset, static_argnums=1)
+    found = by_offset(table, length)
+    np.testing.assert_array_equal(found[..., 0], expected)
+
+
+def test_pooling_to_and_from_a_coarser_grid_keeps_a_constant_and_a_slope():
+  rows, columns = np.mgrid[:7, :6].astype(np.float32)
+  x = np.stack([rows, columns, np.ones_like(rows)], -1)[None]
+
+  @jax.jit
+  def there_and_back(x):
+    pooled = relative_attention.strided_average(x, (4, 3), (2, 2))
+    return pooled, relative_attention.upsample(pooled, (7, 6), 2)
+
+  pooled, out = there_and_back(x)
+  close(out[..., 2], 1, 1e-6)
+  # But at the border, where windows are cut.
+  close(out[:, 2:5, 2:5], x[:, 2:5, 2:5], 1e-5)
+  assert pooled[0, 0, 0, 0] == 0.5
+
+
+def test_memory_is_of_pairs_of_positions_and_not_times_dimensions():
+  layer = small()
+  x = jax.ShapeDtypeStruct((1, 12, 12, 3), jnp.float32)
+  variables = jax.eval_shape(layer.init, KEY, x)
+  jaxpr = jax.make_jaxpr(layer.apply)(variables, x)
+  sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
+  assert max(sizes) == 2 * 144**2  # the logits of two heads
+
+
+def test_bfloat16_computes_narrow_with_wide_parameters():
+  layer = small(dtype=jnp.bfloat16, downsample=2, strides=2)
+  x, _ = draw(layer, 2, 7, 5, 3)
+  narrow = jnp.asarray(x, jnp.bfloat16)
+  variables = jax.jit(layer.init)(KEY, narrow)
+  for leaf in jax.tree.leaves(variables):
+    assert leaf.dtype == jnp.float32
+  out = jax.jit(layer.apply)(variables, narrow)
+  assert out.dtype == jnp.bfloat16
+  wide = jax.tree.map(np.float64, variables['params'])
+  close(np.float32(out), reference(layer, x, wide), 3e-2)
+
+
+def shapes(layer, size, channels):
+  x = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+  params = jax.eval_shape(layer.init, KEY, x)['params']
+  return jax.tree.map(lambda a: a.shape, params)
+
+
+def test_parameters_of_a_layer():
+  layer = AugmentedConv(256, 3, strides=2, padding=1)
+  assert shapes(layer, (28, 20), 64) == {
+      'conv': {'kernel': (3, 3, 64, 232), 'bias': (232,)},
+      'attention': {
+          'qkv': {'kernel': (64, 344)},
+          'relative_rows': (27, 20),
+          'relative_columns': (19, 20),
+          'project': {'kernel': (24, 24), 'bias': (24,)},
+      },
+  }
+  plain = AugmentedConv(256, 3, relative=False, use_bias=False, downsample=2)
+  assert shapes(plain, (9, 9), 64) == {
+      'conv': {'kernel': (3, 3, 64, 232)},
+      'attention': {
+          'qkv': {'kernel': (64, 344)},
+          'project': {'kernel': (24, 24)},
+      },
+  }
+
+
+@pytest.mark.parametrize(
+    'features, fields, dk, dv',
+    [
+        (128, dict(), 160, 16),
+        (256, dict(), 160, 24),
+        (512, dict(), 160, 48),
+        (1024, dict(), 208, 104),
+        (40, dict(), 160, 8),
+        (64, dict(heads=4, min_key_dims=1), 12, 8),
+        (64, dict(heads=1, key_ratio=0.5, value_ratio=0.25), 32, 16),
+    ],
+)
+def test_dimensions_are_the_nearest_multiple_of_heads(features, fields, dk, dv):
+  tree = shapes(AugmentedConv(features, 1, **fields), (2, 2), 4)
+  assert tree['attention']['project']['kernel'] == (dv, dv)
+  assert tree['attention']['qkv']['kernel'] == (4, 2 * dk + dv)
+  assert tree['conv']['kernel'][-1] == features - dv
+
+
+# Of dv 16, 24 and 48, dk 160, and tables at 14x14 (the half of 28x28), 14x14
+# and 7x7 for the bottlenecks' 3x3 convolutions of the last three stages.
+STAGES = ((128, 28, 2, 16), (256, 14, 1, 24), (512, 7, 1, 48))
+
+
+def added(width, side, dv, channels=None):
+  """Returns what a layer has more than the convolution, by its equations."""
+  channels = channels or width
+  projections = channels * (2 * 160 + dv) + dv * dv
+  return projections - 9 * channels * dv + 2 * (2 * side - 1) * 20
+
+
+@pytest.mark.parametrize('width, side, downsample, dv', STAGES)
+@pytest.mark.parametrize('strides', [1, 2])
+def test_a_layer_adds_what_its_equations_say(
+    width, side, downsample, dv, strides
+):
+  layer = AugmentedConv(
+      width, 3, strides, 1, use_bias=False, downsample=downsample
+  )
+  x = jax.ShapeDtypeStruct(
+      (1, side * strides, side * strides, width), 'float32'
+  )
+  leaves = jax.tree.leaves(jax.eval_shape(layer.init, KEY, x))
+  count = sum(leaf.size for leaf in leaves)
+  assert count - 9 * width**2 == added(width, side // downsample, dv)
+
+
+@pytest.mark.parametrize(
+    'plain, blocks, published, exact',
+    [
+        (25_557_032, (4, 6, 3), 25.78e6, 25_777_392),
+        (44_549_160, (4, 23, 3), 45.36e6, 45_354_728),
+    ],
+)
+def test_networks_have_the_published_size(plain, blocks, published, exact):
+  total = plain
+  for count, (width, side, factor, dv) in zip(blocks, STAGES, strict=True):
+    total += count * added(width, side // factor, dv)
+  assert total == exact
+  assert abs(total / published - 1) < 1e-3
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        (dict(features=0), 'features must be at least 1, not 0'),
+        (dict(heads=0), 'heads must be at least 1, not 0'),
+        (dict(heads=2.0), 'heads must be an integer, not 2.0'),
+        (dict(min_key_dims=0), 'min_key_dims must be at least 1, not 0'),
+        (dict(downsample=0), 'downsample must be at least 1, not 0'),
+        (dict(strides=0), 'strides must be at least 1, not 0'),
+        (dict(kernel_size=(3, 0)), r'kernel_size must be at least 1, not \(3'),
+        (dict(padding='EDGE'), "unknown padding 'EDGE'; known: SAME, VALID"),
+        (dict(padding=(1,)), r'padding must cover two axes, not \(1,\)'),
+        (
+            dict(key_ratio=2),
+            'key_ratio must be a number between 0 and 1, not 2',
+        ),
+        (dict(value_ratio='a'), "value_ratio must be a number .* not 'a'"),
+        (dict(conv=None), 'conv must be a module class or a partial'),
+        (dict(heads=6), '6 heads take 6 of 6 features and leave none'),
+    ],
+)
+def test_impossible_fields_are_named(fields, message):
+  with pytest.raises(ValueError, match=f'AugmentedConv: {message}'):
+    jax.eval_shape(small(**fields).init, KEY, jnp.ones((1, 4, 4, 3)))
+
+
+def test_an_image_without_a_batch_is_refused():
+  with pytest.raises(
+      ValueError, match=r'images \[N, H, W, C\], not .*\(4, 4, 3'
+  ):
+    jax.eval_shape(small().init, KEY, jnp.ones((4, 4, 3)))

@@ -1,0 +1,156 @@
+"""The tool that converts weights, as a command and against real checkpoints."""
+
+import commands
+import jax
+import numpy as np
+import optax
+import pytest
+import torch_zip
+
+from awconv_jax import models, weights
+from awconv_jax.checkpoint import Checkpointer
+from awconv_jax.errors import InputError
+from awconv_jax.tools import convert
+from awconv_jax.train_step import TrainState
+from awconv_jax.weights import state_dict
+
+NARROW = dict(
+    width=4,
+    stage_sizes=(1, 1),
+    aw_stages=(1, 2),
+    stem='cifar',
+    num_classes=10,
+)
+# The network of tests/tiny.py without AW-convolutions.
+CONFIG = (f'{commands.TINY}:aw_conv=false', '--channels=1')
+
+
+def run(*arguments):
+  return commands.run('-m', 'awconv_jax.tools.convert', *arguments)
+
+
+@pytest.fixture(scope='module')
+def shapes():
+  return convert.shapes_of(models.create('resnet18', **NARROW), 1)
+
+
+def draw(shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+      lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes
+  )
+
+
+@pytest.fixture(scope='module')
+def state(shapes):
+  """A state dict of torch, its batches not counted."""
+  return state_dict.to_state_dict(draw(shapes))
+
+
+def assert_same_bits(path, state):
+  found = weights.read(path)
+  assert found.keys() == state.keys()
+  for name, array in found.items():
+    assert array.tobytes() == state[name].tobytes(), name
+
+
+def test_the_command_makes_a_run_of_what_torch_wrote(shapes, state, tmp_path):
+  wrapped = {'state_dict': {f'module.{k}': v for k, v in state.items()}}
+  source = torch_zip.save(tmp_path / 'weights.pth', wrapped)
+  output = tmp_path / 'run'
+  code, out, err = run(*CONFIG, f'--input={source}', f'--output={output}')
+  assert (code, err) == (0, '')
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
+  assert out.splitlines() == [
+      "took the weights under 'state_dict'",
+      "took 'module.' off every name",
+      f'{source} -> {output}: weights, {count:,} parameters',
+  ]
+  # A checkpoint says itself what it holds.
+  line = convert.convert(output, tmp_path / 'a.safetensors', None)
+  assert 'weights of step 0' in line
+  assert_same_bits(tmp_path / 'a.safetensors', state)
+
+
+def test_files_are_converted_to_files(shapes, state, tmp_path):
+  source = torch_zip.save(tmp_path / 'weights.pth', state)
+  convert.convert(source, tmp_path / 'a.safetensors', shapes)
+  assert_same_bits(tmp_path / 'a.safetensors', state)
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_a_run_that_was_trained_gives_what_it_evaluates_with(
+    shapes, ema, tmp_path
+):
+  own, averages, older = (draw(shapes, seed) for seed in (1, 2, 3))
+  with Checkpointer(tmp_path / 'checkpoints', keep=2) as checkpointer:
+    for step, variables in ((3, older), (12, own)):
+      params = variables['params']
+      trained = TrainState(
+          step=np.int32(step),
+          params=params,
+          model_state={'batch_stats': variables['batch_stats']},
+          opt_state=optax.sgd(0.1, 0.9).init(params),
+          ema=averages if ema else None,
+      )
+      checkpointer.save(step, trained, {'position': step})
+  output = tmp_path / 'out.safetensors'
+  line = convert.convert(tmp_path, output, None)
+  kind, expected = ('averages', averages) if ema else ('weights', own)
+  assert f'{kind} of step 12' in line
+  assert_same_bits(output, state_dict.to_state_dict(expected))
+
+
+def test_nothing_is_written_where_anything_does_not_fit(
+    shapes, state, tmp_path
+):
+  wrong = dict(state)
+  wrong['fc.wight'] = wrong.pop('fc.weight')
+  wrong['conv1.weight'] = wrong['conv1.weight'][:2]
+  source = torch_zip.save(tmp_path / 'weights.pth', wrong)
+  for output in (tmp_path / 'a.safetensors', tmp_path / 'run'):
+    with pytest.raises(InputError) as error:
+      convert.convert(source, output, shapes)
+    message = str(error.value)
+    assert (
+        'unknown: fc.wight; missing: fc.weight; of another shape: '
+        'conv1.weight has (2, 1, 3, 3), want (4, 1, 3, 3);'
+    ) in message
+    assert not output.exists()
+
+
+def test_a_run_is_not_written_over(shapes, state, tmp_path):
+  source = torch_zip.save(tmp_path / 'weights.pth', state)
+  convert.convert(source, tmp_path / 'run', shapes)
+  convert.convert(source, tmp_path / 'run', shapes)  # The same again.
+  other = torch_zip.save(
+      tmp_path / 'other.pth', state | {'fc.bias': state['fc.bias'] + 1}
+  )
+  with pytest.raises(InputError, match='already holds checkpoint 0'):
+    convert.convert(other, tmp_path / 'run', shapes)
+
+
+def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
+  with pytest.raises(InputError, match='there is no checkpoint'):
+    convert.convert(tmp_path, tmp_path / 'out.safetensors', None)
+  assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_one_line(shapes, state, tmp_path):
+  there = torch_zip.save(tmp_path / 'there.pth', state)
+  output = f'--output={tmp_path}/out.safetensors'
+  for arguments, words in (
+      ((output,), ['--input is missing']),
+      ((f'--input={there}', output), ['--model=resnet50', '--config=']),
+  ):
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, '')
+    assert err.startswith('error: ') and err.count('\n') == 1
+    assert all(word in err for word in words), err
+  with pytest.raises(
+      InputError, match="'.npz'.*safetensors, none .a directory"
+  ):
+    convert.convert(there, tmp_path / 'out.npz', shapes)
+  with pytest.raises(InputError, match='cannot write to .*there.pth/run'):
+    convert.convert(there, there / 'run', shapes)
+  assert [p.name for p in tmp_path.iterdir()] == ['there.pth']

@@ -1,0 +1,641 @@
+"""AWConv inside models that know nothing of it."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from awconv_jax import AWConv, merge_variables, replace_conv
+
+# Compiles several times faster than the default generator.
+KEY = jax.random.key(0, impl='rbg')
+IDENTITY = dict(gate='tanh', identity_start=True)
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+class Compact(nn.Module):
+  """Fields of every kind, and a convolution that is replaceable in parts."""
+
+  conv: type[nn.Module] = nn.Conv
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(4, (1, 1), name='stem')(x)
+    x = self.conv(
+        8,
+        [3, 3],
+        strides=2,
+        padding=1,
+        kernel_dilation=(1, 2),
+        feature_group_count=2,
+        use_bias=False,
+        name='middle',
+    )(x)
+    x = nn.relu(x)
+    x = self.conv(4, (3, 3), padding='CIRCULAR', name='last')(x)
+    return x.mean((1, 2))
+
+
+class Setup(nn.Module):
+  """A convolution that is called twice, and more than one method."""
+
+  features: int = 3
+
+  def setup(self):
+    self.first = nn.Conv(self.features, (3, 3))
+    self.second = nn.Conv(self.features, (3, 3))
+
+  def encode(self, x):
+    return self.first(nn.relu(self.first(x)))
+
+  def decode(self, x):
+    return self.second(x)
+
+  def __call__(self, x):
+    return self.decode(self.encode(x))
+
+
+class Block(nn.Module):
+  features: int
+  norm: type[nn.Module]
+
+  @nn.compact
+  def __call__(self, x):
+    y = nn.relu(self.norm()(nn.Conv(self.features, (3, 3))(x)))
+    y = self.norm()(nn.Conv(self.features, (3, 3), use_bias=False)(y))
+    return nn.relu(y + nn.Conv(self.features, (1, 1), name='shortcut')(x))
+
+
+class ResNet(nn.Module):
+  """As many are written: batch norm, dropout, blocks in blocks."""
+
+  widths: tuple[int, ...] = (4, 4)
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    norm = functools.partial(nn.BatchNorm, use_running_average=not train)
+    for width in self.widths:
+      x = Block(width, norm)(x)
+    x = nn.Dropout(0.5, deterministic=not train)(x.mean((1, 2)))
+    return nn.Dense(3)(x)
+
+
+class Small(nn.Module):
+  """One 3x3 that keeps the number of channels; what the lifts are tried on."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Conv(x.shape[-1], (3, 3))(x)
+
+
+def images(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def start(model, x, **options):
+  return jax.jit(functools.partial(model.init, **options))(KEY, x)
+
+
+def run(model, variables, x, **options):
+  return jax.jit(functools.partial(model.apply, **options))(variables, x)
+
+
+def leaves(tree):
+  """Returns {'params/conv/kernel': leaf}."""
+  flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {'/'.join(k.key for k in path): leaf for path, leaf in flat}
+
+
+def added(plain, variables):
+  """Returns the paths of the modules that got attention; checks the rest."""
+  old, new = leaves(plain), leaves(variables)
+  for path, leaf in old.items():
+    np.testing.assert_array_equal(new[path], leaf)
+  extra = [path.partition('/attention/') for path in new if path not in old]
+  assert all(slash for _, slash, _ in extra), extra
+  return {p.partition('/')[2] for p, _, _ in extra}
+
+
+def randomize(variables, seed=1):
+  """Random values for all, so that none is at a special point."""
+  rng = np.random.default_rng(seed)
+
+  def value(path, leaf):
+    values = rng.normal(size=leaf.shape).astype(leaf.dtype)
+    return 0.5 + values**2 if path[-1].key == 'var' else values / 2
+
+  return jax.tree_util.tree_map_with_path(value, variables)
+
+
+def test_it_is_the_model_edited_by_hand():
+  x = images(2, 7, 6, 3)
+  model = replace_conv(Compact(), reduction=2, norm='layer')
+  edited = Compact(functools.partial(AWConv, reduction=2, norm='layer'))
+  variables = start(model, x)
+  expected = start(edited, x)
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  assert added(start(Compact(), x), variables) == {'middle', 'last'}
+  variables = randomize(variables)
+  out = run(model, variables, x)
+  np.testing.assert_array_equal(out, run(edited, variables, x))
+  plain = run(Compact(), variables, x)
+  assert np.abs(out - plain).max() > 1e-2
+
+
+def test_the_model_keeps_its_class_fields_and_plain_self():
+  plain = Compact()
+  model = replace_conv(plain)
+  assert isinstance(model, Compact) and type(model).__name__ == 'Compact'
+  assert type(plain) is Compact and model.conv is nn.Conv
+  copy = model.copy(parent=None)
+  x = images(1, 4, 4, 2)
+  paths = [set(leaves(jax.eval_shape(m.init, KEY, x))) for m in (model, copy)]
+  assert paths[0] == paths[1] and 'params/last/attention/norm1/bias' in paths[0]
+  # Plain modules are as ever, after and between.
+  shapes = jax.eval_shape(plain.init, KEY, x)
+  assert not any('attention' in path for path in leaves(shapes))
+
+
+@pytest.mark.parametrize(
+    'where, expected',
+    [
+        (lambda path, conv: path[-1] == 'Conv_0', {'Block_0', 'Block_1'}),
+        (lambda path, conv: path == ('Block_1', 'Conv_0'), {'Block_1'}),
+        (lambda path, conv: conv.use_bias, {'Block_0', 'Block_1', 'shortcut'}),
+    ],
+)
+def test_path_and_fields_decide(where, expected):
+  x = images(1, 4, 4, 2)
+  plain, model = (
+      jax.eval_shape(functools.partial(m.init, train=False), KEY, x)
+      for m in (ResNet(), replace_conv(ResNet(), where))
+  )
+  paths = set(leaves(model)) - set(leaves(plain))
+  owners = {path.split('/attention/')[0] for path in paths}
+  found = {owner.split('/')[1] for owner in owners}
+  found |= {owner.split('/')[2] for owner in owners} & {'shortcut'}
+  assert found == expected
+  assert all(owner.endswith(('Conv_0', 'shortcut')) for owner in owners)
+
+
+def test_what_is_left_out_does_not_change_by_a_bit():
+  x = images(2, 5, 5, 3)
+  plain = Compact()
+  model = replace_conv(plain, lambda path, conv: path == ('last',))
+  variables = start(model, x)
+  assert added(start(plain, x), variables) == {'last'}
+  out, seen = run(model, variables, x, capture_intermediates=True)
+  old, expected = run(plain, variables, x, capture_intermediates=True)
+  seen, expected = (s['intermediates'] for s in (seen, expected))
+  for name in ('stem', 'middle'):
+    np.testing.assert_array_equal(
+        seen[name]['__call__'], expected[name]['__call__']
+    )
+  assert not np.array_equal(out, old)
+  # Every output is captured once, and the maps beside them.
+  assert len(seen['last']['__call__']) == len(seen['__call__']) == 1
+  assert seen['last']['attention_maps'][0].shape == (2, 3, 3, 1, 4)
+
+
+def test_identity_start_is_the_plain_model_and_one_step_moves_it():
+  x = images(2, 6, 6, 3)
+  plain, model = ResNet((4,)), replace_conv(ResNet((4,)), **IDENTITY)
+  pretrained = randomize(start(plain, x, train=False))
+  variables = merge_variables(start(model, x, train=False), pretrained)
+  out = run(model, variables, x, train=False)
+  expected = run(plain, pretrained, x, train=False)
+  np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+
+  @jax.jit
+  def gradient(params, stats):
+    def loss(params):
+      out, updated = model.apply(
+          {'params': params, 'batch_stats': stats},
+          x,
+          train=True,
+          rngs={'dropout': KEY},
+          mutable=['batch_stats'],
+      )
+      return jnp.sum(out * jnp.arange(3)), updated['batch_stats']
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  params, stats = variables['params'], variables['batch_stats']
+  gradients, updated = gradient(params, stats)
+  for path, leaf in leaves(gradients).items():
+    if path.endswith(('norm2/scale', 'norm2/bias')):
+      assert np.abs(leaf).max() > 0, path
+  for path, leaf in leaves(updated).items():
+    assert not np.array_equal(leaf, leaves(stats)[path]), path
+  # One step on, the whole branch learns.
+  params = jax.tree.map(lambda p, g: p - 1e-2 * g, params, gradients)
+  gradients, _ = gradient(params, stats)
+  for path, leaf in leaves(gradients).items():
+    assert np.abs(leaf).max() > 0, path
+
+
+def test_train_follows_the_mutable_collection():
+  x = images(3, 5, 5, 3)
+  model = replace_conv(Setup())
+  variables = randomize(start(model, x))
+  still = run(model, variables, x)
+  out, updated = run(model, variables, x, mutable=['batch_stats'])
+  assert not np.allclose(out, still)
+  stats = leaves(updated)['batch_stats/first/attention/norm1/mean']
+  old = leaves(variables)['batch_stats/first/attention/norm1/mean']
+  assert not np.array_equal(stats, old)
+  fixed = replace_conv(Setup(), train=False)
+  out, _ = run(fixed, variables, x, mutable=['batch_stats'])
+  np.testing.assert_array_equal(out, still)
+
+
+def test_every_way_into_the_model():
+  x = images(2, 5, 5, 3)
+  model = replace_conv(Setup(), norm='layer')
+  variables = randomize(start(model, x))
+  assert added(start(Setup(), x), start(model, x)) == {'first', 'second'}
+  out, seen = run(model, variables, x, mutable=['intermediates'])
+  # The shared convolution ran twice, the other once.
+  maps = {k: len(v) for k, v in leaves_of_maps(seen).items()}
+  assert maps == {'first': 2, 'second': 1}
+  encode = run(model, variables, x, method='encode')
+  bound = jax.eval_shape(lambda v: model.bind(v).encode(x), variables)
+  assert bound.shape == encode.shape
+  decode = run(model, variables, encode, method=lambda m, y: m.second(y))
+  np.testing.assert_array_equal(decode, out)
+  half = start(model, x, method='encode')
+  assert added(start(Setup(), x, method='encode'), half) == {'first'}
+
+
+def leaves_of_maps(seen):
+  return {k: v['attention_maps'] for k, v in seen['intermediates'].items()}
+
+
+def test_inside_another_model_paths_are_those_of_the_replaced_one():
+  inner = replace_conv(Setup(), lambda path, conv: path == ('first',))
+
+  class Outer(nn.Module):
+    backbone: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+      x = nn.Conv(3, (3, 3), name='first')(x)
+      x = replace_conv(Small(parent=None))(self.backbone(x))
+      return Small()(x)
+
+  x = images(1, 4, 4, 3)
+  shapes = jax.eval_shape(Outer(inner).init, KEY, x)
+  owners = {p.split('/attention/')[0] for p in leaves(shapes) if 'atten' in p}
+  assert owners == {
+      f'{collection}/{path}'
+      for collection in ('params', 'batch_stats')
+      for path in ('backbone/first', 'Small_0/Conv_0')
+  }
+  assert 'Small_1' in shapes['params']
+  with pytest.raises(ValueError, match='Small is bound already'):
+
+    class Bound(nn.Module):
+
+      @nn.compact
+      def __call__(self, x):
+        return replace_conv(Small())(x)
+
+    jax.eval_shape(Bound().init, KEY, x)
+
+
+class Borrower(nn.Module):
+  """Calls a convolution of its own, and one of somebody else."""
+
+  borrowed: nn.Module
+
+  @nn.compact
+  def __call__(self, x):
+    return self.borrowed(nn.Conv(3, (3, 3), name='own')(x))
+
+
+def test_only_what_a_replaced_model_owns_and_by_any_of_its_methods():
+  class Outer(nn.Module):
+
+    def setup(self):
+      self.lent = nn.Conv(3, (3, 3))
+      self.borrower = replace_conv(Borrower(self.lent))
+      self.coder = replace_conv(Setup())
+
+    def __call__(self, x):
+      return self.lent(self.coder.encode(self.borrower(x)))
+
+  shapes = jax.eval_shape(Outer().init, KEY, images(1, 4, 4, 3))
+  owners = {p.split('/attention/')[0] for p in leaves(shapes) if 'atten' in p}
+  assert {o.partition('/')[2] for o in owners} == {
+      'borrower/own',
+      'coder/first',
+  }
+  assert set(shapes['params']['lent']) == {'kernel', 'bias'}
+
+
+def test_a_second_choice_is_among_what_is_left():
+  x = images(1, 4, 4, 2)
+  first = replace_conv(Compact(), lambda path, _: 'last' in path, min_hidden=5)
+  model = replace_conv(first, min_hidden=7)
+  shapes = jax.eval_shape(model.init, KEY, x)['params']
+  hidden = [
+      shapes[name]['attention']['pointwise1']['kernel'].shape[-1]
+      for name in ('last', 'middle')
+  ]
+  assert hidden == [5, 7]
+
+
+def blocks(lift, count=2):
+  """Returns a model of equal, lifted blocks, and one not lifted."""
+
+  class Blocks(nn.Module):
+    block: type[nn.Module] = lift(Small)
+
+    @nn.compact
+    def __call__(self, x):
+      for i in range(count):
+        x = self.block(name=f'block{i}')(x)
+      return x
+
+  return Blocks(), Blocks(Small)
+
+
+def everything(path, conv):
+  return True
+
+
+def only_block1(path, conv):
+  return path[0] == 'block1'
+
+
+@pytest.mark.parametrize(
+    'lift, at_once, where, expected',
+    [
+        (nn.jit, True, everything, {'block0/Conv_0', 'block1/Conv_0'}),
+        (nn.jit, False, everything, {'block0/Conv_0', 'block1/Conv_0'}),
+        (nn.remat, True, only_block1, {'block1/Conv_0'}),
+    ],
+)
+def test_jit_and_remat_inside_the_model(lift, at_once, where, expected):
+  lifted, bare = blocks(lift)
+  x = images(2, 4, 4, 2)
+  jit = jax.jit if at_once else lambda f: f
+  # To nn.jit, the plain block is the same function; it comes first.
+  plain = jit(lifted.init)(KEY, x)
+  before = jit(lifted.apply)(plain, x)
+  model = replace_conv(lifted, where, norm='none')
+  variables = jit(model.init)(KEY, x)
+  assert added(plain, variables) == expected
+  variables = randomize(variables)
+  out = run(replace_conv(bare, where, norm='none'), variables, x)
+  for _ in range(2):  # The second time from the cache of nn.jit.
+    np.testing.assert_allclose(
+        jit(model.apply)(variables, x), out, rtol=1e-4, atol=1e-5
+    )
+  np.testing.assert_array_equal(jit(lifted.apply)(plain, x), before)
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    return jnp.sum(model.apply({'params': params}, x) ** 2)
+
+  for path, leaf in leaves(gradient(variables['params'])).items():
+    assert np.abs(leaf).max() > 0, path
+
+
+@pytest.mark.parametrize(
+    'where', [only_block1, lambda path, conv: path[0] == 'block0']
+)
+def test_blocks_that_nn_jit_takes_for_one_are_not_told_apart(where):
+  x = images(2, 4, 4, 2)
+  model = replace_conv(blocks(nn.jit)[0], where)
+  with pytest.raises(ValueError, match='block1/Conv_0 is computed by nn.jit'):
+    jax.eval_shape(model.init, KEY, x)
+
+
+def scanned(axes):
+  class Scanned(nn.Module):
+
+    @nn.compact
+    def __call__(self, x):
+      scan = nn.scan(
+          lambda block, x, _: (block(x), None),
+          variable_axes=dict.fromkeys(axes, 0),
+          split_rngs={'params': True},
+          length=2,
+      )
+      return scan(Small(name='layers'), x, None)[0]
+
+  return Scanned()
+
+
+def mapped(axes):
+  mapped_class = nn.vmap(
+      Small,
+      variable_axes=dict.fromkeys(axes, 0),
+      split_rngs={'params': True},
+      in_axes=0,
+  )
+  return mapped_class()
+
+
+@pytest.mark.parametrize('make', [scanned, mapped])
+def test_scan_and_vmap(make):
+  x = images(2, 2, 4, 4, 2)
+  model = replace_conv(make(['params', 'batch_stats']), reduction=1)
+  variables = start(model, x)
+  kernel = variables['params']
+  kernel = kernel.get('layers', kernel)['Conv_0']['attention']['pointwise1']
+  assert kernel['kernel'].shape == (2, 2, 4)
+  variables = randomize(variables)
+  out, updated = run(model, variables, x, mutable=['batch_stats'])
+
+  # The same, layer after layer or image after image.
+  single = replace_conv(Small(), reduction=1)
+  own = variables
+  if make is scanned:
+    own = {k: v['layers'] for k, v in own.items()}
+  layers = [jax.tree.map(lambda a, i=i: a[i], own) for i in range(2)]
+  y, outs = x, []
+  for i, layer in enumerate(layers):
+    y, _ = run(
+        single,
+        layer,
+        y if make is scanned else x[i],
+        mutable=['batch_stats'],
+    )
+    outs.append(y)
+  expected = y if make is scanned else np.stack(outs)
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+  assert jax.tree.structure(updated['batch_stats']) == jax.tree.structure(
+      variables['batch_stats']
+  )
+
+  bare = make(['params'])
+  jax.eval_shape(replace_conv(bare, norm='layer').init, KEY, x)
+  with pytest.raises(ValueError, match="no 'batch_stats'.*variable_axes"):
+    jax.eval_shape(replace_conv(bare).init, KEY, x)
+
+
+def test_tabulate_lists_the_branch_and_counts_it_once():
+  x = images(1, 4, 4, 2)
+  model = replace_conv(Small(), norm='none')
+  table = model.tabulate(KEY, x, console_kwargs=dict(width=300))
+  params = leaves(jax.eval_shape(model.init, KEY, x))
+  count = sum(leaf.size for leaf in params.values())
+  assert 'Conv_0/attention/pointwise1' in table
+  assert f'Total Parameters: {count}' in table
+
+
+class Halved(nn.Conv):
+  """Calls nn.Conv."""
+
+  def __call__(self, x):
+    return super().__call__(x) / 2
+
+
+class Own(nn.Conv):
+  """Computes something else."""
+
+  @nn.compact
+  def __call__(self, x):
+    return self.param('kernel', self.kernel_init, (3, 3, 1, 1)).sum() * x
+
+
+class Standardized(nn.Conv):
+  """Computes with other parameters than it has."""
+
+  def param(self, name, *args, **kwargs):
+    value = super().param(name, *args, **kwargs)
+    return value - value.mean() if name == 'kernel' else value
+
+
+def test_a_subclass_that_calls_nn_conv():
+  x = images(1, 4, 4, 2)
+  model = replace_conv(nn.Sequential([Halved(2, (3, 3)), nn.relu]))
+  variables = randomize(start(model, x))
+  single = AWConv(2, (3, 3))
+  own = {k: v['layers_0'] for k, v in variables.items()}
+  np.testing.assert_allclose(
+      run(model, variables, x),
+      nn.relu(run(single, own, x) / 2),
+      rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize(
+    'conv, message',
+    [
+        (Own(2, (3, 3)), 'layers_1: Own does not call nn.Conv.__call__'),
+        (Standardized(2, (3, 3)), 'layers_1 has a method Standardized.param'),
+        (
+            nn.Conv(2, (3, 3), padding=1, input_dilation=2),
+            'layers_1 has input_dilation=2, which',
+        ),
+        (nn.Conv(2, 3), r'layers_1 has kernel_size=\(?3'),
+        (nn.Conv(2, (3, 3), mask=np.ones((3, 3, 2, 2))), 'has a mask of'),
+        (nn.Conv(2, (3, 3), padding='same'), "layers_1: AWConv: .*'same'"),
+    ],
+)
+def test_what_cannot_be_replaced_is_named(conv, message):
+  plain = nn.Sequential([nn.Conv(2, (3, 3)), conv])
+  x = images(1, 4, 4, 2)
+  model = replace_conv(plain, everything)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(model.init, KEY, x)
+  rest = replace_conv(plain, lambda path, conv: path == ('layers_0',))
+  shapes = jax.eval_shape(rest.init, KEY, x)['params']
+  assert 'attention' in shapes['layers_0']
+  assert 'attention' not in shapes['layers_1']
+
+
+def test_a_choice_of_nothing_is_an_error_that_lists_what_there_is():
+  model = replace_conv(Compact(), lambda path, conv: conv.features == 99)
+  x = images(1, 4, 4, 2)
+  for call in (model.init, model.init_with_output):
+    with pytest.raises(ValueError, match='there are: last, middle, stem'):
+      jax.eval_shape(call, KEY, x)
+  with pytest.raises(ValueError, match='there are: none'):
+    jax.eval_shape(replace_conv(nn.Dense(2)).init, KEY, x)
+
+
+@pytest.mark.parametrize(
+    'model, options, message',
+    [
+        (Small, {}, 'must be a Linen module object'),
+        (Small(), dict(where='3x3'), "not '3x3'"),
+        (
+            Small(),
+            dict(gates='tanh'),
+            r"'gates' \(did you mean 'gate'.*: chunk, exp",
+        ),
+        (Small(), dict(features=3), "unknown option of AWConv 'features'"),
+        (Small(), dict(gate='relu'), "unknown gate 'relu'"),
+        (Small(), dict(identity_start=True), 'identity_start needs a gate'),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(model, options, message):
+  options = {'where': lambda path, conv: True} | options
+  with pytest.raises(ValueError, match=message):
+    replace_conv(model, **options)
+
+
+def test_plain_variables_alone_are_refused_with_the_remedy():
+  x = images(1, 4, 4, 2)
+  model = replace_conv(Small())
+  plain = Small().init(KEY, x)
+  for mutable in (False, ['batch_stats']):
+    with pytest.raises(ValueError, match="Conv_0: no 'params'.*merge_variab"):
+      model.apply(plain, x, mutable=mutable)
+  params = {'params': start(model, x)['params']}
+  with pytest.raises(ValueError, match="Conv_0: no 'batch_stats'"):
+    model.apply(params, x)
+
+
+def test_merging_names_all_that_does_not_fit():
+  x = images(1, 4, 4, 2)
+  initial = jax.eval_shape(replace_conv(Compact()).init, KEY, x)
+  plain = jax.eval_shape(Compact().init, KEY, x)
+  assert merge_variables(initial, plain) == initial
+  assert merge_variables(initial, initial) == initial  # AW weights, too.
+  del plain['params']['stem']['kernel']
+  plain['params']['head'] = {'bias': np.zeros(3)}
+  plain['params']['last']['kernel'] = np.zeros((3, 3, 8, 5))
+  with pytest.raises(ValueError) as error:
+    merge_variables(initial, plain)
+  assert str(error.value) == (
+      'merge_variables: params/stem/kernel is missing in the plain variables; '
+      'params/last/kernel has shape (3, 3, 8, 5), not (3, 3, 8, 4); '
+      'params/head/bias has no place in the AW variables'
+  )
+
+
+class Pointwise(nn.Module):
+  """Names its parameters as the attention branch does."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(self.features, name='pointwise1')(x)
+
+
+@pytest.mark.parametrize('layer', [nn.Dense, Pointwise])
+def test_merging_a_foreign_module_named_attention_asks_for_its_weights(layer):
+  class Foreign(nn.Module):
+
+    @nn.compact
+    def __call__(self, x):
+      return layer(3, name='attention')(Small(name='conv')(x))
+
+  x = images(1, 4, 4, 2)
+  initial = jax.eval_shape(replace_conv(Foreign()).init, KEY, x)
+  plain = jax.eval_shape(Foreign().init, KEY, x)
+  assert merge_variables(initial, plain) == initial
+  del plain['params']['attention']
+  with pytest.raises(ValueError, match='params/attention/.*bias is missing'):
+    merge_variables(initial, plain)

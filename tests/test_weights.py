@@ -1,0 +1,613 @@
+"""Weights in and out: torch's names and numbers, and files that lie."""
+
+import functools
+import os
+import re
+import struct
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import pytest
+import torch_zip
+
+from awconv_jax import models, weights
+from awconv_jax.errors import InputError
+from awconv_jax.weights import names, state_dict, torch_file
+
+# Compiles several times faster than the default generator.
+KEY = jax.random.key(0, impl='rbg')
+EXPANSION = {'basic': 1, 'bottleneck': 4}
+DEPTH = {'basic': 18, 'bottleneck': 50}
+SIZES = (2, 1, 1, 1)
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+def norm_shapes(name, channels):
+  names = ('weight', 'bias', 'running_mean', 'running_var')
+  shapes = {f'{name}.{own}': (channels,) for own in names}
+  return shapes | {f'{name}.num_batches_tracked': ()}
+
+
+def block_shapes(name, block, before, width, stride, reduction):
+  """Names and shapes of a block as torchvision and timm have them."""
+  out = width * EXPANSION[block]
+  convs = {
+      'basic': [(before, width, 3), (width, width, 3)],
+      'bottleneck': [(before, width, 1), (width, width, 3), (width, out, 1)],
+  }
+  shapes = {}
+  for i, (c, d, k) in enumerate(convs[block], 1):
+    shapes[f'{name}.conv{i}.weight'] = (d, c, k, k)
+    shapes |= norm_shapes(f'{name}.bn{i}', d)
+  if reduction:
+    hidden = out // reduction
+    shapes[f'{name}.se.fc1.weight'] = (hidden, out, 1, 1)
+    shapes[f'{name}.se.fc1.bias'] = (hidden,)
+    shapes[f'{name}.se.fc2.weight'] = (out, hidden, 1, 1)
+    shapes[f'{name}.se.fc2.bias'] = (out,)
+  if stride > 1 or before != out:
+    shapes[f'{name}.downsample.0.weight'] = (out, before, 1, 1)
+    shapes |= norm_shapes(f'{name}.downsample.1', out)
+  return shapes
+
+
+def torch_shapes(block, sizes=SIZES, width=8, classes=7, reduction=0):
+  """Names and shapes of a whole state dict."""
+  shapes = {'conv1.weight': (width, 3, 7, 7), **norm_shapes('bn1', width)}
+  before = width
+  for stage, blocks in enumerate(sizes):
+    own = width * 2**stage
+    for i in range(blocks):
+      stride = 2 if stage and not i else 1
+      name = f'layer{stage + 1}.{i}'
+      shapes |= block_shapes(name, block, before, own, stride, reduction)
+      before = own * EXPANSION[block]
+  return shapes | {'fc.weight': (classes, before), 'fc.bias': (classes,)}
+
+
+def draw(shapes, dtype=np.float32, seed=0):
+  """Random arrays; variances above 0, counters of batches 17."""
+  rng = np.random.default_rng(seed)
+  arrays = {}
+  for name, shape in shapes.items():
+    values = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+    if name.endswith('running_var'):
+      values = 1 + 0.2 * np.tanh(values)
+    arrays[name] = values.astype(dtype)
+    if name.endswith('num_batches_tracked'):
+      arrays[name] = np.array(17)
+  return arrays
+
+
+def create(block, sizes=SIZES, **options):
+  options = dict(width=8, num_classes=7, stage_sizes=sizes) | options
+  return models.create(f'resnet{DEPTH[block]}', **options)
+
+
+def shapes_of(model):
+  x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  return jax.eval_shape(functools.partial(model.init, train=False), KEY, x)
+
+
+def assert_same_bits(got, want):
+  assert got.keys() == want.keys()
+  for name, array in got.items():
+    assert array.dtype == want[name].dtype, name
+    assert array.shape == want[name].shape, name
+    assert array.tobytes() == want[name].tobytes(), name
+
+
+class Naive:
+  """A ResNet in float64 loops, from the arrays of a state dict."""
+
+  def __init__(self, state):
+    self.state = {k: np.float64(v) for k, v in state.items()}
+
+  def conv(self, name, x, stride):
+    kernel = self.state[f'{name}.weight'].transpose(2, 3, 1, 0)
+    pad = (kernel.shape[0] // 2,) * 2
+    return naive.conv(x, kernel, (stride, stride), (pad, pad))
+
+  def norm(self, name, x):
+    own = {k: self.state.get(f'{name}.{k}') for k in ('weight', 'bias')}
+    stats = {k: self.state[f'{name}.running_{k}'] for k in ('mean', 'var')}
+    params = {'scale': own['weight'], 'bias': own['bias']}
+    return naive.normalize(x, params, 'batch', stats, 1e-5)
+
+  def squeeze_excite(self, name, x):
+    params = {}
+    for ours, theirs in (('reduce', 'fc1'), ('expand', 'fc2')):
+      params[ours] = {
+          'kernel': self.state[f'{name}.{theirs}.weight'][:, :, 0, 0].T,
+          'bias': self.state[f'{name}.{theirs}.bias'],
+      }
+    return naive.squeeze_excite(x, params)
+
+  def block(self, name, x, stride):
+    count = sum(f'{name}.conv{i}.weight' in self.state for i in (1, 2, 3))
+    y = x
+    for i in range(1, count + 1):
+      # The 3x3 strides in a bottleneck, the first convolution in a basic block.
+      y = self.conv(f'{name}.conv{i}', y, stride if i == count - 1 else 1)
+      y = self.norm(f'{name}.bn{i}', y)
+      y = y if i == count else np.maximum(y, 0)
+    if f'{name}.se.fc1.weight' in self.state:
+      y = self.squeeze_excite(f'{name}.se', y)
+    if f'{name}.downsample.0.weight' in self.state:
+      x = self.conv(f'{name}.downsample.0', x, stride)
+      x = self.norm(f'{name}.downsample.1', x)
+    return np.maximum(x + y, 0)
+
+  def max_pool(self, x):
+    padded = np.pad(
+        x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf
+    )
+    rows, columns = ((n - 1) // 2 + 1 for n in x.shape[1:3])
+    out = np.zeros((len(x), rows, columns, x.shape[3]))
+    for i in range(rows):
+      for j in range(columns):
+        window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        out[:, i, j] = window.max((1, 2))
+    return out
+
+  def __call__(self, x):
+    """Returns what the stem's norm, all blocks and the head put out."""
+    seen = {'bn1': self.norm('bn1', self.conv('conv1', x, 2))}
+    x = self.max_pool(np.maximum(seen['bn1'], 0))
+    blocks = [re.match(r'layer(\d)\.(\d)', name) for name in self.state]
+    for match in dict.fromkeys((m[0], m[1], m[2]) for m in blocks if m):
+      name, stage, index = match
+      x = self.block(name, x, 2 if stage > '1' and index == '0' else 1)
+      seen[name] = x
+    weight, bias = self.state['fc.weight'], self.state['fc.bias']
+    return seen | {'fc': x.mean((1, 2)) @ weight.T + bias}
+
+
+@pytest.mark.parametrize('block, reduction', [('basic', 0), ('bottleneck', 4)])
+def test_every_block_computes_what_its_torch_weights_say(
+    block, reduction, tmp_path
+):
+  state = draw(torch_shapes(block, reduction=reduction), np.float64)
+  path = torch_zip.save(tmp_path / 'weights.pth', state)
+  x = np.random.default_rng(1).normal(size=(2, 39, 34, 3))
+  options = dict(dtype='float64', param_dtype='float64')
+  if reduction:
+    se = dict(reduction=reduction)
+    options |= dict(attention='se', attention_options=se)
+  with jax.enable_x64(True):
+    model = create(block, **options)
+    # Flax makes statistics in float32, whatever the dtype.
+    wide = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, np.float64), shapes_of(model)
+    )
+    variables = weights.load(path, wide)
+    apply = functools.partial(
+        model.apply,
+        train=False,
+        mutable=['intermediates'],
+        capture_intermediates=True,
+    )
+    logits, seen = jax.device_get(jax.jit(apply)(variables, x))
+  seen = seen['intermediates']
+  expected = Naive(state)(x)
+  # Logits are float32, whatever the computation.
+  np.testing.assert_allclose(logits, expected.pop('fc'), rtol=1e-5, atol=1e-5)
+  ours = {'bn1': 'stem_norm'}
+  for stage, count in enumerate(SIZES, 1):
+    for i in range(count):
+      ours[f'layer{stage}.{i}'] = f'stage{stage}_block{i + 1}'
+  assert ours.keys() == expected.keys()
+  for name, want in expected.items():
+    got = seen[ours[name]]['__call__'][0]
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    'block, sizes, reduction, count',
+    [
+        ('basic', (2, 2, 2, 2), 0, 122),
+        ('bottleneck', (3, 4, 6, 3), 0, 320),
+        ('bottleneck', (3, 4, 6, 3), 16, 320 + 16 * 4),
+    ],
+)
+def test_names_and_shapes_are_those_of_published_networks(
+    block, sizes, reduction, count
+):
+  whole = dict(width=64, num_classes=1000)
+  attention = 'se' if reduction else None
+  model = create(block, sizes, attention=attention, **whole)
+  entries = names.table(shapes_of(model))
+  found = {name: entry.shape for name, entry in entries.items()}
+  found |= dict.fromkeys(names.counters(entries), ())
+  assert found == torch_shapes(block, sizes, 64, 1000, reduction)
+  assert len(found) == count
+
+
+@pytest.mark.parametrize('block, reduction', [('basic', 0), ('bottleneck', 4)])
+def test_there_and_back_keeps_every_bit(block, reduction, tmp_path):
+  state = draw(torch_shapes(block, reduction=reduction))
+  special = [np.nan, -0.0, np.inf, 1e-45]
+  state['fc.bias'][:4] = special
+  options = dict(attention='se', attention_options=dict(reduction=reduction))
+  model = create(block, **(options if reduction else {}))
+  path = torch_zip.save(tmp_path / 'weights.pth', state)
+  variables = weights.load(path, shapes_of(model))
+  weights.save(tmp_path / 'ours.safetensors', variables)
+  # Nothing here counts batches: as torch makes them in a new model.
+  zeros = {k: np.zeros_like(v) for k, v in state.items() if v.dtype == np.int64}
+  assert zeros
+  assert_same_bits(weights.read(tmp_path / 'ours.safetensors'), state | zeros)
+  again = weights.load(tmp_path / 'ours.safetensors', variables)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+  assert jax.tree.structure(again) == jax.tree.structure(shapes_of(model))
+
+
+def aw_variables(seed=0, **options):
+  shapes = shapes_of(create('basic', aw_conv=True, **options))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+      lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes
+  )
+
+
+def test_aw_networks_extend_the_names_and_come_back(tmp_path):
+  variables = aw_variables(aw_stages=(1,))
+  path = tmp_path / 'aw.safetensors'
+  weights.save(path, variables)
+  found = weights.read(path)
+  own = {
+      'pointwise1.weight': (4, 8),
+      'pointwise2.weight': (8, 4),  # 8 of 8 input channels share a value.
+      **norm_shapes('norm1', 4),
+      **norm_shapes('norm2', 8),
+  }
+  expected = torch_shapes('basic')
+  for i in range(2):
+    for conv in ('conv1', 'conv2'):
+      at = f'layer1.{i}.{conv}.attention'
+      expected |= {f'{at}.{name}': shape for name, shape in own.items()}
+  assert {name: array.shape for name, array in found.items()} == expected
+  again = weights.load(path, variables)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_an_aw_network_starts_from_plain_weights(tmp_path):
+  state = draw(torch_shapes('basic'))
+  path = torch_zip.save(tmp_path / 'plain.pth', state)
+  variables = aw_variables()
+  with pytest.raises(InputError, match='missing: layer1.0.conv1.attention'):
+    weights.load(path, variables)
+  loaded = weights.load(path, variables, allow_missing=weights.in_aw_branch)
+  plain = weights.load(path, shapes_of(create('basic')))
+  before, own, plain = (
+      names.flatten(tree)[0] for tree in (variables, loaded, plain)
+  )
+  kept = own.keys() - plain.keys()
+  assert kept and all('attention' in p for p in kept)
+  for key, array in own.items():
+    want = before[key] if key in kept else plain[key]
+    np.testing.assert_array_equal(array, want, '/'.join(key))
+
+
+@pytest.mark.parametrize(
+    'path, expected',
+    [
+        ('params/stage1_block1/conv2/attention/norm1/scale', True),
+        ('batch_stats/stage1_block1/conv2/attention/norm1/mean', True),
+        ('params/Conv_0/attention/pointwise2/kernel', True),
+        ('params/stage1_block1/conv2/refinement/reduce/kernel', True),
+        ('params/stage1_block1/attention/reduce/kernel', False),
+        ('params/stage1_block1/conv2/attention/qkv/kernel', False),
+        ('params/stage1_block1/conv2/kernel', False),
+    ],
+)
+def test_the_branch_of_an_aw_convolution_is_told_apart(path, expected):
+  assert weights.in_aw_branch(path) is expected
+
+
+@pytest.mark.parametrize('shape', [(6,), (5, 6), (3, 5, 6)])
+def test_layers_without_an_entry_follow_the_rule(shape):
+  rng = np.random.default_rng(0)
+  kernel = rng.normal(size=shape)
+  tree = {'params': {'stage1_attention': {'mix': {'kernel': kernel}}}}
+  arrays = state_dict.to_state_dict(tree)
+  found = arrays['stage1_attention.mix.weight']
+  assert list(arrays) == ['stage1_attention.mix.weight']
+  assert found.flags.c_contiguous
+  expected = kernel
+  if len(shape) > 1:
+    expected = np.stack([kernel[..., d] for d in range(6)])
+    expected = expected.swapaxes(1, -1)
+  np.testing.assert_array_equal(found, expected)
+  again = state_dict.from_state_dict(arrays, tree)
+  np.testing.assert_array_equal(
+      again['params']['stage1_attention']['mix']['kernel'], kernel
+  )
+
+
+@pytest.mark.parametrize(
+    'attention, expected',
+    [
+        (
+            {'conv': {'kernel': np.zeros((3, 1, 1))}},
+            {'layer2.0.se.conv.weight': (1, 1, 3)},
+        ),
+        (
+            {
+                'reduce': {'kernel': np.zeros((8, 2))},
+                'expand': {'kernel': np.zeros((2, 8))},
+                'spatial_conv': {'kernel': np.zeros((7, 7, 2, 1))},
+            },
+            {
+                'layer2.0.attention.reduce.weight': (2, 8),
+                'layer2.0.attention.expand.weight': (8, 2),
+                'layer2.0.attention.spatial_conv.weight': (1, 2, 7, 7),
+            },
+        ),
+    ],
+)
+def test_attention_that_timm_has_is_told_from_what_it_has_not(
+    attention, expected
+):
+  tree = {'params': {'stage2_block1': {'attention': attention}}}
+  found = {name: entry.shape for name, entry in names.table(tree).items()}
+  assert found == expected
+
+
+def test_two_arrays_of_one_name_are_an_error():
+  leaf = np.zeros(3)
+  tree = {'params': {'norm1': {'scale': leaf}, 'bn1': {'scale': leaf}}}
+  with pytest.raises(ValueError, match='bn1.weight'):
+    names.table(tree)
+
+
+def test_all_faults_are_listed():
+  state = draw(torch_shapes('basic'))
+  state['layer1.0.convolution.weight'] = state.pop('layer1.0.conv1.weight')
+  state['extra.num_batches_tracked'] = np.array(1)
+  del state['fc.bias'], state['layer2.0.bn1.running_var']
+  state['conv1.weight'] = state['conv1.weight'][:, :1]
+  state['bn1.weight'] = state['bn1.weight'].astype(np.int64)
+  with pytest.raises(InputError) as error:
+    state_dict.from_state_dict(state, shapes_of(create('basic')))
+  assert str(error.value) == (
+      'the state dict does not fit the network: unknown: '
+      'extra.num_batches_tracked, layer1.0.convolution.weight; missing: '
+      'fc.bias, layer1.0.conv1.weight, layer2.0.bn1.running_var; of another '
+      'shape: conv1.weight has (8, 1, 7, 7), want (8, 3, 7, 7); not floating: '
+      'bn1.weight is int64; choose the network and the options that it was '
+      'made with'
+  )
+
+
+def test_counters_of_batches_may_be_absent():
+  state = draw(torch_shapes('basic'))
+  without = {k: v for k, v in state.items() if v.dtype != np.int64}
+  assert len(without) < len(state)
+  shapes = shapes_of(create('basic'))
+  jax.tree.map(
+      np.testing.assert_array_equal,
+      state_dict.from_state_dict(without, shapes),
+      state_dict.from_state_dict(state, shapes),
+  )
+
+
+def test_arrays_are_cast_to_the_dtypes_of_the_network():
+  state = draw(torch_shapes('basic'), np.float64)
+  shapes = shapes_of(create('basic', param_dtype='bfloat16'))
+  loaded = state_dict.from_state_dict(state, shapes)
+  assert loaded['params']['head']['kernel'].dtype == jnp.bfloat16
+  own, want = (jax.tree.map(lambda a: a.dtype, t) for t in (loaded, shapes))
+  assert own == want
+  np.testing.assert_array_equal(
+      loaded['params']['head']['kernel'],
+      state['fc.weight'].T.astype(jnp.bfloat16),
+  )
+
+
+@pytest.mark.parametrize('dtype', torch_zip.KINDS)
+def test_dtypes_and_strides_of_torch_files(dtype, tmp_path):
+  values = np.arange(24).reshape(2, 3, 4)
+  array = (values % 2 if dtype == 'bool' else values).astype(jnp.dtype(dtype))
+  storage = torch_zip.Storage(array.reshape(-1))
+  tree = {
+      'whole': array,
+      'transposed': array.transpose(2, 0, 1),
+      'part': torch_zip.View(storage, 13, (2, 2), (4, 1)),
+      'expanded': torch_zip.View(storage, 5, (3, 2), (0, 1)),
+      'scalar': torch_zip.View(storage, 7, (), ()),
+      'empty': array[:, :0],
+  }
+  found = weights.read(torch_zip.save(tmp_path / 'tensors.pt', tree))
+  flat = array.reshape(-1)
+  expected = tree | {
+      'part': flat[[[13, 14], [17, 18]]],
+      'expanded': flat[[[5, 6]] * 3],
+      'scalar': flat[7].reshape(()),
+  }
+  assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize('dtype', torch_zip.KINDS)
+def test_dtypes_of_safetensors(dtype, tmp_path):
+  array = np.arange(6).reshape(2, 3).astype(jnp.dtype(dtype))
+  path = tmp_path / 'a.safetensors'
+  weights.WRITERS['.safetensors'](path, {'a': array})
+  assert_same_bits(weights.read(path), {'a': array})
+  assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+
+
+@pytest.mark.parametrize(
+    'wrap, expected',
+    [
+        (lambda s: s, []),
+        (
+            lambda s: {'epoch': 3, 'state_dict': s, 'best': None},
+            ["took the weights under 'state_dict', without epoch, best"],
+        ),
+        (lambda s: {'model': s}, ["took the weights under 'model'"]),
+        (
+            lambda s: {'model': {f'module._orig_mod.{k}': s[k] for k in s}},
+            [
+                "took the weights under 'model'",
+                "took 'module.' off every name",
+                "took '_orig_mod.' off every name",
+            ],
+        ),
+    ],
+)
+def test_wrappings_are_taken_off_and_said(wrap, expected, tmp_path):
+  state = {'fc.weight': np.ones((2, 3)), 'fc.bias': np.zeros(2)}
+  path = torch_zip.save(tmp_path / 'model.pth.tar', wrap(state))
+  lines = []
+  assert_same_bits(weights.read(path, report=lines.append), state)
+  assert lines == expected
+
+
+def test_a_prefix_of_some_names_stays(tmp_path):
+  state = {'module.a': np.ones(1), 'b': np.ones(1)}
+  path = torch_zip.save(tmp_path / 'model.pth', state)
+  assert weights.read(path).keys() == state.keys()
+
+
+def refusal(path):
+  """Returns the message of an error, which is one line that names the file."""
+  with pytest.raises(InputError) as error:
+    weights.read(path)
+  message = str(error.value)
+  assert '\n' not in message and str(path) in message
+  return message
+
+
+@pytest.mark.parametrize(
+    'module, name',
+    [('os', 'system'), ('posix', 'system'), ('subprocess', 'getoutput')],
+)
+def test_code_in_a_file_is_not_run(module, name, tmp_path):
+  mark = tmp_path / 'ran'
+  command = (f'touch {mark}',)
+  call = torch_zip.Call(torch_zip.Global(module, name), command)
+  path = torch_zip.save(tmp_path / 'bad.pth', {'a': np.ones(2), 'b': call})
+  assert f'{module}.{name}, which is not run' in refusal(path)
+  assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    'tree, words',
+    [
+        ({'net': {'a': np.ones(1)}, 'epoch': 3}, 'not tensors: net, epoch'),
+        ({}, 'not tensors: (it is empty)'),
+        (np.ones(3), 'it holds no dict'),
+        (
+            {'args': torch_zip.Global('argparse', 'Namespace')},
+            'argparse.Namespace',
+        ),
+    ],
+)
+def test_files_of_more_than_tensors_are_refused(tree, words, tmp_path):
+  assert words in refusal(torch_zip.save(tmp_path / 'other.pth', tree))
+
+
+@pytest.mark.parametrize(
+    'offset, size, stride',
+    [(2, (3,), (1,)), (-1, (1,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,))],
+)
+def test_tensors_beyond_their_storage_are_refused(
+    offset, size, stride, tmp_path
+):
+  storage = torch_zip.Storage(np.arange(4.0))
+  inside = torch_zip.View(storage, 3, (1,), (1,))
+  good = torch_zip.save(tmp_path / 'good.pth', {'a': inside})
+  assert weights.read(good)['a'] == 3
+  view = torch_zip.View(storage, offset, size, stride)
+  refusal(torch_zip.save(tmp_path / 'bad.pth', {'a': view}))
+
+
+def test_other_formats_are_refused_with_the_remedy(tmp_path):
+  legacy = tmp_path / 'legacy.pth'
+  legacy.write_bytes(torch_file.LEGACY + b'\x80\x02M\xe9\x03.')
+  assert 'torch.save(torch.load(old' in refusal(legacy)
+  big = torch_zip.save(tmp_path / 'big.pth', {'a': np.ones(2)}, b'big')
+  assert 'big-endian' in refusal(big)
+  assert 'there is no file' in refusal(tmp_path / 'absent.pth')
+  assert "'.npz'; known: .bin, .pt" in refusal(tmp_path / 'weights.npz')
+  with pytest.raises(InputError, match="'.pth'; known: .safetensors"):
+    weights.save(tmp_path / 'ours.pth', {'params': {}})
+  with pytest.raises(InputError, match='cannot write .*absent'):
+    weights.save(tmp_path / 'absent/a.safetensors', {'params': {}})
+  header = b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+  narrow = tmp_path / 'narrow.safetensors'
+  narrow.write_bytes(struct.pack('<Q', len(header)) + header + b'\0')
+  assert 'float8' in refusal(narrow)
+  text = tmp_path / 'page.pth'
+  text.write_text('<html>not found</html>')
+  assert 'fetch it again' in refusal(text)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_files_cut_short_are_refused(suffix, tmp_path):
+  whole = tmp_path / f'whole{suffix}'
+  arrays = {'a': np.arange(50.0), 'b': np.ones((3, 4), np.float32)}
+  write = {'.pth': torch_zip.save, **weights.WRITERS}[suffix]
+  write(whole, arrays)
+  assert_same_bits(weights.read(whole), arrays)
+  raw = whole.read_bytes()
+  cut = tmp_path / f'cut{suffix}'
+  for size in sorted({*range(0, len(raw), 97), 1, 7, 9, len(raw) - 1}):
+    cut.write_bytes(raw[:size])
+    assert 'fetch it again' in refusal(cut)
+
+
+def test_changed_bytes_of_torch_files_are_refused(tmp_path):
+  array = np.arange(50.0)
+  path = torch_zip.save(tmp_path / 'a.pth', {'a': array})
+  raw = path.read_bytes()
+  at = raw.index(array.tobytes())
+  path.write_bytes(raw[: at + 8] + b'\x01' + raw[at + 9 :])
+  assert 'fetch it again' in refusal(path)
+
+
+def test_a_failed_save_leaves_the_file_before_it(tmp_path, monkeypatch):
+  path = tmp_path / 'a.safetensors'
+  path.write_bytes(b'before')
+
+  def fail(*args):
+    raise OSError(28, os.strerror(28))
+
+  monkeypatch.setattr('pathlib.Path.replace', fail)
+  with pytest.raises(InputError, match='No space left'):
+    weights.save(path, {'params': {'head': {'bias': np.ones(3)}}})
+  assert path.read_bytes() == b'before'
+  assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+
+
+def test_torch_itself_reads_and_writes_these_files(tmp_path):
+  torch = pytest.importorskip('torch')
+  from safetensors import torch as safetensors_torch
+
+  state = draw(torch_shapes('basic'))
+  path = torch_zip.save(tmp_path / 'ours.pth', state)
+  loaded = torch.load(path, weights_only=True)
+  assert_same_bits({k: v.numpy() for k, v in loaded.items()}, state)
+
+  module = torch.nn.Sequential(
+      torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4).half()
+  )
+  module[0].weight.data = module[0].weight.data.transpose(2, 3)
+  path = tmp_path / 'theirs.pth'
+  torch.save({'state_dict': module.state_dict(), 'epoch': 3}, path)
+  theirs = {k: v.numpy() for k, v in module.state_dict().items()}
+  assert_same_bits(weights.read(path), theirs)
+  torch.save(module.state_dict(), path, _use_new_zipfile_serialization=False)
+  assert 'torch.save(torch.load(old' in refusal(path)
+
+  path = tmp_path / 'ours.safetensors'
+  weights.save(
+      path, weights.load(tmp_path / 'ours.pth', shapes_of(create('basic')))
+  )
+  loaded = safetensors_torch.load_file(path)
+  own = {k: v.numpy() for k, v in loaded.items()}
+  assert_same_bits(own, weights.read(path))

@@ -1,0 +1,125 @@
+"""Writes files as torch.save does, with the standard library and numpy alone.
+
+The pickle is of protocol 2, put together opcode by opcode: the names in it are
+of functions that are not installed here.
+"""
+
+import pickle
+import struct
+from typing import Any, NamedTuple
+import zipfile
+
+import numpy as np
+
+KINDS = {
+    'float64': 'DoubleStorage',
+    'float32': 'FloatStorage',
+    'float16': 'HalfStorage',
+    'bfloat16': 'BFloat16Storage',
+    'int64': 'LongStorage',
+    'uint8': 'ByteStorage',
+    'bool': 'BoolStorage',
+}
+
+
+class Global(NamedTuple):
+  """Names a function or class."""
+
+  module: str
+  name: str
+
+
+class Call(NamedTuple):
+  """Calls what is named."""
+
+  function: Global
+  arguments: tuple
+
+
+class Storage(NamedTuple):
+  """Bytes in a member of their own."""
+
+  array: np.ndarray
+
+
+class View(NamedTuple):
+  """A tensor over a storage; `stride` counts elements."""
+
+  storage: Storage
+  offset: int
+  size: tuple
+  stride: tuple
+
+
+ORDERED_DICT = Global('collections', 'OrderedDict')
+
+
+class Writer:
+  """Pickles a tree, and keeps its storages."""
+
+  def __init__(self):
+    self.storages = []
+
+  def emit(self, value: Any) -> bytes:
+    """Returns the opcodes that leave a value on the stack."""
+    return EMIT[type(value)](self, value)
+
+  def _storage(self, storage):
+    if not any(storage is known for known in self.storages):
+      self.storages.append(storage)
+    key = next(i for i, s in enumerate(self.storages) if s is storage)
+    kind = Global('torch', KINDS[storage.array.dtype.name])
+    name = ('storage', kind, str(key), 'cpu', storage.array.size)
+    return self.emit(name) + pickle.BINPERSID
+
+  def _array(self, array):
+    stride = tuple(s // array.itemsize for s in array.strides)
+    return self.emit(View(Storage(array), 0, array.shape, stride))
+
+  def _view(self, view):
+    empty = Call(ORDERED_DICT, ())
+    function = Global('torch._utils', '_rebuild_tensor_v2')
+    return self.emit(Call(function, (*view, False, empty)))
+
+  def _dict(self, tree):
+    items = b''.join(self.emit(k) + self.emit(v) for k, v in tree.items())
+    return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+
+  def _text(self, text):
+    raw = text.encode()
+    return pickle.BINUNICODE + struct.pack('<I', len(raw)) + raw
+
+  def _tuple(self, values):
+    return pickle.MARK + b''.join(map(self.emit, values)) + pickle.TUPLE
+
+
+EMIT = {
+    Storage: Writer._storage,
+    View: Writer._view,
+    np.ndarray: Writer._array,
+    dict: Writer._dict,
+    tuple: Writer._tuple,
+    str: Writer._text,
+    bool: lambda w, v: pickle.NEWTRUE if v else pickle.NEWFALSE,
+    int: lambda w, v: pickle.BININT + struct.pack('<i', v),
+    type(None): lambda w, v: pickle.NONE,
+    Global: lambda w, v: (pickle.GLOBAL + f'{v.module}\n{v.name}\n'.encode()),
+    Call: lambda w, v: (
+        w.emit(v.function) + w.emit(v.arguments) + pickle.REDUCE
+    ),
+}
+
+
+def save(path, tree, byteorder=b'little'):
+  """Writes a tree of dicts, arrays, views and what else pickles hold."""
+  writer = Writer()
+  pickled = pickle.PROTO + b'\x02' + writer.emit(tree) + pickle.STOP
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
+    archive.writestr('archive/data.pkl', pickled)
+    archive.writestr('archive/byteorder', byteorder)
+    for key, storage in enumerate(writer.storages):
+      # In the order of memory, whatever the strides.
+      raw = storage.array.ravel('K').tobytes()
+      archive.writestr(f'archive/data/{key}', raw)
+    archive.writestr('archive/version', b'3\n')
+  return path
