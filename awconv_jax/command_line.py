@@ -13,7 +13,6 @@ import sys
 from typing import Any
 
 from absl import app, flags
-import ml_collections
 
 from awconv_jax import errors
 
@@ -23,8 +22,8 @@ def fail(message: object) -> None:
   sys.exit(f'error: {" ".join(str(message).split())}')
 
 
-def load_config(value: str) -> ml_collections.ConfigDict:
-  """Returns the config of '--config=path.py:arguments'.
+def load_config(value: str) -> Any:
+  """Returns the `ConfigDict` of '--config=path.py:arguments'.
 
   Args:
     value: path of a config file, with its arguments after a colon, if any.
@@ -55,7 +54,9 @@ def load_config(value: str) -> ml_collections.ConfigDict:
     raise errors.InputError(f'--config={value}: {error}') from error
 
 
-def _known_keys(config: ml_collections.ConfigDict, prefix: str) -> list[str]:
+def _known_keys(config: Any, prefix: str) -> list[str]:
+  import ml_collections  # Tools without a config do without it.
+
   keys = []
   for key, value in config.items():
     keys.append(f'{prefix}.{key}')

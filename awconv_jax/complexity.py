@@ -11,9 +11,10 @@ import dataclasses
 import math
 from typing import Any
 
-from clu import parameter_overview
 import jax
 from jax.extend import core
+
+from awconv_jax import text_table
 
 
 def _own_macs(equation: core.JaxprEqn) -> int:
@@ -111,7 +112,4 @@ def rows(
 
 def format_table(table: list[Row], total: Row) -> str:
   """Returns the rows as text, MACs for one image."""
-  return parameter_overview.make_table(
-      [*table, total],
-      column_names=('module', 'parameters', 'multiply_adds'),
-  )
+  return text_table.make([*table, total], text_table.thousands)

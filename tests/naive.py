@@ -5,6 +5,8 @@ over samples, positions, taps and groups, so that a mistake in the package is
 not repeated here.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -33,28 +35,41 @@ def expand(attention, c, d):
   return full
 
 
+def output_size(size, kernel_size, strides, window, dilation):
+  return [
+      (n + low + high - (k - 1) * d - 1) // s + 1
+      for n, k, s, (low, high), d in zip(
+          size, kernel_size, strides, window, dilation, strict=True
+      )
+  ]
+
+
+def visits(size, kernel_size, strides, window, dilation):
+  """Yields (y, z), (i, j), (row, column) where a tap sees a pixel.
+
+  For the output at y, z the kernel's tap i, j lies on that row and column; what
+  lies outside of the image is zero, and left out.
+  """
+  height, width = output_size(size, kernel_size, strides, window, dilation)
+  for y, z in itertools.product(range(height), range(width)):
+    for i, j in itertools.product(*map(range, kernel_size)):
+      row = y * strides[0] + i * dilation[0] - window[0][0]
+      column = z * strides[1] + j * dilation[1] - window[1][0]
+      if 0 <= row < size[0] and 0 <= column < size[1]:
+        yield (y, z), (i, j), (row, column)
+
+
 def conv(x, kernel, strides=(1, 1), padding='SAME', dilation=(1, 1), groups=1):
   """Convolves x [N, H, W, C] with kernel [kh, kw, C/groups, D]."""
   kh, kw, c, d = kernel.shape
   window = pads(padding, x.shape[1:3], (kh, kw), strides, dilation)
-  x = np.pad(x, ((0, 0), *window, (0, 0)))
-  height = (x.shape[1] - (kh - 1) * dilation[0] - 1) // strides[0] + 1
-  width = (x.shape[2] - (kw - 1) * dilation[1] - 1) // strides[1] + 1
-  out = np.zeros((len(x), height, width, d))
+  places = x.shape[1:3], (kh, kw), strides, window, dilation
+  out = np.zeros((len(x), *output_size(*places), d))
   per = d // groups
-  for y in range(height):
-    for z in range(width):
-      for i in range(kh):
-        for j in range(kw):
-          tap = x[
-              :,
-              y * strides[0] + i * dilation[0],
-              z * strides[1] + j * dilation[1],
-          ]
-          for g in range(groups):
-            own = slice(g * per, (g + 1) * per)
-            share = tap[:, g * c : (g + 1) * c]
-            out[:, y, z, own] += share @ kernel[i, j, :, own]
+  for (y, z), tap, (row, column) in visits(*places):
+    for g in range(groups):
+      seen, made = slice(g * c, (g + 1) * c), slice(g * per, (g + 1) * per)
+      out[:, y, z, made] += x[:, row, column, seen] @ kernel[tap][:, made]
   return out
 
 
@@ -69,6 +84,45 @@ def aw_conv(x, kernel, attention, *, residual=True, **options):
     scaled = kernel + kernel * own if residual else kernel * own
     outputs.append(conv(image[None], scaled, **options)[0])
   return np.stack(outputs)
+
+
+def aw_conv_gradients(
+    x,
+    kernel,
+    attention,
+    grad,
+    *,
+    strides=(1, 1),
+    padding='SAME',
+    dilation=(1, 1),
+    groups=1,
+    residual=True,
+):
+  """Returns dI, dK and dA of sum(grad * aw_conv(x, kernel, attention))."""
+  x, kernel, attention, grad = (
+      np.asarray(a, np.float64) for a in (x, kernel, attention, grad)
+  )
+  size, (kh, kw, c, d) = x.shape[1:3], kernel.shape
+  window = pads(padding, size, (kh, kw), strides, dilation)
+  dx, dkernel, dattention = map(np.zeros_like, (x, kernel, attention))
+  run_in, run_out = c // attention.shape[3], d // attention.shape[4]
+  scale = expand(attention, c, d) + (1 if residual else 0)
+  per = d // groups
+  for n in range(len(x)):
+    own = kernel * scale[n]
+    down = np.zeros_like(own)
+    for at, tap, pixel in visits(size, (kh, kw), strides, window, dilation):
+      for g in range(groups):
+        seen, made = slice(g * c, (g + 1) * c), slice(g * per, (g + 1) * per)
+        dx[n][pixel][seen] += own[tap][:, made] @ grad[n][at][made]
+        down[tap][:, made] += np.outer(x[n][pixel][seen], grad[n][at][made])
+    dkernel += down * scale[n]
+    # A value of the maps acts on its whole run of channels.
+    for i in range(c):
+      for j in range(d):
+        share = down[:, :, i, j] * kernel[:, :, i, j]
+        dattention[n, :, :, i // run_in, j // run_out] += share
+  return dx, dkernel, dattention
 
 
 def adaptive_pool(x, grid, valid_size=None):

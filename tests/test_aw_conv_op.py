@@ -1,9 +1,16 @@
-"""The AW-convolution against naive loops, its identities, and sharding."""
+"""The AW-convolution's identities, transformations, errors and sharding."""
 
 import functools
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from aw_conv_cases import (
+    BASE,
+    CASES,
+    FAST,
+    IMPLEMENTATIONS,
+    draw,
+    floats,
+    options_of,
+)
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -15,200 +22,8 @@ from awconv_jax.ops import aw_conv as op
 from awconv_jax.ops.aw_conv import aw_conv
 from awconv_jax.ops.aw_conv_forms import modulate
 
-IMPLEMENTATIONS = ('auto', *op.IMPLEMENTATIONS)
-FAST = [name for name in op.IMPLEMENTATIONS if name != 'vmap']
 # JAX derives these by itself, so that they can be derived forward, too.
 DERIVED = [name for name in FAST if not name.startswith('loop')]
-BASE = dict(
-    n=2,
-    size=(5, 4),
-    channels=4,
-    features=4,
-    kernel_size=(3, 3),
-    g=2,
-    p=4,
-    strides=(1, 1),
-    padding='SAME',
-    dilation=(1, 1),
-    groups=1,
-    residual=True,
-)
-# Every listed form once; the property test below mixes them.
-CASES = {
-    'plain': {},
-    'one_sample': dict(n=1, size=(4, 3)),
-    'seven_samples': dict(n=7, size=(3, 5)),
-    'kernel_1x1': dict(kernel_size=(1, 1)),
-    'kernel_1x1_stride_2': dict(kernel_size=(1, 1), strides=(2, 2)),
-    'kernel_5x5': dict(kernel_size=(5, 5), size=(6, 7)),
-    'kernel_3x1': dict(kernel_size=(3, 1), size=(5, 3)),
-    'stride_2': dict(strides=(2, 2), size=(7, 5)),
-    'stride_2_1': dict(strides=(2, 1), size=(7, 5)),
-    'dilation_2': dict(dilation=(2, 2), size=(7, 6)),
-    'stride_and_dilation': dict(strides=(2, 1), dilation=(2, 2), size=(9, 7)),
-    'groups_2': dict(groups=2, g=1),
-    'groups_2_full_maps': dict(groups=2, g=2),
-    'depthwise': dict(groups=4, g=1),
-    'depthwise_two_outputs_each': dict(groups=4, g=1, features=8, p=2),
-    'valid': dict(padding='VALID'),
-    'same_lower': dict(padding='SAME_LOWER', strides=(2, 2), size=(6, 6)),
-    'same_stride_2_even': dict(padding='SAME', strides=(2, 2), size=(6, 6)),
-    'pairs': dict(padding=((0, 2), (1, 0))),
-    'pairs_wider_than_the_kernel': dict(padding=((4, 0), (0, 5))),
-    'one_map_for_all': dict(g=1, p=1),
-    'maps_per_output': dict(g=1, p=4),
-    'maps_per_input': dict(g=4, p=1),
-    'shared_by_pairs_of_outputs': dict(g=4, p=2),
-    'full_maps': dict(g=4, p=4),
-    'no_residual': dict(residual=False),
-    'input_smaller_than_kernel': dict(size=(1, 2)),
-}
-# XLA:CPU may abort while compiling the gradient of the vmapped form with
-# groups, strides and dilation at once, so that form's gradient is tested here
-# only, where it compiles; the loops' and the forward pass anywhere.
-VMAP_GRADIENTS = ('plain', 'stride_2', 'full_maps', 'no_residual')
-
-
-def draw(case, seed=0):
-  """Returns float64 x, kernel and attention of a case."""
-  rng = np.random.default_rng(seed)
-  n, c, d = case['n'], case['channels'], case['features']
-  kernel_shape = (*case['kernel_size'], c // case['groups'], d)
-  return (
-      rng.normal(size=(n, *case['size'], c)),
-      rng.normal(size=kernel_shape),
-      rng.normal(size=(n, *case['kernel_size'], case['g'], case['p'])),
-  )
-
-
-def options_of(case):
-  names = ('strides', 'padding', 'dilation', 'groups', 'residual')
-  return {name: case[name] for name in names}
-
-
-def check(case, implementation, gradient, seed=0):
-  """Compares values, and the gradient along a direction, in float64."""
-  operands = draw(case, seed)
-  options = options_of(case)
-  expected = naive.aw_conv(*operands, **options)
-  rng = np.random.default_rng(seed + 1)
-  weights = rng.normal(size=expected.shape)
-  function = functools.partial(
-      aw_conv, implementation=implementation, **options
-  )
-
-  @jax.jit
-  def run(operands, weights):
-    if not gradient:
-      return function(*operands), None
-    out, pullback = jax.vjp(function, *operands)
-    return out, pullback(weights)
-
-  with jax.enable_x64(True):
-    # To numpy here: outside of this context JAX would narrow to float32.
-    out, gradients = jax.tree.map(np.asarray, run(operands, weights))
-  assert out.dtype == np.float64
-  np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-10)
-  if not gradient:
-    return
-  for i, (operand, own) in enumerate(zip(operands, gradients, strict=True)):
-    direction = rng.normal(size=operand.shape)
-
-    def shifted(step, i=i, direction=direction):
-      moved = [*operands]
-      moved[i] = operands[i] + step * direction
-      return naive.aw_conv(*moved, **options)
-
-    # The operation is linear in each operand: the difference is exact.
-    difference = np.sum(weights * (shifted(0.5) - shifted(-0.5)))
-    np.testing.assert_allclose(
-        np.sum(own * direction), difference, rtol=1e-9, atol=1e-9
-    )
-
-
-@pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', FAST)
-@pytest.mark.parametrize('name', CASES)
-def test_values_and_gradients_equal_the_loop(name, implementation):
-  check(BASE | CASES[name], implementation, gradient=True)
-
-
-@pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('name', CASES)
-def test_vmap_equals_the_loop(name):
-  check(BASE | CASES[name], 'vmap', gradient=name in VMAP_GRADIENTS)
-
-
-@pytest.mark.parametrize('name', ['plain', 'stride_2_1', 'groups_2'])
-def test_auto_equals_the_loop(name):
-  check(BASE | CASES[name], 'auto', gradient=True)
-
-
-@st.composite
-def cases(draw):
-  """Any mixture of the options, in tiny shapes."""
-  sample = lambda values: draw(st.sampled_from(values))  # noqa: E731
-  divisor = lambda n: sample([i for i in range(1, n + 1) if n % i == 0])  # noqa: E731
-  channels = sample([2, 4])
-  groups = sample([1, 2, channels])
-  features = groups * sample([1, 2])
-  kernel_size = sample([(1, 1), (3, 3), (5, 5), (3, 1)])
-  dilation = sample([(1, 1), (2, 2)])
-  padding = sample(
-      ['SAME', 'VALID', 'SAME_LOWER', ((1, 1), (1, 1)), ((0, 3), (2, 1))]
-  )
-  extra = draw(st.tuples(*[st.integers(0, 3)] * 2))
-  # Large enough for one window even without padding.
-  size = [
-      (k - 1) * d + 1 + e
-      for k, d, e in zip(kernel_size, dilation, extra, strict=True)
-  ]
-  return dict(
-      n=sample([1, 2, 7]),
-      size=tuple(size),
-      channels=channels,
-      features=features,
-      kernel_size=kernel_size,
-      g=divisor(channels // groups),
-      p=divisor(features),
-      strides=sample([(1, 1), (2, 2), (2, 1)]),
-      padding=padding,
-      dilation=dilation,
-      groups=groups,
-      residual=draw(st.booleans()),
-  )
-
-
-@pytest.mark.usefixtures('quick_compiles')
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(
-    case=cases(), seed=st.integers(0, 99), implementation=st.sampled_from(FAST)
-)
-def test_any_mixture_of_options_equals_the_loop(case, seed, implementation):
-  check(case, implementation, gradient=True, seed=seed)
-  check(case, 'vmap', gradient=False, seed=seed)
-
-
-@pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    'dtype, tolerance', [('float32', 1e-4), ('bfloat16', 2e-2)]
-)
-@pytest.mark.parametrize('name', ['plain', 'groups_2', 'stride_and_dilation'])
-def test_narrow_dtypes_stay_within_their_rounding(
-    name, dtype, tolerance, implementation
-):
-  case = BASE | CASES[name]
-  operands = [jnp.asarray(a, dtype) for a in draw(case)]
-  expected = naive.aw_conv(
-      *(np.asarray(a, np.float64) for a in operands), **options_of(case)
-  )
-  run = functools.partial(
-      aw_conv, implementation=implementation, **options_of(case)
-  )
-  out = jax.jit(run)(*operands)
-  assert out.dtype == dtype
-  error = np.abs(np.asarray(out, np.float64) - expected).max()
-  assert error <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
@@ -226,10 +41,6 @@ def test_result_has_the_common_dtype_of_input_and_kernel(implementation):
         jnp.asarray(maps, 'float32'),
     )
     assert out.dtype == common
-
-
-def floats(case=BASE, seed=0):
-  return [a.astype(np.float32) for a in draw(case, seed)]
 
 
 @jax.jit
@@ -454,57 +265,6 @@ def test_numpy_integers_are_ints():
   two = (np.int64(2), np.int32(2))
   options = dict(strides=two, dilation=two, padding=(two, two))
   close(aw_conv(*floats(), **options), naive.aw_conv(*floats(), **options))
-
-
-@pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
-@pytest.mark.parametrize('strides', [(1, 1), (2, 1)])
-@pytest.mark.parametrize(
-    'padding', [((-1, 0), (0, -2)), ((-2, 1), (1, -1)), ((-3, -1), (2, 0))]
-)
-def test_negative_padding_crops(padding, strides, implementation):
-  # As in `check`, for a reference that can only pad.
-  operands = draw(BASE | dict(size=(8, 6)))
-  weights = np.random.default_rng(1).normal(size=(2, 8, 6, 4))
-
-  def crop(x):
-    (top, bottom), (left, right) = np.minimum(padding, 0)
-    return x[:, -top : 8 + bottom, -left : 6 + right]
-
-  pads = np.maximum(padding, 0).tolist()
-  run = functools.partial(aw_conv, implementation=implementation)
-
-  def value_and_gradients(run, *operands):
-    out, pullback = jax.vjp(run, *operands)
-    return out, pullback(
-        jnp.asarray(weights[:, : out.shape[1], : out.shape[2]])
-    )
-
-  with jax.enable_x64(True):
-    own = jax.jit(
-        functools.partial(
-            value_and_gradients,
-            functools.partial(run, padding=padding, strides=strides),
-        )
-    )(*operands)
-    cropped = jax.jit(
-        functools.partial(
-            value_and_gradients,
-            lambda x, *others: aw_conv(
-                crop(x),
-                *others,
-                padding=pads,
-                strides=strides,
-                implementation='im2col',
-            ),
-        )
-    )(*operands)
-    own, cropped = jax.tree.map(np.asarray, (own, cropped))
-  x, *others = operands
-  expected = naive.aw_conv(crop(x), *others, padding=pads, strides=strides)
-  close(own[0], expected, 1e-10)
-  # The gradient of a crop is JAX's; that of the rest is tested above.
-  jax.tree.map(lambda a, b: close(a, b, 1e-10), own[1], cropped[1])
 
 
 def test_unknown_implementation_lists_the_known_ones():

@@ -197,6 +197,20 @@ def _check_padding(padding):
   return tuple(_int_pair(own, 'padding of each axis') for own in axes)
 
 
+def _crop(x, padding):
+  """Returns x without what negative padding crops, and the padding left.
+
+  XLA's convolution on CPU reads beyond the image where one side crops and the
+  other pads by as much (jaxlib 0.10.2, float32).
+  """
+  if min(n for pair in padding for n in pair) >= 0:
+    return x, padding
+  crops = [(0, 0, 0)]
+  crops += [(min(low, 0), min(high, 0), 0) for low, high in padding]
+  x = lax.pad(x, jnp.zeros((), x.dtype), [*crops, (0, 0, 0)])
+  return x, tuple((max(low, 0), max(high, 0)) for low, high in padding)
+
+
 def aw_conv(
     x: jax.Array,
     kernel: jax.Array,
@@ -253,7 +267,7 @@ def aw_conv(
   if isinstance(padding, str):
     spans = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
     padding = lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
-  padding = _check_padding(padding)
+  x, padding = _crop(x, _check_padding(padding))
   window = dict(strides=strides, padding=padding, dilation=dilation)
   if implementation == 'auto':
     positions = math.prod(

@@ -227,8 +227,11 @@ def add_taps_one(image, own, *, groups, precision, **window):
 def with_own_kernel(function, kernel, residual, options):
   """Returns function(image, own kernel) as one of (image, maps)."""
 
+  # Wide outside of any loop over samples, which sums up its gradient.
+  kernel = kernel.astype(accumulator(kernel.dtype))
+
   def one(image, maps):
-    own = modulate(kernel, maps, residual=residual)
+    own = modulate(kernel, maps, residual=residual).astype(image.dtype)
     return function(image, own, **options)
 
   return one

@@ -1,149 +1,158 @@
 """Measures AW-convolution beside the plain convolution, in one run.
 
   python -m awconv_jax.tools.benchmark op
-  python -m awconv_jax.tools.benchmark model --batches=8,32
+  python -m awconv_jax.tools.benchmark op --torch --batches=8
+  python -m awconv_jax.tools.benchmark model --cpu_devices=8
+  python -m awconv_jax.tools.benchmark roofline --bandwidth_gbs=1e3 --tflops=90
 
 Every row is a ratio to the plain version, measured in the same run and in turn
-with it; results are checked against the vmapped form. Writes the table as text
-to the screen, and as JSON and a picture to --output.
+with it; results are checked against the vmapped form (subject op) or the first
+AW variant (model). Subject roofline counts FLOPs and bytes on paper. Writes the
+table as text to the screen, and as JSON and a picture to --output.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import json
-import os
-import platform
 
 from absl import flags
-from clu import parameter_overview
-import flax
 import jax
-import jaxlib
 
 from awconv_jax import command_line, errors
 from awconv_jax.ops import aw_conv
-from awconv_jax.tools.benchmark import model, op
+from awconv_jax.tools.benchmark import model, op, report, roofline, traffic
 
 FLAGS = flags.FLAGS
+SUBJECTS = {'op': op, 'model': model, 'roofline': roofline}
+# What a flag is where it is not given, by subject.
+DEFAULTS = {
+    'op': dict(
+        implementations=[
+            'auto',
+            *(n for n in aw_conv.IMPLEMENTATIONS if n != 'vmap'),
+        ],
+        batches=['8', '32'],
+        seconds=0.6,
+    ),
+    'model': dict(implementations=['auto'], batches=['8'], seconds=5.0),
+    'roofline': dict(
+        implementations=[n for n in traffic.FORMS if n != 'plain'],
+        batches=['32'],
+        seconds=0.0,
+    ),
+}
 
 
-def _run_op():
-  return op.run(
-      implementations=FLAGS.implementations,
-      batches=[int(b) for b in FLAGS.batches],
-      expansion=FLAGS.expansion,
-      dtype=FLAGS.dtype,
-      seconds=FLAGS.seconds,
-  )
+def _settings(subject: str) -> dict:
+  """Returns the flags that all subjects have, checked."""
+  settings = {
+      name: default if FLAGS[name].value is None else FLAGS[name].value
+      for name, default in DEFAULTS[subject].items()
+  }
+  known = {'auto', *aw_conv.IMPLEMENTATIONS}
+  if subject == 'roofline':
+    known |= set(traffic.FORMS)
+  for name in settings['implementations']:
+    if name not in known:
+      raise errors.unknown_name('implementation', name, known)
+  if FLAGS.dtype not in op.TOLERANCES:
+    raise errors.unknown_name('dtype', FLAGS.dtype, op.TOLERANCES)
+  batches = settings['batches']
+  if not batches or not all(b.isdigit() and int(b) for b in batches):
+    raise errors.InputError(f'--batches={batches}: want numbers above 0')
+  settings['batches'] = [int(b) for b in batches]
+  return settings | dict(dtype=FLAGS.dtype)
 
 
-def _run_model():
+def _run_op(settings):
+  return op.run(expansion=FLAGS.expansion, torch=FLAGS.torch, **settings)
+
+
+def _run_model(settings):
+  names = settings.pop('implementations')
   return model.run(
       name=FLAGS.model,
-      variants=[f'aw:{name}' for name in FLAGS.implementations],
-      batches=[int(b) for b in FLAGS.batches],
+      variants=[f'aw:{name}' for name in names],
       side=FLAGS.side,
-      dtype=FLAGS.dtype,
-      seconds=FLAGS.seconds,
+      **settings,
   )
 
 
-SUBJECTS = {'op': _run_op, 'model': _run_model}
+def _run_roofline(settings):
+  del settings['seconds']
+  device = roofline.create_device(FLAGS.bandwidth_gbs, FLAGS.tflops)
+  return roofline.run(expansion=FLAGS.expansion, device=device, **settings)
 
 
-def environment() -> dict[str, str]:
-  """Returns what the numbers depend on: device, processor and versions."""
-  return {
-      'device': jax.devices()[0].device_kind,
-      'backend': jax.default_backend(),
-      'machine': platform.machine(),
-      'cores': str(os.cpu_count()),
-      'jax': jax.__version__,
-      'jaxlib': jaxlib.__version__,
-      'flax': flax.__version__,
-      'python': platform.python_version(),
-  }
+RUNS = {'op': _run_op, 'model': _run_model, 'roofline': _run_roofline}
 
 
-def _draw(rows, output):
-  """Draws the ratio to plain as bars, one group for each shape."""
-  import matplotlib
-
-  matplotlib.use('agg')
-  from matplotlib import pyplot
-
-  kind = 'implementation' if hasattr(rows[0], 'implementation') else 'variant'
-  skip = (kind, 'milliseconds', 'ratio')
-  groups = {}
-  for row in rows:
-    values = dataclasses.asdict(row)
-    label = ' '.join(
-        str(v)
-        for k, v in values.items()
-        if k not in skip and isinstance(v, int | str)
-    )
-    groups.setdefault(label, {})[values[kind]] = row.ratio
-  names = list(dict.fromkeys(n for group in groups.values() for n in group))
-  figure, axis = pyplot.subplots(figsize=(2 + len(groups), 5))
-  width = 0.8 / len(names)
-  for i, name in enumerate(names):
-    heights = [group.get(name, float('nan')) for group in groups.values()]
-    places = [p + i * width for p in range(len(groups))]
-    axis.bar(places, heights, width, label=name)
-  axis.axhline(1, color='black', linewidth=0.8)
-  axis.set_yscale('log')
-  axis.set_ylabel('time, ratio to plain')
-  axis.set_xticks(range(len(groups)), groups, rotation=30, ha='right')
-  axis.legend()
-  figure.tight_layout()
-  figure.savefig(f'{output}.png', dpi=120)
-
-
-def _format(value):
-  if isinstance(value, float):
-    return f'{value:.3g}' if abs(value) < 100 else f'{value:,.0f}'
-  return str(value)
+def _use_cpu_devices(number: int) -> None:
+  """Makes JAX run on that many CPU devices; 0 leaves it as it is."""
+  if number < 0:
+    raise errors.InputError(f'--cpu_devices={number} must not be negative')
+  if number:
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', number)
 
 
 def main(arguments: Sequence[str]) -> None:
   """Measures the subject that is named, and shows and saves the table."""
   if len(arguments) != 1 or arguments[0] not in SUBJECTS:
     raise errors.unknown_name('subject', ' '.join(arguments), SUBJECTS)
-  known = ('auto', *aw_conv.IMPLEMENTATIONS)
-  for name in FLAGS.implementations:
-    if name not in known:
-      raise errors.unknown_name('implementation', name, known)
-  if FLAGS.dtype not in op.TOLERANCES:
-    raise errors.unknown_name('dtype', FLAGS.dtype, op.TOLERANCES)
-  if not all(b.isdigit() and int(b) for b in FLAGS.batches):
-    raise errors.InputError(f'--batches={FLAGS.batches}: want numbers above 0')
-  print(json.dumps(environment()), flush=True)
-  rows = []
-  for row in SUBJECTS[arguments[0]]():
-    rows.append(row)
-    print(*map(_format, dataclasses.astuple(row)), flush=True)
-  print(parameter_overview.make_table(rows, value_formatter=_format))
-  saved = {
-      'environment': environment(),
-      'rows': [dataclasses.asdict(row) for row in rows],
-  }
-  with open(f'{FLAGS.output}.json', 'w') as file:
-    json.dump(saved, file, indent=1)
-  _draw(rows, FLAGS.output)
-  print(f'written: {FLAGS.output}.json, {FLAGS.output}.png')
+  name, subject = arguments[0], SUBJECTS[arguments[0]]
+  settings = _settings(name)
+  _use_cpu_devices(FLAGS.cpu_devices)
+  print(json.dumps(report.environment()), flush=True)
+  rows = report.show(RUNS[name](dict(settings)))
+  summary = subject.summarize(rows)
+  if settings['seconds']:
+    summary.append(
+        'Medians. Each timed call follows one that is not timed; what takes '
+        f'more than --seconds={settings["seconds"]} a call is timed once, '
+        'after the call that checked its result, on other inputs.'
+    )
+  print('\n'.join(summary))
+  written = report.save(
+      rows, summary, subject.PICTURE, FLAGS.output, subject=name, **settings
+  )
+  print(f'written: {", ".join(written)}')
+
+
+def _define_flags() -> None:
+  """Defines the flags; what is None depends on the subject, see DEFAULTS."""
+  flags.DEFINE_list(
+      'implementations',
+      None,
+      'Which to measure, beside plain and (op) the vmapped form. Default: op '
+      'and roofline all, model auto.',
+  )
+  flags.DEFINE_list(
+      'batches', None, 'Batch sizes. Default: op 8,32; model 8; roofline 32.'
+  )
+  flags.DEFINE_float(
+      'seconds', None, 'Time for each measurement. Default: op 0.6, model 5.'
+  )
+  flags.DEFINE_integer(
+      'expansion', 16, 'Input channels that share a value (op, roofline).'
+  )
+  flags.DEFINE_string('dtype', 'float32', 'Of the computation.')
+  flags.DEFINE_string('output', 'benchmark', 'Path of the files, no suffix.')
+  flags.DEFINE_integer(
+      'cpu_devices', 0, 'Run on so many CPU devices; 0 for what JAX finds.'
+  )
+  flags.DEFINE_bool(
+      'torch', False, "Measure PyTorch's grouped convolution, too (op)."
+  )
+  flags.DEFINE_string('model', 'resnet50', 'Network (model).')
+  flags.DEFINE_integer('side', 224, 'Height and width of images (model).')
+  flags.DEFINE_float(
+      'bandwidth_gbs',
+      None,
+      "1e9 bytes a second of a device's memory (roofline).",
+  )
+  flags.DEFINE_float('tflops', None, '1e12 FLOPs a second (roofline).')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_list(
-      'implementations',
-      ['auto', *(n for n in aw_conv.IMPLEMENTATIONS if n != 'vmap')],
-      'Which to measure, beside plain and (op) the vmapped form.',
-  )
-  flags.DEFINE_list('batches', ['8'], 'Batch sizes.')
-  flags.DEFINE_integer('expansion', 16, 'Input channels that share a value.')
-  flags.DEFINE_string('dtype', 'float32', 'Of the computation.')
-  flags.DEFINE_float('seconds', 1.0, 'Time for each measurement.')
-  flags.DEFINE_string('model', 'resnet50', 'Network (subject model).')
-  flags.DEFINE_integer('side', 224, 'Height and width of images (model).')
-  flags.DEFINE_string('output', 'benchmark', 'Path of the files, no suffix.')
+  _define_flags()
   command_line.run(main)

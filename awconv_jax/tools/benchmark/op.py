@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import itertools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,24 @@ import numpy as np
 
 from awconv_jax import complexity, errors
 from awconv_jax.ops import aw_conv as op
-from awconv_jax.tools.benchmark import timing
+from awconv_jax.tools.benchmark import picture, timing, torch_grouped, traffic
 
 # Channels and side of the images at the 3x3 convolutions of ResNet-50.
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
-PASSES = ('forward', 'both')
-# Relative differences between the forms that are rounding.
+PASSES = traffic.PASSES
+# Relative differences between the forms that are rounding, on CPU. Matrix units
+# of other devices round what they multiply, so that there float32 is no better.
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
+# What the time of each is divided by; that of all others is 'plain'.
+BASES = {'torch:plain': 'torch:plain', 'torch:grouped': 'torch:plain'}
+# The implementation that does the same work; of all others, they themselves.
+SAME_WORK = {'torch:plain': 'plain', 'torch:grouped': 'vmap'}
+PICTURE = picture.Picture(
+    bars='implementation',
+    groups=('channels', 'side', 'batch', 'direction'),
+    height='ratio',
+    title='time, ratio to plain',
+)
 
 
 @dataclasses.dataclass
@@ -27,11 +40,17 @@ class Row:
     channels, side, batch: of the input, [batch, side, side, channels].
     direction: 'forward', or 'both' for forward and backward.
     implementation: its name; 'plain' is the convolution without attention.
-    milliseconds: median time.
-    ratio: time over that of 'plain' in the same run.
-    temporary_mib: temporary memory in MiB.
-    gflops: 1e9 multiplications and additions a second, from the jaxpr.
-    error: relative to the vmapped form in the same run.
+    milliseconds: median time of a call.
+    calls: how many were timed.
+    ratio: time over that of 'plain' in the same run; for PyTorch's over that of
+      'torch:plain'.
+    temporary_mib: memory asked for besides arguments and results.
+    moved_mib: what a call must read and write, by the model in `traffic`:
+      counted from the arrays that the implementation makes, not measured.
+    gflop: 1e9 multiplications and additions of a call, from the jaxpr:
+      convolutions and matrix products, in loops as often as they run.
+    gflop_per_second: of the call.
+    error: relative to the vmapped form (torch:plain: to plain) in this run.
   """
 
   channels: int
@@ -40,9 +59,12 @@ class Row:
   direction: str
   implementation: str
   milliseconds: float
+  calls: int
   ratio: float
-  temporary_mib: float
-  gflops: float
+  temporary_mib: float | None
+  moved_mib: float
+  gflop: float
+  gflop_per_second: float
   error: float
 
 
@@ -75,9 +97,56 @@ def _function(name, direction):
 
   def both(x, kernel, attention, grad):
     out, pullback = jax.vjp(forward, x, kernel, attention)
-    return out, pullback(grad)
+    grads = pullback(grad)
+    # The plain convolution has no gradient of the maps.
+    return out, grads[:2] if name == 'plain' else grads
 
   return both
+
+
+def _check_errors(measured, dtype, where):
+  """Raises ReportedError if a form computes something else."""
+  on_cpu = jax.default_backend() == 'cpu'
+  tolerance = TOLERANCES[dtype if on_cpu else 'bfloat16']
+  for name, m in measured.items():
+    if not m.error <= tolerance:
+      raise errors.ReportedError(
+          f'{name} differs from what it is compared with, vmap or plain, by '
+          f'{m.error:.1e} (relative) at {where}: not timed'
+      )
+
+
+def _rows(ready, inputs, measured, conv, direction, expansion) -> Iterator[Row]:
+  """Yields a row for everything that was measured at one shape."""
+  batch, itemsize = inputs[0].shape[0], inputs[0].dtype.itemsize
+  for name, m in measured.items():
+    work = SAME_WORK.get(name, name)
+    macs = complexity.count_macs(_function(work, direction), *inputs)
+    gflop = 2 * sum(macs.values()) / 1e9
+    moved = traffic.count_bytes(
+        work,
+        direction,
+        conv,
+        batch=batch,
+        expansion=expansion,
+        itemsize=itemsize,
+    )
+    base = measured[BASES.get(name, 'plain')]
+    yield Row(
+        channels=conv.channels,
+        side=conv.side,
+        batch=batch,
+        direction=direction,
+        implementation=name,
+        milliseconds=m.milliseconds,
+        calls=m.calls,
+        ratio=m.milliseconds / base.milliseconds,
+        temporary_mib=ready[name].temporary_mib,
+        moved_mib=moved / 2**20,
+        gflop=gflop,
+        gflop_per_second=1e3 * gflop / m.milliseconds,
+        error=m.error,
+    )
 
 
 def run(
@@ -87,6 +156,7 @@ def run(
     expansion: int,
     dtype: str,
     seconds: float,
+    torch: bool = False,
 ) -> Iterator[Row]:
   """Measures, and yields rows as they come.
 
@@ -97,41 +167,41 @@ def run(
     expansion: e, input channels that share a value of the maps.
     dtype: of everything.
     seconds: time for each measurement.
+    torch: whether to measure PyTorch's grouped convolution, too.
 
   Raises:
-    ReportedError: a form does not compute what the vmapped one does.
+    InputError: PyTorch is asked for and cannot be had.
+    ReportedError: a form does not compute what the vmapped one does, or a
+      result is zero or not finite.
   """
   names = ['plain', *dict.fromkeys(['vmap', *implementations])]
-  for direction in PASSES:
-    for batch in batches:
-      for channels, side in SHAPES:
-        inputs = [
-            _inputs(channels, side, batch, expansion, dtype, seed)
-            for seed in range(2)
-        ]
-        functions = {n: _function(n, direction) for n in names}
-        measured = timing.measure(
-            functions,
-            dict.fromkeys(names, inputs),
-            seconds=seconds,
-            check={n: 'vmap' for n in names if n not in ('plain', 'vmap')},
-        )
-        for name, m in measured.items():
-          if not m.error <= TOLERANCES[dtype]:
-            raise errors.ReportedError(
-                f'{name} differs from vmap by {m.error:.1e} (relative) at '
-                f'{channels} channels, {side}x{side}, batch {batch}: not timed'
-            )
-          macs = complexity.count_macs(functions[name], *inputs[0])
-          yield Row(
-              channels=channels,
-              side=side,
-              batch=batch,
-              direction=direction,
-              implementation=name,
-              milliseconds=m.milliseconds,
-              ratio=m.milliseconds / measured['plain'].milliseconds,
-              temporary_mib=m.temporary_mib,
-              gflops=2 * sum(macs.values()) / m.milliseconds / 1e6,
-              error=m.error,
-          )
+  check = {n: 'vmap' for n in names if n not in ('plain', 'vmap')}
+  if torch:
+    torch_grouped.load()  # Or fail before anything is measured.
+    check |= {'torch:plain': 'plain', 'torch:grouped': 'vmap'}
+  for direction, batch, shape in itertools.product(PASSES, batches, SHAPES):
+    conv = traffic.Convolution(*shape)
+    inputs = [
+        _inputs(*shape, batch, expansion, dtype, seed) for seed in range(2)
+    ]
+    ready = {
+        n: timing.compile_jax(_function(n, direction), inputs) for n in names
+    }
+    if torch:
+      ready |= torch_grouped.prepare(inputs, direction)
+    measured = timing.measure(ready, seconds=seconds, check=check)
+    _check_errors(measured, dtype, f'{shape} (channels, side), batch {batch}')
+    yield from _rows(ready, inputs[0], measured, conv, direction, expansion)
+
+
+def summarize(rows: Sequence[Row]) -> list[str]:
+  """Returns the median and the worst ratio of each implementation, as lines."""
+  ratios = {}
+  for row in rows:
+    ratios.setdefault((row.direction, row.implementation), []).append(row.ratio)
+  return [
+      f'{direction}, {name}: ratio {statistics.median(values):.2f} in the '
+      f'median, {max(values):.2f} at worst'
+      for (direction, name), values in ratios.items()
+      if BASES.get(name, 'plain') != name
+  ]

@@ -8,24 +8,80 @@ from typing import Any
 import jax
 import numpy as np
 
+from awconv_jax import errors
+
+
+@dataclasses.dataclass
+class Ready:
+  """A function that is compiled, with its inputs where it wants them.
+
+  Attributes:
+    run: takes a number, which chooses among the sets of inputs; computes,
+      waits for the end and returns the results.
+    fetch: returns results as a tree of arrays on the host, the same tree for
+      all functions that are compared.
+    temporary_mib: memory that is asked for besides arguments and results, in
+      MiB (of each device); None where it is not known.
+    program: text of the compiled program; '' where there is none.
+  """
+
+  run: Callable[[int], Any]
+  fetch: Callable[[Any], Any]
+  temporary_mib: float | None = None
+  program: str = ''
+
 
 @dataclasses.dataclass
 class Measurement:
-  """One compiled function on one kind of input.
+  """What was seen of one function.
 
   Attributes:
     milliseconds: median time of a call.
-    temporary_mib: memory the compiled function asks for besides its arguments
-      and results, in MiB.
-    error: norm of the difference to the reference over its norm, the largest
-      of all results; 0 for the reference itself.
-    repeats: calls that were timed.
+    calls: how many were timed.
+    error: norm of the difference to the reference over the reference's norm,
+      the largest of all results; 0 for what is compared with nothing.
   """
 
   milliseconds: float
-  temporary_mib: float
+  calls: int
   error: float
-  repeats: int
+
+
+def compile_jax(
+    function: Callable[..., Any],
+    inputs: Sequence[tuple[Any, ...]],
+    fetch: Callable[[Any], Any] = jax.device_get,
+    **options: Any,
+) -> Ready:
+  """Compiles a function for one kind of input.
+
+  Args:
+    function: what to compile.
+    inputs: sets of arguments, of the same shapes.
+    fetch: as in `Ready`.
+    **options: of `jax.jit`.
+  """
+  compiled = jax.jit(function, **options).lower(*inputs[0]).compile()
+  analysis = compiled.memory_analysis()
+
+  def run(turn):
+    return jax.block_until_ready(compiled(*inputs[turn % len(inputs)]))
+
+  return Ready(
+      run=run,
+      fetch=fetch,
+      temporary_mib=analysis.temp_size_in_bytes / 2**20 if analysis else None,
+      program=compiled.as_text(),
+  )
+
+
+def norm(tree: Any) -> np.ndarray:
+  """Returns the norm of all arrays of a tree together, taken on the host.
+
+  On the devices it would be many small programs that wait for each other.
+  """
+  leaves = (np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree))
+  return np.linalg.norm([np.linalg.norm(leaf) for leaf in leaves])
 
 
 def relative_error(result: Any, reference: Any) -> float:
@@ -33,69 +89,84 @@ def relative_error(result: Any, reference: Any) -> float:
 
   def one(a, b):
     a, b = (np.asarray(v, np.float64) for v in (a, b))
-    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
 
-  return max(jax.tree.leaves(jax.tree.map(one, result, reference)))
+  return float(max(jax.tree.leaves(jax.tree.map(one, result, reference))))
+
+
+def _refuse_meaningless(name: str, result: Any) -> None:
+  """Raises ReportedError for an array that is zero, or not finite."""
+  for array in jax.tree.leaves(result):
+    norm = np.linalg.norm(np.asarray(array, np.float64))
+    if not (np.isfinite(norm) and norm > 0):
+      raise errors.ReportedError(
+          f'a result of {name} has the norm {norm}: its time and what is '
+          'compared with it would mean nothing'
+      )
+
+
+def _first_calls(ready, check):
+  """Calls everything once; returns the times in seconds and the errors."""
+  times, results = {}, {}
+  for name, function in ready.items():
+    start = time.perf_counter()
+    result = function.run(0)
+    times[name] = time.perf_counter() - start
+    result = function.fetch(result)
+    _refuse_meaningless(name, result)
+    if name in check or name in check.values():
+      results[name] = result
+  return times, {
+      name: relative_error(results[name], results[reference])
+      for name, reference in check.items()
+  }
 
 
 def measure(
-    functions: Mapping[str, Callable[..., Any]],
-    inputs: Mapping[str, Sequence[tuple[Any, ...]]],
-    *,
-    seconds: float,
-    check: Mapping[str, str],
+    ready: Mapping[str, Ready], *, seconds: float, check: Mapping[str, str]
 ) -> dict[str, Measurement]:
   """Times functions in turn, so that all meet the same state of the machine.
 
+  Everything is called once to check the results, on the first inputs. Then
+  every timed call follows one that is not timed, since what ran before may have
+  left the caches to itself, until `seconds` of each are timed; the inputs
+  change from turn to turn. A function whose checking call took longer than
+  `seconds` is not called again before its first timed call, which then mostly
+  is the only one: the checking call has warmed it, on other inputs.
+
   Args:
-    functions: by name.
-    inputs: for each function several sets of arguments, of the same shapes;
-      they are used in turn.
-    seconds: time for each function; each is timed at least once. Every timed
-      call follows one that is not timed; 0 for one call without that.
+    ready: functions by name.
+    seconds: time for each function; 0 for one timed call of each.
     check: by name of a function, which one its results are compared with.
 
   Returns:
     Measurements by name.
+
+  Raises:
+    ReportedError: a result is zero or not finite.
   """
-  compiled = {
-      name: jax.jit(function).lower(*inputs[name][0]).compile()
-      for name, function in functions.items()
-  }
-  results = {}
-  for name, function in compiled.items():
-    result = jax.block_until_ready(function(*inputs[name][0]))
-    if name in check or name in check.values():
-      results[name] = jax.device_get(result)
-  errors = {
-      name: relative_error(results[name], results[reference])
-      for name, reference in check.items()
-  }
-  del results
-  times = {name: [] for name in compiled}
+  first, differences = _first_calls(ready, check)
+  times = {name: [] for name in ready}
+
+  def enough(name):
+    return bool(times[name]) and sum(times[name]) >= seconds
+
   turn = 0
-  while any(not t or sum(t) < seconds for t in times.values()):
-    for name, function in compiled.items():
-      if times[name] and sum(times[name]) >= seconds:
-        continue
-      arguments = inputs[name][turn % len(inputs[name])]
-      if seconds:  # What ran before may have left the caches to itself.
-        jax.block_until_ready(function(*arguments))
-      start = time.perf_counter()
-      jax.block_until_ready(function(*arguments))
-      times[name].append(time.perf_counter() - start)
+  while not all(map(enough, ready)):
     turn += 1
+    for name, function in ready.items():
+      if enough(name):
+        continue
+      if times[name] or first[name] <= seconds:
+        function.run(turn)
+      start = time.perf_counter()
+      function.run(turn)
+      times[name].append(time.perf_counter() - start)
   return {
       name: Measurement(
           milliseconds=1e3 * float(np.median(times[name])),
-          temporary_mib=_temporary_mib(function),
-          error=errors.get(name, 0.0),
-          repeats=len(times[name]),
+          calls=len(times[name]),
+          error=differences.get(name, 0.0),
       )
-      for name, function in compiled.items()
+      for name in ready
   }
-
-
-def _temporary_mib(compiled) -> float:
-  analysis = compiled.memory_analysis()
-  return analysis.temp_size_in_bytes / 2**20 if analysis else float('nan')

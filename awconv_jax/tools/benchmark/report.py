@@ -1,0 +1,84 @@
+"""What a run shows and leaves: rows as they come, a table, JSON, a picture."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import json
+import os
+import platform
+from typing import Any
+
+import flax
+import jax
+import jaxlib
+
+from awconv_jax import text_table
+from awconv_jax.tools.benchmark import picture
+
+
+def environment() -> dict[str, str]:
+  """Returns what the numbers depend on: device, processor and versions."""
+  return {
+      'device': jax.devices()[0].device_kind,
+      'devices': str(jax.device_count()),
+      'backend': jax.default_backend(),
+      'machine': platform.machine(),
+      'cores': str(os.cpu_count()),
+      'jax': jax.__version__,
+      'jaxlib': jaxlib.__version__,
+      'flax': flax.__version__,
+      'python': platform.python_version(),
+  }
+
+
+def value_format(value: Any) -> str:
+  """Returns a cell's text: three digits, '-' where there is no value."""
+  if value is None:
+    return '-'
+  if isinstance(value, float):
+    return f'{value:.3g}' if abs(value) < 100 else f'{value:,.0f}'
+  return str(value)
+
+
+def show(rows: Iterable[Any]) -> list[Any]:
+  """Prints rows as they come, and then all of them as a table."""
+  shown = []
+  for row in rows:
+    shown.append(row)
+    print(*map(value_format, dataclasses.astuple(row)), flush=True)
+  print(text_table.make(shown, value_format))
+  return shown
+
+
+def save(
+    rows: Sequence[Any],
+    summary: Sequence[str],
+    what: picture.Picture,
+    output: str,
+    **settings: Any,
+) -> list[str]:
+  """Writes the rows as JSON and, where matplotlib is installed, as a picture.
+
+  Args:
+    rows: dataclasses.
+    summary: lines about them.
+    what: to draw.
+    output: path of the files, without a suffix.
+    **settings: of the run, to be kept with the rows.
+
+  Returns:
+    The paths that were written.
+  """
+  saved = {
+      'environment': environment(),
+      'settings': settings,
+      'rows': [dataclasses.asdict(row) for row in rows],
+      'summary': list(summary),
+  }
+  with open(f'{output}.json', 'w') as file:
+    json.dump(saved, file, indent=1)
+  try:
+    picture.draw(rows, what, f'{output}.png')
+  except ImportError as error:
+    print(f'no picture: {error}')
+    return [f'{output}.json']
+  return [f'{output}.json', f'{output}.png']
