@@ -1,7 +1,8 @@
 """Parameters and multiply-adds (MACs) of a network, module by module.
 
-MACs are counted in the jaxpr: convolutions and matrix products, inside loops
-too (XLA's own analysis counts the body of a loop once). For an AW-convolution
+MACs are counted in the jaxpr: convolutions and matrix products, and products in
+the scope `MULTIPLY_ADDS`, inside loops too (XLA's own analysis counts the body
+of a loop once). For an AW-convolution
 that includes its attention branch and the product K * (1 + A).
 """
 
@@ -15,10 +16,11 @@ import jax
 from jax.extend import core
 
 from awconv_jax import text_table
+from awconv_jax.ops.aw_conv_forms import MULTIPLY_ADDS
 
 
-def _own_macs(equation: core.JaxprEqn) -> int:
-  """Returns the MACs of one convolution or matrix product, else 0."""
+def _own_macs(equation: core.JaxprEqn, scope: str) -> int:
+  """Returns the MACs of one convolution or product, else 0."""
   if equation.primitive.name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape
     out_dimension = equation.params['dimension_numbers'].rhs_spec[0]
@@ -27,6 +29,8 @@ def _own_macs(equation: core.JaxprEqn) -> int:
     (contracted, _), _ = equation.params['dimension_numbers']
     shape = equation.invars[0].aval.shape
     per_output = math.prod(shape[i] for i in contracted)
+  elif equation.primitive.name == 'mul' and MULTIPLY_ADDS in scope:
+    per_output = 1
   else:
     return 0
   return math.prod(equation.outvars[0].aval.shape) * per_output
@@ -46,7 +50,7 @@ def _walk(jaxpr: core.Jaxpr, scope: str, times: int, macs: Counter) -> None:
   for equation in jaxpr.eqns:
     stack = str(equation.source_info.name_stack)
     inner_scope = '/'.join(filter(None, (scope, stack)))
-    macs[inner_scope] += times * _own_macs(equation)
+    macs[inner_scope] += times * _own_macs(equation, inner_scope)
     for inner in core.jaxprs_in_params(equation.params):
       _walk(inner, inner_scope, times * _repeats(equation), macs)
 

@@ -6,6 +6,7 @@ branches, which that does not have, keep their first values. With the gate
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import os
 import pathlib
 from typing import Any
 
@@ -28,54 +29,77 @@ def _is_skipped(path: Sequence[str], skip: Sequence[str]) -> bool:
 def _read_file(path, variables, kept, skip, report):
   """Returns the kept variables with the values of a file."""
   arrays = weights.read(path, report=report)
-  skipped = {
+  skipped = [
       name
       for name, entry in names.table(variables).items()
       if _is_skipped(entry.path, skip)
-  }
+  ]
+  skipped += names.counters(skipped)
   arrays = {name: a for name, a in arrays.items() if name not in skipped}
   return state_dict.from_state_dict(
       arrays, kept, allow_missing=weights.in_aw_branch, source=str(path)
   )
 
 
-def _newest(directory: pathlib.Path, report: Report) -> dict[str, np.ndarray]:
-  """Returns the arrays of a run's newest checkpoint in good order."""
-  if (directory / 'checkpoints').is_dir():
-    directory = directory / 'checkpoints'
-  with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
-    for step in reversed(checkpointer.steps()):
-      try:
-        arrays = checkpointer.read(step)
-      except errors.InputError as error:
-        report(f'{error}; trying the one before it')
-        continue
-      report(f'starting from the checkpoint of step {step} in {directory}')
-      return arrays
-  raise errors.InputError(
-      f'config.init_from={str(directory)!r}: no checkpoint in good order there'
-  )
+def _newest(directory: pathlib.Path, report: Report):
+  """Returns the arrays of the newest checkpoint in good order, and its step."""
+  steps, reasons = [], []
+  # Looked at first, as the checkpointer would make it.
+  if directory.is_dir():
+    with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
+      steps = checkpointer.steps()
+      for step in reversed(steps):
+        try:
+          return checkpointer.read(step), step
+        except errors.InputError as error:
+          reasons.append(str(error))
+          report(f'{error}; trying the one before it')
+  why = '; '.join(reasons) or 'there is none'
+  raise errors.InputError(f'no checkpoint in good order in {directory}: {why}')
+
+
+def read_run(workdir: str | os.PathLike, *, report: Report = print):
+  """Returns the variables of a run's newest checkpoint, and what they are.
+
+  Args:
+    workdir: directory of the run; its averages are read, if it has them.
+    report: called with a line for each damaged checkpoint that is passed over.
+
+  Returns:
+    The tree 'params', 'batch_stats' of arrays on the host, and such as
+    'averages of step 400'.
+
+  Raises:
+    InputError: there is no checkpoint in good order.
+  """
+  arrays, step = _newest(pathlib.Path(workdir) / 'checkpoints', report)
+  averaged = any(name.startswith('ema/') for name in arrays)
+  found = {}
+  for name, array in arrays.items():
+    place, _, rest = name.partition('/')
+    if averaged and place == 'ema' or not averaged and place == 'model_state':
+      found[tuple(rest.split('/'))] = array
+    elif not averaged and place == 'params':
+      found[tuple(name.split('/'))] = array
+  kind = 'averages' if averaged else 'weights'
+  return traverse_util.unflatten_dict(found), f'{kind} of step {step}'
 
 
 def _read_run(directory, kept, skip, report):
-  """Returns the kept variables with those of a run, averaged if it averages."""
-  arrays = _newest(directory, report)
-  averaged = any(name.startswith('ema/') for name in arrays)
-  places = ('ema/',) if averaged else ('', 'model_state/')
-  found = {}
-  for name, array in arrays.items():
-    for place in places:
-      path = tuple(name.removeprefix(place).split('/'))
-      if name.startswith(place) and path[0] in kept:
-        if not _is_skipped(path, skip):
-          found[path] = array
+  """Returns the kept variables with those of a run."""
+  variables, kind = read_run(directory, report=report)
+  report(f'starting from the {kind} in {directory}')
+  found = {
+      path: array
+      for path, array in traverse_util.flatten_dict(variables).items()
+      if not _is_skipped(path, skip)
+  }
   try:
-    merged = surgery.merge_variables(kept, traverse_util.unflatten_dict(found))
+    return surgery.merge_variables(kept, traverse_util.unflatten_dict(found))
   except ValueError as error:
     raise errors.InputError(
         f'config.init_from={str(directory)!r} is of another network: {error}'
     ) from error
-  return merged
 
 
 def load(

@@ -30,9 +30,39 @@ ATTENTION = {
         norm_momentum=0.9,
         norm_epsilon=1e-5,
     ),
-    'eca': dict(gamma=2, b=1),
-    'aa': dict(heads=8, key_ratio=0.2, value_ratio=0.1, min_key_dims=20),
+    'eca': dict(gamma=2, b=1, kernel_size=None),
+    'aa': dict(
+        heads=8, key_ratio=0.2, value_ratio=0.1, min_key_dims=20, relative=True
+    ),
 }
+
+
+# The options of every family of networks, by the beginning of its names; what
+# the name itself decides, such as the number of blocks, is not among them.
+_RESNET = dict(
+    width=64, stem='imagenet', version='v1.5', zero_init_residual=True
+)
+NETWORKS = {
+    'resnet': _RESNET,
+    'resnext': _RESNET,
+    'wrn': dict(width=16, dropout=0.0),
+    'mobilenet': dict(width_factor=1.0, stem='imagenet', dropout=0.2),
+}
+
+
+def network(name: str, **wanted: Any) -> dict[str, Any]:
+  """Returns the options of a network, for the config to hold them all.
+
+  Args:
+    name: of the network, such as 'resnet50'.
+    **wanted: values other than the defaults; those of options that the network
+      does not have are left out.
+  """
+  family = next((f for f in NETWORKS if name.startswith(f)), 'resnet')
+  return {
+      option: wanted.get(option, default)
+      for option, default in NETWORKS[family].items()
+  }
 
 
 def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -51,6 +81,26 @@ def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
         f'unknown {kind} {name!r}; known: {", ".join(sorted(options))}'
     )
   return options[name]
+
+
+def attention_options(name: str) -> dict[str, Any]:
+  """Returns all fields of an attention module, with their defaults.
+
+  Args:
+    name: as in `ATTENTION`, 'none' included.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  # A placeholder, so that the command line finds the type of what is None.
+  return {
+      field: (
+          ml_collections.config_dict.placeholder(int)
+          if value is None
+          else value
+      )
+      for field, value in choose('attention', name, ATTENTION).items()
+  }
 
 
 def aw_options() -> ml_collections.ConfigDict:

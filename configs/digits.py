@@ -69,21 +69,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.name = arg.model
   config.model.num_classes = 10
-  config.model.width = 16
-  config.model.stem = 'cifar'
-  config.model.version = 'v1.5'
+  config.model.update(common.network(arg.model, width=16, stem='cifar'))
   # A placeholder, so that --config.model.attention=se finds its type.
   config.model.attention = ml_collections.config_dict.placeholder(str)
   if arg.attention != 'none':
     config.model.attention = arg.attention
-  config.model.attention_options = common.choose(
-      'attention', arg.attention, common.ATTENTION
-  )
+  config.model.attention_options = common.attention_options(arg.attention)
   config.model.aw_conv = arg.aw_conv
   config.model.aw_where = '3x3'
-  config.model.aw_stages = (1, 2, 3, 4)
+  # None is all of them; or such as (3, 4).
+  config.model.aw_stages = ml_collections.config_dict.placeholder(tuple)
   config.model.aw_options = common.aw_options()
-  config.model.zero_init_residual = True
   config.model.norm_momentum = 0.9
   config.model.norm_epsilon = 1e-5
   config.model.dtype = 'float32'

@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import naive
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from awconv_jax.layers.attention_augmented import AugmentedConv
-from awconv_jax.layers.aw_conv import AWConv, pair
+from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.layers.checks import pair
 from awconv_jax.layers.conv import Conv
 from awconv_jax.ops import relative_attention
 
@@ -127,7 +129,7 @@ def test_layer_equals_numpy(name):
 
 def test_the_convolution_may_be_an_aw_convolution():
   aw = functools.partial(AWConv, reduction=1, norm='layer', gate='tanh')
-  layer = small(conv=aw, use_bias=False)
+  layer = small(convolution=aw, use_bias=False)
   x, params = draw(layer, 2, 4, 5, 3)
   out = apply(layer, params, x)
   branch = naive.aw_conv_layer(
@@ -144,8 +146,10 @@ def test_the_convolution_may_be_an_aw_convolution():
 
 
 def test_a_partials_own_fields_win():
-  layer = small(conv=functools.partial(Conv, kernel_dilation=2, use_bias=False))
-  wide = small(conv=layer.conv, padding=2, relative=False)
+  layer = small(
+      convolution=functools.partial(Conv, kernel_dilation=2, use_bias=False)
+  )
+  wide = small(convolution=layer.convolution, padding=2, relative=False)
   x, params = draw(wide, 1, 5, 5, 3)
   assert (
       'bias' not in params['conv'] and 'bias' in params['attention']['project']
@@ -391,7 +395,10 @@ def test_networks_have_the_published_size(plain, blocks, published, exact):
             'key_ratio must be a number between 0 and 1, not 2',
         ),
         (dict(value_ratio='a'), "value_ratio must be a number .* not 'a'"),
-        (dict(conv=None), 'conv must be a module class or a partial'),
+        (
+            dict(convolution=None),
+            'convolution must be a module class or a partial',
+        ),
         (dict(heads=6), '6 heads take 6 of 6 features and leave none'),
     ],
 )
@@ -405,3 +412,9 @@ def test_an_image_without_a_batch_is_refused():
       ValueError, match=r'images \[N, H, W, C\], not .*\(4, 4, 3'
   ):
     jax.eval_shape(small().init, KEY, jnp.ones((4, 4, 3)))
+
+
+def test_works_inside_an_nnx_model():
+  x = draw(small(), 2, 5, 4, 6)[0]
+  layer = nnx.bridge.ToNNX(small(), rngs=nnx.Rngs(0))
+  assert nnx.bridge.lazy_init(layer, x)(x).shape == (2, 5, 4, 6)

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 from awconv_jax.layers.aw_conv import AWConv, expansion_factor
+from awconv_jax.layers.cbam import CBAM
+from awconv_jax.layers.eca import ECA
+from awconv_jax.layers.squeeze_excite import SqueezeExcite
+from awconv_jax.ops.aw_conv import aw_conv
 
 # Compiles several times faster than the default generator.
 KEY = jax.random.key(0, impl='rbg')
@@ -645,3 +649,49 @@ def test_works_and_learns_inside_an_nnx_model():
   # Mean and variance of both norms.
   assert jax.tree.leaves(moved) == [True] * 4
   assert step(model, x)[0] < loss
+
+
+def test_squeeze_excite_before_a_convolution_is_a_special_case():
+  """SE scales inputs; so does A of the inputs alone, without the residual."""
+  gate = SqueezeExcite(reduction=2)
+  x = images(2, 6, 5, 8)
+  conv = nn.Conv(4, (3, 3), use_bias=False)
+  seen, own = random_variables(gate, x), random_variables(conv, x)
+  scaled = apply(gate, seen, x)
+  factors = (scaled / x).mean((1, 2))  # The same at every position.
+  maps = jnp.broadcast_to(factors[:, None, None, :, None], (2, 3, 3, 8, 1))
+  out = aw_conv(x, own['params']['kernel'], maps, residual=False)
+  close(out, apply(conv, own, scaled), 1e-4)
+
+
+@pytest.mark.parametrize('make', [SqueezeExcite, CBAM, ECA])
+def test_maps_are_refined_as_an_activation_of_the_outputs(make):
+  refinement = functools.partial(
+      make, **({} if make is ECA else dict(reduction=2))
+  )
+  plain = AWConv(6, (3, 3), expansion=4)
+  layer = AWConv(6, (3, 3), expansion=4, refinement=refinement)
+  x = images(2, 7, 6, 8)
+  variables = random_variables(layer, x)
+  without = jax.tree.map(lambda a: a, variables)
+  for collection in list(without):
+    without[collection] = {
+        k: v for k, v in without[collection].items() if k != 'refinement'
+    }
+  _, maps = sown_maps(plain, without, x)
+  _, refined = sown_maps(layer, variables, x)
+  inner = {
+      collection: tree['refinement']
+      for collection, tree in variables.items()
+      if 'refinement' in tree
+  }
+  assert maps.shape == refined.shape == (2, 3, 3, 2, 6)
+  for run in range(2):
+    expected = apply(refinement(), inner, maps[:, :, :, run])
+    close(refined[:, :, :, run], expected)
+  assert not np.allclose(maps, refined)
+
+
+def test_a_refinement_that_makes_no_module_is_refused():
+  with pytest.raises(ValueError, match="must make a module.*'se'"):
+    AWConv(6, (3, 3), refinement='se').check()

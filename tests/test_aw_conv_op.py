@@ -96,6 +96,14 @@ def test_scaling_the_kernel_is_scaling_the_input_if_constant_over_taps(run):
   close(out, plain_conv(x * scale[:, None, None], kernel))
 
 
+def test_scaling_the_kernel_is_scaling_the_output_if_of_the_output_only(run):
+  x, kernel, _ = floats()
+  scale = np.random.default_rng(3).normal(size=(2, 4)).astype(x.dtype)
+  maps = np.broadcast_to(scale[:, None, None, None], (2, 3, 3, 1, 4))
+  out = run(x, kernel, maps, residual=False)
+  close(out, plain_conv(x, kernel) * scale[:, None, None])
+
+
 def test_permuted_samples_give_permuted_outputs(run):
   x, kernel, maps = floats(BASE | dict(n=7))
   order = np.array([3, 0, 6, 1, 5, 2, 4])

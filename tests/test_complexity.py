@@ -55,6 +55,19 @@ def test_an_aw_convolution_is_its_convolution_and_its_modulation(
   assert count == 4 * (6 * 6 * kernel + kernel)
 
 
+@pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))
+@pytest.mark.parametrize('features', [8, 16])
+def test_a_depthwise_aw_convolution_counts_too(implementation, features):
+  def function(x, kernel, attention):
+    return op.aw_conv(
+        x, kernel, attention, groups=8, implementation=implementation
+    )
+
+  shapes = (4, 6, 6, 8), (3, 3, 1, features), (4, 3, 3, 1, features)
+  kernel = 3 * 3 * features
+  assert total(function, *shapes) == 4 * (6 * 6 * kernel + kernel)
+
+
 @pytest.mark.parametrize(
     ('name', 'options', 'gmacs'),
     [

@@ -131,7 +131,7 @@ def test_a_run_is_not_written_over(shapes, state, tmp_path):
 
 
 def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
-  with pytest.raises(InputError, match='there is no checkpoint'):
+  with pytest.raises(InputError, match='no checkpoint'):
     convert.convert(tmp_path, tmp_path / 'out.safetensors', None)
   assert not list(tmp_path.iterdir())
 

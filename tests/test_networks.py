@@ -239,6 +239,15 @@ def test_wrong_options_are_one_line(name, options, words):
     assert word in message
 
 
+def test_refinement_by_name_reaches_the_aw_convolutions():
+  options = dict(aw_conv=True, aw_options=dict(refinement='se'))
+  shapes = shapes_of(models.create('resnet50', **options))['params']
+  conv = shapes['stage4_block1']['conv2']
+  assert conv['refinement']['reduce']['kernel'].shape == (512, 32)
+  with pytest.raises(errors.InputError, match="refinement.*'bam'.*eca"):
+    models.create('resnet50', aw_options=dict(refinement='bam'))
+
+
 def test_dropout_drops_in_training_only():
   model = models.create('wrn_16_4', blocks=1, widen=1, dropout=0.5)
   x = np.ones((2, 8, 8, 3), np.float32)

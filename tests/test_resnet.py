@@ -81,37 +81,6 @@ def close(a, b, tolerance=1e-4):
   np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    'depth, attention, expected',
-    [
-        (18, None, 11_689_512),
-        (34, None, 21_797_672),
-        (50, None, 25_557_032),
-        (101, None, 44_549_160),
-        (18, 'se', 11_778_592),
-        (34, 'se', 21_958_868),
-        (50, 'se', 28_088_024),
-        (101, 'se', 49_326_872),
-    ],
-)
-def test_published_parameter_counts(depth, attention, expected):
-  assert parameters(depth, attention=attention) == expected
-
-
-@pytest.mark.parametrize(
-    'depth, attention, expected',
-    [
-        (18, None, 11_220_132),
-        (34, None, 21_328_292),
-        (50, None, 23_705_252),
-        (50, 'se', 26_236_244),
-    ],
-)
-def test_cifar_parameter_counts(depth, attention, expected):
-  form = dict(stem='cifar', num_classes=100, attention=attention)
-  assert parameters(depth, **form) == expected
-
-
 def added_by_aw_conv(c, d, reduction=16, min_hidden=4, expansion=16):
   """Parameters of one attention branch, of a kernel without groups."""
   h = max(c // reduction, min_hidden)

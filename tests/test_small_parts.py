@@ -17,13 +17,14 @@ import pytest
 from awconv_jax import (
     errors,
     metric_writer,
+    models,
     partition,
     preemption,
     progress,
     workdir,
 )
 from awconv_jax.layers.aw_conv import AWConv
-from awconv_jax.models import resnet
+from awconv_jax.models import attention
 from awconv_jax.ops import aw_conv as op
 from configs import common, digits
 
@@ -149,12 +150,25 @@ def test_config_arguments_are_strict():
       common.parse_arg(text, a=1, c=False)
 
 
-def test_every_option_of_the_networks_is_in_the_config():
+# What the name of a network decides.
+OF_THE_NAME = {
+    'resnet18': {'block', 'stage_sizes', 'groups', 'group_width'},
+    'wrn_16_4': {'blocks', 'widen'},
+    'mobilenet_v2': {'stages'},
+}
+
+
+@pytest.mark.parametrize('name', OF_THE_NAME)
+def test_every_option_of_the_networks_is_in_the_config(name):
   """So that config.json is the whole truth, and all can be overridden."""
+  model = digits.get_config(f'model={name}').model
+  network = models.create(**model.to_dict())
+  fields = set(type(network).__dataclass_fields__) - {'parent', 'name'}
+  assert fields - OF_THE_NAME[name] == set(model) - {'name'}
+
+
+def test_every_option_of_the_paper_is_in_the_config():
   model = digits.get_config().model
-  fields = set(resnet.ResNet.__dataclass_fields__) - {'parent', 'name'}
-  # What the name of the network decides.
-  assert fields - {'block', 'stage_sizes'} == set(model) - {'name'}
   paper = set(AWConv.__dataclass_fields__) - set(nn.Conv.__dataclass_fields__)
   given_by_the_network = {'train', 'norm_momentum', 'norm_epsilon'}
   assert paper - given_by_the_network == set(model.aw_options)
@@ -162,6 +176,17 @@ def test_every_option_of_the_networks_is_in_the_config():
   plain = AWConv(1, 1)
   for name in model.aw_options:
     assert getattr(layer, name) == getattr(plain, name), name
+
+
+@pytest.mark.parametrize('name', attention.ATTENTION)
+def test_every_option_of_the_attention_is_in_the_config(name):
+  options = digits.get_config(f'attention={name}').model.attention_options
+  known = attention.ATTENTION[name]
+  fields = set(known.layer.__dataclass_fields__) - {'parent', 'name'}
+  assert fields - set(known.own) == set(options)
+  for field in options:
+    default = known.layer.__dataclass_fields__[field].default
+    assert options[field] == default, field
 
 
 def test_config_choices_are_named():

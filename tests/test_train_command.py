@@ -103,7 +103,7 @@ def test_the_end_says_where_everything_is(one_device):
   assert len(lines) == 1
   for words in ('loss', 'lr', 'images/s', 'left'):
     assert words in lines[0]
-  assert 'Multiply_adds' in out
+  assert 'multiply_adds' in out
 
 
 def test_three_kills_leave_no_trace_in_the_result(one_device, tmp_path):

@@ -20,7 +20,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from awconv_jax.layers import aw_conv
-from awconv_jax.layers.aw_conv import check_count, pair
+from awconv_jax.layers.checks import check_count, pair
 from awconv_jax.layers.conv import Conv
 from awconv_jax.ops import relative_attention
 from awconv_jax.ops.valid_area import as_valid_size
@@ -164,8 +164,8 @@ class AugmentedConv(nn.Module):
     relative: whether attention knows of relative positions.
     downsample: factor, of both axes, by which attention runs at a coarser grid
       to save memory, which grows with the square of the positions.
-    conv: module class or partial that makes the convolution: `Conv`, `AWConv`.
-      Fields that a partial sets are not overridden by use_bias, kernel_init,
+    convolution: module class or partial that makes it: `Conv`, `AWConv`. Fields
+      that a partial sets are not overridden by use_bias, kernel_init,
       dtype and param_dtype of this layer.
 
   Source: arXiv 1904.09925, section 3; the ratios, pooling by 3x3 and bilinear
@@ -186,7 +186,7 @@ class AugmentedConv(nn.Module):
   min_key_dims: int = 20
   relative: bool = True
   downsample: int = 1
-  conv: Callable[..., Any] = Conv
+  convolution: Callable[..., Any] = Conv
 
   @nn.nowrap
   def _dims(self):
@@ -222,10 +222,10 @@ class AugmentedConv(nn.Module):
             f'AugmentedConv: {name} must be a number between 0 and 1, not '
             f'{value!r}'
         )
-    if not callable(self.conv):
+    if not callable(self.convolution):
       raise ValueError(
-          'AugmentedConv: conv must be a module class or a partial of one, not '
-          f'{self.conv!r}'
+          'AugmentedConv: convolution must be a module class or a partial of '
+          f'one, not {self.convolution!r}'
       )
     value_dims = self.heads * self._dims()[1]
     if value_dims >= self.features:
@@ -313,13 +313,13 @@ class AugmentedConv(nn.Module):
         dtype=self.dtype,
         param_dtype=self.param_dtype,
     )
-    conv = self.conv(
+    conv = self.convolution(
         self.features - self.heads * self._dims()[1],
         pair(self.kernel_size, 'kernel_size'),
         strides=self.strides,
         padding=self.padding,
         name='conv',
-        **options | getattr(self.conv, 'keywords', {}),
+        **options | getattr(self.convolution, 'keywords', {}),
     )
     out = conv(x, valid_size=valid_size)
     dilation = pair(getattr(conv, 'kernel_dilation', 1), 'kernel_dilation')

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from awconv_jax.layers.checks import check_count, check_number, pair
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import aw_conv, check_implementation
 from awconv_jax.ops.valid_area import as_valid_size
@@ -29,38 +30,6 @@ NORMS = ('batch', 'layer', 'none')
 EXPANSION_AXES = ('in', 'out', 'none')
 WRAPS = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
 PADDINGS = ('SAME', 'VALID', 'SAME_LOWER', *WRAPS)
-
-
-def pair(value: int | Sequence[int] | None, name: str) -> tuple[int, int]:
-  """Returns (value, value) for a number, (1, 1) for None, else two values.
-
-  Args:
-    value: any kind of integer, or two of them.
-    name: of the field, for the error.
-
-  Raises:
-    ValueError: value is neither.
-  """
-  if value is None:
-    return 1, 1
-  if isinstance(value, numbers.Integral):
-    return int(value), int(value)
-  entries = tuple(value) if isinstance(value, Iterable) else ()
-  if len(entries) != 2 or not all(
-      isinstance(entry, numbers.Integral) for entry in entries
-  ):
-    raise ValueError(
-        f'{name} must have two entries or be one, all integers, not {value!r}'
-    )
-  return int(entries[0]), int(entries[1])
-
-
-def check_count(value: int, name: str) -> None:
-  """Raises ValueError if value is not an integer of at least 1."""
-  if not isinstance(value, numbers.Integral):
-    raise ValueError(f'{name} must be an integer, not {value!r}')
-  if value < 1:
-    raise ValueError(f'{name} must be at least 1, not {value}')
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -257,9 +226,7 @@ class AWConv(nn.Module):
     ):
       check_count(getattr(self, name), f'AWConv: {name}')
     for name in ('norm_momentum', 'norm_epsilon'):
-      value = getattr(self, name)
-      if not isinstance(value, numbers.Real):
-        raise ValueError(f'AWConv: {name} must be a number, not {value!r}')
+      check_number(getattr(self, name), f'AWConv: {name}')
     if self.refinement is not None and not callable(self.refinement):
       raise ValueError(
           'AWConv: refinement must make a module, such as SqueezeExcite, not '

@@ -9,22 +9,15 @@ where MLP(a) = W1 relu(W0 a) is the same for both. The norm, the order of the
 maps and the biases of the MLP are those of the authors' code.
 """
 
-import numbers
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.aw_conv import check_count
+from awconv_jax.layers.checks import check_count, check_number
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
-
-
-def check_number(value: float, name: str) -> None:
-  """Raises ValueError if value is not a number."""
-  if not isinstance(value, numbers.Real):
-    raise ValueError(f'{name} must be a number, not {value!r}')
 
 
 def largest(x: jax.Array, axis: int) -> jax.Array:

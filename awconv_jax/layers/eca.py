@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.aw_conv import check_count
-from awconv_jax.layers.cbam import check_number
+from awconv_jax.layers.checks import check_count, check_number
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 
 

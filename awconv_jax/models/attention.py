@@ -41,7 +41,14 @@ class Attention:
 # The convolution's own fields, which its slot decides.
 _CONV_OWN = (
     *('features', 'kernel_size', 'strides', 'padding', 'use_bias'),
-    *('kernel_init', 'bias_init', 'conv', 'downsample', 'dtype', 'param_dtype'),
+    *(
+        'kernel_init',
+        'bias_init',
+        'convolution',
+        'downsample',
+        'dtype',
+        'param_dtype',
+    ),
 )
 
 ATTENTION = {

@@ -7,16 +7,16 @@ convolution without activation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from awconv_jax.layers.conv import Conv
 from awconv_jax.models import checks
 from awconv_jax.models.blocks import Padded, strided_size
 from awconv_jax.models.network import Network
-from awconv_jax.ops.valid_area import as_valid_size, mask_padding
+from awconv_jax.ops.valid_area import mask_padding
 
 # Of each stage: factor of the widening, channels, blocks, stride.
 STAGES = (
@@ -109,10 +109,6 @@ class MobileNetV2(Network):
     return {'3x3': ('conv2',)}
 
   @nn.nowrap
-  def augmented_slots(self) -> Sequence[str]:
-    return ()
-
-  @nn.nowrap
   def strides(self) -> Sequence[int]:
     return [stride for _, _, _, stride in self.stages]
 
@@ -139,56 +135,28 @@ class MobileNetV2(Network):
     x = conv(mask_padding(x, valid_size) if size > 1 else x)
     return nn.relu6(self.norms(train)(name=f'{name}_norm')(x))
 
-  @nn.compact
-  def __call__(
-      self,
-      images: jax.Array,
-      *,
-      train: bool,
-      valid_size: jax.Array | None = None,
-  ) -> jax.Array | dict[str, jax.Array]:
-    """Computes logits, or features for `num_classes=None`.
+  @nn.nowrap
+  def depths(self) -> Sequence[int]:
+    return [blocks for _, _, blocks, _ in self.stages]
 
-    Args:
-      images: [N, H, W, 3] (or any channels), normalised.
-      train: whether norms use (and update) the batch's statistics, and dropout
-        is on.
-      valid_size: int [N, 2], as of `models.resnet.ResNet`.
+  @nn.nowrap
+  def create_block(self, stage, *, train, **fields):
+    del train
+    widen, width, _, _ = self.stages[stage - 1]
+    return functools.partial(
+        InvertedResidual,
+        features=scaled(width, self.width_factor),
+        widen=widen,
+        **fields,
+    )
 
-    Returns:
-      Logits [N, num_classes] in float32, or the output of every stage,
-      {'c2': ..., ..., 'c8': ...}.
-
-    Raises:
-      ValueError: the shape of valid_size does not fit; says which.
-    """
-    if valid_size is not None:
-      valid_size = as_valid_size(valid_size, images.shape)
+  def begin(self, x, train, valid_size):
     stride = STEMS[self.stem]
     channels = scaled(STEM_CHANNELS, self.width_factor)
-    x = images.astype(self.dtype)
     x = self._conv_norm(x, channels, 3, stride, 'stem', train, valid_size)
-    valid_size = strided_size(valid_size, stride)
-    features = {}
-    for stage, (widen, width, blocks, stage_stride) in enumerate(
-        self.stages, 1
-    ):
-      for block in range(1, blocks + 1):
-        stride = stage_stride if block == 1 else 1
-        x = InvertedResidual(
-            features=scaled(width, self.width_factor),
-            widen=widen,
-            stride=stride,
-            convs=self.convs(stage, train),
-            norm=self.norms(train),
-            attention=self.block_attention(train),
-            name=f'stage{stage}_block{block}',
-        )(x, valid_size=valid_size)
-        valid_size = strided_size(valid_size, stride)
-      x = self.attend_stage(x, stage, train, valid_size)
-      features[f'c{stage + 1}'] = x
-    if self.num_classes is None:
-      return features
+    return x, strided_size(valid_size, stride)
+
+  def classify(self, x, train, valid_size):
     channels = scaled(LAST_CHANNELS, max(1.0, self.width_factor))
     x = self._conv_norm(x, channels, 1, 1, 'last', train, valid_size)
-    return self.classify(x, valid_size, self.dropout, train)
+    return super().classify(x, train, valid_size, self.dropout)

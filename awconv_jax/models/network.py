@@ -1,7 +1,8 @@
 """What all networks share: fields, their checks, and the slots of the blocks.
 
-A network says what its slots are called and which of them can become
-AW-convolutions (https://arxiv.org/abs/2108.08205); this class fills them.
+A network says what its stages and blocks are, how their convolutions are called
+and which of them can become AW-convolutions (https://arxiv.org/abs/2108.08205);
+this class puts them together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,9 @@ from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.conv import Conv
 from awconv_jax.models import checks
 from awconv_jax.models.attention import ATTENTION, REFINEMENTS
+from awconv_jax.models.blocks import strided_size
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+from awconv_jax.ops.valid_area import as_valid_size
 
 # The fields of an AW-convolution that its place in the network decides.
 AW_OWN = ('features', 'kernel_size', 'strides', 'padding', 'train')
@@ -61,6 +64,8 @@ class Network(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
+  # What a network is made of.
+
   @nn.nowrap
   def slots(self) -> Sequence[str]:
     """Returns the names of the blocks' convolutions."""
@@ -74,12 +79,42 @@ class Network(nn.Module):
   @nn.nowrap
   def augmented_slots(self) -> Sequence[str]:
     """Returns the slots that attention in the place 'conv' takes."""
-    raise NotImplementedError
+    return ()
+
+  @nn.nowrap
+  def augmented_downsample(self, stage: int) -> int:
+    """Returns by how much augmenting attention shrinks a stage's images."""
+    del stage
+    return 1
 
   @nn.nowrap
   def strides(self) -> Sequence[int]:
     """Returns the stride of every stage."""
     raise NotImplementedError
+
+  @nn.nowrap
+  def depths(self) -> Sequence[int]:
+    """Returns the number of blocks in every stage."""
+    raise NotImplementedError
+
+  def begin(self, x, train, valid_size):
+    """Returns the stem's output for images x, and its valid area."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def create_block(self, stage: int, **fields: Any) -> functools.partial:
+    """Returns a block of a stage.
+
+    Args:
+      stage: counted from 1.
+      **fields: stride, convs, norm, attention of the block, and train.
+    """
+    raise NotImplementedError
+
+  def end(self, x, train):
+    """Returns what is done to the last stage's output, [N, H, W, C]."""
+    del train
+    return x
 
   @nn.nowrap
   def check(self) -> None:
@@ -175,16 +210,10 @@ class Network(nn.Module):
         convs[slot] = self._create_attention(
             train,
             **fields,
-            conv=convs[slot],
+            convolution=convs[slot],
             downsample=self.augmented_downsample(stage),
         )
     return convs
-
-  @nn.nowrap
-  def augmented_downsample(self, stage: int) -> int:
-    """Returns by how much augmenting attention shrinks a stage's images."""
-    del stage
-    return 1
 
   @nn.nowrap
   def norms(self, train: bool) -> functools.partial:
@@ -233,9 +262,7 @@ class Network(nn.Module):
     gate = self._create_attention(train)
     return gate(name=f'stage{stage}_attention')(x, valid_size=valid_size)
 
-  def classify(
-      self, x: jax.Array, valid_size, dropout: float = 0.0, train: bool = False
-  ) -> jax.Array:
+  def classify(self, x, train, valid_size, dropout=0.0):
     """Returns float32 logits [N, num_classes] for features [N, H, W, C]."""
     x = adaptive_average_pool(x, (1, 1), valid_size=valid_size)[:, 0, 0]
     x = nn.Dropout(dropout, deterministic=not train)(x)
@@ -246,3 +273,57 @@ class Network(nn.Module):
         name='head',
     )
     return head(x.astype(self.dtype)).astype(jnp.float32)
+
+  @nn.compact
+  def __call__(
+      self,
+      images: jax.Array,
+      *,
+      train: bool,
+      valid_size: jax.Array | None = None,
+  ) -> jax.Array | dict[str, jax.Array]:
+    """Computes logits, or features for `num_classes=None`.
+
+    Args:
+      images: [N, H, W, 3] (or any channels), normalised.
+      train: whether norms use (and update) the batch's statistics, and dropout
+        is on.
+      valid_size: int [N, 2], height and width of each image from the top left
+        where the rest of it is padding, of any content. With `train=False`
+        logits and features are those of the image alone; features outside of
+        its area (whose size is rounded up at every stride) mean nothing. With
+        `train=True` the padding still counts in the batch statistics. None
+        means no padding, and costs nothing.
+
+    Returns:
+      Logits [N, num_classes] in float32, or the output of every stage, 'c2',
+      'c3', ...; of a ResNet {'c2': [N, H/4, W/4, ...], ..., 'c5': [N, H/32,
+      W/32, ...]} (strides are 1 to 8 with the CIFAR stem).
+
+    Raises:
+      ValueError: the shape of valid_size does not fit; says which.
+    """
+    if valid_size is not None:
+      valid_size = as_valid_size(valid_size, images.shape)
+    x, valid_size = self.begin(images.astype(self.dtype), train, valid_size)
+    features = {}
+    for stage, stride in enumerate(self.strides(), start=1):
+      for index in range(self.depths()[stage - 1]):
+        own_stride = 1 if index else stride
+        block = self.create_block(
+            stage,
+            stride=own_stride,
+            convs=self.convs(stage, train),
+            norm=self.norms(train),
+            attention=self.block_attention(train),
+            train=train,
+        )
+        name = f'stage{stage}_block{index + 1}'
+        x = block(name=name)(x, valid_size=valid_size)
+        valid_size = strided_size(valid_size, own_stride)
+      x = self.attend_stage(x, stage, train, valid_size)
+      features[f'c{stage + 1}'] = x
+    features[f'c{stage + 1}'] = x = self.end(x, train)
+    if self.num_classes is None:
+      return features
+    return self.classify(x, train, valid_size)

@@ -8,16 +8,16 @@ https://arxiv.org/abs/2108.08205.
 """
 
 from collections.abc import Sequence
+import functools
 
 import flax.linen as nn
-import jax
 
 from awconv_jax import errors
 from awconv_jax.layers.conv import Conv
 from awconv_jax.models import checks
 from awconv_jax.models.blocks import BasicBlock, Bottleneck, strided_size
 from awconv_jax.models.network import Network
-from awconv_jax.ops.valid_area import as_valid_size, mask_padding
+from awconv_jax.ops.valid_area import mask_padding
 
 STEMS = ('imagenet', 'cifar')
 VERSIONS = ('v1.5', 'v1')
@@ -106,8 +106,25 @@ class ResNet(Network):
       )
     super().check()
 
-  def _stem(self, x, norm, valid_size):
-    """Returns the stem's output and its valid area."""
+  @nn.nowrap
+  def depths(self) -> Sequence[int]:
+    return self.stage_sizes
+
+  @nn.nowrap
+  def create_block(self, stage, *, train, **fields):
+    del train
+    init = nn.initializers
+    return functools.partial(
+        BLOCKS[self.block],
+        width=self.width * 2 ** (stage - 1),
+        groups=self.groups,
+        group_width=self.group_width,
+        last_scale_init=init.zeros if self.zero_init_residual else init.ones,
+        version=self.version,
+        **fields,
+    )
+
+  def begin(self, x, train, valid_size):
     size, stride = (7, 2) if self.stem == 'imagenet' else (3, 1)
     x = Conv(
         self.width,
@@ -117,7 +134,7 @@ class ResNet(Network):
         name='stem_conv',
         **self.conv_fields(),
     )(mask_padding(x, valid_size))
-    x = nn.relu(norm(name='stem_norm')(x))
+    x = nn.relu(self.norms(train)(name='stem_norm')(x))
     valid_size = strided_size(valid_size, stride)
     if self.stem == 'imagenet':
       # No value is negative after the ReLU, so that zeros in the padding are to
@@ -126,60 +143,3 @@ class ResNet(Network):
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
       valid_size = strided_size(valid_size, 2)
     return x, valid_size
-
-  @nn.compact
-  def __call__(
-      self,
-      images: jax.Array,
-      *,
-      train: bool,
-      valid_size: jax.Array | None = None,
-  ) -> jax.Array | dict[str, jax.Array]:
-    """Computes logits, or features for `num_classes=None`.
-
-    Args:
-      images: [N, H, W, 3] (or any channels), normalised.
-      train: whether norms use (and update) the batch's statistics.
-      valid_size: int [N, 2], height and width of each image from the top left
-        where the rest of it is padding, of any content. With `train=False`
-        logits and features are those of the image alone; features outside of
-        its area (whose size is rounded up at every stride) mean nothing. With
-        `train=True` the padding still counts in the batch statistics. None
-        means no padding, and costs nothing.
-
-    Returns:
-      Logits [N, num_classes] in float32, or {'c2': [N, H/4, W/4, ...], ...,
-      'c5': [N, H/32, W/32, ...]} (strides are 1 to 8 with the CIFAR stem).
-
-    Raises:
-      ValueError: the shape of valid_size does not fit; says which.
-    """
-    if valid_size is not None:
-      valid_size = as_valid_size(valid_size, images.shape)
-    norm = self.norms(train)
-    init = nn.initializers
-    x, valid_size = self._stem(images.astype(self.dtype), norm, valid_size)
-    features = {}
-    for stage, blocks in enumerate(self.stage_sizes, start=1):
-      for block in range(1, blocks + 1):
-        stride = self.strides()[stage - 1] if block == 1 else 1
-        x = BLOCKS[self.block](
-            width=self.width * 2 ** (stage - 1),
-            stride=stride,
-            groups=self.groups,
-            group_width=self.group_width,
-            convs=self.convs(stage, train),
-            norm=norm,
-            attention=self.block_attention(train),
-            last_scale_init=init.zeros
-            if self.zero_init_residual
-            else init.ones,
-            version=self.version,
-            name=f'stage{stage}_block{block}',
-        )(x, valid_size=valid_size)
-        valid_size = strided_size(valid_size, stride)
-      x = self.attend_stage(x, stage, train, valid_size)
-      features[f'c{stage + 1}'] = x
-    if self.num_classes is None:
-      return features
-    return self.classify(x, valid_size)

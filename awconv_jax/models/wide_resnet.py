@@ -7,16 +7,16 @@ and ReLU before the pooling.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from awconv_jax.layers.conv import Conv
 from awconv_jax.models import checks
-from awconv_jax.models.blocks import Padded, strided_size
+from awconv_jax.models.blocks import Padded
 from awconv_jax.models.network import Network
-from awconv_jax.ops.valid_area import as_valid_size, mask_padding
+from awconv_jax.ops.valid_area import mask_padding
 
 SIZES = {
     'wrn_16_4': dict(blocks=2, widen=4),
@@ -106,54 +106,23 @@ class WideResNet(Network):
     checks.check_fraction('dropout', self.dropout)
     super().check()
 
-  @nn.compact
-  def __call__(
-      self,
-      images: jax.Array,
-      *,
-      train: bool,
-      valid_size: jax.Array | None = None,
-  ) -> jax.Array | dict[str, jax.Array]:
-    """Computes logits, or features for `num_classes=None`.
+  @nn.nowrap
+  def depths(self) -> Sequence[int]:
+    return [self.blocks] * 3
 
-    Args:
-      images: [N, H, W, 3] (or any channels), normalised.
-      train: whether norms use (and update) the batch's statistics, and dropout
-        is on.
-      valid_size: int [N, 2], as of `models.resnet.ResNet`.
+  @nn.nowrap
+  def create_block(self, stage, **fields):
+    features = self.width * self.widen * 2 ** (stage - 1)
+    return functools.partial(
+        WideBlock, features=features, dropout=self.dropout, **fields
+    )
 
-    Returns:
-      Logits [N, num_classes] in float32, or {'c2': [N, H, W, ...], 'c3':
-      [N, H/2, W/2, ...], 'c4': [N, H/4, W/4, ...]}.
-
-    Raises:
-      ValueError: the shape of valid_size does not fit; says which.
-    """
-    if valid_size is not None:
-      valid_size = as_valid_size(valid_size, images.shape)
-    norm = self.norms(train)
-    x = mask_padding(images.astype(self.dtype), valid_size)
-    x = Conv(
+  def begin(self, x, train, valid_size):
+    del train
+    conv = Conv(
         self.width, (3, 3), padding=1, name='stem_conv', **self.conv_fields()
-    )(x)
-    features = {}
-    for stage, stage_stride in enumerate(self.strides(), start=1):
-      for block in range(1, self.blocks + 1):
-        stride = stage_stride if block == 1 else 1
-        x = WideBlock(
-            features=self.width * self.widen * 2 ** (stage - 1),
-            stride=stride,
-            convs=self.convs(stage, train),
-            norm=norm,
-            attention=self.block_attention(train),
-            dropout=self.dropout,
-            train=train,
-            name=f'stage{stage}_block{block}',
-        )(x, valid_size=valid_size)
-        valid_size = strided_size(valid_size, stride)
-      x = self.attend_stage(x, stage, train, valid_size)
-      features[f'c{stage + 1}'] = x
-    features['c4'] = x = nn.relu(norm(name='last_norm')(x))
-    if self.num_classes is None:
-      return features
-    return self.classify(x, valid_size)
+    )
+    return conv(mask_padding(x, valid_size)), valid_size
+
+  def end(self, x, train):
+    return nn.relu(self.norms(train)(name='last_norm')(x))

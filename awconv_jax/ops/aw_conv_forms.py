@@ -11,6 +11,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+# The scope of products that are multiply-adds though no matrix product.
+MULTIPLY_ADDS = 'multiply_adds'
+
 
 def modulate(
     kernel: jax.Array, attention: jax.Array, *, residual: bool = True
@@ -197,11 +200,16 @@ def multiply_one(image, own, *, groups, precision, **window):
 
 
 def scale_channels(image: jax.Array, factors: jax.Array) -> jax.Array:
-  """Returns each channel times its factors, [H, W, C] and [D] to [H, W, D]."""
+  """Returns each channel times its factors, [H, W, C] and [D] to [H, W, D].
+
+  In plain products: as an einsum the backward pass takes 1.4 times as long on
+  CPU. Their scope tells that they are the multiply-adds of a convolution.
+  """
   channels = image.shape[2]
-  if factors.size == channels:  # A last axis of one would not be vectorised.
-    return image * factors
-  product = image[..., None] * factors.reshape(channels, -1)
+  with jax.named_scope(MULTIPLY_ADDS):
+    if factors.size == channels:  # A last axis of one would not be vectorised.
+      return image * factors
+    product = image[..., None] * factors.reshape(channels, -1)
   return product.reshape(*image.shape[:2], factors.size)
 
 

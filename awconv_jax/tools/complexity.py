@@ -125,7 +125,7 @@ def _format(value: Any) -> str:
 
 def _show_config(config: Any) -> None:
   """Prints one network, module by module."""
-  model = models.create(**config.model)
+  model = models.create(**config.model.to_dict())
   side = config.data.image_size
   table = complexity.rows(*count(model, side, FLAGS.channels))
   print(f'{config.model.name}, one image of {side}x{side}x{FLAGS.channels}:')

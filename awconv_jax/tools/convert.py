@@ -10,7 +10,7 @@ r"""Converts weights: from torch's files, to .safetensors, from and to runs.
 What is read decides the direction. A file has torch's names and is held
 against the network that is named; if any array is unknown, missing or of
 another shape, all of those are listed and nothing is written. A directory is
-that of a run: the newest checkpoint, the averages where it has them.
+that of a run: its newest checkpoint, the averages where it has them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from awconv_jax import checkpoint, command_line, errors, models, weights
+from awconv_jax import (
+    checkpoint,
+    command_line,
+    errors,
+    models,
+    warm_start,
+    weights,
+)
 
 FLAGS = flags.FLAGS
 
@@ -39,46 +46,6 @@ def shapes_of(model: Any, channels: int) -> Any:
   image = jax.ShapeDtypeStruct((1, 224, 224, channels), jnp.float32)
   init = functools.partial(model.init, train=False)
   return jax.eval_shape(init, jax.random.key(0), image)
-
-
-def _nest(arrays, prefix):
-  """Returns the tree of the arrays whose path begins with the prefix."""
-  tree = {}
-  for path, array in arrays.items():
-    if path.startswith(prefix):
-      *modules, leaf = path.removeprefix(prefix).split('/')
-      inner = tree
-      for module in modules:
-        inner = inner.setdefault(module, {})
-      inner[leaf] = array
-  return tree
-
-
-def read_run(workdir: str | os.PathLike) -> tuple[Any, str]:
-  """Returns the variables of a run's newest checkpoint, and what they are.
-
-  Args:
-    workdir: directory of the run.
-
-  Raises:
-    InputError: there is no checkpoint, or it is damaged.
-  """
-  directory = pathlib.Path(workdir) / 'checkpoints'
-  # Looked at first, as the checkpointer would make it.
-  steps = []
-  if directory.is_dir():
-    with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
-      steps = checkpointer.steps()
-      arrays = checkpointer.read(steps[-1]) if steps else {}
-  if not steps:
-    raise errors.InputError(f'there is no checkpoint in {directory}')
-  averages = _nest(arrays, 'ema/')
-  kind = 'averages' if averages else 'weights'
-  variables = averages or {
-      'params': _nest(arrays, 'params/'),
-      **_nest(arrays, 'model_state/'),
-  }
-  return variables, f'{kind} of step {steps[-1]}'
 
 
 def write_run(workdir: str | os.PathLike, variables: Any) -> None:
@@ -122,7 +89,7 @@ def convert(source: str, output: str, shapes: Any) -> str:
     known = (*weights.WRITERS, 'none (a directory)')
     raise errors.unknown_name('suffix of --output:', suffix, known)
   if pathlib.Path(source).is_dir():
-    variables, kind = read_run(source)
+    variables, kind = warm_start.read_run(source)
   else:
     variables, kind = weights.load(source, shapes), 'weights'
   (weights.save if suffix else write_run)(output, variables)
