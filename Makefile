@@ -55,10 +55,10 @@ train: $(VENV)/requirements  ## Train on the embedded digits.
 
 test: $(VENV)/requirements-test lint  ## Run the test suite.
 	@echo 'running the test suite'
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/requirements-test  ## Run what the suite leaves out.
-	@$(RUN) -m pytest -m slow $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist load -m slow $(ARGS)
 
 lint: $(VENV)/requirements-test
 	@echo 'checking the form of the code'

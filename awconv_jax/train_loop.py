@@ -58,6 +58,11 @@ def _check(config: Any, mesh: Mesh) -> None:
         f'{config.batch_size // mesh.size} images of batch_size='
         f'{config.batch_size} that each of the {mesh.size} devices gets'
     )
+  if config.init_skip and not config.init_from:
+    raise errors.InputError(
+        f'config.init_skip={tuple(config.init_skip)} needs config.init_from, '
+        'the weights of which these modules do not take'
+    )
   if not 0 <= config.ema_decay < 1:
     raise errors.InputError(
         f'config.ema_decay={config.ema_decay} is not in [0, 1); 0 is off'

@@ -37,7 +37,10 @@ def _read_file(path, variables, kept, skip, report):
   skipped += names.counters(skipped)
   arrays = {name: a for name, a in arrays.items() if name not in skipped}
   return state_dict.from_state_dict(
-      arrays, kept, allow_missing=weights.in_aw_branch, source=str(path)
+      arrays,
+      kept,
+      allow_missing=weights.in_aw_branch,
+      source=f'config.init_from={str(path)!r}',
   )
 
 
@@ -136,6 +139,10 @@ def load(
       {path: leaf for path, leaf in flat.items() if path not in own}
   )
   path = pathlib.Path(source)
+  if not path.exists():
+    raise errors.InputError(
+        f'config.init_from={str(source)!r}: there is no file and no run there'
+    )
   if path.is_dir():
     loaded = _read_run(path, kept, skip, report)
   else:

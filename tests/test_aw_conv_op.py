@@ -127,7 +127,7 @@ def test_a_sample_does_not_see_another(run):
 def test_forward_derivatives_of_the_loops_are_refused_clearly(implementation):
   operands = floats()
   run = functools.partial(aw_conv, implementation=implementation)
-  with pytest.raises(TypeError, match='forward-mode'):
+  with pytest.raises(TypeError, match="forward-mode, say implementation='map'"):
     jax.jvp(run, tuple(operands), tuple(operands))
 
 

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from awconv_jax import complexity, errors, models, partition
+from awconv_jax.models import resnet
 from awconv_jax.ops import aw_conv
 from awconv_jax.tools.benchmark import (
     attention_branch,
     collectives,
+    model,
+    network_step,
     op,
+    report,
     roofline,
     timing,
     torch_grouped,
@@ -53,15 +57,78 @@ def test_the_operation(tiny):
   assert len(lines) == 6 and lines[0].startswith('forward, vmap: ratio ')
 
 
-def test_a_wrong_form_is_not_timed(tiny, monkeypatch):
-  right = aw_conv.IMPLEMENTATIONS['map']
+@pytest.fixture
+def nothing_timed(monkeypatch):
+  monkeypatch.setattr(
+      timing, '_time_in_turn', lambda *args: pytest.fail('it was timed')
+  )
+
+
+def make_wrong(monkeypatch, name):
+  right = aw_conv.IMPLEMENTATIONS[name]
 
   def wrong(x, kernel, attention, *, residual, **options):
     return right(x, kernel, attention, residual=not residual, **options)
 
-  monkeypatch.setitem(aw_conv.IMPLEMENTATIONS, 'map', wrong)
+  monkeypatch.setitem(aw_conv.IMPLEMENTATIONS, name, wrong)
+
+
+def test_a_wrong_form_is_not_timed(tiny, monkeypatch, nothing_timed):
+  make_wrong(monkeypatch, 'map')
   with pytest.raises(errors.ReportedError, match='map differs from'):
     list(op.run(implementations=['map'], **tiny))
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (partition.DATA_AXIS,))
+  monkeypatch.setattr(partition, 'create_mesh', lambda: mesh)
+  fields = dict(
+      block='basic', stage_sizes=(1,), width=8, aw_stages=(1,), stem='cifar'
+  )
+  monkeypatch.setitem(models.MODELS, 'tiny', (resnet.ResNet, fields))
+  return dict(name='tiny', batches=[2], side=8, dtype='float32', seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    'variants, reference',
+    [
+        (['aw:im2col'], 'aw:map'),
+        (['aw:im2col', 'aw:vmap', 'aw:map'], 'aw:vmap'),
+    ],
+)
+def test_a_network_of_a_wrong_form_is_not_timed(
+    variants, reference, tiny_network, monkeypatch, nothing_timed
+):
+  make_wrong(monkeypatch, 'im2col')
+  words = f'aw:im2col: loss or gradients differ from those of {reference} '
+  with pytest.raises(errors.ReportedError, match=words):
+    list(model.run(variants=variants, **tiny_network))
+
+
+def test_what_a_network_is_compared_with_is_no_row(tiny_network, monkeypatch):
+  right = aw_conv.IMPLEMENTATIONS['im2col']
+
+  def nearly(*args, **options):
+    return (1 + 1e-3) * right(*args, **options)
+
+  monkeypatch.setitem(aw_conv.IMPLEMENTATIONS, 'im2col', nearly)
+  rows = list(model.run(variants=['aw:im2col'], **tiny_network))
+  assert [r.variant for r in rows] == ['plain', 'aw:im2col', 'aw:branch']
+  assert rows[0].error == 0 < rows[1].error < model.TOLERANCES['float32']
+
+
+def test_gradients_are_compared_one_by_one():
+  a, b = np.array([3.0]), np.array([[4.0]])
+  found, swapped = (
+      network_step.NetworkStep.fetch((None, state, 1.0))
+      for state in ({'a': a, 'b': b}, {'a': b, 'b': a})
+  )
+  np.testing.assert_array_equal(found['grads'], [3, 4])
+  # Of all together the norm is the same.
+  assert timing.norm([a, b]) == timing.norm([b, a]) == 5
+  error = timing.relative_error(swapped, found)
+  assert error == pytest.approx(2**0.5 / 5)
 
 
 @pytest.mark.parametrize('value', [0.0, np.nan, np.inf])
@@ -105,6 +172,25 @@ def test_what_is_timed_is_warm_on_other_inputs_and_not_too_often(monkeypatch):
   assert measured['slow'].milliseconds == pytest.approx(5e3)
 
 
+def test_what_is_refused_was_called_once():
+  class Calls(list):
+    now = 0.0
+
+  def refuse(differences):
+    raise errors.ReportedError(f'{differences}')
+
+  calls = Calls()
+  with pytest.raises(errors.ReportedError, match="{'b': 0.0}"):
+    timing.measure(
+        {'b': _recorded(calls, 'b', 0.0)},
+        seconds=1.0,
+        check={'b': 'a'},
+        refuse=refuse,
+        untimed={'a': _recorded(calls, 'a', 0.0)},
+    )
+  assert calls == [('a', 0), ('b', 0)]
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_pytorch_beside_it(tiny, monkeypatch, dtype):
   pytest.importorskip('torch')
@@ -121,7 +207,7 @@ def test_pytorch_beside_it(tiny, monkeypatch, dtype):
     assert grouped.error < op.TOLERANCES[dtype]
 
 
-def test_a_wrong_form_of_pytorch_is_not_timed(tiny, monkeypatch):
+def test_a_wrong_form_of_pytorch_is_not_timed(tiny, monkeypatch, nothing_timed):
   pytest.importorskip('torch')
   right = torch_grouped.FORMS['torch:grouped']
 
@@ -159,12 +245,14 @@ def test_gathers_are_counted():
 
 
 def test_the_branches_of_a_network_are_found_at_their_shapes():
-  model = models.create('resnet50', aw_conv=True)
+  network = models.create('resnet50', aw_conv=True)
   images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
   variables = jax.eval_shape(
-      lambda key, x: model.init(key, x, train=False), jax.random.key(0), images
+      lambda key, x: network.init(key, x, train=False),
+      jax.random.key(0),
+      images,
   )
-  found = attention_branch.find(model, variables, images)
+  found = attention_branch.find(network, variables, images)
   shapes = [shape.shape for _, shape in found.values()]
   # The same convolutions are counted on paper.
   assert shapes == [
@@ -255,11 +343,28 @@ def test_the_command_names_mistakes():
       (('op', '--implementations=mpa'), ["'mpa'", "'map'"]),
       (('op', '--batches=x'), ['--batches']),
       (('op', '--dtype=int8'), ["'int8'", 'float32']),
+      (('roofline', '--expansion=-3'), ['--expansion=-3', 'at least 1']),
+      (('model', '--side=0'), ['--side=0', 'at least 1']),
+      (('op', '--seconds=nan'), ['--seconds=nan', 'finite']),
       (('model', '--cpu_devices=2', '--batches=3'), ['2 devices', '3 images']),
   ):
     code, _, err = commands.run(*TOOL, *arguments)
     assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
     assert all(word in err for word in words), err
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path):
+  (tmp_path / 'file').touch()
+  for folder, reason in (
+      (tmp_path / 'absent', 'No such file'),
+      (tmp_path / 'file', 'Not a directory'),
+  ):
+    code, out, err = commands.run(*TOOL, 'op', f'--output={folder}/x')
+    assert (code, out) == (1, '') and err.count('\n') == 1
+    assert f'--output={folder}/x: cannot write in the folder {folder}' in err
+    assert reason in err and 'give another --output' in err
+  report.check_output(f'{tmp_path}/x')
+  assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
 def test_the_command_measures_a_network_on_devices(tmp_path):

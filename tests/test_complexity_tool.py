@@ -106,9 +106,14 @@ PUBLISHED = {
 
 @pytest.mark.parametrize('name, attention', PUBLISHED)
 def test_published_gmacs_in_both_conventions(name, attention):
-  """By hand, which the test above ties to the code."""
+  """ResNet-50 as the code counts it; ResNet-101, which is slow, by hand only.
+
+  What is written out by hand is held against the code at ResNet-50 and
+  ResNet-18 above; no test counts ResNet-101 with the code.
+  """
+  count = macs if name == 'resnet50' else by_hand
   own = [
-      f'{by_hand(name, attention, version=version) / 1e9:.3f}'
+      f'{count(name, attention=attention, version=version) / 1e9:.3f}'
       for version in ('v1', 'v1.5')
   ]
   assert tuple(own) == PUBLISHED[name, attention]
@@ -134,6 +139,7 @@ def test_the_command():
       (('--models=resnet51',), "'resnet51'"),
       (('--attention=sse',), "'sse'"),
       (('--side=0',), '--side=0'),
+      (('--models=',), '--models names none'),
       (('x',), "'x'"),
   ):
     code, _, err = run(*arguments)

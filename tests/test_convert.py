@@ -2,6 +2,7 @@
 
 import commands
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import optax
 import pytest
@@ -112,11 +113,26 @@ def test_nothing_is_written_where_anything_does_not_fit(
     with pytest.raises(InputError) as error:
       convert.convert(source, output, shapes)
     message = str(error.value)
-    assert (
+    assert message.endswith(
         'unknown: fc.wight; missing: fc.weight; of another shape: '
-        'conv1.weight has (2, 1, 3, 3), want (4, 1, 3, 3);'
-    ) in message
+        'conv1.weight has (2, 1, 3, 3), want (4, 1, 3, 3)'
+    )
     assert not output.exists()
+
+
+@pytest.mark.parametrize('name', ['v1.5', 'run.2024-05-01', 'a.b/c'])
+def test_a_directory_may_have_a_dot(name, shapes, state, tmp_path):
+  source = torch_zip.save(tmp_path / 'weights.pth', state)
+  convert.convert(source, tmp_path / name, shapes)
+  assert (tmp_path / name / 'checkpoints').is_dir()
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.pth', '.ONNX', '.SafeTensors'])
+def test_a_suffix_of_weights_is_no_directory(suffix, shapes, state, tmp_path):
+  source = torch_zip.save(tmp_path / 'weights.pth', state)
+  with pytest.raises(InputError, match='suffix of --output: .*safetensors'):
+    convert.convert(source, tmp_path / f'out{suffix}', shapes)
+  assert [p.name for p in tmp_path.iterdir()] == ['weights.pth']
 
 
 def test_a_run_is_not_written_over(shapes, state, tmp_path):
@@ -136,12 +152,34 @@ def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    'model, attention, num_classes, words',
+    [
+        ('resnet18', None, None, '--model=resnet18 .*one of them, not both'),
+        (None, 'se', None, '--attention=se .*--config.model.attention=se'),
+        (None, None, 0, '--num_classes=0 .*--config.model.num_classes=0'),
+    ],
+)
+def test_flags_that_a_config_replaces(model, attention, num_classes, words):
+  config = ConfigDict(dict(model=dict(name='resnet18')))
+  with pytest.raises(InputError, match=words):
+    convert._model(model, attention, num_classes, config)
+
+
 def test_mistakes_are_one_line(shapes, state, tmp_path):
   there = torch_zip.save(tmp_path / 'there.pth', state)
   output = f'--output={tmp_path}/out.safetensors'
   for arguments, words in (
       ((output,), ['--input is missing']),
       ((f'--input={there}', output), ['--model=resnet50', '--config=']),
+      (
+          (*CONFIG, '--num_classes=1000', f'--input={there}', output),
+          ['--num_classes=1000', '--config.model.num_classes=1000'],
+      ),
+      (
+          (CONFIG[0], '--channels=0', f'--input={there}', output),
+          ['--channels=0', 'at least 1'],
+      ),
   ):
     code, out, err = run(*arguments)
     assert (code, out) == (1, '')

@@ -202,6 +202,13 @@ def test_a_step_trains_every_parameter(family, attention, aw_conv):
   check_step(family, attention, aw_conv, batch=1)
 
 
+@pytest.mark.parametrize(
+    'family, attention', [('wide', 'eca'), ('depthwise', 'cbam')]
+)
+def test_a_step_at_batch_4_without_aw(family, attention):
+  check_step(family, attention, aw_conv=False, batch=4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('batch', [1, 4])
 @pytest.mark.parametrize('family, attention, aw_conv', COMBINATIONS)
@@ -228,6 +235,20 @@ def test_what_cannot_be_augmented_is_refused(family, attention):
         ('mobilenet_v2', dict(stages=((1, 2, 0, 1),)), ['stages[0][2]=0']),
         ('resnet18', dict(groups=2), ['model.groups=2', "'bottleneck'"]),
         ('resnext50_32x4d', dict(groups=0), ['model.groups=0']),
+        ('resnext50_32x4d', dict(width=8), ['model.width=8', 'at least 16']),
+        ('resnet18', dict(stage_sizes=()), ['stage_sizes=()', 'empty']),
+        ('mobilenet_v2', dict(stages=()), ['model.stages', 'empty']),
+        ('mobilenet_v2', dict(stages=((6, 16, 1),)), ['(6, 16, 1)', 'four']),
+        (
+            'resnet18',
+            dict(aw_options=dict(kernel_dilation=2)),
+            ["'kernel_dilation'"],
+        ),
+        (
+            'resnet18',
+            dict(attention='aa', width=4),
+            ['model.attention_options', '8 of 8 features'],
+        ),
     ],
 )
 def test_wrong_options_are_one_line(name, options, words):

@@ -125,7 +125,7 @@ def test_other_networks_and_missing_sources_are_refused(plain, tmp_path):
   other = random_variables(create())
   with pytest.raises(errors.InputError, match='unknown: .*se.fc1'):
     warm_start.load(path, other, report=silent)
-  with pytest.raises(errors.InputError, match='there is no file'):
+  with pytest.raises(errors.InputError, match='there is no file and no run'):
     warm_start.load(tmp_path / 'no.pth', variables, report=silent)
   with pytest.raises(errors.InputError, match='no checkpoint'):
     warm_start.load(tmp_path, variables, report=silent)
@@ -157,3 +157,10 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
   config.init_from = str(tmp_path / 'one')
   with pytest.raises(errors.InputError, match='of another network.*shape'):
     train_loop.train(config, str(tmp_path / 'two'))
+
+
+def test_skipping_without_a_source_is_refused(tmp_path):
+  config = tiny.get_config()
+  config.init_skip = ('head',)
+  with pytest.raises(errors.InputError, match='head.*needs config.init_from'):
+    train_loop.train(config, str(tmp_path))

@@ -2,8 +2,10 @@
 
 import functools
 import os
+import pickle
 import re
 import struct
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -292,10 +294,32 @@ def test_an_aw_network_starts_from_plain_weights(tmp_path):
     np.testing.assert_array_equal(array, want, '/'.join(key))
 
 
+@pytest.mark.parametrize('lost', ['norm1.running_mean', 'pointwise2.weight'])
+def test_a_branch_is_absent_as_a_whole_or_not_at_all(lost):
+  variables = aw_variables()
+  state = state_dict.to_state_dict(variables)
+  first, second = (f'layer1.0.conv{i}.attention' for i in (1, 2))
+  without = {k: a for k, a in state.items() if not k.startswith(first)}
+  load = functools.partial(
+      state_dict.from_state_dict,
+      variables=variables,
+      allow_missing=weights.in_aw_branch,
+  )
+  jax.tree.map(np.testing.assert_array_equal, load(without), variables)
+  del without[f'{second}.{lost}']
+  with pytest.raises(InputError) as error:
+    load(without)
+  message = str(error.value)
+  assert '(1 missing)' in message
+  assert message.endswith(f': missing: {second}.{lost}')
+
+
 @pytest.mark.parametrize(
     'path, expected',
     [
         ('params/stage1_block1/conv2/attention/norm1/scale', True),
+        ('params/attention/pointwise1/kernel', True),
+        ('params/conv/self_attention/norm1/scale', False),
         ('batch_stats/stage1_block1/conv2/attention/norm1/mean', True),
         ('params/Conv_0/attention/pointwise2/kernel', True),
         ('params/stage1_block1/conv2/refinement/reduce/kernel', True),
@@ -374,12 +398,13 @@ def test_all_faults_are_listed():
   with pytest.raises(InputError) as error:
     state_dict.from_state_dict(state, shapes_of(create('basic')))
   assert str(error.value) == (
-      'the state dict does not fit the network: unknown: '
+      'the state dict does not fit the network (2 unknown, 3 missing, 1 of '
+      'another shape, 1 not floating); choose the network and the options that '
+      'it was made with: unknown: '
       'extra.num_batches_tracked, layer1.0.convolution.weight; missing: '
       'fc.bias, layer1.0.conv1.weight, layer2.0.bn1.running_var; of another '
       'shape: conv1.weight has (8, 1, 7, 7), want (8, 3, 7, 7); not floating: '
-      'bn1.weight is int64; choose the network and the options that it was '
-      'made with'
+      'bn1.weight is int64'
   )
 
 
@@ -493,6 +518,61 @@ def test_code_in_a_file_is_not_run(module, name, tmp_path):
   path = torch_zip.save(tmp_path / 'bad.pth', {'a': np.ones(2), 'b': call})
   assert f'{module}.{name}, which is not run' in refusal(path)
   assert not mark.exists()
+
+
+class Build(NamedTuple):
+  """Sets the state of an object."""
+
+  target: Any
+  state: Any
+
+
+class SetItems(NamedTuple):
+  """Sets the items of an object."""
+
+  target: Any
+  items: dict
+
+
+@pytest.fixture
+def builds(monkeypatch):
+  # The dict's opcodes make an empty one first.
+  monkeypatch.setitem(
+      torch_zip.EMIT,
+      SetItems,
+      lambda w, v: w.emit(v.target) + w.emit(v.items)[1:],
+  )
+  monkeypatch.setitem(
+      torch_zip.EMIT,
+      Build,
+      lambda w, v: w.emit(v.target) + w.emit(v.state) + pickle.BUILD,
+  )
+
+
+@pytest.mark.parametrize('state', ['dict', 'slots'])
+@pytest.mark.parametrize(
+    'module, name', [k for k in torch_file.KNOWN if k[0] != 'torch']
+)
+def test_a_file_can_set_nothing(module, name, state, builds, tmp_path):
+  own = {'__defaults__': (1, 2), '__call__': 3}
+  target = torch_zip.Global(module, name)
+  build = Build(target, own if state == 'dict' else (None, own))
+  path = torch_zip.save(tmp_path / 'bad.pth', {'a': np.ones(2), 'b': build})
+  assert 'attribute' in refusal(path)
+  assert not hasattr(torch_file.KNOWN[module, name], '__defaults__')
+  good = torch_zip.save(tmp_path / 'good.pth', {'a': np.ones(2)})
+  assert_same_bits(weights.read(good), {'a': np.ones(2)})
+
+
+@pytest.mark.parametrize('state', [{'items': 1}, (None, {'items': 1})])
+def test_what_a_dict_keeps_beside_its_items_is_dropped(state, builds, tmp_path):
+  """As every state_dict() of torch does, with `_metadata`."""
+  ordered = torch_zip.Call(torch_zip.ORDERED_DICT, ())
+  items = {'a': np.ones(2)}
+  path = torch_zip.save(
+      tmp_path / 'a.pth', {'state_dict': Build(SetItems(ordered, items), state)}
+  )
+  assert_same_bits(weights.read(path, report=lambda line: None), items)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def check_counts(field: str, values: Any) -> None:
     raise errors.InputError(
         f'model.{field}={values!r} must be a sequence of integers'
     )
+  if not values:
+    raise errors.InputError(f'model.{field}={values!r} must not be empty')
   for i, value in enumerate(values):
     check_count(f'{field}[{i}]', value)
 

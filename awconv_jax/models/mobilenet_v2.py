@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from awconv_jax import errors
 from awconv_jax.layers.conv import Conv
 from awconv_jax.models import checks
 from awconv_jax.models.blocks import Padded, strided_size
@@ -117,8 +118,15 @@ class MobileNetV2(Network):
     """Raises InputError for a field that cannot be used."""
     checks.check_choice('stem', self.stem, tuple(STEMS))
     checks.check_positive('width_factor', self.width_factor)
+    if not self.stages:
+      raise errors.InputError('model.stages must not be empty')
     for i, stage in enumerate(self.stages):
       checks.check_counts(f'stages[{i}]', stage)
+      if len(stage) != 4:
+        raise errors.InputError(
+            f'model.stages[{i}]={tuple(stage)} must hold four numbers: factor, '
+            'channels, blocks and stride'
+        )
     checks.check_fraction('dropout', self.dropout)
     super().check()
 

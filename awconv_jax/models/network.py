@@ -23,7 +23,10 @@ from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import as_valid_size
 
 # The fields of an AW-convolution that its place in the network decides.
-AW_OWN = ('features', 'kernel_size', 'strides', 'padding', 'train')
+AW_OWN = (
+    *('features', 'kernel_size', 'strides', 'padding', 'train'),
+    *('kernel_dilation', 'feature_group_count'),
+)
 
 # He initialisation by fan-out, as torchvision's.
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -80,6 +83,17 @@ class Network(nn.Module):
   def augmented_slots(self) -> Sequence[str]:
     """Returns the slots that attention in the place 'conv' takes."""
     return ()
+
+  @nn.nowrap
+  def features(self, stage: int) -> int:
+    """Returns the features of the 3x3 convolutions of a stage."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def augmented_stages(self) -> Sequence[int]:
+    """Returns the stages that are augmented, from 1: the last three."""
+    number = len(self.strides())
+    return range(max(number - 2, 1), number + 1)
 
   @nn.nowrap
   def augmented_downsample(self, stage: int) -> int:
@@ -168,7 +182,10 @@ class Network(nn.Module):
     checks.check_options(
         'attention_options', options, attention.layer, attention.own
     )
-    own = dict(features=80, kernel_size=3) if in_conv else {}
+    own = {}
+    if in_conv:  # The narrowest of them.
+      least = self.features(self.augmented_stages()[0])
+      own = dict(features=least, kernel_size=3)
     checks.check_layer('attention_options', attention.layer, options, **own)
 
   @nn.nowrap
@@ -204,8 +221,7 @@ class Network(nn.Module):
       aw_conv = functools.partial(AWConv, train=train, **aw_fields)
       for slot in self.aw_choices()[self.aw_where]:
         convs[slot] = aw_conv
-    # Attention augments the last three stages.
-    if self._attends('conv') and stage > len(self.strides()) - 3:
+    if self._attends('conv') and stage in self.augmented_stages():
       for slot in self.augmented_slots():
         convs[slot] = self._create_attention(
             train,

@@ -81,6 +81,10 @@ class ResNet(Network):
     return AUGMENTED[self.block] if self.groups == 1 else ()
 
   @nn.nowrap
+  def features(self, stage: int) -> int:
+    return self.width * 2 ** (stage - 1)
+
+  @nn.nowrap
   def augmented_downsample(self, stage: int) -> int:
     # The paper's, where the images are 28x28 of 224x224.
     return 2 if self.stem == 'imagenet' and stage == 2 else 1
@@ -104,6 +108,12 @@ class ResNet(Network):
           f'model.groups={self.groups}, model.group_width={self.group_width} '
           "need model.block='bottleneck', which is 'basic'"
       )
+    if self.width * self.group_width < 64:
+      raise errors.InputError(
+          f'model.width={self.width} leaves nothing to groups of group_width='
+          f'{self.group_width} at 64; width must be at least '
+          f'{-(-64 // self.group_width)}'
+      )
     super().check()
 
   @nn.nowrap
@@ -116,7 +126,7 @@ class ResNet(Network):
     init = nn.initializers
     return functools.partial(
         BLOCKS[self.block],
-        width=self.width * 2 ** (stage - 1),
+        width=self.features(stage),
         groups=self.groups,
         group_width=self.group_width,
         last_scale_init=init.zeros if self.zero_init_residual else init.ones,

@@ -91,6 +91,10 @@ class WideResNet(Network):
     return {'3x3': ('conv1', 'conv2'), 'first_3x3': ('conv1',)}
 
   @nn.nowrap
+  def features(self, stage: int) -> int:
+    return self.width * self.widen * 2 ** (stage - 1)
+
+  @nn.nowrap
   def augmented_slots(self) -> Sequence[str]:
     return ('conv1',)
 
@@ -112,9 +116,11 @@ class WideResNet(Network):
 
   @nn.nowrap
   def create_block(self, stage, **fields):
-    features = self.width * self.widen * 2 ** (stage - 1)
     return functools.partial(
-        WideBlock, features=features, dropout=self.dropout, **fields
+        WideBlock,
+        features=self.features(stage),
+        dropout=self.dropout,
+        **fields,
     )
 
   def begin(self, x, train, valid_size):

@@ -122,7 +122,8 @@ def check_implementation(name, chunk):
     raise ValueError(f'unknown implementation {name!r}; known: {known}')
   if chunk is None:
     return
-  if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+  whole = isinstance(chunk, numbers.Integral) and not isinstance(chunk, bool)
+  if not whole or chunk < 1:
     raise ValueError(
         f'chunk must be a number of samples or None, not {chunk!r}'
     )

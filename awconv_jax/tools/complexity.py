@@ -145,6 +145,12 @@ def main(arguments: Sequence[str]) -> None:
   if FLAGS.config is not None:
     _show_config(FLAGS.config)
     return
+  for flag in ('models', 'attention'):
+    if not FLAGS[flag].value:
+      raise errors.InputError(
+          f'--{flag} names none; give at least one, such as '
+          f'--{flag}={FLAGS[flag].default[0]}'
+      )
   for name in FLAGS.attention:
     if name not in ('none', *ATTENTION):
       raise errors.unknown_name('attention', name, ('none', *ATTENTION))

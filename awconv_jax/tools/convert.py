@@ -34,6 +34,15 @@ from awconv_jax import (
 )
 
 FLAGS = flags.FLAGS
+# Suffixes of files that hold weights. A name with any other, such as that of
+# runs/v1.5, is that of a directory.
+FILES = frozenset(
+    (
+        *(*weights.READERS, *weights.WRITERS, '.safetensor'),
+        *('.npz', '.npy', '.h5', '.hdf5', '.onnx', '.ckpt'),
+        *('.msgpack', '.pkl', '.pickle'),
+    )
+)
 
 
 def shapes_of(model: Any, channels: int) -> Any:
@@ -73,8 +82,8 @@ def convert(source: str, output: str, shapes: Any) -> str:
 
   Args:
     source: a file that `weights.read` takes, or a run's directory.
-    output: a file that `weights.save` takes, or, without any suffix, a
-      directory.
+    output: a file that `weights.save` takes, or a directory: anything without
+      a suffix of `FILES`.
     shapes: of the variables in a file; unused for a directory, whose
       checkpoints say it themselves.
 
@@ -85,28 +94,42 @@ def convert(source: str, output: str, shapes: Any) -> str:
     InputError: see `weights.load`, `weights.save`.
   """
   suffix = pathlib.Path(output).suffix
-  if suffix and suffix not in weights.WRITERS:
+  to_file = suffix in weights.WRITERS
+  if not to_file and suffix.lower() in FILES:
     known = (*weights.WRITERS, 'none (a directory)')
     raise errors.unknown_name('suffix of --output:', suffix, known)
   if pathlib.Path(source).is_dir():
     variables, kind = warm_start.read_run(source)
   else:
     variables, kind = weights.load(source, shapes), 'weights'
-  (weights.save if suffix else write_run)(output, variables)
+  (weights.save if to_file else write_run)(output, variables)
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
   return f'{source} -> {output}: {kind}, {count:,} parameters'
 
 
 def _model(model, attention, num_classes, config):
   """Returns the network that the flags name."""
-  if (model is None) == (config is None):
+  if model is not None and config is not None:
+    raise errors.InputError(
+        f'--model={model} and --config both name a network: give one of them, '
+        'not both'
+    )
+  if model is None and config is None:
     raise errors.InputError(
         'a file is read for a network: give --model=resnet50 or, for all its '
         'options, --config=configs/digits.py'
     )
   if config is not None:
+    beside = dict(attention=attention, num_classes=num_classes)
+    for flag, value in beside.items():
+      if value is not None:
+        raise errors.InputError(
+            f'--{flag}={value} goes with --model; with --config, set it there: '
+            f'--config.model.{flag}={value}'
+        )
     return models.create(**config.model.to_dict())
-  return models.create(model, attention=attention, num_classes=num_classes)
+  classes = 1000 if num_classes is None else num_classes
+  return models.create(model, attention=attention, num_classes=classes)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -118,6 +141,8 @@ def main(arguments: Sequence[str]) -> None:
   for flag in ('input', 'output'):
     if not FLAGS[flag].value:
       raise errors.InputError(f'--{flag} is missing')
+  if FLAGS.channels < 1:
+    raise errors.InputError(f'--channels={FLAGS.channels} must be at least 1')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   shapes = None
   if not pathlib.Path(FLAGS.input).is_dir():
@@ -131,7 +156,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('output', None, 'A .safetensors file, or a directory.')
   flags.DEFINE_string('model', None, 'Name of the network, such as resnet50.')
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
-  flags.DEFINE_integer('num_classes', 1000, 'Its classes.')
+  flags.DEFINE_integer('num_classes', None, 'Its classes; 1000 if not given.')
   flags.DEFINE_integer('channels', 3, 'Channels of its images.')
   config_flags.DEFINE_config_file(
       'config', None, 'Config that holds the network, instead of --model.'

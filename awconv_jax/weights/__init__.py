@@ -74,7 +74,8 @@ def load(
       'batch_stats'.
     allow_missing: tells by our path, such as 'params/head/kernel', what may be
       absent from the file; it keeps the value it has in `variables`. With
-      `in_aw_branch` an AW network starts from the plain one's weights.
+      `in_aw_branch` an AW network starts from the plain one's weights. Each
+      such branch may be absent as a whole only.
     report: as in `read`.
 
   Returns:

@@ -153,11 +153,22 @@ def counters(names: Sequence[str]) -> list[str]:
   return [n.replace(*ends) for n in names if n.endswith(ends[0])]
 
 
+def aw_branch(path: str) -> str | None:
+  """Returns what holds a path of those that an AW-convolution adds, or None.
+
+  Args:
+    path: such as 'params/stage1_block1/conv2/attention/norm1/scale', which is
+      held by 'stage1_block1/conv2/attention', its statistics likewise.
+  """
+  own = r'(attention(?=/(pointwise|norm)[12]/)|refinement(?=/))'
+  match = re.match(rf'[^/]+/((.+?/)?{own})', path)
+  return match and match[1]
+
+
 def in_aw_branch(path: str) -> bool:
   """Tells whether a path lies in what an AW-convolution adds to a plain one.
 
   Args:
-    path: such as 'params/stage1_block1/conv2/attention/norm1/scale'.
+    path: as of `aw_branch`.
   """
-  own = r'/(attention/(pointwise|norm)[12]|refinement)/'
-  return re.search(own, path) is not None
+  return aw_branch(path) is not None

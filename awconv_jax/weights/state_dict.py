@@ -30,8 +30,24 @@ def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
   return arrays | {n: np.zeros((), np.int64) for n in names.counters(entries)}
 
 
-def _faults(arrays, entries, allowed) -> str:
-  """Returns all that keeps the arrays from fitting, or nothing."""
+def _may_be_absent(arrays, entries, allow_missing) -> set[str]:
+  """Returns torch's names of what the arrays need not hold.
+
+  The branch of an AW-convolution is absent as a whole or not at all: with some
+  of its arrays here, the others were lost.
+  """
+  paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
+  begun = {names.aw_branch(paths[n]) for n in entries.keys() & arrays.keys()}
+  begun.discard(None)
+  return {
+      name
+      for name, path in paths.items()
+      if allow_missing(path) and names.aw_branch(path) not in begun
+  }
+
+
+def _faults(arrays, entries, allowed) -> dict[str, list[str]]:
+  """Returns all that keeps the arrays from fitting, by kind."""
   known = entries.keys() | set(names.counters(entries))
   absent = entries.keys() - arrays.keys() - allowed
   shared = sorted(entries.keys() & arrays.keys())
@@ -49,7 +65,19 @@ def _faults(arrays, entries, allowed) -> str:
           if not jnp.issubdtype(arrays[n].dtype, jnp.floating)
       ],
   }
-  return '; '.join(f'{k}: {", ".join(v)}' for k, v in faults.items() if v)
+  return {kind: found for kind, found in faults.items() if found}
+
+
+def _misfit(source, faults) -> errors.InputError:
+  """Returns the error: counts and remedy, and then all names."""
+  counts = ', '.join(f'{len(found)} {kind}' for kind, found in faults.items())
+  listed = '; '.join(
+      f'{kind}: {", ".join(found)}' for kind, found in faults.items()
+  )
+  return errors.InputError(
+      f'{source} does not fit the network ({counts}); choose the network and '
+      f'the options that it was made with: {listed}'
+  )
 
 
 def from_state_dict(
@@ -65,7 +93,8 @@ def from_state_dict(
     arrays: by torch's names, in torch's layout, of any floating dtype.
     variables: tree of arrays or shapes, 'params' and 'batch_stats'.
     allow_missing: tells by our path, such as 'params/head/kernel', what may be
-      absent; it keeps the value it has in `variables`.
+      absent; it keeps the value it has in `variables`. The branch of an
+      AW-convolution may be absent as a whole only.
     source: where the arrays come from, for the error.
 
   Returns:
@@ -76,17 +105,12 @@ def from_state_dict(
   """
   leaves, treedef = names.flatten(variables)
   entries = names.table(variables)
-  allowed = {
-      name
-      for name, entry in entries.items()
-      if allow_missing is not None and allow_missing('/'.join(entry.path))
-  }
+  allowed = set()
+  if allow_missing is not None:
+    allowed = _may_be_absent(arrays, entries, allow_missing)
   faults = _faults(arrays, entries, allowed)
   if faults:
-    raise errors.InputError(
-        f'{source} does not fit the network: {faults}; choose the network and '
-        'the options that it was made with'
-    )
+    raise _misfit(source, faults)
   by_path = {
       entry.path: (
           entry.from_torch(arrays[name]).astype(leaves[entry.path].dtype)

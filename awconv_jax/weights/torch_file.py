@@ -6,7 +6,6 @@ functions to be called; here only the few that rebuild tensors can be named,
 and those stand for records. Arrays are made afterwards, of what is asked for.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 import io
 import os
@@ -48,21 +47,44 @@ class _Tensor(NamedTuple):
   stride: tuple[int, ...]
 
 
-def _rebuild_tensor(storage, offset, size, stride, *autograd):
-  return _Tensor(storage, offset, size, stride)
+class _Dict(dict):
+  """What torch keeps beside a dict's items (`_metadata`) is dropped."""
+
+  __slots__ = ()
+
+  def __setstate__(self, state: object) -> None:
+    del state
 
 
-def _rebuild_parameter(tensor, *autograd):
-  return tensor
+class _MakeDict:
+  __slots__ = ()
+
+  def __call__(self, *items):
+    return _Dict(*items)
 
 
-# Everything that a pickle may name. Storages are plain strings, which nothing
-# can be called with or set on.
+class _RebuildTensor:
+  __slots__ = ()
+
+  def __call__(self, storage, offset, size, stride, *autograd):
+    return _Tensor(storage, offset, size, stride)
+
+
+class _RebuildParameter:
+  __slots__ = ()
+
+  def __call__(self, tensor, *autograd):
+    return tensor
+
+
+# Everything that a pickle may name. A pickle can set attributes, too (BUILD),
+# but these have none: no functions or classes, but instances without a dict,
+# and plain strings for storages.
 KNOWN = {
-    ('collections', 'OrderedDict'): OrderedDict,
-    ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+    ('collections', 'OrderedDict'): _MakeDict(),
+    ('torch._utils', '_rebuild_tensor'): _RebuildTensor(),
+    ('torch._utils', '_rebuild_tensor_v2'): _RebuildTensor(),
+    ('torch._utils', '_rebuild_parameter'): _RebuildParameter(),
     **{('torch', kind): kind for kind in DTYPES},
 }
 

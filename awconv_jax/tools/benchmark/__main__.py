@@ -6,13 +6,15 @@
   python -m awconv_jax.tools.benchmark roofline --bandwidth_gbs=1e3 --tflops=90
 
 Every row is a ratio to the plain version, measured in the same run and in turn
-with it; results are checked against the vmapped form (subject op) or the first
-AW variant (model). Subject roofline counts FLOPs and bytes on paper. Writes the
-table as text to the screen, and as JSON and a picture to --output.
+with it; before that, results are checked against the plainest form: the vmapped
+one, or (model, where that is not measured) the loop. Subject roofline counts
+FLOPs and bytes on paper. Writes the table as text to the screen, and as JSON
+and a picture to --output.
 """
 
 from collections.abc import Sequence
 import json
+import math
 
 from absl import flags
 import jax
@@ -42,6 +44,15 @@ DEFAULTS = {
 }
 
 
+def _check_numbers(subject: str, seconds: float) -> None:
+  """Raises InputError for a number that cannot be measured with."""
+  name = 'side' if subject == 'model' else 'expansion'
+  if FLAGS[name].value < 1:
+    raise errors.InputError(f'--{name}={FLAGS[name].value} must be at least 1')
+  if not 0 <= seconds < math.inf:
+    raise errors.InputError(f'--seconds={seconds} must be finite, at least 0')
+
+
 def _settings(subject: str) -> dict:
   """Returns the flags that all subjects have, checked."""
   settings = {
@@ -59,6 +70,7 @@ def _settings(subject: str) -> dict:
   batches = settings['batches']
   if not batches or not all(b.isdigit() and int(b) for b in batches):
     raise errors.InputError(f'--batches={batches}: want numbers above 0')
+  _check_numbers(subject, settings['seconds'])
   settings['batches'] = [int(b) for b in batches]
   return settings | dict(dtype=FLAGS.dtype)
 
@@ -101,6 +113,7 @@ def main(arguments: Sequence[str]) -> None:
     raise errors.unknown_name('subject', ' '.join(arguments), SUBJECTS)
   name, subject = arguments[0], SUBJECTS[arguments[0]]
   settings = _settings(name)
+  report.check_output(FLAGS.output)
   _use_cpu_devices(FLAGS.cpu_devices)
   print(json.dumps(report.environment()), flush=True)
   rows = report.show(RUNS[name](dict(settings)))

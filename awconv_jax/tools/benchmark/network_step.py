@@ -71,12 +71,12 @@ class NetworkStep:
 
   @staticmethod
   def fetch(result: tuple[Any, ...]) -> dict[str, Any]:
-    """Returns the loss of a step's result, and the norm of the gradients.
+    """Returns the loss of a step's result, and the norm of every gradient.
 
     The state holds the sum of the gradients, which are the first.
     """
     _, state, loss = result
-    return {'loss': jax.device_get(loss), 'grads': timing.norm(state)}
+    return {'loss': jax.device_get(loss), 'grads': timing.norms(state)}
 
   def compilation(self) -> dict[str, Any]:
     """Returns the function to compile, and the options of `jax.jit`."""

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import os
 import platform
+import tempfile
 from typing import Any
 
 import flax
 import jax
 import jaxlib
 
-from awconv_jax import text_table
+from awconv_jax import errors, text_table
 from awconv_jax.tools.benchmark import picture
 
 
@@ -47,6 +48,19 @@ def show(rows: Iterable[Any]) -> list[Any]:
     print(*map(value_format, dataclasses.astuple(row)), flush=True)
   print(text_table.make(shown, value_format))
   return shown
+
+
+def check_output(output: str) -> None:
+  """Raises InputError if no file can be written where `save` would."""
+  folder = os.path.dirname(output) or '.'
+  try:
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise errors.InputError(
+        f'--output={output}: cannot write in the folder {folder}: '
+        f'{error.strerror}; make it, or give another --output'
+    ) from error
 
 
 def save(

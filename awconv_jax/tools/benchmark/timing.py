@@ -80,8 +80,13 @@ def norm(tree: Any) -> np.ndarray:
 
   On the devices it would be many small programs that wait for each other.
   """
+  return np.linalg.norm(norms(tree))
+
+
+def norms(tree: Any) -> np.ndarray:
+  """Returns the norm of each array of a tree, in its order, as `norm` does."""
   leaves = (np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree))
-  return np.linalg.norm([np.linalg.norm(leaf) for leaf in leaves])
+  return np.array([np.linalg.norm(leaf) for leaf in leaves])
 
 
 def relative_error(result: Any, reference: Any) -> float:
@@ -122,30 +127,8 @@ def _first_calls(ready, check):
   }
 
 
-def measure(
-    ready: Mapping[str, Ready], *, seconds: float, check: Mapping[str, str]
-) -> dict[str, Measurement]:
-  """Times functions in turn, so that all meet the same state of the machine.
-
-  Everything is called once to check the results, on the first inputs. Then
-  every timed call follows one that is not timed, since what ran before may have
-  left the caches to itself, until `seconds` of each are timed; the inputs
-  change from turn to turn. A function whose checking call took longer than
-  `seconds` is not called again before its first timed call, which then mostly
-  is the only one: the checking call has warmed it, on other inputs.
-
-  Args:
-    ready: functions by name.
-    seconds: time for each function; 0 for one timed call of each.
-    check: by name of a function, which one its results are compared with.
-
-  Returns:
-    Measurements by name.
-
-  Raises:
-    ReportedError: a result is zero or not finite.
-  """
-  first, differences = _first_calls(ready, check)
+def _time_in_turn(ready, first, seconds):
+  """Returns the times in seconds, by name; `first` are those of a call each."""
   times = {name: [] for name in ready}
 
   def enough(name):
@@ -162,6 +145,43 @@ def measure(
       start = time.perf_counter()
       function.run(turn)
       times[name].append(time.perf_counter() - start)
+  return times
+
+
+def measure(
+    ready: Mapping[str, Ready],
+    *,
+    seconds: float,
+    check: Mapping[str, str],
+    refuse: Callable[[Mapping[str, float]], object] = lambda differences: None,
+    untimed: Mapping[str, Ready] | None = None,
+) -> dict[str, Measurement]:
+  """Times functions in turn, so that all meet the same state of the machine.
+
+  Everything is called once to check the results, on the first inputs. If that
+  is in order, every timed call follows one that is not timed, since what ran
+  before may have left the caches to itself, until `seconds` of each are timed;
+  the inputs change from turn to turn. A function whose checking call took
+  longer than `seconds` is not called again before its first timed call, which
+  then mostly is the only one: the checking call has warmed it, on other inputs.
+
+  Args:
+    ready: functions by name.
+    seconds: time for each function; 0 for one timed call of each.
+    check: by name of a function, which one its results are compared with.
+    refuse: called with the differences found, as `Measurement.error`, by name,
+      before anything is timed; raises what keeps it from being timed.
+    untimed: functions that others are compared with, and that is all.
+
+  Returns:
+    Measurements by name, of `ready`.
+
+  Raises:
+    ReportedError: a result is zero or not finite.
+  """
+  first, differences = _first_calls({**(untimed or {}), **ready}, check)
+  refuse(differences)
+  times = _time_in_turn(ready, first, seconds)
   return {
       name: Measurement(
           milliseconds=1e3 * float(np.median(times[name])),
