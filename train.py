@@ -68,10 +68,7 @@ def _summarize(result, workdir: str, config_path: str, plain: bool) -> None:
 
 def main(arguments):
   """Trains as the flags say."""
-  if arguments:
-    raise errors.InputError(
-        f'unexpected argument {arguments[0]!r}; flags begin with --'
-    )
+  command_line.refuse_arguments(arguments)
   if _CONFIG.value is None:
     raise errors.InputError(
         '--config is missing, such as --config=configs/digits.py'

@@ -107,6 +107,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     fail(f'a --config override cannot be used: {error}')
 
 
+def refuse_arguments(arguments: Sequence[str]) -> None:
+  """Raises InputError if there are arguments that are no flags."""
+  if arguments:
+    raise errors.InputError(
+        f'unexpected argument {arguments[0]!r}; flags begin with --'
+    )
+
+
 def run(main: Callable[[list[str]], Any]) -> None:
   """Parses the flags and calls main.
 

@@ -32,7 +32,7 @@ def run(*arguments):
 
 @pytest.fixture(scope='module')
 def shapes():
-  return convert.shapes_of(models.create('resnet18', **NARROW), 1)
+  return models.shapes_of(models.create('resnet18', **NARROW), 224, 1)
 
 
 def draw(shapes, seed=0):

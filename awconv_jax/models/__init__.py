@@ -1,9 +1,12 @@
 """Networks by name: `create('resnet50', num_classes=1000, aw_conv=True)`."""
 
+import functools
 import inspect
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from awconv_jax import errors
 from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
@@ -47,3 +50,19 @@ def create(name: str, **options: Any) -> nn.Module:
   model = module(**(defaults | options))
   model.check()
   return model
+
+
+def shapes_of(model: nn.Module, side: int, channels: int = 3) -> Any:
+  """Returns the shapes of a network's variables; computes nothing.
+
+  Args:
+    model: a network of `create`.
+    side: height and width of the images.
+    channels: of the images.
+
+  Returns:
+    A tree of `jax.ShapeDtypeStruct`: 'params' and 'batch_stats'.
+  """
+  image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), image)

@@ -5,7 +5,7 @@ Padding is explicit and symmetric as in torch, so that converted weights give
 the same numbers: 'SAME' pads a convolution of stride 2 asymmetrically.
 
 Every block has these fields:
-  width: channels inside; the output has `width * expansion`.
+  width: channels inside; the output of a bottleneck has four times as many.
   stride: of the block.
   convs: the convolution of each slot, 'conv1' ... and 'downsample_conv'.
   norm: the norm; takes `name` and `scale_init`.
@@ -67,8 +67,6 @@ class Block(Padded):
   groups: int = 1
   group_width: int = 64
 
-  expansion = 1
-
   def join(self, x, y, valid_size, out_valid_size):
     """Gates the branch y, adds the shortcut of x, and applies ReLU."""
     if self.attention is not None:
@@ -96,8 +94,6 @@ class BasicBlock(Block):
 
 class Bottleneck(Block):
   """1x1, 3x3 and 1x1 convolutions (ResNet-50, -101 and -152)."""
-
-  expansion = 4
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):

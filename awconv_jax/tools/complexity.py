@@ -59,17 +59,16 @@ def count(model: Any, side: int, channels: int = 3) -> tuple[Any, dict]:
     channels: of the image.
   """
   image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-  init = functools.partial(model.init, train=False)
-  variables = jax.eval_shape(init, jax.random.key(0), image)
+  variables = models.shapes_of(model, side, channels)
   macs = complexity.count_macs(
       functools.partial(model.apply, train=False), variables, image
   )
   return variables['params'], macs
 
 
-def _totals(name, side, **options):
+def _totals(model, side):
   """Returns parameters and MACs of a network."""
-  _, total = complexity.rows(*count(models.create(name, **options), side))
+  _, total = complexity.rows(*count(model, side))
   return total.parameters, total.multiply_adds
 
 
@@ -94,11 +93,11 @@ def rows(
       plain = None
       for aw_conv in (False, True):
         model = models.create(name, aw_conv=aw_conv, **own)
-        parameters, macs = _totals(name, side, aw_conv=aw_conv, **own)
+        parameters, macs = _totals(model, side)
         plain = plain or parameters
         v1 = None
         if getattr(model, 'block', None) == 'bottleneck':
-          v1 = _totals(name, side, aw_conv=aw_conv, version='v1', **own)[1]
+          _, v1 = _totals(model.clone(version='v1'), side)
         yield Row(
             network=name,
             attention=attention,
@@ -134,10 +133,7 @@ def _show_config(config: Any) -> None:
 
 def main(arguments: Sequence[str]) -> None:
   """Prints the table that is asked for."""
-  if arguments:
-    raise errors.InputError(
-        f'unexpected argument {arguments[0]!r}; flags begin with --'
-    )
+  command_line.refuse_arguments(arguments)
   if FLAGS.side < 1 or FLAGS.channels < 1:
     raise errors.InputError(
         f'--side={FLAGS.side} and --channels={FLAGS.channels} must be above 0'

@@ -14,14 +14,12 @@ that of a run: its newest checkpoint, the averages where it has them.
 """
 
 from collections.abc import Sequence
-import functools
 import os
 import pathlib
 from typing import Any
 
 from absl import flags, logging
 import jax
-import jax.numpy as jnp
 from ml_collections import config_flags
 
 from awconv_jax import (
@@ -43,18 +41,6 @@ FILES = frozenset(
         *('.msgpack', '.pkl', '.pickle'),
     )
 )
-
-
-def shapes_of(model: Any, channels: int) -> Any:
-  """Returns the shapes of a network's variables; computes nothing.
-
-  Args:
-    model: a network of `models.create`.
-    channels: of its images.
-  """
-  image = jax.ShapeDtypeStruct((1, 224, 224, channels), jnp.float32)
-  init = functools.partial(model.init, train=False)
-  return jax.eval_shape(init, jax.random.key(0), image)
 
 
 def write_run(workdir: str | os.PathLike, variables: Any) -> None:
@@ -134,10 +120,7 @@ def _model(model, attention, num_classes, config):
 
 def main(arguments: Sequence[str]) -> None:
   """Converts as the flags say."""
-  if arguments:
-    raise errors.InputError(
-        f'unexpected argument {arguments[0]!r}; flags begin with --'
-    )
+  command_line.refuse_arguments(arguments)
   for flag in ('input', 'output'):
     if not FLAGS[flag].value:
       raise errors.InputError(f'--{flag} is missing')
@@ -147,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
   shapes = None
   if not pathlib.Path(FLAGS.input).is_dir():
     named = (FLAGS.model, FLAGS.attention, FLAGS.num_classes, FLAGS.config)
-    shapes = shapes_of(_model(*named), FLAGS.channels)
+    shapes = models.shapes_of(_model(*named), 224, FLAGS.channels)
   print(convert(FLAGS.input, FLAGS.output, shapes))
 
 
