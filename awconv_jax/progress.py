@@ -31,6 +31,7 @@ class Progress:
   def __init__(self, total: int, *, start: int, batch_size: int, show: bool):
     self._total, self._batch_size, self._show = total, batch_size, show
     self._seen, self._since, self._rate = start, time.monotonic(), 0.0
+    self._waited = 0.0
     self._bar = None
     if show and sys.stdout.isatty():
       self._bar = tqdm(
@@ -44,14 +45,18 @@ class Progress:
 
   def restart(self, step: int) -> None:
     """Starts the clock anew, after a pause such as an evaluation."""
-    self._seen, self._since = step, time.monotonic()
+    self._seen, self._since, self._waited = step, time.monotonic(), 0.0
+
+  def waited(self, seconds: float) -> None:
+    """Takes the time in which there was no batch to go on with."""
+    self._waited += seconds
 
   def advance(self) -> None:
     """Moves the bar by one step."""
     if self._bar is not None:
       self._bar.update()
 
-  def report(self, step: int, scalars: Mapping[str, float]) -> float:
+  def report(self, step: int, scalars: Mapping[str, float]) -> dict[str, float]:
     """Shows where the run stands.
 
     Args:
@@ -59,12 +64,14 @@ class Progress:
       scalars: 'loss' and 'learning_rate'.
 
     Returns:
-      Images per second since the last report.
+      What was since the last report: 'images_per_second', and 'data_wait', the
+      share of the time in which there was no batch to go on with.
     """
-    now = time.monotonic()
+    seconds = max(time.monotonic() - self._since, 1e-9)
     if step > self._seen:
-      self._rate = (step - self._seen) / max(now - self._since, 1e-9)
-    self._seen, self._since, rate = step, now, self._rate
+      self._rate = (step - self._seen) / seconds
+    rate, wait = self._rate, min(self._waited / seconds, 1.0)
+    self.restart(step)
     images = rate * self._batch_size
     left = (self._total - step) / rate if rate else 0.0
     text = (
@@ -75,7 +82,7 @@ class Progress:
       self._bar.set_postfix_str(text)
     elif self._show:
       print(f'step {step}/{self._total}  {text}', flush=True)
-    return images
+    return {'images_per_second': images, 'data_wait': wait}
 
   def say(self, text: str) -> None:
     """Prints a line of its own, above the bar."""

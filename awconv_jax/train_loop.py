@@ -6,6 +6,7 @@ It knows nothing of what is learned; see `tasks`.
 from collections.abc import Mapping
 import dataclasses
 import pathlib
+import time
 from typing import Any
 
 from clu import parameter_overview
@@ -28,6 +29,11 @@ from awconv_jax import (
     warm_start,
 )
 from awconv_jax import workdir as workdirs
+
+# In a run's directory: the images that could not be read, one a line.
+UNREADABLE = 'unreadable.txt'
+# Of them, so many are shown at a time.
+_MOST_LINES = 10
 
 
 @dataclasses.dataclass
@@ -205,7 +211,7 @@ class _Log:
     means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     means['learning_rate'] = float(rows[-1]['learning_rate'])
     step = int(steps[-1])
-    means['images_per_second'] = self._bar.report(step, means)
+    means |= self._bar.report(step, means)
     means['epoch'] = step / self._steps_per_epoch
     if self._writer is not None:
       self._writer.write(step, {f'train/{k}': v for k, v in means.items()})
@@ -230,7 +236,8 @@ def train(config: Any, workdir: str) -> Result:
   Args:
     config: the whole config, such as `configs/digits.py` gives.
     workdir: directory of the run. It gets config.json, parameters.txt,
-      metrics.jsonl, tensorboard/ and checkpoints/.
+      metrics.jsonl, tensorboard/ and checkpoints/, and unreadable.txt if there
+      are images that cannot be read.
 
   Returns:
     How the run ended.
@@ -367,7 +374,10 @@ class _Run:
     metrics, stopped_by, complete = {}, None, step >= total
     try:
       while step < total and not stopped_by:
-        batch = partition.shard_batch(self._mesh, next(self._batches))
+        before = time.monotonic()
+        batch = next(self._batches)
+        bar.waited(time.monotonic() - before)
+        batch = partition.shard_batch(self._mesh, batch)
         state, step_metrics = step_function(state, batch)
         step += 1
         log.add(step, step_metrics)
@@ -377,6 +387,7 @@ class _Run:
         save_now = _due(step, total, save_every) or stopped_by
         if evaluate_now or save_now or step % config.log_every_steps == 0:
           log.flush()
+          self._tell_unreadable(self._batches, bar)
         # A grace period may be too short to evaluate in.
         if evaluate_now and (last or not stopped_by):
           metrics = self._evaluate(predict, state, step, bar, writer)
@@ -399,10 +410,22 @@ class _Run:
           'warm-up or config.optimizer.clip_norm'
       ) from error
     finally:
+      for batches in (self._batches, self._eval_batches):
+        self._tell_unreadable(batches, bar)
       bar.close()
       if writer is not None:
         writer.close()
     return Result(step, total, metrics, stopped_by)
+
+  def _tell_unreadable(self, batches: Any, bar: progress.Progress) -> None:
+    """Says, and keeps, what could not be read since the last time."""
+    news = batches.unreadable.news()
+    for line in news[:_MOST_LINES]:
+      bar.say(f'replaced or left out: {line}')
+    if len(news) > _MOST_LINES:
+      more = len(news) - _MOST_LINES
+      bar.say(f'and {more} more, named in {self._workdir / UNREADABLE}')
+    workdirs.note(self._workdir, UNREADABLE, news)
 
   def _evaluate(self, predict, state, step, bar, writer) -> dict[str, float]:
     metrics = evaluate(
@@ -416,6 +439,7 @@ class _Run:
         f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
         for name, value in metrics.items()
     )
+    self._tell_unreadable(self._eval_batches, bar)
     bar.say(f'step {step}/{self._total}  evaluation: {shown}')
     bar.restart(step)
     if writer is not None:

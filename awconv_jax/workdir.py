@@ -1,6 +1,6 @@
 """A run's directory belongs to one config, saved beside its results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import fcntl
 import json
 import os
@@ -21,6 +21,7 @@ FREE_KEYS = (
     'data.num_workers',
     'data.num_threads',
     'data.prefetch',
+    'data.max_bad_fraction',
 )
 
 
@@ -120,3 +121,19 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     temporary.replace(path)
   except OSError as error:
     raise _cannot_write(workdir, error) from error
+
+
+def note(workdir: str | os.PathLike, name: str, lines: Sequence[str]) -> None:
+  """Adds lines to a file of the run, those that it does not have yet.
+
+  Args:
+    workdir: directory of the run.
+    name: of the file, which is made with the first line.
+    lines: to add.
+  """
+  if not lines:
+    return
+  path = pathlib.Path(workdir) / name
+  known = set(path.read_text().splitlines()) if path.exists() else set()
+  with path.open('a') as file:
+    file.writelines(f'{line}\n' for line in lines if line not in known)

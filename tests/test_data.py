@@ -12,10 +12,11 @@ import time
 
 import ml_collections
 import numpy as np
+import pictures
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import augment, digits, rows, sources
+from awconv_jax.data import augment, decode, digits, rows, sources
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 1437, 360
@@ -42,7 +43,12 @@ def create(data_dir):
         'train_split': 'train',
         'eval_split': 'test',
         'image_size': 32,
+        'eval_image_size': 32,
+        'eval_crop': 1.0,
+        'eval_interpolation': 'area',
         'augment': AUGMENT,
+        'repeats': 1,
+        'max_bad_fraction': 0.0,
         'num_workers': 0,
         'num_threads': 1,
         'prefetch': 2,
@@ -107,6 +113,7 @@ def test_train_batch_contract(create):
   assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
       'image': ((100, 32, 32, 1), np.uint8),
       'label': ((100,), np.int32),
+      'index': ((100,), np.int32),
       'mask': ((100,), bool),
   }
   assert batch['mask'].all()
@@ -136,7 +143,17 @@ def test_train_images_come_with_their_labels(create, data_dir):
 
 
 def iter_records(source):
-  return (source[i] for i in range(len(source)))
+  """Yields the records with decoded images."""
+  for i in range(len(source)):
+    record = source[i]
+    picture = decode.Picture(record['image'], source.channels)
+    yield record | {'image': picture.pixels()}
+
+
+class Records(list):
+  """A source of three channels."""
+
+  channels, num_classes = 3, 10
 
 
 def test_augmentation_differs_between_epochs(create):
@@ -160,9 +177,9 @@ def test_seeds_differ_and_repeat(create):
 
 def test_augmentation_depends_on_seed_and_position_alone():
   image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-  records = [{'image': image, 'label': 0}] * 10
-  chain = augment.Chain([('flip', {})])
-  streams = [rows.train_stream(records, chain, 2, s) for s in (0, 0, 1)]
+  source = Records([{'image': pictures.encode(image), 'label': 0}] * 10)
+  chain = augment.Chain([('flip', {})], 2)
+  streams = [rows.train_stream(source, chain, s) for s in (0, 0, 1)]
   forward = [streams[0][i]['image'].tobytes() for i in range(40)]
   backward = [streams[1][i]['image'].tobytes() for i in reversed(range(40))]
   other = [streams[2][i]['image'].tobytes() for i in range(40)]
@@ -209,7 +226,12 @@ def test_workers_change_nothing(whole, data_dir, tmp_path):
       'train_split': 'train',
       'eval_split': 'test',
       'image_size': 32,
+      'eval_image_size': 32,
+      'eval_crop': 1.0,
+      'eval_interpolation': 'area',
       'augment': AUGMENT,
+      'repeats': 1,
+      'max_bad_fraction': 0.0,
       'num_workers': 2,
       'num_threads': 1,
       'prefetch': 2,
@@ -263,6 +285,7 @@ def test_state_counts_delivered_not_prefetched(create):
       'seed': 0,
       'batch_size': 64,
       'num_examples': N_TRAIN,
+      'repeats': 1,
   }
 
 
@@ -312,6 +335,8 @@ def test_eval_yields_every_example_once_and_in_order(
     assert {b['image'].shape for b in seen} == {(batch_size, 32, 32, 1)}
     joined = {key: np.concatenate([b[key] for b in seen]) for key in seen[0]}
     assert joined['mask'].sum() == N_TEST and joined['mask'][:N_TEST].all()
+    assert joined['index'][:N_TEST].tolist() == list(range(N_TEST))
+    assert (joined['index'][N_TEST:] == -1).all()
     for key in ('image', 'label'):
       np.testing.assert_array_equal(
           joined[key][:N_TEST], [record[key] for record in records]
@@ -337,8 +362,26 @@ def test_eval_left_early_starts_anew(create):
 
 def test_image_size(create):
   for train in (True, False):
-    batches = create(train=train, image_size=24, batch_size=400)
-    assert next(iter(batches))['image'].shape == (400, 24, 24, 1)
+    batches = create(
+        train=train, image_size=24, eval_image_size=20, batch_size=400
+    )
+    side = 24 if train else 20
+    assert next(iter(batches))['image'].shape == (400, side, side, 1)
+
+
+def test_several_labels_are_not_trained_on(create, data_dir, monkeypatch):
+  class Several(type(sources.open_source('digits', data_dir, 'train'))):
+
+    def __getitem__(self, index):
+      return super().__getitem__(index) | {'label': np.array([3, 5, -1])}
+
+  source = Several(f'{data_dir}/digits/1.0.0', 'train', True)
+  monkeypatch.setattr(sources, 'open_source', lambda *arguments: source)
+
+  with pytest.raises(InputError, match='several labels each'):
+    create()
+  batch = next(iter(create(train=False, batch_size=4)))
+  assert batch['label'].tolist() == [[3, 5, -1]] * 4 and batch['mask'].all()
 
 
 @pytest.mark.parametrize(
@@ -352,6 +395,14 @@ def test_image_size(create):
         ({'train_split': 'tain'}, "unknown split 'tain'.*known: test, train"),
         ({'eval_split': 'val', 'train': False}, "unknown split 'val'"),
         ({'seed': -1}, 'config.seed=-1 must be at least 0'),
+        ({'image_size': 0}, 'config.data.image_size=0 must be at least 1'),
+        ({'repeats': 0}, 'config.data.repeats=0 must be at least 1'),
+        ({'eval_crop': 0.0}, r'eval_crop=0.0 is not in \(0, 1\]'),
+        ({'max_bad_fraction': 1.5}, r'max_bad_fraction=1.5 is not in \[0, 1\]'),
+        (
+            {'eval_interpolation': 'cubik'},
+            r"'cubik' \(did you mean 'cubic'\?\)",
+        ),
         ({'augment': (('flop', {}),)}, r"'flop' \(did you mean 'flip'\?\)"),
     ],
 )
@@ -411,115 +462,3 @@ def test_unreadable_record(
     )
     assert message.endswith(f'; remove {directory}, it is made anew')
     assert '\n' not in message
-
-
-@pytest.mark.parametrize(
-    'steps, message',
-    [
-        ((('flip', {'p': 1}),), "unknown option of augmentation 'flip' 'p'"),
-        (
-            (('pad_crop', {'pading': 4}),),
-            r"'pad_crop' 'pading' \(did you mean 'padding'\?\); known: padding",
-        ),
-        (
-            (('random_affine', AFFINE),),
-            "'random_affine' lacks option 'shear'; it needs: rotation, trans",
-        ),
-        (
-            (('random_affine', AFFINE | {'shear': 'much'}),),
-            "'random_affine' cannot use .*much",
-        ),
-        ((('pad_crop', {'padding': -1}),), "'pad_crop' cannot use .*-1"),
-        ((('resize', {'size': 0}),), "'resize' cannot use .*0"),
-        ({'flip': {}}, 'must be a tuple of .* pairs, not a mapping'),
-    ],
-)
-def test_augmentation_errors(steps, message):
-  with pytest.raises(InputError, match=message) as caught:
-    augment.Chain(steps)
-  assert '\n' not in str(caught.value)
-
-
-def image_and_rng(channels=3, seed=0):
-  rng = np.random.default_rng(seed)
-  image = rng.integers(0, 256, (20, 30, channels)).astype(np.uint8)
-  return image, np.random.default_rng(seed)
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize(
-    'name, options, shape',
-    [
-        ('random_affine', AFFINE | {'shear': 5.0}, (20, 30)),
-        ('pad_crop', {'padding': 4}, (20, 30)),
-        ('flip', {}, (20, 30)),
-        ('resize', {'size': 12}, (12, 12)),
-    ],
-)
-def test_augmentations_keep_the_contract(name, options, shape, channels):
-  image, _ = image_and_rng(channels)
-  before = image.copy()
-  chain = augment.Chain([(name, options)])
-  results = [chain(image, np.random.default_rng(s)) for s in (0, 0, *range(9))]
-
-  np.testing.assert_array_equal(image, before)
-  np.testing.assert_array_equal(results[0], results[1])
-  assert {r.shape for r in results} == {(*shape, channels)}
-  assert {r.dtype for r in results} == {np.dtype(np.uint8)}
-  distinct = len({r.tobytes() for r in results})
-  least = {'flip': 2, 'resize': 1}.get(name, 7)
-  assert least <= distinct <= 9 and (name != 'resize' or distinct == 1)
-
-
-STILL = {'rotation': 0, 'translation': 0, 'scale': (1, 1), 'shear': 0}
-
-
-class Extreme:
-  """An rng whose uniform numbers are the upper ends of their ranges."""
-
-  def uniform(self, low, high, size=None):
-    del low
-    return high if size is None else np.full(size, high)
-
-
-@pytest.mark.parametrize(
-    'options, expected',
-    [
-        ({}, lambda image: image),
-        ({'rotation': 90}, lambda image: np.rot90(image, -1)),
-        ({'rotation': 180}, lambda image: image[::-1, ::-1]),
-        (
-            {'translation': 0.25},
-            lambda image: np.pad(image, ((5, 0), (5, 0), (0, 0)))[:20, :20],
-        ),
-    ],
-)
-def test_affine_is_exact_where_pixels_meet_pixels(options, expected):
-  image = image_and_rng()[0][:, :20]
-
-  moved = augment.random_affine(image, Extreme(), **(STILL | options))
-
-  np.testing.assert_array_equal(moved, expected(image))
-
-
-def test_affine_scale_and_shear_about_the_centre():
-  image = np.zeros((41, 41, 1), np.uint8)
-  image[15:26, 15:26] = 255
-
-  larger = augment.random_affine(
-      image, Extreme(), **(STILL | {'scale': (1, 2)})
-  )
-  slanted = augment.random_affine(image, Extreme(), **(STILL | {'shear': 45}))
-
-  assert larger[20, 10] == larger[10, 20] == 255 and larger[20, 7] == 0
-  # x moves by y: the square's lower edge goes right, its upper edge left.
-  assert slanted[25, 26, 0] == 255 and slanted[25, 18, 0] == 0
-  assert slanted[15, 14, 0] == 255 and slanted[15, 22, 0] == 0
-
-
-def test_pad_crop_reaches_all_offsets():
-  image = np.full((4, 4, 1), 9, np.uint8)
-  rng = np.random.default_rng(0)
-  seen = {augment.pad_crop(image, rng, padding=1).tobytes() for _ in range(200)}
-
-  assert len(seen) == 9

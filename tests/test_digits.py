@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from awconv_jax.data import digits, sources, tfds_source
+from awconv_jax.data import decode, digits, sources, tfds_source
 from awconv_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,8 @@ def test_splits_are_the_scans_in_order(data_dir, split, first, counts):
   for record, index in zip(records, indices, strict=True):
     assert record['label'] == labels[index]
     expected = digits.enlarge(scans[index].reshape(8, 8))
-    np.testing.assert_array_equal(record['image'], expected)
+    picture = decode.Picture(record['image'], source.channels)
+    np.testing.assert_array_equal(picture.pixels(), expected)
 
 
 def test_enlarge():
@@ -182,7 +183,8 @@ def test_unknown_dataset(data_dir):
   message = open_error('digit', data_dir, 'train', how=sources.open_source)
 
   assert message == (
-      "unknown dataset 'digit' (did you mean 'digits'?); known: digits"
+      "unknown dataset 'digit' (did you mean 'digits'?); known: cifar10,"
+      ' cifar100, digits, folder:<name>, imagenet2012, tfds:<name>'
   )
 
 
@@ -216,7 +218,7 @@ def test_missing_dataset(data_dir):
 
   assert f"no data set 'cifar10' in {data_dir};" in message
   assert (
-      f'tfds build cifar10 --file_format=array_record --data_dir={data_dir}'
+      f'awconv_jax.tools.prepare --data=cifar10 --data_dir={data_dir}'
       in message
   )
 
@@ -233,8 +235,8 @@ def test_tfrecord_form(copy):
 
   assert message.startswith(f'{directory} is not in array_record form;')
   assert message.endswith(
-      f'tfds convert_format --dataset_version_dir={directory}'
-      ' --out_file_format=array_record'
+      f'awconv_jax.tools.prepare --from_tfrecord={directory}'
+      ' --data_dir=DIRECTORY'
   )
 
 

@@ -55,15 +55,31 @@ def test_a_broken_row_and_a_missing_file_are_named(tmp_path):
 
 def test_plain_lines_when_piped(capsys):
   bar = progress.Progress(10, start=0, batch_size=4, show=True)
-  rate = bar.report(5, {'loss': 1.5, 'learning_rate': 0.1})
+  seen = bar.report(5, {'loss': 1.5, 'learning_rate': 0.1})
   bar.say('a remark')
   out = capsys.readouterr().out
   assert out.startswith('step 5/10  loss 1.5000  lr 1.00e-01')
   assert 'images/s' in out and 'left' in out and 'a remark' in out
-  assert rate > 0
+  assert seen['images_per_second'] > 0 and seen['data_wait'] == 0
   silent = progress.Progress(10, start=0, batch_size=4, show=False)
   silent.report(5, {'loss': 1.5, 'learning_rate': 0.1})
   assert not capsys.readouterr().out
+
+
+def test_the_share_of_time_without_a_batch(monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+  bar = progress.Progress(10, start=0, batch_size=4, show=False)
+  bar.waited(5.0)
+  bar.restart(1)  # What was before a pause does not count.
+  bar.waited(0.5)
+  bar.waited(0.25)
+  clock[0] = 3.0
+  scalars = {'loss': 1.5, 'learning_rate': 0.1}
+  first = bar.report(4, scalars)
+  assert first == {'images_per_second': 4.0, 'data_wait': 0.25}
+  clock[0] = 4.0
+  assert bar.report(5, scalars)['data_wait'] == 0
 
 
 def test_a_live_bar_on_a_terminal():

@@ -2,8 +2,10 @@
 
 A batch is a dict of numpy arrays, b rows of a global batch per host:
   image: uint8 [b, H, W, C]; the task normalises it on the device.
-  label: int32 [b].
-  mask: bool [b]; False for rows that only fill up the last eval batch.
+  label: int32 [b]; or [b, L], all labels that are right, padded with -1.
+  index: int32 [b], the example's number in its split; -1 in blank rows.
+  mask: bool [b]; False for rows that only fill up the last eval batch, and for
+    what cannot be evaluated: an unreadable image, one without any label.
 """
 
 from typing import Any

@@ -1,128 +1,53 @@
-"""Augmentations on the host: uint8 images in, uint8 images out.
+"""Augmentations on the host, by name, one after the other.
 
 Each is `(image, rng, **options) -> image` with images uint8 [H, W, C], takes
 its random numbers from `rng` alone, and has no hidden defaults: what a config
 does not say, does not happen. A config lists `(name, options)` pairs, applied
 in that order. (A mapping will not do: ConfigDict sorts its keys.)
+
+A chain may begin with one of `CROPS`, which take the image before it is
+decoded, so that no more of it is decoded than is needed.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 import inspect
+from typing import Any
 
 import cv2
 import numpy as np
 
+from awconv_jax.data import (
+    auto_augment,
+    color,
+    crops,
+    decode,
+    erasing,
+    geometry,
+    rand_augment,
+)
 from awconv_jax.errors import InputError, unknown_name
 
-Rng = np.random.Generator
-Augmentation = Callable[[np.ndarray, Rng], np.ndarray]
-
-
-def random_affine(
-    image: np.ndarray,
-    rng: Rng,
-    *,
-    rotation: float,
-    translation: float,
-    scale: tuple[float, float],
-    shear: float,
-) -> np.ndarray:
-  """Rotates, shears, scales and shifts about the image's centre.
-
-  Args:
-    image: uint8 [H, W, C].
-    rng: source of the five random numbers, each uniform in its range.
-    rotation: largest angle in degrees, to either side.
-    translation: largest shift as a fraction of width and height.
-    scale: smallest and largest factor of size; 1 keeps it.
-    shear: largest angle in degrees by which vertical lines are slanted.
-
-  Returns:
-    The image, uint8 [H, W, C]; bilinear, and 0 where nothing was.
-  """
-  height, width = image.shape[:2]
-  angle = np.deg2rad(rng.uniform(-rotation, rotation))
-  factor = rng.uniform(*scale)
-  slant = np.tan(np.deg2rad(rng.uniform(-shear, shear)))
-  shift = rng.uniform(-translation, translation, 2) * (width, height)
-  matrix = factor * _turn(angle) @ np.array([[1, slant], [0, 1]])
-  centre = np.array([width - 1, height - 1]) / 2
-  # x -> matrix (x - centre) + centre + shift
-  offset = centre + shift - matrix @ centre
-  moved = cv2.warpAffine(
-      image,
-      np.column_stack([matrix, offset]),
-      (width, height),
-      flags=cv2.INTER_LINEAR,
-      borderMode=cv2.BORDER_CONSTANT,
-      borderValue=(0, 0, 0, 0),
-  )
-  return _with_channels(moved)
-
-
-def _turn(angle: float) -> np.ndarray:
-  """Returns the matrix that turns (x, y) by `angle`, in radians."""
-  cos, sin = np.cos(angle), np.sin(angle)
-  return np.array([[cos, -sin], [sin, cos]])
-
-
-def pad_crop(image: np.ndarray, rng: Rng, *, padding: int) -> np.ndarray:
-  """Pads all sides by `padding` zeros and cuts the old size at random."""
-  height, width = image.shape[:2]
-  sides = ((padding, padding), (padding, padding), (0, 0))
-  padded = np.pad(image, sides)
-  top, left = rng.integers(0, 2 * padding + 1, 2)
-  return padded[top : top + height, left : left + width]
-
-
-def flip(image: np.ndarray, rng: Rng) -> np.ndarray:
-  """Mirrors left and right, one time in two."""
-  return image[:, ::-1] if rng.random() < 0.5 else image
-
-
-def resize(image: np.ndarray, rng: Rng | None, *, size: int) -> np.ndarray:
-  """Resizes to `size` x `size`; the aspect ratio is not kept.
-
-  Args:
-    image: uint8 [H, W, C].
-    rng: not used; evaluation has none.
-    size: height and width wanted, in pixels.
-
-  Returns:
-    The image, uint8 [size, size, C].
-  """
-  del rng
-  height, width = image.shape[:2]
-  if (height, width) == (size, size):
-    return image
-  # Averaging over areas keeps a smaller image free of aliasing.
-  shrinks = size < min(height, width)
-  method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-  resized = cv2.resize(image, (size, size), interpolation=method)
-  return _with_channels(resized)
-
-
-def _with_channels(image: np.ndarray) -> np.ndarray:
-  # OpenCV drops the channel axis of grey images.
-  return image[..., None] if image.ndim == 2 else image
-
-
 AUGMENTATIONS = {
-    'random_affine': random_affine,
-    'pad_crop': pad_crop,
-    'flip': flip,
-    'resize': resize,
+    'random_affine': geometry.random_affine,
+    'pad_crop': geometry.pad_crop,
+    'flip': geometry.flip,
+    'color_jitter': color.color_jitter,
+    'rand_augment': rand_augment.rand_augment,
+    'auto_augment': auto_augment.auto_augment,
+    'random_erasing': erasing.random_erasing,
 }
+CROPS = {'random_resized_crop': crops.random_resized_crop}
 
 
 class Chain:
   """Augmentations one after the other; a class so that workers can load it."""
 
-  def __init__(self, steps: Iterable[tuple[str, Mapping[str, object]]]):
+  def __init__(self, steps: Iterable[tuple[str, Mapping[str, Any]]], size: int):
     """Checks the names and the options.
 
     Args:
       steps: `(name, options)` pairs in order.
+      size: height and width of the result, in pixels.
 
     Raises:
       InputError: for unknown names and for options that cannot be used.
@@ -132,22 +57,85 @@ class Chain:
           'augment must be a tuple of (name, options) pairs, not a mapping:'
           ' ConfigDict sorts the keys of mappings, so the order would be lost'
       )
-    self._steps = [(name, dict(options)) for name, options in steps]
-    for name, options in self._steps:
-      _check(name, options)
+    steps = [(name, dict(options)) for name, options in steps]
+    self._size, self._crop = size, None
+    if steps and steps[0][0] in CROPS:
+      name, options = steps.pop(0)
+      self._crop = (name, options | {'size': size})
+      _check(CROPS, name, options, given=('size',))
+      _try(name, options, lambda: self._first(_blank_picture(), _rng()))
+    for name, options in steps:
+      if name in CROPS:
+        raise InputError(f'augmentation {name!r} must come first in augment')
+      _check(AUGMENTATIONS, name, options)
+      # A wrong value shows on any image: better now than inside a worker.
+      _try(
+          name,
+          options,
+          lambda n=name, o=options: AUGMENTATIONS[n](_blank(), _rng(), **o),
+      )
+    self._steps = steps
 
-  def __call__(self, image: np.ndarray, rng: Rng) -> np.ndarray:
+  def __call__(
+      self, picture: decode.Picture, rng: np.random.Generator
+  ) -> np.ndarray:
+    """Returns the augmented image, uint8 [size, size, C].
+
+    Args:
+      picture: the image, encoded.
+      rng: source of all random numbers.
+
+    Raises:
+      UnreadableError: the image cannot be decoded.
+    """
+    image = self._first(picture, rng)
     for name, options in self._steps:
       image = AUGMENTATIONS[name](image, rng, **options)
-    return image
+    # Last, so that augmentations see all pixels and shapes always agree.
+    return decode.resize(image, self._size, 'area')
+
+  def _first(self, picture, rng):
+    if self._crop is None:
+      return picture.pixels()
+    name, options = self._crop
+    return CROPS[name](picture, rng, **options)
 
 
-def _check(name: str, options: Mapping[str, object]) -> None:
-  """Raises InputError unless `name` exists and can run with `options`."""
-  if name not in AUGMENTATIONS:
-    raise unknown_name('augmentation', name, AUGMENTATIONS)
-  kinds = inspect.signature(AUGMENTATIONS[name]).parameters.values()
-  known = [kind.name for kind in kinds if kind.kind is kind.KEYWORD_ONLY]
+def _rng() -> np.random.Generator:
+  return np.random.default_rng(0)
+
+
+def _blank() -> np.ndarray:
+  return np.zeros((32, 32, 1), np.uint8)
+
+
+def _blank_picture() -> decode.Picture:
+  _, png = cv2.imencode('.png', _blank())
+  return decode.Picture(png.tobytes(), 1)
+
+
+def _check(
+    registry: Mapping[str, Any],
+    name: str,
+    options: Mapping[str, Any],
+    given: Collection[str] = (),
+) -> None:
+  """Raises InputError unless `name` exists and has these options.
+
+  Args:
+    registry: the functions by name.
+    name: the one wanted.
+    options: those of the config.
+    given: options that are not the config's to give.
+  """
+  if name not in registry:
+    raise unknown_name('augmentation', name, {*registry, *CROPS})
+  kinds = inspect.signature(registry[name]).parameters.values()
+  known = [
+      kind.name
+      for kind in kinds
+      if kind.kind is kind.KEYWORD_ONLY and kind.name not in given
+  ]
   for option in options:
     if option not in known:
       raise unknown_name(f'option of augmentation {name!r}', option, known)
@@ -157,10 +145,12 @@ def _check(name: str, options: Mapping[str, object]) -> None:
           f'augmentation {name!r} lacks option {option!r};'
           f' it needs: {", ".join(known)}'
       )
+
+
+def _try(name: str, options: Mapping[str, Any], run: Callable) -> None:
+  """Raises InputError unless the augmentation runs."""
   try:
-    # A wrong value shows on any image: better now than inside a worker.
-    blank = np.zeros((32, 32, 1), np.uint8)
-    AUGMENTATIONS[name](blank, np.random.default_rng(0), **options)
+    run()
   except (TypeError, ValueError, cv2.error) as error:
     reason = ' '.join(str(error).split())
     raise InputError(

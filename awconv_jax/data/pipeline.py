@@ -1,13 +1,14 @@
 """Batches for training and evaluation, by Grain, the same on any machine."""
 
 from collections.abc import Iterator, Mapping
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
-from awconv_jax.data import augment, rows, sources
-from awconv_jax.errors import InputError
+from awconv_jax.data import augment, crops, decode, rows, sources
+from awconv_jax.errors import InputError, unknown_name
 
 Batch = dict[str, np.ndarray]
 
@@ -24,9 +25,18 @@ def create(
   """Returns the train or eval batches of the data set in `config.data`.
 
   Args:
-    config: has `data` with name, dir, train_split, eval_split, image_size (in
-      pixels), augment (a tuple of (name, options) pairs), num_workers,
-      num_threads and prefetch (see `rows.Reader`).
+    config: has `data` with
+      name, dir: of the data set; see `sources.open_source`.
+      train_split, eval_split: of it.
+      image_size, eval_image_size: pixels of an image's side in training and in
+        evaluation.
+      augment: a tuple of (name, options) pairs; see `augment.Chain`.
+      repeats: rows in succession that show the same example, in training.
+      eval_crop: side of the central square that is evaluated, over the image's
+        shorter side.
+      eval_interpolation: a key of `decode.INTERPOLATIONS`.
+      max_bad_fraction: share of the split that may be unreadable.
+      num_workers, num_threads, prefetch: see `rows.Reader`.
     train: endless shuffled augmented batches, or one pass in order.
     batch_size: rows of a batch over all hosts.
     seed: at least 0; fixes order and augmentation, and evaluation has no use
@@ -42,20 +52,54 @@ def create(
   data = config.data
   share = _share(batch_size, process_index, process_count)
   # Checked for evaluation too, so that a mistake shows whichever comes first.
-  chain = augment.Chain(data.augment)
-  if data.image_size < 1:
-    raise InputError(
-        f'config.data.image_size={data.image_size} must be at least 1 (pixel)'
-    )
+  _check(data)
+  chain = augment.Chain(data.augment, data.image_size)
   split = data.train_split if train else data.eval_split
   source = sources.open_source(data.name, data.dir, split)
   reading = (share, data.num_workers, data.num_threads, data.prefetch)
+  unreadable = Unreadable(source, data.max_bad_fraction)
   if not train:
-    stream = rows.EvalStream(source, data.image_size)
-    return EvalBatches(rows.Reader(stream, *reading), source)
+    crop = functools.partial(
+        crops.center_crop,
+        size=data.eval_image_size,
+        share=data.eval_crop,
+        interpolation=data.eval_interpolation,
+    )
+    stream = rows.EvalStream(source, crop)
+    return EvalBatches(rows.Reader(stream, *reading), source, unreadable)
   _check_fits(batch_size, source, f'split {split!r} of {data.name}')
-  stream = rows.train_stream(source, chain, data.image_size, seed)
-  return TrainBatches(rows.Reader(stream, *reading), source, seed)
+  if np.ndim(source[0]['label']):
+    raise InputError(
+        f'the images of {data.name} have several labels each, to be evaluated '
+        'with, not to be trained on'
+    )
+  stream = rows.train_stream(source, chain, seed, data.repeats)
+  reader = rows.Reader(stream, *reading)
+  return TrainBatches(reader, source, unreadable, seed, data.repeats)
+
+
+_LEAST = {'image_size': 1, 'eval_image_size': 1, 'repeats': 1}
+
+
+def _check(data: Any) -> None:
+  """Raises InputError for numbers of `config.data` that are out of range."""
+  for key, least in _LEAST.items():
+    if data[key] < least:
+      raise InputError(
+          f'config.data.{key}={data[key]} must be at least {least}'
+      )
+  if not 0 < data.eval_crop <= 1:
+    raise InputError(f'config.data.eval_crop={data.eval_crop} is not in (0, 1]')
+  if not 0 <= data.max_bad_fraction <= 1:
+    raise InputError(
+        f'config.data.max_bad_fraction={data.max_bad_fraction} is not in [0, 1]'
+    )
+  if data.eval_interpolation not in decode.INTERPOLATIONS:
+    raise unknown_name(
+        'config.data.eval_interpolation',
+        data.eval_interpolation,
+        decode.INTERPOLATIONS,
+    )
 
 
 def _check_fits(batch_size: int, source: Any, place: str) -> None:
@@ -77,6 +121,54 @@ def _share(batch_size: int, index: int, count: int) -> rows.Share:
   return rows.Share(batch_size, index, count)
 
 
+class Unreadable:
+  """Which examples could not be read, and whether they are too many.
+
+  Args:
+    source: of the examples.
+    max_fraction: share of the split that may be unreadable.
+  """
+
+  def __init__(self, source: Any, max_fraction: float):
+    self._source, self._max_fraction = source, max_fraction
+    self._known, self._untold = {}, []
+
+  def __len__(self) -> int:
+    return len(self._known)
+
+  def take(self, batch: Batch) -> Batch:
+    """Returns the batch without its note of what was unreadable.
+
+    Raises:
+      InputError: there are more than are allowed; all of them are named.
+    """
+    numbers = batch.pop('unreadable')
+    for index in map(int, numbers[numbers != rows.NONE]):
+      if index in self._known:
+        continue
+      reason = rows.reason(self._source, index) or 'it was not, a moment ago'
+      self._known[index] = self._source.describe(index, reason)
+      self._untold.append(self._known[index])
+    if len(self._known) > self._max_fraction * len(self._source):
+      raise InputError(self._too_many())
+    return batch
+
+  def _too_many(self) -> str:
+    names = list(self._known.values())
+    if len(names) == 1:
+      return names[0]
+    return (
+        f'{len(names)} of {len(self._source)} examples cannot be read, which '
+        f'is more than config.data.max_bad_fraction={self._max_fraction:g} '
+        f'allows; mend or remove them: {"; ".join(names)}'
+    )
+
+  def news(self) -> list[str]:
+    """Returns a line for each that was met since the last call."""
+    news, self._untold = self._untold, []
+    return news
+
+
 class TrainBatches:
   """Endless batches; an iterator whose state is how many it has delivered.
 
@@ -84,14 +176,23 @@ class TrainBatches:
     num_examples: N, examples of the split.
     num_classes: labels are 0..num_classes-1.
     batches_per_epoch: N / batch_size; batches may straddle epochs.
+    unreadable: what could not be read so far.
   """
 
-  def __init__(self, reader: rows.Reader, source: Any, seed: int):
+  def __init__(
+      self,
+      reader: rows.Reader,
+      source: Any,
+      unreadable: Unreadable,
+      seed: int,
+      repeats: int,
+  ):
+    self.unreadable = unreadable
     self.num_examples = len(source)
     self.num_classes = source.num_classes
     self.batches_per_epoch = len(source) / reader.share.batch_size
     self._reader = reader
-    self._seed = seed
+    self._seed, self._repeats = seed, repeats
     self._delivered = 0
     self._open = None
 
@@ -103,7 +204,7 @@ class TrainBatches:
       self._open = self._reader.open(self._delivered)
     batch = next(self._open)
     self._delivered += 1
-    return batch
+    return self.unreadable.take(batch)
 
   def get_state(self) -> dict[str, int]:
     """Returns what `set_state` needs to go on with the next batch, as JSON.
@@ -139,6 +240,7 @@ class TrainBatches:
         'seed': self._seed,
         'batch_size': self._reader.share.batch_size,
         'num_examples': self.num_examples,
+        'repeats': self._repeats,
     }
 
   def close(self) -> None:
@@ -158,9 +260,11 @@ class EvalBatches:
     num_examples: N, examples of the split.
     num_classes: labels are 0..num_classes-1.
     batches_per_epoch: ceil(N / batch_size).
+    unreadable: what could not be read so far; the mask leaves it out, too.
   """
 
-  def __init__(self, reader: rows.Reader, source: Any):
+  def __init__(self, reader: rows.Reader, source: Any, unreadable: Unreadable):
+    self.unreadable = unreadable
     self.num_examples = len(source)
     self.num_classes = source.num_classes
     self.batches_per_epoch = math.ceil(len(source) / reader.share.batch_size)
@@ -169,6 +273,7 @@ class EvalBatches:
   def __iter__(self) -> Iterator[Batch]:
     opened = self._reader.open(0, self.batches_per_epoch)
     try:
-      yield from opened
+      for batch in opened:
+        yield self.unreadable.take(batch)
     finally:
       opened.close()  # Also when the loop over the batches was left early.

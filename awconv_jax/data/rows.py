@@ -6,6 +6,7 @@ by starting at a later batch, and neither the number of hosts nor that of
 threads or processes can change what a batch holds.
 """
 
+from collections.abc import Callable
 import dataclasses
 import sys
 from typing import Any
@@ -15,10 +16,14 @@ import cv2
 import grain
 import numpy as np
 
-from awconv_jax.data import augment
+from awconv_jax.data import decode
 from awconv_jax.errors import InputError
 
 Row = dict[str, Any]
+# In the place of an example's number.
+NONE = -1
+# Neighbours that are tried in the place of an example that cannot be read.
+_TRIES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +52,21 @@ class Share:
 
 
 def train_stream(
-    source: Any, chain: augment.Chain, image_size: int, seed: int
+    source: Any, chain: Any, seed: int, repeats: int = 1
 ) -> grain.MapDataset:
   """Returns the endless stream of shuffled, augmented examples.
 
-  Epoch e is the positions [e * N, (e + 1) * N): all N examples in an order
-  fixed by (seed, e). The random numbers of an augmentation are fixed by
-  (seed, position).
+  Pass e over the data is the positions [e * N * repeats, (e + 1) * N *
+  repeats): all N examples in an order fixed by (seed, e), each `repeats` times
+  in succession. The random numbers of an augmentation are fixed by (seed,
+  position).
 
   Args:
-    source: random-access records, of length N.
-    chain: the augmentations, on images as the source has them.
-    image_size: height and width of the result, in pixels.
+    source: random-access records of encoded images, of length N.
+    chain: `(picture, rng) -> image`, the augmentations; see `augment.Chain`.
     seed: the run's seed.
+    repeats: rows in succession that show the same example (repeated
+      augmentation, https://arxiv.org/abs/1901.09335).
 
   Returns:
     The stream; `stream[position]` is one row.
@@ -67,50 +74,108 @@ def train_stream(
   # Grain shuffles epoch e by seed + e. Hashing the seed first keeps the runs
   # of seeds 0, 1, 2 from being one order, shifted by an epoch each.
   shuffle, augmentation = np.random.SeedSequence(seed).generate_state(2)
-  return (
-      grain.MapDataset.source(source)
-      .shuffle(seed=int(shuffle))
-      .repeat()
-      .random_map(_TrainRow(chain, image_size), seed=int(augmentation))
-  )
+  # Its positions may be beyond N: each N of them are another order.
+  order = grain.MapDataset.range(len(source)).shuffle(seed=int(shuffle))
+  row = _TrainRow(source, chain, order, repeats)
+  positions = grain.MapDataset.range(sys.maxsize)
+  return positions.random_map(row, seed=int(augmentation))
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainRow:
-  """Makes a row of a record; a class so that worker processes can load it."""
+  """Position in the stream -> row; a class so that workers can load it.
 
-  chain: augment.Chain
-  image_size: int
+  In the place of an example that cannot be read stands the next one that can.
+  """
 
-  def __call__(self, record: Row, rng: np.random.Generator) -> Row:
-    image = self.chain(record['image'], rng)
-    # Last, so that augmentations see all pixels and shapes always agree.
-    return _row(augment.resize(image, None, size=self.image_size), record)
+  source: Any
+  chain: Any
+  order: Any
+  repeats: int
+
+  def __call__(self, position: int, rng: np.random.Generator) -> Row:
+    length = len(self.source)
+    index = self.order[position // self.repeats]
+    unreadable = NONE
+    for step in range(min(_TRIES, length)):
+      taken = (index + step) % length
+      try:
+        record = self.source[taken]
+        picture = decode.Picture(record['image'], self.source.channels)
+        image = self.chain(picture, rng)
+        return _row(taken, image, record['label'], unreadable)
+      except decode.UnreadableError:
+        unreadable = index
+    raise InputError(
+        f'{_TRIES} examples in succession cannot be read, the first: '
+        + self.source.describe(index, reason(self.source, index))
+    )
 
 
 class EvalStream:
-  """The examples in their order, and blank rows after the last of them."""
+  """The examples in their order, and blank rows after the last of them.
 
-  def __init__(self, source: Any, image_size: int):
-    self._source = source
-    self._image_size = image_size
-    channels = source[0]['image'].shape[-1]
-    self._shape = (image_size, image_size, channels)
+  Blank, too, are the rows of examples that cannot be read.
+  """
+
+  def __init__(self, source: Any, crop: Callable[[decode.Picture], np.ndarray]):
+    """Takes the records and what brings their pictures to size."""
+    self._source, self._crop = source, crop
+    self._blank = np.zeros_like(crop(_blank_picture(source.channels)))
+    self._no_label = np.zeros_like(np.int32(source[0]['label']))
 
   def __getitem__(self, position: int) -> Row:
     if position >= len(self._source):
-      image = np.zeros(self._shape, np.uint8)
-      return {'image': image, 'label': np.int32(0), 'mask': np.bool_(False)}
-    record = self._source[position]
-    image = augment.resize(record['image'], None, size=self._image_size)
-    return _row(image, record)
+      return self._blank_row(NONE)
+    try:
+      record = self._source[position]
+      picture = decode.Picture(record['image'], self._source.channels)
+      image = self._crop(picture)
+    except decode.UnreadableError:
+      return self._blank_row(position)
+    return _row(position, image, record['label'], NONE)
+
+  def _blank_row(self, unreadable: int) -> Row:
+    return {
+        'image': self._blank,
+        'label': self._no_label,
+        'index': np.int32(NONE),
+        'mask': np.bool_(False),
+        'unreadable': np.int32(unreadable),
+    }
 
 
-def _row(image: np.ndarray, record: Row) -> Row:
+def _blank_picture(channels: int) -> decode.Picture:
+  _, png = cv2.imencode('.png', np.zeros((1, 1, channels), np.uint8))
+  return decode.Picture(png.tobytes(), channels)
+
+
+def reason(source: Any, index: int) -> str:
+  """Returns why an example cannot be read; '' if it can."""
+  try:
+    decode.Picture(source[index]['image'], source.channels).pixels()
+  except decode.UnreadableError as error:
+    return str(error)
+  return ''
+
+
+def _row(index: int, image: np.ndarray, label: Any, unreadable: int) -> Row:
+  """Returns a row of a batch.
+
+  Args:
+    index: of the example.
+    image: uint8 [S, S, C].
+    label: one, or an array [L] of those that are right, padded with -1; a row
+      with none is masked.
+    unreadable: the example that this one stands for, or NONE.
+  """
+  label = np.int32(label)
   return {
       'image': image,
-      'label': np.int32(record['label']),
-      'mask': np.bool_(True),
+      'label': label,
+      'index': np.int32(index),
+      'mask': np.any(label >= 0),
+      'unreadable': np.int32(unreadable),
   }
 
 
@@ -175,7 +240,7 @@ class Reader:
     )
     dataset = batches.to_iter_dataset(ahead)
     if self.num_workers == 0:
-      _one_thread_for_opencv()
+      _settle_opencv()
       return iter(dataset)
     if not flags.FLAGS.is_parsed():
       # Grain reads its own flags here, which only absl's app.run has parsed.
@@ -183,10 +248,12 @@ class Reader:
     options = grain.MultiprocessingOptions(
         num_workers=self.num_workers, per_worker_buffer_size=1
     )
-    return iter(dataset.mp_prefetch(options, _one_thread_for_opencv))
+    return iter(dataset.mp_prefetch(options, _settle_opencv))
 
 
-def _one_thread_for_opencv(worker: int = 0, workers: int = 1) -> None:
+def _settle_opencv(worker: int = 0, workers: int = 1) -> None:
   """Keeps OpenCV's threads from fighting those of the reader for the cores."""
   del worker, workers
   cv2.setNumThreads(0)
+  # What it says of a broken image is told once, and with the image's name.
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

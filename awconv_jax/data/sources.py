@@ -1,19 +1,23 @@
-"""Data sets by name, as random-access sources of decoded records.
+"""Data sets by name, as random-access sources of encoded images.
 
-A source has `len(source)`, `source.num_classes` and `source[i]`, a record
-`{'image': uint8 [H, W, C], 'label': int, 'id': int or str}`. A new data set is
-one more entry of `DATASETS`.
+A source has `len(source)`, `source.num_classes`, `source.channels` and
+`source[i]`, a record `{'image': bytes, 'label': int, 'id': int or str}`, where
+'label' is an array of ints if an image may have several. A record that cannot
+be read raises `UnreadableError`; `source.describe(i, reason)` names it. A new
+data set is one more entry of `DATASETS`.
 """
 
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import tempfile
+from typing import Any
 
+from awconv_jax.data.folder_source import FolderSource
 from awconv_jax.data.tfds_source import (
-    TfdsSource,
     data_directory,
     is_prepared,
     open_tfds,
@@ -36,8 +40,16 @@ class Dataset:
     builder: returns the TFDS builder class; None where the user prepares it.
   """
 
-  open: Callable[[str | None, str], TfdsSource]
+  open: Callable[[str | None, str], Any]
   builder: Callable[[], type] | None = None
+
+
+def _prepared(name: str) -> Dataset:
+  return Dataset(open=functools.partial(open_tfds, name))
+
+
+def _folder(path: str) -> Dataset:
+  return Dataset(open=lambda data_dir, split: FolderSource(path, split))
 
 
 DATASETS = {
@@ -47,20 +59,30 @@ DATASETS = {
         ),
         builder=_digits_builder,
     ),
+    'imagenet2012': _prepared('imagenet2012'),
+    'cifar10': _prepared('cifar10'),
+    'cifar100': _prepared('cifar100'),
 }
+# What follows the colon names the data set.
+KINDS = {'tfds': _prepared, 'folder': _folder}
 
 
 def _dataset(name: str) -> Dataset:
+  kind, colon, rest = name.partition(':')
+  if colon and rest and kind in KINDS:
+    return KINDS[kind](rest)
   if name not in DATASETS:
-    raise unknown_name('dataset', name, DATASETS)
+    known = [*DATASETS, *(f'{kind}:<name>' for kind in KINDS)]
+    raise unknown_name('dataset', name, known)
   return DATASETS[name]
 
 
-def open_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
+def open_source(name: str, data_dir: str | None, split: str) -> Any:
   """Opens a split of a registered data set, building the set if it must.
 
   Args:
-    name: a key of `DATASETS`.
+    name: a key of `DATASETS`, 'tfds:<name>' for any other data set of TFDS, or
+      'folder:<path>' for a folder of images.
     data_dir: the TFDS data directory, or None for the default of TFDS.
     split: name of the split.
 
@@ -80,7 +102,7 @@ def prepare(name: str, data_dir: str | None) -> None:
   Sets that we cannot build are left to `open_source`, which says what to run.
 
   Args:
-    name: a key of `DATASETS`.
+    name: as for `open_source`.
     data_dir: the TFDS data directory, or None for the default of TFDS.
 
   Raises:
@@ -95,7 +117,7 @@ def prepare(name: str, data_dir: str | None) -> None:
   if is_prepared(target):
     return
   try:
-    _check_free(target)
+    check_free(target)
     print(f'preparing {name} in {root} ...', flush=True)
     os.makedirs(root, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.preparing_', dir=root) as scratch:
@@ -107,7 +129,7 @@ def prepare(name: str, data_dir: str | None) -> None:
     ) from error
 
 
-def _check_free(target: str) -> None:
+def check_free(target: str) -> None:
   """Raises InputError if `target` is in the way; an empty directory is not."""
   # In this order, as another process may publish the set in between.
   occupied = os.path.isdir(target) and os.listdir(target)

@@ -1,13 +1,25 @@
 """Reads data sets of labelled images that TFDS has prepared as array_record.
 
 They lie in `<data_dir>/<name>/[<config>/]<version>` and are read without the
-code that built them, and without TensorFlow.
+code that built them, and without TensorFlow. Images stay encoded.
 """
 
 import os
 from typing import Any
 
+import numpy as np
+
+from awconv_jax.data.decode import UnreadableError
 from awconv_jax.errors import InputError
+
+# Features by which records are told apart, and those of one label or several;
+# the first that a data set has is taken.
+_IDS = ('id', 'file_name')
+_LABELS = ('label', 'real_label')
+# More than any image of ReaL has (https://arxiv.org/abs/2006.07159).
+_MOST_LABELS = 20
+# Records, evenly spread, that are looked at before training starts.
+_CHECKED = 100
 
 
 class TfdsSource:
@@ -30,13 +42,15 @@ class TfdsSource:
     self._split = split
     self._remedy = _remedy(directory, embedded)
     builder = _open_builder(directory, self._remedy)
-    _check_features(builder.info.features, directory)
+    features = builder.info.features
+    self._label = _check_features(features, directory)
     self._files = _files(builder.info.splits, split, directory)
     try:
-      self._records = builder.as_data_source(split)
+      self._records = _encoded_records(builder, split)
     except NotImplementedError as error:
       raise _not_random_access(directory) from error
-    self.num_classes = builder.info.features['label'].num_classes
+    self.num_classes = _class_label(features[self._label]).num_classes
+    self.channels = features['image'].shape[-1] or 3
     self._check_files()
 
   def _check_files(self) -> None:
@@ -45,8 +59,35 @@ class TfdsSource:
       if not os.path.exists(file.filename):
         raise InputError(f'{file.filename} is missing; {self._remedy}')
     # Files cut short show at once: array_record keeps its index at the end.
-    for index in (0, len(self) - 1):
-      self[index]
+    # What lies between them is a sample: reading all takes hours for some.
+    last = len(self) - 1
+    for index in sorted({last * i // _CHECKED for i in range(_CHECKED + 1)}):
+      try:
+        self[index]
+      except UnreadableError as error:
+        if index in (0, last):
+          raise InputError(self.describe(index, str(error))) from error
+
+  def _checked(self, label: Any, index: int) -> Any:
+    """Returns the label, or all labels of an image padded with -1."""
+    labels = np.atleast_1d(label)
+    wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+    if wrong.size:
+      raise InputError(
+          f'label {wrong[0]} of record {index} of split {self._split!r} in '
+          f'{self._file_of(index)} is not in 0..{self.num_classes - 1}; take '
+          'a split that has labels'
+      )
+    if np.ndim(label) == 0:
+      return label
+    if len(labels) > _MOST_LABELS:
+      raise InputError(
+          f'record {index} of split {self._split!r} in {self._file_of(index)} '
+          f'has {len(labels)} labels; at most {_MOST_LABELS} are supported'
+      )
+    padded = np.full(_MOST_LABELS, -1, np.int32)
+    padded[: len(labels)] = labels
+    return padded
 
   def __len__(self) -> int:
     return len(self._records)
@@ -54,16 +95,20 @@ class TfdsSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
       record = self._records[index]
-    except Exception as error:  # Each reader and decoder has its own kinds.
-      raise InputError(
-          f'record {index} of split {self._split!r} cannot be read from'
-          f' {self._file_of(index)}: {_reason(error)}; {self._remedy}'
-      ) from error
+    except Exception as error:  # Each reader has its own kinds.
+      raise UnreadableError(_reason(error)) from error
     return {
         'image': record['image'],
-        'label': int(record['label']),
-        'id': record['id'] if 'id' in record else index,
+        'label': self._checked(record[self._label], index),
+        'id': next((record[key] for key in _IDS if key in record), index),
     }
+
+  def describe(self, index: int, reason: str) -> str:
+    """Returns which record could not be read, why, and what can be done."""
+    return (
+        f'record {index} of split {self._split!r} cannot be read from '
+        f'{self._file_of(index)}: {reason}; {self._remedy}'
+    )
 
   def _file_of(self, index: int) -> str | None:
     """Returns the path of the file that holds record `index`."""
@@ -76,6 +121,14 @@ class TfdsSource:
   def __reduce__(self):
     # A worker process opens the files itself: readers cannot be sent to it.
     return (TfdsSource, self._arguments)
+
+
+def _encoded_records(builder: Any, split: str) -> Any:
+  """Returns the records with their images as bytes."""
+  import tensorflow_datasets as tfds
+
+  skip = {'image': tfds.decode.SkipDecoding()}
+  return builder.as_data_source(split, decoders=skip)
 
 
 def _open_builder(directory: str, remedy: str) -> Any:
@@ -121,21 +174,29 @@ def _files(splits: Any, split: str, directory: str) -> list[Any]:
   return files
 
 
-def _check_features(features, directory: str) -> None:
-  missing = {'image', 'label'} - set(features)
+def _check_features(features: Any, directory: str) -> str:
+  """Returns the name of the feature that holds the label, or the labels."""
+  label = next((name for name in _LABELS if name in features), None)
+  missing = [] if 'image' in features else ['image']
+  missing += [] if label else ['label']
   if missing:
     raise InputError(
-        f'{directory} has no feature {", ".join(sorted(missing))}; images with'
+        f'{directory} has no feature {", ".join(missing)}; images with'
         f' labels are needed, and its features are {", ".join(features)}'
     )
+  return label
+
+
+def _class_label(feature: Any) -> Any:
+  """Returns the feature of one label; several are a sequence of such."""
+  return feature if hasattr(feature, 'num_classes') else feature.feature
 
 
 def _not_random_access(directory: str) -> InputError:
-  # The command line of TFDS imports both packages, whatever the command.
   return InputError(
-      f'{directory} is not in array_record form; where tensorflow and'
-      ' apache-beam are installed, run: tfds convert_format'
-      f' --dataset_version_dir={directory} --out_file_format=array_record'
+      f'{directory} is not in array_record form; convert it to another '
+      'directory by: python -m awconv_jax.tools.prepare '
+      f'--from_tfrecord={directory} --data_dir=DIRECTORY'
   )
 
 
@@ -165,10 +226,10 @@ def open_tfds(
       return TfdsSource(directory, split, embedded)
   except OSError as error:
     raise InputError(f'cannot read {root}: {error.strerror}') from error
+  data_dir = data_directory(data_dir)
   raise InputError(
-      f'no data set {name!r} in {data_directory(data_dir)}; where tensorflow'
-      f' and apache-beam are installed, run: tfds build {name}'
-      f' --file_format=array_record --data_dir={data_directory(data_dir)}'
+      f'no data set {name!r} in {data_dir}; prepare it by: python -m '
+      f'awconv_jax.tools.prepare --data={name} --data_dir={data_dir}'
   )
 
 

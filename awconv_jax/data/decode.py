@@ -1,0 +1,261 @@
+"""Pixels from encoded images: JPEG, PNG, WebP and whatever OpenCV reads.
+
+JPEGs, nearly all of every large data set, are decoded by libjpeg-turbo through
+simplejpeg, the others by OpenCV; Pillow is asked where these two refuse. A
+file that ends too early is refused by all three: half an image is no image.
+"""
+
+from collections.abc import Callable
+import io
+import math
+import threading
+
+import cv2
+import numpy as np
+from PIL import Image
+import simplejpeg
+
+from awconv_jax.data import jpeg_rows
+from awconv_jax.errors import InputError
+
+# More pixels than this is a mistake or an attack: 0.8 GB decoded.
+MAX_PIXELS = 2**28
+_JPEG = b'\xff\xd8\xff'
+_COLORS = {1: 'GRAY', 3: 'RGB'}
+_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
+_MODES = {1: 'L', 3: 'RGB'}
+
+Box = tuple[int, int, int, int]
+
+
+class UnreadableError(InputError):
+  """An example that cannot be made an image of."""
+
+
+def _opencv(method: int) -> Callable[[np.ndarray, int], np.ndarray]:
+  def resize(pixels, size):
+    return cv2.resize(pixels, (size, size), interpolation=method)
+
+  return resize
+
+
+def _pillow(method: int) -> Callable[[np.ndarray, int], np.ndarray]:
+  def resize(pixels, size):
+    grey = pixels.shape[2] == 1
+    image = Image.fromarray(pixels[..., 0] if grey else pixels)
+    return np.array(image.resize((size, size), method))
+
+  return resize
+
+
+def _area(pixels: np.ndarray, size: int) -> np.ndarray:
+  # Averaging over areas keeps a smaller image free of aliasing.
+  shrinks = size < min(pixels.shape[:2])
+  return _opencv(cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)(pixels, size)
+
+
+# 'linear' and 'cubic' look at the 4 and 16 nearest pixels, as tf.image.resize
+# does; 'bilinear' and 'bicubic' at all pixels that a smaller one covers, as
+# torchvision and timm do, and take several times as long.
+INTERPOLATIONS = {
+    'area': _area,
+    'linear': _opencv(cv2.INTER_LINEAR),
+    'cubic': _opencv(cv2.INTER_CUBIC),
+    'bilinear': _pillow(Image.Resampling.BILINEAR),
+    'bicubic': _pillow(Image.Resampling.BICUBIC),
+}
+
+
+def resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+  """Resizes to a square; the aspect ratio is not kept.
+
+  Args:
+    pixels: uint8 [H, W, C].
+    size: height and width wanted, in pixels.
+    interpolation: a key of `INTERPOLATIONS`.
+
+  Returns:
+    uint8 [size, size, C]; the same array if it has that size.
+  """
+  if pixels.shape[:2] == (size, size):
+    return pixels
+  resized = INTERPOLATIONS[interpolation](pixels, size)
+  # Both libraries drop the channel axis of grey images.
+  return resized[..., None] if resized.ndim == 2 else resized
+
+
+class Picture:
+  """An encoded image, of which no more is decoded than is asked for.
+
+  Args:
+    data: the file's bytes.
+    channels: 1 or 3; what the file has is converted, alpha is dropped, and
+      an orientation in the EXIF data is not applied.
+
+  Attributes:
+    height, width: in pixels.
+
+  Raises:
+    UnreadableError: it is no image, or not a whole one.
+  """
+
+  def __init__(self, data: bytes, channels: int):
+    self._data, self._channels, self._pixels = data, channels, None
+    size = _jpeg_size(data)
+    if size is None:
+      self._pixels = _decode_any(data, channels)
+      size = self._pixels.shape[:2]
+    self.height, self.width = size
+
+  def pixels(self) -> np.ndarray:
+    """Returns all pixels, uint8 [height, width, channels]."""
+    if self._pixels is None:
+      self._pixels = _decode_jpeg(self._data, self._channels)
+    return self._pixels
+
+  def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
+    """Cuts a box and resizes it, which is faster than by way of `pixels`.
+
+    A box at least twice as large as the result is decoded at half its size
+    (a quarter, an eighth), which averages as `area` does.
+
+    Args:
+      box: top, left, height and width in pixels, inside of the image.
+      size: height and width of the result.
+      interpolation: a key of `INTERPOLATIONS`.
+
+    Returns:
+      uint8 [size, size, channels], which shares nothing with the picture.
+    """
+    top, left, height, width = box
+    pixels, factor = self._pixels, 1
+    if pixels is None:
+      factor = _reduction(min(height, width) / size)
+      pixels = _decode_upper(self._data, self._channels, top + height, factor)
+    rows = _scaled(top, height, factor, pixels.shape[0])
+    columns = _scaled(left, width, factor, pixels.shape[1])
+    cut = pixels[rows, columns]
+    resized = resize(cut, size, interpolation)
+    return resized.copy() if np.may_share_memory(resized, pixels) else resized
+
+
+def _reduction(ratio: float) -> int:
+  """Returns the power of two up to 8 by which decoding may shrink."""
+  return 2 ** int(np.clip(math.floor(math.log2(ratio)), 0, 3))
+
+
+def _scaled(start: int, length: int, factor: int, limit: int) -> slice:
+  """Returns the interval in pixels that are `factor` times as large."""
+  first = min(round(start / factor), limit - 1)
+  return slice(first, max(round((start + length) / factor), first + 1))
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+  """Returns height and width, or None for what is no (sound) JPEG."""
+  if not data.startswith(_JPEG):
+    return None
+  try:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    return None
+  _check_size(height, width)
+  return height, width
+
+
+def _check_size(height: int, width: int) -> None:
+  if height * width > MAX_PIXELS:
+    raise UnreadableError(f'{height} x {width} pixels are more than 2^28')
+
+
+_local = threading.local()
+
+
+def _scratch(size: int) -> bytearray:
+  """Returns memory of this thread, to be overwritten by the next call.
+
+  Asking the system for the memory of every image anew takes a quarter of the
+  time that decoding does [2 cores, 500 x 375 pixels].
+  """
+  if len(getattr(_local, 'buffer', b'')) < size:
+    _local.buffer = bytearray(size)
+  return _local.buffer
+
+
+def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
+  """Decodes a JPEG, uint8 [H, W, channels]."""
+  try:
+    return simplejpeg.decode_jpeg(data, _COLORS[channels])
+  except ValueError:
+    # It refuses what any warning is said of; some of it is sound.
+    return _decode_by_pillow(data, channels)
+
+
+def _decode_upper(
+    data: bytes, channels: int, rows: int, factor: int
+) -> np.ndarray:
+  """Decodes at least the upper rows of a JPEG, in the quickest way.
+
+  Args:
+    data: of the file.
+    channels: 1 or 3.
+    rows: how many are wanted, before they are made fewer.
+    factor: power of two up to 8 by which the result is to be smaller.
+
+  Returns:
+    uint8 [H / factor, W / factor, channels], which the next call of the thread
+    overwrites. The quickest transforms are off by a grey level, mostly.
+  """
+  upper = jpeg_rows.shorten(data, rows)
+  options = dict(fastdct=True, fastupsample=True, strict=upper is None)
+  try:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(upper or data)
+    if factor > 1:
+      # The factors between powers of two take longer than none.
+      height, width = height // factor, width // factor
+      options |= dict(min_height=height, min_width=width, min_factor=factor)
+    # A row and a column more: the decoder rounds up.
+    options['buffer'] = _scratch((height + 1) * (width + 1) * channels)
+    return simplejpeg.decode_jpeg(upper or data, _COLORS[channels], **options)
+  except ValueError:
+    return _reduced(_decode_by_pillow(data, channels), factor)
+
+
+def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
+  """Returns fewer pixels, as if they had been decoded so."""
+  if factor == 1:
+    return pixels
+  height, width = -(-pixels.shape[0] // factor), -(-pixels.shape[1] // factor)
+  small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+  return small[..., None] if small.ndim == 2 else small
+
+
+def _decode_any(data: bytes, channels: int) -> np.ndarray:
+  """Decodes what is no JPEG, or not a sound one."""
+  pixels = None
+  if data and not data.startswith(_JPEG):
+    # Without the flag, the EXIF orientation would turn some images.
+    flags = _FLAGS[channels] | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+      pass  # Such as too many pixels; Pillow may say why.
+  if pixels is None:
+    return _decode_by_pillow(data, channels)
+  return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
+  if not data:
+    raise UnreadableError('it is empty')
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      _check_size(image.height, image.width)
+      pixels = np.array(image.convert(_MODES[channels]))
+  except UnreadableError:
+    raise
+  except Exception as error:  # Every decoder of Pillow has its own.
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    if 'cannot identify image file' in reason:
+      reason = 'it is no image'
+    raise UnreadableError(reason) from error
+  return pixels[..., None] if channels == 1 else pixels

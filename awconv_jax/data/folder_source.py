@@ -1,0 +1,180 @@
+"""Reads images from folders: <path>/<split>/<class>/<file>."""
+
+from collections.abc import Sequence
+import hashlib
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from awconv_jax.data.decode import UnreadableError
+from awconv_jax.errors import InputError
+
+EXTENSIONS = frozenset(
+    '.jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm'.split()
+)
+# The split whose classes number the labels of all splits.
+_FIRST = 'train'
+# Names the folder itself, where its sub-folders are the classes.
+_WHOLE = 'all'
+_SLICE = re.compile(r'(?P<name>[^[\]]+)(?:\[(?P<start>.*):(?P<stop>.*)\])?')
+
+
+class FolderSource:
+  """The images of a folder; the class is the name of the folder they lie in.
+
+  Classes are numbered in the order of their names, as in the split 'train'
+  if there is one. The order of the images is fixed by their names but mixed,
+  so that a slice of a split, 'train[:90%]', holds images of all classes.
+  """
+
+  channels = 3
+
+  def __init__(self, path: str, split: str):
+    """Lists the files.
+
+    Args:
+      path: the folder.
+      split: a sub-folder, or 'all' if the classes lie in `path` itself; either
+        may be sliced by numbers or per cent, such as 'train[90%:]'.
+
+    Raises:
+      InputError: the split is unknown or empty, or it has a folder without
+        images, a class that 'train' lacks, or a file that cannot be opened.
+    """
+    self._path = os.path.abspath(os.path.expanduser(path))
+    match = _SLICE.fullmatch(split)
+    if match is None:
+      raise InputError(
+          f'split {split!r}: want a name, or a slice such as train[:90%]'
+      )
+    self._root = self._folder_of(match['name'])
+    first = os.path.join(self._path, _FIRST)
+    whole = match['name'] == _WHOLE or not os.path.isdir(first)
+    self.classes = _subfolders(self._root if whole else first)
+    files = [
+        (label, name) for label, names in self._list().items() for name in names
+    ]
+    files.sort(key=lambda file: _mixed(self.classes[file[0]], file[1]))
+    files = files[_slice(match, len(files), split)]
+    if not files:
+      raise InputError(f'split {split!r} of {self._path} holds no images')
+    self._labels = np.array([label for label, _ in files], np.int32)
+    # As one block of bytes: worker processes get a copy each.
+    self._names = np.array([os.fsencode(name) for _, name in files])
+    self.num_classes = len(self.classes)
+
+  def _folder_of(self, name: str) -> str:
+    if not os.path.isdir(self._path):
+      raise InputError(f'there is no folder {self._path}')
+    if name == _WHOLE:
+      return self._path
+    folder = os.path.join(self._path, name)
+    if not os.path.isdir(folder):
+      known = ', '.join([*_subfolders(self._path)[:10], _WHOLE])
+      raise InputError(
+          f'unknown split {name!r} of {self._path}; known: {known} (its '
+          'sub-folders are the classes)'
+      )
+    return folder
+
+  def _list(self) -> dict[int, list[str]]:
+    """Returns the names of the images by label."""
+    numbers = {name: i for i, name in enumerate(self.classes)}
+    found, empty, unreadable = {}, [], []
+    present = _subfolders(self._root)
+    if not present:
+      raise InputError(
+          f'{self._root} has no sub-folders; want {self._root}/<class>/<image>'
+      )
+    unknown = [name for name in present if name not in numbers]
+    if unknown:
+      raise InputError(
+          f'{self._root} has classes that {self._path}/{_FIRST} lacks: '
+          f'{_some(unknown)}; give both the same'
+      )
+    for name in present:
+      folder = os.path.join(self._root, name)
+      with os.scandir(folder) as entries:
+        images = [e for e in entries if _is_image(e.name)]
+      found[numbers[name]] = [entry.name for entry in images]
+      unreadable += [e.path for e in images if not _can_be_read(e)]
+      if not images:
+        empty.append(folder)
+    if empty:
+      raise InputError(
+          f'no images ({" ".join(sorted(EXTENSIONS))}) in the class folder(s) '
+          f'{_some(empty)}; fill or remove them'
+      )
+    if unreadable:
+      raise InputError(
+          f'cannot open {_some(unreadable)}; remove them or make them readable'
+      )
+    return found
+
+  def __len__(self) -> int:
+    return len(self._labels)
+
+  def _file_of(self, index: int) -> str:
+    folder = os.path.join(self._root, self.classes[self._labels[index]])
+    return os.path.join(folder, os.fsdecode(self._names[index]))
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    path = self._file_of(index)
+    try:
+      with open(path, 'rb') as file:
+        data = file.read()
+    except OSError as error:
+      raise UnreadableError(error.strerror) from error
+    return {
+        'image': data,
+        'label': int(self._labels[index]),
+        'id': os.path.relpath(path, self._path),
+    }
+
+  def describe(self, index: int, reason: str) -> str:
+    """Returns which file could not be read, and why."""
+    return f'{self._file_of(index)} cannot be read: {reason}'
+
+
+def _subfolders(path: str) -> list[str]:
+  with os.scandir(path) as entries:
+    return sorted(e.name for e in entries if e.is_dir() and e.name[0] != '.')
+
+
+def _is_image(name: str) -> bool:
+  return os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != '.'
+
+
+def _can_be_read(entry: os.DirEntry) -> bool:
+  return entry.is_file() and os.access(entry.path, os.R_OK)
+
+
+def _mixed(folder: str, name: str) -> bytes:
+  text = os.fsencode(f'{folder}/{name}')
+  return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _slice(match: re.Match, length: int, split: str) -> slice:
+  """Returns the slice that a split asks for, in numbers of images."""
+  ends = []
+  for text in (match['start'], match['stop']):
+    number = re.fullmatch(r'(-?\d+)(%?)', text or '')
+    if text and not number:
+      raise InputError(
+          f'split {split!r}: {text!r} is neither a number nor a percentage'
+      )
+    if not text:
+      ends.append(None)
+    elif number[2]:
+      ends.append(round(int(number[1]) * length / 100))
+    else:
+      ends.append(int(number[1]))
+  return slice(*ends)
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+  """Returns the names, shortened to the first of them if they are many."""
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + more

@@ -1,0 +1,105 @@
+"""Chains of augmentations: their order, their errors."""
+
+import numpy as np
+import pictures
+import pytest
+
+from awconv_jax.data import augment, decode
+from awconv_jax.errors import InputError
+
+AFFINE = {'rotation': 10.0, 'translation': 0.1, 'scale': (0.9, 1.1)}
+CROP = {'area': (0.1, 1.0), 'ratio': (0.75, 1.33), 'interpolation': 'linear'}
+
+
+@pytest.mark.parametrize(
+    'steps, message',
+    [
+        ((('flip', {'p': 1}),), "unknown option of augmentation 'flip' 'p'"),
+        (
+            (('pad_crop', {'pading': 4}),),
+            r"'pad_crop' 'pading' \(did you mean 'padding'\?\); known: padding",
+        ),
+        (
+            (('random_affine', AFFINE),),
+            "'random_affine' lacks option 'shear'; it needs: rotation, trans",
+        ),
+        (
+            (('random_affine', AFFINE | {'shear': 'much'}),),
+            "'random_affine' cannot use .*much",
+        ),
+        ((('pad_crop', {'padding': -1}),), "'pad_crop' cannot use .*-1"),
+        (
+            (('flip', {}), ('random_resized_crop', CROP)),
+            "'random_resized_crop' must come first",
+        ),
+        (
+            (('random_resized_crop', CROP | {'size': 5}),),
+            "option of augmentation 'random_resized_crop' 'size'",
+        ),
+        (
+            (('random_resized_crop', CROP | {'area': (0.5, 0.1)}),),
+            r'cannot use .*area=\(0.5, 0.1\) must be above 0 and in order',
+        ),
+        (
+            (('random_resized_crop', CROP | {'interpolation': 'best'}),),
+            "cannot use .*unknown interpolation 'best'",
+        ),
+        ({'flip': {}}, 'must be a tuple of .* pairs, not a mapping'),
+    ],
+)
+def test_augmentation_errors(steps, message):
+  with pytest.raises(InputError, match=message) as caught:
+    augment.Chain(steps, 32)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+    'name, options, shape',
+    [
+        ('random_affine', AFFINE | {'shear': 5.0}, (20, 30)),
+        ('pad_crop', {'padding': 4}, (20, 30)),
+        ('flip', {}, (20, 30)),
+    ],
+)
+def test_augmentations_keep_the_contract(name, options, shape, channels):
+  image = pictures.smooth(20, 30)[..., :channels]
+  before = image.copy()
+  run = augment.AUGMENTATIONS[name]
+  results = [
+      run(image, np.random.default_rng(s), **options) for s in (0, 0, *range(9))
+  ]
+
+  np.testing.assert_array_equal(image, before)
+  np.testing.assert_array_equal(results[0], results[1])
+  assert {r.shape for r in results} == {(*shape, channels)}
+  assert {r.dtype for r in results} == {np.dtype(np.uint8)}
+  distinct = len({r.tobytes() for r in results})
+  assert {'flip': 2}.get(name, 7) <= distinct <= 9
+
+
+def test_a_chain_applies_its_steps_in_order_and_then_resizes():
+  image = pictures.smooth(20, 20)
+  steps = (('random_affine', AFFINE | {'shear': 5.0}), ('flip', {}))
+  picture = decode.Picture(pictures.encode(image), 3)
+
+  result = augment.Chain(steps, 8)(picture, np.random.default_rng(1))
+
+  rng = np.random.default_rng(1)
+  expected = image
+  for name, options in steps:
+    expected = augment.AUGMENTATIONS[name](expected, rng, **options)
+  expected = decode.resize(expected, 8, 'area')
+  np.testing.assert_array_equal(result, expected)
+
+
+def test_a_crop_comes_before_the_rest():
+  picture = decode.Picture(pictures.encode(pictures.smooth(50, 40)), 3)
+  chain = augment.Chain((('random_resized_crop', CROP), ('flip', {})), 16)
+
+  result = chain(picture, np.random.default_rng(2))
+
+  rng = np.random.default_rng(2)
+  cut = augment.CROPS['random_resized_crop'](picture, rng, size=16, **CROP)
+  expected = augment.AUGMENTATIONS['flip'](cut, rng)
+  np.testing.assert_array_equal(result, expected)
