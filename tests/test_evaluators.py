@@ -51,6 +51,51 @@ def test_nan_is_no_hit_and_padding_may_hold_anything():
   assert evaluator.compute() == {'top1': 0.5, 'loss': 1.0, 'num_examples': 2}
 
 
+def test_a_hit_is_any_of_several_right_classes():
+  """Against sorting, and rows of one class as those with a padding."""
+  rng = np.random.default_rng(1)
+  logits = rng.normal(size=(60, 12))
+  label = np.full((60, 4), -1)
+  for row, number in zip(label, rng.integers(1, 5, 60), strict=True):
+    row[:number] = rng.choice(12, number, replace=False)
+  evaluator = TopK((1, 3))
+  evaluator.update(outputs(logits, label))
+  order = np.argsort(-logits, axis=1)
+  metrics = evaluator.compute()
+  for k in (1, 3):
+    hits = [
+        bool(set(best) & set(right) - {-1})
+        for best, right in zip(order[:, :k], label, strict=True)
+    ]
+    assert metrics[f'top{k}'] == np.mean(hits)
+  single, padded = TopK(), TopK()
+  single.update(outputs(logits, label[:, 0]))
+  alone = np.where(np.arange(4) == 0, label, -1)
+  padded.update(outputs(logits, alone))
+  assert single.compute() == padded.compute()
+  assert single.compute()['top1'] < metrics['top1']
+
+
+def test_padding_is_never_a_hit_and_rows_of_it_are_masked():
+  evaluator = TopK((1, 5))
+  # The last class, which an index of -1 means in numpy, is the best one.
+  evaluator.update(
+      outputs(
+          [[0, 1], [0, 1], [0, 1]],
+          [[0, -1], [-1, 1], [-1, -1]],
+          [True, True, False],
+      )
+  )
+  metrics = evaluator.compute()
+  assert metrics == {'top1': 0.5, 'top5': 1.0, 'loss': 1.0, 'num_examples': 2}
+
+
+def test_nothing_is_a_hit_only_because_there_are_few_classes():
+  evaluator = TopK((5,))
+  evaluator.update(outputs([[np.nan, 0], [1, 0]], [0, -1]))
+  assert evaluator.compute()['top5'] == 0
+
+
 def test_nothing_to_count_is_an_error():
   with pytest.raises(ValueError, match='no example'):
     TopK().compute()

@@ -185,6 +185,56 @@ def test_adamw_and_lamb(name, mask):
   assert_close(run(tx), want)
 
 
+def test_lamb_as_it_is_used():
+  """Six steps with clipping, warm-up and cosine, and kernels that start at 0.
+
+  Each layer has its own trust ratio; it is 1 where the weights or their step
+  are 0, which the weights would never leave otherwise.
+  """
+  rng = np.random.default_rng(1)
+  shapes = {'kernel': (3, 4), 'zero': (2, 2), 'still': (2, 2), 'bias': (4,)}
+  start = {k: rng.normal(size=s) for k, s in shapes.items()}
+  start['zero'] = start['still'] = np.zeros((2, 2))
+  sizes = {'kernel': 5.0, 'zero': 0.1, 'still': 0.0, 'bias': 1.0}
+  grads = [
+      {k: scale * sizes[k] * rng.normal(size=s) for k, s in shapes.items()}
+      for scale in (1.0, 0.01, 2.0, 0.02, 0.5, 0.01)
+  ]
+  tx, schedule = create(
+      name='lamb',
+      options=ADAM,
+      weight_decay=0.02,
+      clip_norm=1.0,
+      schedule='cosine',
+      schedule_options={'final_fraction': 0.0},
+      warmup_epochs=0.75,
+      warmup_start_fraction=0.1,
+  )
+  got = jax.tree.map(jnp.float32, start)
+  state, update = tx.init(got), jax.jit(tx.update)
+  want, m, v = dict(start), dict.fromkeys(shapes, 0.0), dict.fromkeys(shapes, 0)
+  clipped = 0
+  for t, grad in enumerate(grads, start=1):
+    updates, state = update(jax.tree.map(jnp.float32, grad), state, got)
+    got = optax.apply_updates(got, updates)
+    norm = np.sqrt(sum((g**2).sum() for g in grad.values()))
+    clipped += norm > 1
+    for key in want:
+      g = grad[key] / max(norm, 1)
+      m[key] = 0.9 * m[key] + 0.1 * g
+      v[key] = 0.99 * v[key] + 0.01 * g**2
+      step = m[key] / (1 - 0.9**t)
+      step = step / (np.sqrt(v[key] / (1 - 0.99**t)) + 1e-6)
+      if key != 'bias':
+        step = step + 0.02 * want[key]
+        norms = np.linalg.norm(want[key]), np.linalg.norm(step)
+        step = step * (norms[0] / norms[1] if all(norms) else 1)
+      want[key] = want[key] - float(schedule(t - 1)) * step
+  assert clipped == 3
+  assert np.abs(want['zero']).min() > 0
+  assert_close(got, want)
+
+
 def test_clipping_is_by_the_global_norm_and_ahead_of_the_decay():
   norm = np.sqrt(sum((g**2).sum() for g in GRADS[0].values()))
   for clip, scale in ((norm / 2, 0.5), (norm * 2, 1.0)):

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+# The rank of what is no hit for any k, more than the classes included.
+_NEVER = np.iinfo(np.int64).max
+
 
 class TopK:
   """Accumulates top-k hits and losses; padded rows are left out.
@@ -21,17 +24,16 @@ class TopK:
     """Adds a batch.
 
     Args:
-      outputs: logits float [B, classes], label int [B], loss float [B] and
-        mask bool [B], False for rows that only fill the batch.
+      outputs: logits float [B, classes], label int [B], or [B, L] where several
+        are right, filled up with -1 (a hit is any of them), loss float [B] and
+        mask bool [B], False for rows that do not count.
     """
     mask = np.asarray(outputs['mask'], bool)
     logits = np.asarray(outputs['logits'])[mask]
     label = np.asarray(outputs['label'])[mask]
-    own = np.take_along_axis(logits, label[:, None], axis=1)
-    # Equal logits are ranked by class, as argmax does; a NaN never hits.
-    before = np.arange(logits.shape[1]) < label[:, None]
-    rank = np.sum((logits > own) | ((logits == own) & before), axis=1)
-    rank[~np.isfinite(logits).all(axis=1)] = logits.shape[1]
+    if label.ndim == 1:
+      label = label[:, None]
+    rank = np.min([_rank(logits, column) for column in label.T], axis=0)
     for k in self._hits:
       self._hits[k] += int(np.sum(rank < k))
     self._loss += float(np.sum(outputs['loss'], where=mask, dtype=np.float64))
@@ -48,3 +50,16 @@ class TopK:
     metrics = {f'top{k}': hits / self._count for k, hits in self._hits.items()}
     loss = self._loss / self._count
     return metrics | {'loss': loss, 'num_examples': self._count}
+
+
+def _rank(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+  """Returns how many classes come before the label's, int [B].
+
+  Equal logits are ranked by class, as argmax does; a NaN, or a label of -1,
+  is behind all.
+  """
+  own = np.take_along_axis(logits, label[:, None], axis=1)
+  before = np.arange(logits.shape[1]) < label[:, None]
+  rank = np.sum((logits > own) | ((logits == own) & before), axis=1)
+  rank[~np.isfinite(logits).all(axis=1) | (label < 0)] = _NEVER
+  return rank

@@ -10,6 +10,7 @@ Every block has these fields:
   convs: the convolution of each slot, 'conv1' ... and 'downsample_conv'.
   norm: the norm; takes `name` and `scale_init`.
   attention: None, or what gates the last norm's output (SE, ...).
+  drop: what drops the branch of some samples in training; takes `name`.
   last_scale_init: initializer of the last norm's scale.
   version: 'v1.5' strides in the 3x3 convolution of a bottleneck, 'v1' in the
     first 1x1. A basic block is the same in both.
@@ -62,13 +63,14 @@ class Block(Padded):
   convs: Mapping[str, Module]
   norm: Module
   attention: Module | None
+  drop: Module
   last_scale_init: Module
   version: str = 'v1.5'
   groups: int = 1
   group_width: int = 64
 
   def join(self, x, y, valid_size, out_valid_size):
-    """Gates the branch y, adds the shortcut of x, and applies ReLU."""
+    """Gates and drops the branch y, adds the shortcut of x, applies ReLU."""
     if self.attention is not None:
       y = self.attention(name='attention')(y, valid_size=out_valid_size)
     if x.shape != y.shape:
@@ -76,7 +78,7 @@ class Block(Padded):
           'downsample_conv', x, y.shape[-1], 1, self.stride, valid_size
       )
       x = self.norm(name='downsample_norm')(x)
-    return nn.relu(x + y)
+    return nn.relu(x + self.drop(name='stochastic_depth')(y))
 
 
 class BasicBlock(Block):

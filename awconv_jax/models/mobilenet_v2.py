@@ -50,6 +50,7 @@ class InvertedResidual(Padded):
     convs: the convolution of each slot, 'conv1' to 'conv3'.
     norm: the norm; takes `name`.
     attention: None, or what gates the last norm's output.
+    drop: what drops the branch of some samples in training; takes `name`.
   """
 
   features: int
@@ -58,6 +59,7 @@ class InvertedResidual(Padded):
   convs: Mapping[str, Callable[..., Any]]
   norm: Callable[..., Any]
   attention: Callable[..., Any] | None
+  drop: Callable[..., Any]
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
@@ -81,7 +83,10 @@ class InvertedResidual(Padded):
     y = self.norm(name='norm3')(y)
     if self.attention is not None:
       y = self.attention(name='attention')(y, valid_size=size)
-    return x + y if x.shape == y.shape else y
+    # Without a shortcut nothing would be left.
+    if x.shape != y.shape:
+      return y
+    return x + self.drop(name='stochastic_depth')(y)
 
 
 class MobileNetV2(Network):

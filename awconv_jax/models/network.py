@@ -49,6 +49,9 @@ class Network(nn.Module):
     aw_options: fields of `AWConv`, such as reduction and expansion; refinement
       by name, such as 'se'. Those not named here have AWConv's defaults, but
       norm_momentum, norm_epsilon, dtype and param_dtype are the network's.
+    stochastic_depth: chance that a sample skips the branch of the last block in
+      training (https://arxiv.org/abs/1603.09382); it grows linearly over all
+      blocks from 0 at the first; needs an rng 'dropout' in training.
     norm_momentum: share of the old running statistics.
     norm_epsilon: of the norms.
     dtype: of the computation, such as 'bfloat16'; logits are float32.
@@ -62,6 +65,7 @@ class Network(nn.Module):
   aw_where: str = '3x3'
   aw_stages: Sequence[int] | None = None
   aw_options: Mapping[str, Any] | None = None
+  stochastic_depth: float = 0.0
   norm_momentum: float = 0.9
   norm_epsilon: float = 1e-5
   dtype: Any = jnp.float32
@@ -121,7 +125,7 @@ class Network(nn.Module):
 
     Args:
       stage: counted from 1.
-      **fields: stride, convs, norm, attention of the block, and train.
+      **fields: stride, convs, norm, attention, drop of the block, and train.
     """
     raise NotImplementedError
 
@@ -139,6 +143,7 @@ class Network(nn.Module):
       checks.check_stages('aw_stages', self.aw_stages, len(self.strides()))
     if self.num_classes is not None:
       checks.check_count('num_classes', self.num_classes)
+    checks.check_fraction('stochastic_depth', self.stochastic_depth)
     for field in ('norm_momentum', 'norm_epsilon'):
       checks.check_number(field, getattr(self, field))
     for field in ('dtype', 'param_dtype'):
@@ -262,6 +267,31 @@ class Network(nn.Module):
     """Returns the gate of a block's branch, or None."""
     return self._create_attention(train) if self._attends('block') else None
 
+  @nn.nowrap
+  def branch_drop(
+      self, stage: int, index: int, train: bool
+  ) -> functools.partial:
+    """Returns what drops the branch of a block, of whole samples at random.
+
+    Those kept are divided by the chance of that, so that the expected value is
+    the value in evaluation, which drops nothing. (The paper scales in
+    evaluation instead, drops one layer for all of a batch, and begins with a
+    small chance at the first block; the recipes that are in use do this.)
+
+    Args:
+      stage: counted from 1.
+      index: of the block in its stage, from 0.
+      train: whether anything is dropped.
+    """
+    before = sum(self.depths()[: stage - 1]) + index
+    last = sum(self.depths()) - 1
+    return functools.partial(
+        nn.Dropout,
+        self.stochastic_depth * before / max(last, 1),
+        broadcast_dims=(1, 2, 3),
+        deterministic=not train,
+    )
+
   def attend_stage(self, x, stage, train, valid_size):
     """Returns the output of a stage, gated if attention has its place there.
 
@@ -303,7 +333,7 @@ class Network(nn.Module):
     Args:
       images: [N, H, W, 3] (or any channels), normalised.
       train: whether norms use (and update) the batch's statistics, and dropout
-        is on.
+        and stochastic depth are on.
       valid_size: int [N, 2], height and width of each image from the top left
         where the rest of it is padding, of any content. With `train=False`
         logits and features are those of the image alone; features outside of
@@ -332,6 +362,7 @@ class Network(nn.Module):
             convs=self.convs(stage, train),
             norm=self.norms(train),
             attention=self.block_attention(train),
+            drop=self.branch_drop(stage, index, train),
             train=train,
         )
         name = f'stage{stage}_block{index + 1}'

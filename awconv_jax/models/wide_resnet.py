@@ -34,6 +34,7 @@ class WideBlock(Padded):
     convs: the convolution of each slot, 'conv1', 'conv2', 'downsample_conv'.
     norm: the norm; takes `name`.
     attention: None, or what gates the branch.
+    drop: what drops the branch of some samples in training; takes `name`.
     dropout: share of the values that is dropped between the convolutions.
     train: whether dropout is on.
   """
@@ -43,6 +44,7 @@ class WideBlock(Padded):
   convs: Mapping[str, Callable[..., Any]]
   norm: Callable[..., Any]
   attention: Callable[..., Any] | None
+  drop: Callable[..., Any]
   dropout: float
   train: bool
 
@@ -62,7 +64,7 @@ class WideBlock(Padded):
       x, _ = self.convolve(
           'downsample_conv', seen, self.features, 1, self.stride, valid_size
       )
-    return x + y
+    return x + self.drop(name='stochastic_depth')(y)
 
 
 class WideResNet(Network):

@@ -1,4 +1,8 @@
-"""Image classification: softmax cross-entropy with label smoothing."""
+"""Image classification: softmax or binary cross-entropy, mixup and CutMix.
+
+Label smoothing, https://arxiv.org/abs/1512.00567; binary cross-entropy over
+targets mixed by mixup and CutMix, https://arxiv.org/abs/2110.00476.
+"""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -10,17 +14,81 @@ import optax
 
 from awconv_jax import errors, models
 from awconv_jax.evaluators.top_k import TopK
+from awconv_jax.ops import mixing
 
 Variables = Mapping[str, Any]
 Batch = Mapping[str, jax.Array]
 
 
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns the cross-entropy of every class by itself, averaged over them.
+
+  The mean is what the recipes of https://arxiv.org/abs/2110.00476 were made
+  with; the sum would be the loss times the number of classes.
+
+  Args:
+    logits: float [B, classes].
+    targets: float [B, classes], each in [0, 1].
+
+  Returns:
+    float [B].
+  """
+  return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+LOSSES = {'softmax': optax.softmax_cross_entropy, 'bce': binary_cross_entropy}
+# Where each number must lie, in words, and whether it does.
+_RANGES = {
+    'label_smoothing': ('in [0, 1)', lambda x: 0 <= x < 1),
+    'mixup': ('at least 0 (off) and finite', lambda x: 0 <= x < math.inf),
+    'cutmix': ('at least 0 (off) and finite', lambda x: 0 <= x < math.inf),
+    'mix_probability': ('in [0, 1]', lambda x: 0 <= x <= 1),
+    'mix_switch_probability': ('in [0, 1]', lambda x: 0 <= x <= 1),
+}
+
+
+def _check_number(name: str, value: Any, words: str, fits: Any) -> None:
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if not (number and fits(value)):
+    raise errors.InputError(
+        f'config.task.{name}={value!r} must be a number {words}'
+    )
+
+
+def _check_threshold(
+    threshold: float | None, loss: str, smoothing: float, classes: int
+) -> None:
+  """Raises InputError unless the threshold divides right from wrong."""
+  if threshold is None:
+    return
+  if loss != 'bce':
+    raise errors.InputError(
+        f"config.task.bce_threshold={threshold} needs config.task.loss='bce', "
+        f'which is {loss!r}'
+    )
+  low = smoothing / classes
+  high = 1 - smoothing + low
+  _check_number(
+      'bce_threshold',
+      threshold,
+      f'at least {low:g} and below {high:g}, the targets of wrong and right '
+      f'classes with config.task.label_smoothing={smoothing}',
+      lambda x: low <= x < high,
+  )
+
+
 class Classification:
-  """Classifies uint8 images; they are normalised on the device.
+  """Classifies uint8 images; they are mixed and normalised on the device.
 
   Args:
     model: options of `models.create`, with its name.
+    loss: 'softmax' or 'bce', binary cross-entropy averaged over the classes.
     label_smoothing: share of the target spread over all classes, in [0, 1).
+    bce_threshold: with 'bce', targets above it become 1 and the others 0, after
+      smoothing and mixing; None leaves them as they are.
+    mixup, cutmix: alpha of each; 0 is off. See `ops.mixing`.
+    mix_probability: chance that a batch is mixed.
+    mix_switch_probability: chance that it is by CutMix, where both are on.
     mean, std: per channel (one value serves all), in units of 0..255.
 
   Raises:
@@ -31,17 +99,39 @@ class Classification:
       self,
       model: Mapping[str, Any],
       *,
+      loss: str,
       label_smoothing: float,
+      bce_threshold: float | None,
+      mixup: float,
+      cutmix: float,
+      mix_probability: float,
+      mix_switch_probability: float,
       mean: Sequence[float],
       std: Sequence[float],
   ):
-    if not 0 <= label_smoothing < 1:
-      raise errors.InputError(
-          f'config.task.label_smoothing={label_smoothing} is not in [0, 1)'
-      )
+    if loss not in LOSSES:
+      raise errors.unknown_name('config.task.loss', loss, LOSSES)
+    numbers = dict(
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        cutmix=cutmix,
+        mix_probability=mix_probability,
+        mix_switch_probability=mix_switch_probability,
+    )
+    for name, value in numbers.items():
+      _check_number(name, value, *_RANGES[name])
     self.model = models.create(**model)
     self.num_classes = self.model.num_classes
+    _check_threshold(bce_threshold, loss, label_smoothing, self.num_classes)
+    self._loss = LOSSES[loss]
     self._label_smoothing = label_smoothing
+    self._threshold = bce_threshold
+    self._mixing = dict(
+        mixup=mixup,
+        cutmix=cutmix,
+        probability=mix_probability,
+        switch_probability=mix_switch_probability,
+    )
     self._mean, self._std = mean, std
 
   def _check_statistics(self, channels: int) -> None:
@@ -60,11 +150,15 @@ class Classification:
     std = jnp.array(self._std, jnp.float32)
     return (images.astype(jnp.float32) - mean) / std
 
-  def _losses(self, logits, labels, smoothing):
-    targets = optax.smooth_labels(
-        jax.nn.one_hot(labels, self.num_classes), smoothing
-    )
-    return optax.softmax_cross_entropy(logits, targets)
+  def _targets(self, labels: jax.Array) -> jax.Array:
+    """Returns the uniform distribution over the right classes of each row."""
+    # A padding of -1 is no class, and one named twice counts once.
+    labels = labels.reshape(labels.shape[0], -1)
+    right = jax.nn.one_hot(labels, self.num_classes).max(axis=1)
+    return right / jnp.maximum(right.sum(-1, keepdims=True), 1)
+
+  def _train_targets(self, labels: jax.Array) -> jax.Array:
+    return optax.smooth_labels(self._targets(labels), self._label_smoothing)
 
   def forward(self, variables: Variables, batch: Batch) -> jax.Array:
     """Returns logits [B, classes] with running statistics."""
@@ -88,30 +182,50 @@ class Classification:
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array):
     """Returns the mean loss, and (metrics, updated variables but params).
 
+    With mixing 'top1' counts the class with the larger share as the right one.
+    Where a batch is computed in parts, each part is mixed by itself.
+
     Args:
       variables: 'params' and 'batch_stats'.
-      batch: image uint8 [B, H, W, C], label int [B].
+      batch: image uint8 [B, H, W, C], label int [B] (or [B, L], see `predict`).
       rng: key of this step, for what is random in training.
     """
-    images = self._normalize(batch['image'])
+    images, targets = batch['image'], self._train_targets(batch['label'])
+    mix_rng, dropout_rng = jax.random.split(rng)
+    if self._mixing['mixup'] or self._mixing['cutmix']:
+      mix = mixing.draw(mix_rng, images.shape[1:3], **self._mixing)
+      images = mixing.mix_images(images, mix)
+      targets = mixing.mix_targets(targets, mix)
     logits, updated = self.model.apply(
         variables,
-        images,
+        self._normalize(images),
         train=True,
         mutable=['batch_stats'],
-        rngs={'dropout': rng},
+        rngs={'dropout': dropout_rng},
     )
-    losses = self._losses(logits, batch['label'], self._label_smoothing)
-    hits = logits.argmax(-1) == batch['label']
+    chosen = jnp.take_along_axis(targets, logits.argmax(-1)[:, None], axis=-1)
+    hits = chosen[:, 0] == targets.max(-1)
+    if self._threshold is not None:
+      targets = (targets > self._threshold).astype(targets.dtype)
+    losses = self._loss(logits, targets)
     return losses.mean(), ({'top1': hits.mean()}, updated)
 
   def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    """Returns what `TopK` takes: logits, label, loss and mask of each row."""
+    """Returns what `TopK` takes: logits, label, loss and mask of each row.
+
+    The loss is of the kind trained with, but of the plain target: the right
+    class, or the uniform distribution over several.
+
+    Args:
+      variables: 'params' and 'batch_stats'.
+      batch: image uint8 [B, H, W, C], mask bool [B], and label int [B], or
+        [B, L] where several are right, filled up with -1.
+    """
     logits = self.forward(variables, batch)
     return {
         'logits': logits,
         'label': batch['label'],
-        'loss': self._losses(logits, batch['label'], 0.0),
+        'loss': self._loss(logits, self._targets(batch['label'])),
         'mask': batch['mask'],
     }
 

@@ -1,0 +1,129 @@
+"""Mixup and CutMix of a batch, one choice of numbers for all of it.
+
+mixup, https://arxiv.org/abs/1710.09412, section 2; CutMix,
+https://arxiv.org/abs/1905.04899, equations 1 and 2:
+
+  x[n] = M * x[n] + (1 - M) * x[B - 1 - n]
+  y[n] = s * y[n] + (1 - s) * y[B - 1 - n]
+
+M is s everywhere for mixup; for CutMix it is 0 in a box and 1 outside of it,
+and s is its mean. The partner of a row is the row as far from the other end of
+the batch: the order of the examples is random to begin with, so that nothing
+is gained by a permutation. The middle row of an odd batch is its own partner.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Mix(NamedTuple):
+  """How a batch is mixed.
+
+  Attributes:
+    weights: M, float32 [H, W, 1], share of a pixel that is the row's own.
+    share: s, float32 [], share of the target that is the row's own.
+  """
+
+  weights: jax.Array
+  share: jax.Array
+
+
+def draw(
+    rng: jax.Array,
+    size: tuple[int, int],
+    *,
+    mixup: float,
+    cutmix: float,
+    probability: float,
+    switch_probability: float,
+) -> Mix:
+  """Draws how to mix; s ~ Beta(alpha, alpha).
+
+  Args:
+    rng: key of all that is drawn here.
+    size: height and width of the images, in pixels.
+    mixup: alpha of mixup; 0 is never mixup.
+    cutmix: alpha of CutMix; 0 is never CutMix.
+    probability: chance that the batch is mixed at all.
+    switch_probability: chance that it is by CutMix, where both are on.
+
+  Returns:
+    A mix; all ones where the batch stays as it is.
+  """
+  if not (mixup or cutmix):  # Beta(0, 0) is nothing.
+    return Mix(jnp.ones((*size, 1)), jnp.ones(()))
+  mixes, cuts, ratio, place = jax.random.split(rng, 4)
+  chance = switch_probability if mixup and cutmix else float(cutmix > 0)
+  is_cut = jax.random.bernoulli(cuts, chance)
+  alpha = jnp.where(is_cut, cutmix, mixup).astype(jnp.float32)
+  share = jax.random.beta(ratio, alpha, alpha)
+  centre = jax.random.randint(place, (2,), 0, jnp.array(size))
+  box = cut_box(size, share, centre)
+  # One of the two by value: both are cheap beside a copy of the batch.
+  weights = jnp.where(is_cut, 1 - box, share)
+  share = jnp.where(is_cut, 1 - box.mean(), share)
+  is_mixed = jax.random.bernoulli(mixes, probability)
+  return Mix(
+      jnp.where(is_mixed, weights, 1.0)[..., None],
+      jnp.where(is_mixed, share, 1.0),
+  )
+
+
+def cut_box(
+    size: tuple[int, int], share: jax.Array, centre: jax.Array
+) -> jax.Array:
+  """Returns the box of CutMix, which gets the partner's pixels.
+
+  Its sides are sqrt(1 - s) of the image's, rounded down to even numbers as by
+  the authors' code. What sticks out of the image is lost.
+
+  Args:
+    size: height and width of the images, H and W, in pixels.
+    share: s, float [], share of the image wanted outside of the box.
+    centre: int [2], row and column.
+
+  Returns:
+    float32 [H, W], 1 in the box and 0 outside of it.
+  """
+  inside = []
+  for length, middle in zip(size, centre, strict=True):
+    half = jnp.int32(length * jnp.sqrt(1 - share)) // 2
+    position = jnp.arange(length)
+    inside.append((position >= middle - half) & (position < middle + half))
+  rows, columns = inside
+  return (rows[:, None] & columns[None, :]).astype(jnp.float32)
+
+
+def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
+  """Returns the images mixed with their partners.
+
+  Normalising per channel is affine and the weights of a pixel sum to 1, so that
+  the order of the two does not matter.
+
+  Args:
+    images: [B, H, W, C] of any dtype. Of a batch sharded over devices, rows
+      move between them, as partners are those of the global batch; uint8 is
+      then a quarter of the traffic.
+    mix: M and s.
+
+  Returns:
+    float32 [B, H, W, C].
+  """
+  own, other = (x.astype(jnp.float32) for x in (images, images[::-1]))
+  return mix.weights * own + (1 - mix.weights) * other
+
+
+def mix_targets(targets: jax.Array, mix: Mix) -> jax.Array:
+  """Returns the targets mixed with their partners'.
+
+  Args:
+    targets: float [B, classes].
+    mix: M and s.
+
+  Returns:
+    float32 [B, classes]; a row's sum is 1 where those of the targets are.
+  """
+  targets = targets.astype(jnp.float32)
+  return mix.share * targets + (1 - mix.share) * targets[::-1]

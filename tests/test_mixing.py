@@ -1,0 +1,189 @@
+"""Mixup and CutMix against loops in numpy, and the laws of their numbers."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from awconv_jax import partition
+from awconv_jax.ops import mixing
+
+ON = dict(mixup=0.2, cutmix=1.0, probability=1.0, switch_probability=0.5)
+MIXUP = ON | dict(cutmix=0.0)
+CUTMIX = ON | dict(mixup=0.0)
+SIZE = (6, 9)
+
+
+@functools.cache
+def _drawer(size, options):
+  draw = functools.partial(mixing.draw, size=size, **dict(options))
+  return jax.jit(jax.vmap(draw))
+
+
+def draw(number, *, seed=0, size=SIZE, **options):
+  """Returns that many mixes: weights [n, H, W, 1] and shares [n]."""
+  keys = jax.random.split(jax.random.key(seed), number)
+  mix = _drawer(size, tuple(sorted(options.items())))(keys)
+  return mixing.Mix(*map(np.asarray, mix))
+
+
+def batch(rows=5, seed=0):
+  rng = np.random.default_rng(seed)
+  images = rng.integers(0, 256, (rows, *SIZE, 3)).astype(np.uint8)
+  return images, rng.dirichlet(np.ones(4), rows).astype(np.float32)
+
+
+def box_of_the_authors(size, share, centre):
+  """Returns top, bottom, left and right, as CutMix's own code computes them."""
+  bounds = []
+  for length, middle in zip(size, centre, strict=True):
+    cut = int(length * np.sqrt(np.float32(1) - np.float32(share)))
+    bounds += [max(middle - cut // 2, 0), min(middle + cut // 2, length)]
+  return bounds
+
+
+@pytest.mark.parametrize('options', [MIXUP, CUTMIX], ids=['mixup', 'cutmix'])
+@pytest.mark.parametrize('rows', [4, 5])
+def test_rows_are_mixed_with_the_rows_from_the_other_end(options, rows):
+  images, targets = batch(rows)
+  for weights, share in zip(*draw(4, **options), strict=True):
+    mix = mixing.Mix(weights, share)
+    got_images = mixing.mix_images(images, mix)
+    got_targets = mixing.mix_targets(targets, mix)
+    assert got_images.dtype == got_targets.dtype == jnp.float32
+    for n in range(rows):
+      a, b = images[n].astype(float), images[rows - 1 - n].astype(float)
+      want = np.empty_like(a)
+      for h, w in np.ndindex(SIZE):
+        m = float(weights[h, w, 0])
+        want[h, w] = m * a[h, w] + (1 - m) * b[h, w]
+      np.testing.assert_allclose(got_images[n], want, rtol=1e-5, atol=1e-4)
+      s = float(share)
+      want = s * targets[n] + (1 - s) * targets[rows - 1 - n]
+      np.testing.assert_allclose(got_targets[n], want, rtol=1e-5)
+
+
+def test_targets_sum_to_one():
+  _, targets = batch(64)
+  for seed in range(3):
+    for weights, share in zip(*draw(8, seed=seed, **ON), strict=True):
+      mixed = mixing.mix_targets(targets, mixing.Mix(weights, share))
+      np.testing.assert_allclose(np.sum(mixed, axis=1), 1, atol=1e-6)
+
+
+def test_mixing_before_normalising_is_mixing_after_it():
+  images, _ = batch()
+  mean, std = np.float32([120, 90, 60]), np.float32([60, 50, 70])
+  for weights, share in zip(*draw(6, **ON), strict=True):
+    mix = mixing.Mix(weights, share)
+    before = (mixing.mix_images(images, mix) - mean) / std
+    after = mixing.mix_images((images.astype(np.float32) - mean) / std, mix)
+    np.testing.assert_allclose(before, after, atol=3e-6)
+
+
+def test_the_weights_of_mixup_are_its_share():
+  weights, share = draw(50, **MIXUP)
+  assert len(set(share.tolist())) > 45
+  assert np.array_equal(
+      weights, np.broadcast_to(share[:, None, None, None], weights.shape)
+  )
+
+
+@pytest.mark.parametrize('size', [(6, 9), (32, 32), (7, 5)])
+def test_the_box_is_that_of_the_authors(size):
+  rng = np.random.default_rng(0)
+  cut_box = jax.jit(mixing.cut_box, static_argnums=0)
+  for share in [0.0, 1.0, *rng.random(60)]:
+    centre = rng.integers(0, size)
+    top, bottom, left, right = box_of_the_authors(size, share, centre)
+    want = np.zeros(size)
+    want[top:bottom, left:right] = 1
+    got = cut_box(size, jnp.float32(share), jnp.array(centre))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_the_share_of_cutmix_is_the_exact_area_outside_of_the_box():
+  weights, share = draw(300, **CUTMIX)
+  assert set(np.unique(weights)) == {0.0, 1.0}
+  outside = weights.sum((1, 2, 3))
+  np.testing.assert_allclose(share, outside / np.prod(SIZE), rtol=1e-6)
+  # Both a box that is cut off and one that is whole, of many sizes.
+  assert len(np.unique(outside)) > 10
+
+
+@pytest.mark.parametrize('alpha', [0.1, 1.0, 4.0])
+def test_the_share_of_mixup_is_distributed_as_beta(alpha):
+  share = draw(4000, size=(1, 1), **MIXUP | dict(mixup=alpha)).share
+  assert np.isfinite(share).all()
+  # Away from the ends, where float32 has no numbers between 1 and a small
+  # alpha's many that are almost 1.
+  points = np.linspace(0.001, 0.999, 200)
+  got = (share[:, None] <= points).mean(0)
+  want = stats.beta(alpha, alpha).cdf(points)
+  np.testing.assert_allclose(got, want, atol=0.03)
+
+
+def test_boxes_lie_anywhere():
+  """The mean weights of each pixel against a simulation."""
+  rng = np.random.default_rng(0)
+  want = np.zeros(SIZE)
+  for share in rng.beta(1.0, 1.0, 4000):
+    top, bottom, left, right = box_of_the_authors(
+        SIZE, share, rng.integers(0, SIZE)
+    )
+    want[top:bottom, left:right] += 1 / 4000
+  weights, _ = draw(4000, **CUTMIX)
+  np.testing.assert_allclose(1 - weights.mean((0, 3)), want, atol=0.035)
+
+
+@pytest.mark.parametrize('probability', [0.0, 0.3, 1.0])
+def test_the_share_of_batches_that_are_mixed(probability):
+  weights, share = draw(
+      4000, **MIXUP | dict(mixup=1.0, probability=probability)
+  )
+  mixed = share < 1
+  assert (weights[~mixed] == 1).all()
+  assert mixed.mean() == pytest.approx(probability, abs=0.03)
+
+
+@pytest.mark.parametrize('switch', [0.0, 0.3, 1.0])
+def test_the_share_of_cutmix_where_both_are_on(switch):
+  weights, share = draw(4000, **ON | dict(mixup=1.0, switch_probability=switch))
+  # Of mixup with alpha 1 hardly a share is 0 or 1.
+  cut = ((weights == 0) | (weights == 1)).all((1, 2, 3))
+  assert cut.mean() == pytest.approx(switch, abs=0.03)
+
+
+def test_what_is_off_is_not_done():
+  assert draw(200, **CUTMIX | dict(switch_probability=0.0)).share.min() < 0.5
+  images, targets = batch()
+  off = draw(9, **ON | dict(mixup=0.0, cutmix=0.0))
+  assert (off.weights == 1).all() and (off.share == 1).all()
+  mix = mixing.Mix(off.weights[0], off.share[0])
+  np.testing.assert_array_equal(mixing.mix_images(images, mix), images)
+  np.testing.assert_array_equal(mixing.mix_targets(targets, mix), targets)
+
+
+def test_a_sharded_batch_is_mixed_as_on_one_device():
+  images, targets = batch(16)
+
+  def run(images, targets, rng):
+    mix = mixing.draw(rng, SIZE, **ON)
+    return mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
+
+  mesh = partition.create_mesh()
+  assert mesh.size == 8
+  rows, whole = partition.over_batch(mesh), partition.replicated(mesh)
+  sharded = jax.jit(run, in_shardings=(rows, rows, whole), out_shardings=rows)
+  for seed in range(4):
+    inputs = images, targets, jax.random.key(seed)
+    for got, want in zip(sharded(*inputs), jax.jit(run)(*inputs), strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-6)
+  # Rows go to their place and nowhere else, and as small as they came.
+  text = sharded.lower(*inputs).compile().as_text()
+  moves = re.findall(r'= (\S+)\{\S* (?:all-|collective-)[a-z-]+\(', text)
+  assert sorted(moves) == ['f32[2,4]', 'u8[2,6,9,3]']
