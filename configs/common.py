@@ -1,4 +1,8 @@
-"""Strict parsing of a config's argument string, 'model=resnet34,seed=1'."""
+"""What the configs share: strict arguments, and what sections have in common.
+
+The numbers of a recipe stand in its own file, all of them; here is what is the
+same for all.
+"""
 
 from collections.abc import Mapping
 import difflib
@@ -40,13 +44,19 @@ ATTENTION = {
 # The options of every family of networks, by the beginning of its names; what
 # the name itself decides, such as the number of blocks, is not among them.
 _RESNET = dict(
-    width=64, stem='imagenet', version='v1.5', zero_init_residual=True
+    width=64,
+    stem='imagenet',
+    version='v1.5',
+    zero_init_residual=True,
+    stochastic_depth=0.0,
 )
 NETWORKS = {
     'resnet': _RESNET,
     'resnext': _RESNET,
-    'wrn': dict(width=16, dropout=0.0),
-    'mobilenet': dict(width_factor=1.0, stem='imagenet', dropout=0.2),
+    'wrn': dict(width=16, dropout=0.0, stochastic_depth=0.0),
+    'mobilenet': dict(
+        width_factor=1.0, stem='imagenet', dropout=0.2, stochastic_depth=0.0
+    ),
 }
 
 
@@ -121,6 +131,114 @@ def aw_options() -> ml_collections.ConfigDict:
   return options
 
 
+def run(
+    *,
+    num_epochs: float,
+    batch_size: int,
+    eval_batch_size: int,
+    ema_decay: float,
+    log_every_steps: int,
+    eval_every_epochs: float,
+    checkpoint_every_epochs: float,
+) -> ml_collections.ConfigDict:
+  """Returns a config with the settings of the run, and no section yet.
+
+  Args:
+    num_epochs: length of the whole run.
+    batch_size: images per step, over all devices.
+    eval_batch_size: the same for evaluation, which is exact for any size.
+    ema_decay: of the averages of weights and batch statistics; 0 is off.
+    log_every_steps: steps whose mean is one row of the metrics.
+    eval_every_epochs: and at the end.
+    checkpoint_every_epochs: and at the end.
+  """
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.num_epochs = num_epochs
+  config.batch_size = batch_size
+  config.eval_batch_size = eval_batch_size
+  config.accumulation_steps = 1
+  config.ema_decay = ema_decay
+  # A run's directory, or a .safetensors or .pth file, to take weights from, but
+  # for the modules in init_skip, such as ('head',).
+  config.init_from = ml_collections.config_dict.placeholder(str)
+  config.init_skip = ()
+  config.log_every_steps = log_every_steps
+  config.eval_every_epochs = eval_every_epochs
+  config.checkpoint_every_epochs = checkpoint_every_epochs
+  config.checkpoints_to_keep = 2
+  return config
+
+
+def data(**values: Any) -> ml_collections.ConfigDict:
+  """Returns the section `data`: its values, and where the data lie.
+
+  Args:
+    **values: all keys but `dir`; `configs/imagenet.py` says what they are.
+  """
+  section = ml_collections.ConfigDict(values)
+  # None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  section.dir = ml_collections.config_dict.placeholder(str)
+  return section
+
+
+def classification(
+    *, bce_threshold: float | None = None, **values: Any
+) -> ml_collections.ConfigDict:
+  """Returns the section `task` of a classification.
+
+  Args:
+    bce_threshold: with the loss 'bce', targets above it become 1 and the others
+      0; None leaves them as they are.
+    **values: loss, label_smoothing, mixup, cutmix (alpha of each; 0 is off),
+      mean and std (per channel, in units of 0..255).
+  """
+  section = ml_collections.ConfigDict(values)
+  section.name = 'classification'
+  section.bce_threshold = ml_collections.config_dict.placeholder(float)
+  section.bce_threshold = bce_threshold
+  # Every batch is mixed, by one or the other, where they are on.
+  section.mix_probability = 1.0
+  section.mix_switch_probability = 0.5
+  return section
+
+
+def model(
+    name: str, *, num_classes: int, attention: str, aw_conv: bool, **wanted: Any
+) -> ml_collections.ConfigDict:
+  """Returns the section `model`: all options of a network.
+
+  Args:
+    name: of the network, such as 'resnet50'.
+    num_classes: of the logits.
+    attention: 'none' or a name in `ATTENTION`.
+    aw_conv: whether convolutions become AW-convolutions.
+    **wanted: as of `network`.
+
+  Raises:
+    ValueError: an unknown attention.
+  """
+  section = ml_collections.ConfigDict()
+  section.name = name
+  section.num_classes = num_classes
+  section.update(network(name, **wanted))
+  # A placeholder, so that --config.model.attention=se finds its type.
+  section.attention = ml_collections.config_dict.placeholder(str)
+  if attention != 'none':
+    section.attention = attention
+  section.attention_options = attention_options(attention)
+  section.aw_conv = aw_conv
+  section.aw_where = '3x3'
+  # None is all of them; or such as (3, 4).
+  section.aw_stages = ml_collections.config_dict.placeholder(tuple)
+  section.aw_options = aw_options()
+  section.norm_momentum = 0.9
+  section.norm_epsilon = 1e-5
+  section.dtype = 'float32'
+  section.param_dtype = 'float32'
+  return section
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   """Parses 'key=value,key=value' by the types of the defaults.
 
@@ -133,11 +251,17 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     The values by name.
 
   Raises:
-    ValueError: an unknown key, no '=', or a value of another type.
+    ValueError: an unknown key, no '=', a value of another type, or one that
+      holds ',' or '=', which separate arguments.
   """
   values = dict(defaults)
   for item in filter(None, (arg or '').split(',')):
     key, equals, text = item.partition('=')
+    if '=' in text or not (equals or key in defaults):
+      raise ValueError(
+          f"config argument {item!r} is not key=value: a value cannot hold ','"
+          " or '='; give such a one by its path, as in --config.data.name=..."
+      )
     if key not in defaults:
       near = difflib.get_close_matches(key, defaults, n=1)
       hint = f' (did you mean {near[0]!r}?)' if near else ''

@@ -1,9 +1,12 @@
 """Who may import whom, read from the source; and what importing may cost."""
 
 import ast
+import re
 
 import commands
 import pytest
+
+from awconv_jax import command_line
 
 PACKAGE = commands.ROOT / 'awconv_jax'
 # What each room may import of the package, besides its own files and errors.
@@ -110,10 +113,33 @@ def test_nothing_speaks_of_where_it_was_made():
         assert word not in text, f'{path}: {word}'
 
 
-def test_every_config_key_is_read():
-  """A key that no file of the package names is a key that nothing reads."""
-  from configs import digits
+# Every config, with each of its recipes. Keys of the sections `task` and
+# `model` are arguments of what they make, which refuses any other.
+CONFIGS = (
+    *('digits.py', 'cifar10.py', 'cifar100.py', 'imagenet.py'),
+    *(f'imagenet.py:recipe={name}' for name in ('paper', 'a2', 'a3')),
+)
+READERS = {
+    'run': ('config', ['train_loop.py', 'tasks/__init__.py']),
+    'data': ('data', ['data/pipeline.py', 'train_loop.py']),
+    'optimizer': ('config', ['optim.py']),
+}
 
-  source = '\n'.join(p.read_text() for p in PACKAGE.rglob('*.py'))
-  for key in digits.get_config():
-    assert f'.{key}' in source or f"'{key}'" in source, key
+
+def test_these_are_all_configs():
+  files = {path.name for path in (commands.ROOT / 'configs').glob('*.py')}
+  assert files - {'__init__.py', 'common.py'} == {
+      name.partition(':')[0] for name in CONFIGS
+  }
+
+
+@pytest.mark.parametrize('section', READERS)
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_key_is_read(name, section):
+  """A key that its readers do not name is a key that nothing reads."""
+  config = command_line.load_config(f'{commands.ROOT}/configs/{name}')
+  variable, files = READERS[section]
+  source = '\n'.join((PACKAGE / file).read_text() for file in files)
+  for key in config if section == 'run' else config[section]:
+    pattern = rf"\b{variable}\.{key}\b|'{key}'"
+    assert re.search(pattern, source), key

@@ -1,0 +1,471 @@
+"""The shipped configs: their numbers, and one small step of each."""
+
+import functools
+import itertools
+
+import commands
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from awconv_jax import command_line, data, errors, optim, tasks, train_step
+from configs import common, imagenet
+
+RECIPES = {
+    'digits': 'digits.py:',
+    'cifar10': 'cifar10.py:',
+    'cifar100': 'cifar100.py:',
+    **{name: f'imagenet.py:recipe={name},' for name in imagenet.RECIPES},
+}
+CHANNELS = {'digits': 1}
+# Of the training split.
+EXAMPLES = {'digits': 1_437, 'cifar10': 50_000, 'cifar100': 50_000}
+IMAGENET = 1_281_167
+
+
+def load(name, **arguments):
+  """Returns a shipped config, as the command line does."""
+  given = ','.join(f'{key}={value}' for key, value in arguments.items())
+  return command_line.load_config(
+      f'{commands.ROOT}/configs/{RECIPES[name]}{given}'
+  )
+
+
+# --- numbers -----------------------------------------------------------------
+
+# By its source in the docstring of each config: (epoch, learning rate).
+RATES = {
+    'digits': [(0, 0), (2, 0.1), (10, 0.05), (18, 0)],
+    'cifar10': [(0, 0.1), (59.9, 0.1), (60.1, 0.02), (120.1, 4e-3)],
+    'cifar100': [(119.9, 0.02), (159.9, 4e-3), (160.1, 8e-4), (200, 8e-4)],
+    # 0.1 * 1024 / 256 at most.
+    'standard': [(0, 0), (2.5, 0.2), (5, 0.4), (52.5, 0.2), (100, 0)],
+    'paper': [(0, 0.1), (29.9, 0.1), (30.1, 0.01), (60.1, 1e-3), (90.1, 1e-4)],
+    'a2': [(0, 1e-6), (5, 5e-3), (152.5, 2.5e-3), (300, 0)],
+    'a3': [(0, 1e-6), (5, 8e-3), (52.5, 4e-3), (100, 0)],
+}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_learning_rates_by_epoch(name):
+  config = load(name)
+  per_epoch = EXAMPLES.get(name, IMAGENET) / config.batch_size
+  _, schedule = optim.create(
+      config.optimizer,
+      batch_size=config.batch_size,
+      total_steps=round(config.num_epochs * per_epoch),
+      steps_per_epoch=per_epoch,
+  )
+  for epoch, rate in RATES[name]:
+    got = float(schedule(round(epoch * per_epoch)))
+    # An epoch is no whole number of steps.
+    assert got == pytest.approx(rate, rel=0.01, abs=1e-7), epoch
+
+
+SGD = dict(clip_norm=0.0, name='sgd')
+LAMB = dict(weight_decay=0.02, decay_mask='kernels', clip_norm=1.0, name='lamb')
+MIXED = dict(loss='bce', bce_threshold=0.2, mixup=0.1, cutmix=1.0)
+PLAIN = dict(loss='softmax', bce_threshold=None, mixup=0.0, cutmix=0.0)
+# Of the sections optimizer, task, data and model.
+NUMBERS = {
+    'digits': dict(
+        optimizer=SGD | dict(weight_decay=5e-4, decay_mask='kernels'),
+        task=PLAIN | dict(label_smoothing=0.1),
+        data=dict(image_size=16, eval_image_size=16, eval_crop=1.0, repeats=1),
+        model=dict(zero_init_residual=True, stochastic_depth=0.0, width=16),
+    ),
+    'cifar10': dict(
+        optimizer=SGD | dict(weight_decay=5e-4, decay_mask='all'),
+        task=PLAIN | dict(label_smoothing=0.0),
+        data=dict(image_size=32, eval_image_size=32, eval_crop=1.0, repeats=1),
+        model=dict(stem='cifar', stochastic_depth=0.0, num_classes=10),
+    ),
+    'cifar100': dict(
+        optimizer=SGD | dict(weight_decay=5e-4, decay_mask='all'),
+        task=PLAIN | dict(label_smoothing=0.0),
+        data=dict(image_size=32, eval_image_size=32, eval_crop=1.0, repeats=1),
+        model=dict(stem='cifar', stochastic_depth=0.0, num_classes=100),
+    ),
+    'standard': dict(
+        optimizer=SGD | dict(weight_decay=1e-4, decay_mask='kernels'),
+        task=PLAIN | dict(label_smoothing=0.0),
+        data=dict(eval_interpolation='bicubic', eval_crop=0.875, repeats=1),
+        model=dict(zero_init_residual=True, stochastic_depth=0.0),
+    ),
+    'paper': dict(
+        optimizer=SGD | dict(weight_decay=1e-4, decay_mask='all'),
+        task=PLAIN | dict(label_smoothing=0.0),
+        data=dict(eval_interpolation='bilinear', eval_crop=0.875, repeats=1),
+        model=dict(zero_init_residual=False, stochastic_depth=0.0),
+    ),
+    'a2': dict(
+        optimizer=LAMB,
+        task=MIXED | dict(label_smoothing=0.0),
+        data=dict(image_size=224, eval_image_size=224, eval_crop=0.95)
+        | dict(repeats=3),
+        model=dict(zero_init_residual=True, stochastic_depth=0.05),
+    ),
+    'a3': dict(
+        optimizer=LAMB,
+        task=MIXED | dict(label_smoothing=0.0),
+        data=dict(image_size=160, eval_image_size=224, eval_crop=0.95)
+        | dict(repeats=1),
+        model=dict(zero_init_residual=True, stochastic_depth=0.0),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_numbers_are_those_of_the_sources(name):
+  config = load(name)
+  for section, numbers in NUMBERS[name].items():
+    got = {key: config[section][key] for key in numbers}
+    assert got == numbers, section
+
+
+# Whether the momentum is Nesterov's, the decay of kernels, and that of scales.
+STEPS = {
+    'digits': (True, 5e-4, 0.0),
+    'cifar10': (True, 5e-4, 5e-4),
+    'cifar100': (True, 5e-4, 5e-4),
+    'standard': (True, 1e-4, 0.0),
+    'paper': (False, 1e-4, 1e-4),
+}
+
+
+@pytest.mark.parametrize('name', STEPS)
+def test_the_steps_of_sgd(name):
+  """Two steps on a kernel and a scale, against torch's SGD written out."""
+  config = load(name)
+  with config.unlocked():
+    config.optimizer.warmup_epochs = 0.0
+  # At the base batch size, and so long that the rate does not change.
+  optimizer, _ = optim.create(
+      config.optimizer,
+      batch_size=config.optimizer.base_batch_size,
+      total_steps=10**6,
+      steps_per_epoch=10**6 / config.num_epochs,
+  )
+  params = {'kernel': jnp.full((2, 2), 20.0), 'scale': jnp.full((2,), 30.0)}
+  gradients = jax.tree.map(jnp.ones_like, params)
+  state = optimizer.init(params)
+  want, trace = {'kernel': 20.0, 'scale': 30.0}, {'kernel': 0.0, 'scale': 0.0}
+  nesterov, *decays = STEPS[name]
+  for _ in range(2):
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+    for key, decay in zip(want, decays, strict=True):
+      gradient = 1 + decay * want[key]
+      trace[key] = 0.9 * trace[key] + gradient
+      direction = gradient + 0.9 * trace[key] if nesterov else trace[key]
+      want[key] -= 0.1 * direction
+  for key in want:
+    np.testing.assert_allclose(params[key], want[key], rtol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    'name, mean, std',
+    [
+        ('cifar10', (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ('cifar100', (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        ('standard', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ('a3', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_mean_and_std_are_in_units_of_bytes(name, mean, std):
+  task = load(name).task
+  np.testing.assert_allclose(task.mean, 255 * np.array(mean), rtol=1e-6)
+  np.testing.assert_allclose(task.std, 255 * np.array(std), rtol=1e-6)
+
+
+def names_of(config):
+  return [name for name, _ in config.data.augment]
+
+
+def test_augmentations_of_the_recipes():
+  crop_and_flip = ['random_resized_crop', 'flip']
+  assert names_of(load('standard')) == crop_and_flip
+  assert names_of(load('paper')) == crop_and_flip
+  for name, magnitude in (('a2', 7.0), ('a3', 6.0)):
+    assert names_of(load(name)) == [*crop_and_flip, 'rand_augment']
+    assert load(name).data.augment[2][1]['magnitude'] == magnitude
+  for name in ('cifar10', 'cifar100'):
+    assert names_of(load(name)) == ['pad_crop', 'flip']
+    automatic = load(name, auto_augment='true')
+    assert names_of(automatic) == ['pad_crop', 'flip', 'auto_augment']
+
+
+def test_splits_of_imagenet():
+  validation = load('standard').data
+  assert (validation.train_split, validation.eval_split) == (
+      'train',
+      'validation',
+  )
+  part = load('a3', eval='minival').data
+  assert (part.train_split, part.eval_split) == ('train[:99%]', 'train[99%:]')
+
+
+def test_augmented_attention_tests_at_the_size_it_was_trained_at():
+  assert load('a3').data.eval_image_size == 224
+  assert load('a3', attention='aa').data.eval_image_size == 160
+  assert load('a2', attention='aa').data.eval_image_size == 224
+
+
+def keys_of(config):
+  """Returns the keys of the run and of the sections that all share."""
+  sections = {key: set(config[key]) for key in ('data', 'task', 'optimizer')}
+  return sections | {'run': set(config), 'model': set(config.model)}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_all_configs_have_the_same_keys(name):
+  model = 'resnet50'
+  assert keys_of(load(name, model=model)) == keys_of(
+      load('digits', model=model)
+  )
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_what_is_none_knows_its_type(name):
+  """So that the command line can override it."""
+  config = load(name)
+  assert config.get_type('init_from') is str
+  assert config.data.get_type('dir') is str
+  assert config.task.get_type('bce_threshold') is float
+  assert config.model.get_type('attention') is str
+
+
+# --- arguments ---------------------------------------------------------------
+
+
+def test_no_argument_is_ignored():
+  """Every argument, given another value, makes another config."""
+  others = dict(model='resnet34', attention='se', aw_conv='false')
+  arguments = {
+      'digits': others | dict(optimizer='lamb', schedule='step'),
+      'cifar10': others | dict(auto_augment='true', model='wrn_28_10'),
+      'cifar100': others | dict(auto_augment='true', model='wrn_28_10'),
+      'standard': (
+          others | dict(eval='minival', data='tfds:imagenette', num_classes=10)
+      ),
+  }
+  for name, given in arguments.items():
+    for key, value in given.items():
+      changed = load(name, **{key: value}).to_dict()
+      assert changed != load(name).to_dict(), (name, key)
+  configs = [load(name).to_dict() for name in imagenet.RECIPES]
+  for one, other in itertools.combinations(configs, 2):
+    assert one != other
+
+
+@pytest.mark.parametrize('name', ['standard', 'paper', 'a2', 'a3'])
+def test_a_folder_of_ones_own(name):
+  config = load(name, data='folder:/data/my birds', num_classes=7)
+  assert config.data.name == 'folder:/data/my birds'
+  assert tasks.create(config).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    'argument, words',
+    [
+        ('imagenet.py:recipe=a1', ["'a1'", 'a2, a3, paper, standard']),
+        ('imagenet.py:eval=test', ["'test'", 'minival, val']),
+        ('imagenet.py:attention=sse', ["'sse'", 'cbam']),
+        ('imagenet.py:num_classes=ten', ["num_classes='ten'", 'int']),
+        ('imagenet.py:optimizer=sgd', ["'optimizer'", 'recipe']),
+        ('imagenet.py:recipes=a2', ["'recipes'", "'recipe'"]),
+        ('imagenet.py:data=folder:/a,b', ["'b'", '--config.data.name=']),
+        ('imagenet.py:data=folder:/a=b', ["'data=folder:/a=b'", "','"]),
+        ('imagenet.py:recipe', ["'recipe'", 'recipe=']),
+        ('cifar10.py:auto_augment=1', ["auto_augment='1'", 'true or false']),
+        ('cifar100.py:recipe=a2', ["'recipe'", 'auto_augment']),
+    ],
+)
+def test_wrong_arguments_are_one_line(argument, words):
+  with pytest.raises(errors.InputError) as error:
+    command_line.load_config(f'{commands.ROOT}/configs/{argument}')
+  message = str(error.value)
+  assert '\n' not in message
+  for word in words:
+    assert word in message
+
+
+# --- what is made of them ----------------------------------------------------
+
+
+CHAINS = [(name, {}) for name in RECIPES]
+CHAINS += [
+    (name, dict(auto_augment='true')) for name in ('cifar10', 'cifar100')
+]
+
+
+@pytest.mark.parametrize('name, arguments', CHAINS)
+def test_batches_of_every_recipe(name, arguments, tmp_path):
+  """A folder of pictures in the place of the data set."""
+  config = load(name, **arguments)
+  write_folder(tmp_path)
+  with config.unlocked():
+    config.data.name = f'folder:{tmp_path}'
+    config.data.train_split = config.data.eval_split = 'all'
+    config.data.num_workers = 0
+    config.data.num_threads = config.data.prefetch = 1
+  create = functools.partial(data.create, config, batch_size=6, seed=0)
+  batches = create(train=True)
+  train, test = next(batches), next(iter(create(train=False)))
+  batches.close()
+  side = config.data.image_size
+  assert train['image'].shape == (6, side, side, 3)
+  side = config.data.eval_image_size
+  assert test['image'].shape == (6, side, side, 3)
+  repeated = train['index'].reshape(-1, config.data.repeats)
+  assert np.all(repeated == repeated[:, :1])
+  assert len(set(repeated[:, 0])) == len(repeated)
+
+
+def write_folder(path):
+  """Writes six pictures of two classes."""
+  rng = np.random.default_rng(0)
+  for number in range(6):
+    folder = path / f'class{number % 2}'
+    folder.mkdir(exist_ok=True)
+    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    cv2.imwrite(str(folder / f'{number}.png'), image)
+
+
+def one_device():
+  """Less to compile than for the eight of the suite."""
+  return jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
+
+
+def batch_of(config, name, size, rows):
+  """Returns a batch of noise."""
+  rng = np.random.default_rng(0)
+  shape = (rows, size, size, CHANNELS.get(name, 3))
+  return {
+      'image': rng.integers(0, 256, shape, np.uint8),
+      'label': rng.integers(0, config.model.num_classes, rows, np.int32),
+  }
+
+
+def one_step(name, **arguments):
+  config = load(name, **arguments)
+  tiny.shrink(config, size=16)
+  mesh, task = one_device(), tasks.create(config)
+  # So few steps that none of them is for the warm-up, whose first rate is 0.
+  optimizer, schedule = optim.create(
+      config.optimizer,
+      batch_size=config.batch_size,
+      total_steps=4,
+      steps_per_epoch=4 / config.num_epochs,
+  )
+  batch = batch_of(config, name, 16, config.batch_size)
+  state = train_step.create_state(
+      task,
+      optimizer,
+      mesh,
+      seed=0,
+      batch_shapes=jax.eval_shape(lambda: batch),
+      ema=config.ema_decay > 0,
+  )
+  step = train_step.create_train_step(
+      task,
+      optimizer,
+      schedule,
+      mesh,
+      seed=0,
+      accumulation_steps=1,
+      ema_decay=config.ema_decay,
+  )
+  before = jax.device_get(state.params)
+  state, metrics = step(state, batch)
+  assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
+  after = jax.device_get(state.params)
+  for path, leaf in jax.tree.leaves_with_path(after):
+    assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
+  assert not np.array_equal(before['head']['kernel'], after['head']['kernel'])
+
+
+ATTENTION = [
+    (attention, aw_conv)
+    for aw_conv in ('true', 'false')
+    for attention in common.ATTENTION
+]
+ALL = [(name, *rest) for name, rest in itertools.product(RECIPES, ATTENTION)]
+# Every recipe with AW alone, and every attention, by turns of the recipes.
+FEW = [(name, 'none', 'true') for name in RECIPES]
+FEW += [
+    ('standard', 'none', 'false'),
+    ('standard', 'se', 'true'),
+    ('paper', 'cbam', 'true'),
+    ('paper', 'bam', 'false'),
+    ('a2', 'eca', 'false'),
+    ('a3', 'aa', 'true'),
+]
+
+
+@pytest.mark.usefixtures('quick_compiles')
+@pytest.mark.parametrize('name, attention, aw_conv', FEW)
+def test_a_step(name, attention, aw_conv):
+  one_step(name, attention=attention, aw_conv=aw_conv)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('quick_compiles')
+@pytest.mark.parametrize(
+    'name, attention, aw_conv', [row for row in ALL if row not in FEW]
+)
+def test_a_step_of_all(name, attention, aw_conv):
+  one_step(name, attention=attention, aw_conv=aw_conv)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('quick_compiles')
+@pytest.mark.parametrize('model', ['wrn_28_10', 'mobilenet_v2'])
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_step_of_other_networks(name, model):
+  one_step(name, model=model)
+
+
+# Of the plain ResNet-50: as torchvision's; for CIFAR as its public trainings
+# with 100 classes, where a class has 2048 weights and a bias.
+PARAMETERS = {
+    'cifar10': 23_705_252 - 90 * (2048 + 1),
+    'cifar100': 23_705_252,
+    'standard': 25_557_032,
+    'paper': 25_557_032,
+    'a2': 25_557_032,
+    'a3': 25_557_032,
+}
+
+
+def shapes_of(config, name, size, rows):
+  """Returns the shapes of a batch of the full size."""
+  shape = (rows, size, size, CHANNELS.get(name, 3))
+  return {
+      'image': jax.ShapeDtypeStruct(shape, np.uint8),
+      'label': jax.ShapeDtypeStruct((rows,), np.int32),
+      'mask': jax.ShapeDtypeStruct((rows,), np.bool_),
+  }
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_full_size_traces(name):
+  """Initialisation, loss and prediction of ResNet-50; computes nothing."""
+  config = load(name, model='resnet50', aw_conv='false')
+  task, key = tasks.create(config), jax.random.key(0)
+  rows, size = config.batch_size, config.data.image_size
+  batch = shapes_of(config, name, size, rows)
+  variables = jax.eval_shape(task.init, key, batch)
+  if name in PARAMETERS:
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+    assert count == PARAMETERS[name]
+  loss, _ = jax.eval_shape(task.loss, variables, batch, key)
+  assert loss.shape == ()
+  rows, size = config.eval_batch_size, config.data.eval_image_size
+  batch = shapes_of(config, name, size, rows)
+  logits = jax.eval_shape(task.predict, variables, batch)['logits']
+  assert logits.shape == (rows, config.model.num_classes)
