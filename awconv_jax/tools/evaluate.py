@@ -1,0 +1,262 @@
+r"""Evaluates a run on a data set: its own, or another with the same classes.
+
+  python -m awconv_jax.tools.evaluate --run=runs/resnet50 --data=imagenet_v2
+  python -m awconv_jax.tools.evaluate --run=runs/resnet50 \
+      --data=folder:/data/photos --split=val --output=result.json
+  python -m awconv_jax.tools.evaluate --run=resnet50.safetensors \
+      --config=configs/imagenet.py:model=resnet50
+
+The newest checkpoint is used, the averages where the run has them, and what
+the run's own config says of the images' size and crop. Every image counts
+once; where several labels are right, as in ImageNet-ReaL
+(https://arxiv.org/abs/2006.07159), any of them is a hit, and images without
+one do not count.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import flags, logging
+import jax
+import ml_collections
+from ml_collections import config_flags
+
+from awconv_jax import (
+    command_line,
+    data,
+    errors,
+    partition,
+    tasks,
+    text_table,
+    train_loop,
+    train_step,
+    warm_start,
+    weights,
+)
+
+FLAGS = flags.FLAGS
+# Short names, with the data set and the split that are meant.
+SETS = {
+    'imagenet2012': ('imagenet2012', 'validation'),
+    'imagenet2012_real': ('tfds:imagenet2012_real', 'validation'),
+    'imagenet_v2': ('tfds:imagenet_v2/matched-frequency', 'test'),
+}
+
+
+@dataclasses.dataclass
+class Row:
+  """One line of the table."""
+
+  measure: str
+  value: str
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Returns the config that a run was made with.
+
+  Raises:
+    InputError: the directory has none.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  try:
+    values = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise errors.InputError(
+        f'--run={workdir}: cannot read {path}: '
+        f'{getattr(error, "strerror", None) or error}; give the directory of a '
+        'run, or the config by --config'
+    ) from error
+  return ml_collections.ConfigDict(
+      {key: _with_tuples(value) for key, value in values.items()}
+  )
+
+
+def _with_tuples(value: Any) -> Any:
+  """Returns a value of JSON with tuples, as configs have them, for lists."""
+  if isinstance(value, dict):
+    return {key: _with_tuples(v) for key, v in value.items()}
+  if isinstance(value, list):
+    return tuple(_with_tuples(v) for v in value)
+  return value
+
+
+def choose(
+    config: Any,
+    *,
+    name: str | None,
+    split: str | None,
+    data_dir: str | None,
+    batch_size: int | None,
+    max_bad_fraction: float | None,
+) -> ml_collections.ConfigDict:
+  """Returns a copy of a run's config with another data set to evaluate on.
+
+  Args:
+    config: of the run; None below leaves what it says.
+    name: a key of `SETS` or what `config.data.name` may be.
+    split: of the data set; if None, that of `SETS`, or 'test'.
+    data_dir: the TFDS data directory.
+    batch_size: images at a time.
+    max_bad_fraction: share of the images that may be unreadable.
+  """
+  config = config.copy_and_resolve_references().unlock()
+  if name is not None and name != config.data.name:
+    config.data.name, config.data.eval_split = SETS.get(name, (name, 'test'))
+  for key, value in (
+      ('eval_split', split),
+      ('dir', data_dir),
+      ('max_bad_fraction', max_bad_fraction),
+  ):
+    if value is not None:
+      config.data[key] = value
+  if batch_size is not None:
+    config.eval_batch_size = batch_size
+  return config
+
+
+def _read_variables(source: str, shapes: Any) -> tuple[Any, str]:
+  """Returns the variables of a run or a file of weights, and what they are.
+
+  Raises:
+    InputError: they are not there, or of another network than `shapes`.
+  """
+  if not pathlib.Path(source).is_dir():
+    return weights.load(source, shapes), 'weights'
+  variables, kind = warm_start.read_run(source)
+  here, there = map(_named_shapes, (shapes, variables))
+  for name in [*here, *there]:
+    if here.get(name) != there.get(name):
+      raise errors.InputError(
+          f'--run={source} is of another network than its config: {name} is '
+          f'{there.get(name, "absent")} there, want {here.get(name, "absent")}'
+      )
+  return variables, kind
+
+
+def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+      for path, leaf in leaves
+  }
+
+
+def evaluate(config: Any, source: str) -> dict[str, Any]:
+  """Evaluates weights on the data set of a config.
+
+  Args:
+    config: the whole config, as of `choose`.
+    source: a run's directory, or a file that `weights.read` takes.
+
+  Returns:
+    'run', 'weights', 'data', 'split', 'num_unreadable' and 'num_unlabelled'
+    (images that do not count), and the metrics of the task's evaluator.
+
+  Raises:
+    InputError: the weights or the data cannot be used.
+  """
+  mesh = partition.create_mesh()
+  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
+  task = tasks.create(config)
+  batches = data.create(
+      config, train=False, batch_size=config.eval_batch_size, seed=config.seed
+  )
+  name, split = config.data.name, config.data.eval_split
+  if task.num_classes != batches.num_classes:
+    raise errors.InputError(
+        f'--data={name} has {batches.num_classes} classes, and the network has '
+        f'{task.num_classes}'
+    )
+  # One pass, as its reading processes take seconds to start.
+  rows = iter(batches)
+  first = next(rows)
+  image = jax.ShapeDtypeStruct(first['image'].shape, first['image'].dtype)
+  shapes = jax.eval_shape(task.init, jax.random.key(0), {'image': image})
+  variables, kind = _read_variables(source, shapes)
+  with jax.set_mesh(mesh):
+    predict = train_step.create_predict(task, mesh)
+    metrics = train_loop.evaluate(
+        predict,
+        variables,
+        itertools.chain([first], rows),
+        task.evaluator(),
+        mesh,
+    )
+  for line in batches.unreadable.news():
+    print(line)
+  unreadable = len(batches.unreadable)
+  counted = metrics['num_examples']
+  return {
+      'run': str(source),
+      'weights': kind,
+      'data': name,
+      'split': split,
+      'num_unreadable': unreadable,
+      'num_unlabelled': batches.num_examples - counted - unreadable,
+      **metrics,
+  }
+
+
+def _format(value: Any) -> str:
+  if isinstance(value, float):
+    return f'{value:.4f}'
+  return text_table.thousands(value)
+
+
+def write(result: Mapping[str, Any], output: str) -> None:
+  """Writes a result as JSON.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
+  try:
+    pathlib.Path(output).write_text(json.dumps(result, indent=2) + '\n')
+  except OSError as error:
+    raise errors.InputError(
+        f'cannot write --output={output}: {error.strerror}'
+    ) from error
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Evaluates as the flags say."""
+  command_line.refuse_arguments(arguments)
+  if not FLAGS.run:
+    raise errors.InputError("--run is missing: a run's directory, or weights")
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
+  config = FLAGS.config if FLAGS.config is not None else read_config(FLAGS.run)
+  config = choose(
+      config,
+      name=FLAGS.data,
+      split=FLAGS.split,
+      data_dir=FLAGS.data_dir,
+      batch_size=FLAGS.batch_size,
+      max_bad_fraction=FLAGS.max_bad_fraction,
+  )
+  result = evaluate(config, FLAGS.run)
+  rows = [Row(name, _format(value)) for name, value in result.items()]
+  print(text_table.make(rows, str))
+  if FLAGS.output:
+    write(result, FLAGS.output)
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('run', None, 'Directory of a run, or file of weights.')
+  flags.DEFINE_string(
+      'data', None, f"{', '.join(SETS)}, or as config.data.name; the run's own."
+  )
+  flags.DEFINE_string('split', None, "Of the data set; 'test' of most others.")
+  flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's own.")
+  flags.DEFINE_integer('batch_size', None, "Images at a time; the run's own.")
+  flags.DEFINE_float(
+      'max_bad_fraction', None, "Share that may be unreadable; the run's own."
+  )
+  flags.DEFINE_string('output', None, 'JSON file to write the result to.')
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config, in place of the one that the run was made with.'
+  )
+  command_line.run(main)

@@ -1,0 +1,176 @@
+"""Tiny originals of data sets, in the form in which their makers give them.
+
+The real builders of TFDS run on them without a network. All is deterministic:
+image `seed` is always the same picture, of some size from 40 to 120 pixels.
+"""
+
+import io
+import json
+import pathlib
+import tarfile
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# A few of the 1000, with their labels; in the order of TFDS.
+SYNSETS = {'n01440764': 0, 'n01739381': 59, 'n02105855': 230}
+# What the builder's lists name: a CMYK JPEG and a PNG, both called .JPEG.
+CMYK, PNG = 'n01739381_1309.JPEG', 'n02105855_2933.JPEG'
+
+
+def picture(seed: int) -> np.ndarray:
+  """Returns a smooth pattern of colours, uint8 [H, W, 3]."""
+  rng = np.random.default_rng(seed)
+  height, width = rng.integers(40, 121, 2)
+  coarse = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
+  size = (int(width), int(height))
+  return cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
+
+
+def encode(image: np.ndarray, suffix: str = '.jpg') -> bytes:
+  """Returns RGB pixels [H, W, 3] as a file's bytes."""
+  _, encoded = cv2.imencode(suffix, image[..., ::-1])
+  return encoded.tobytes()
+
+
+def cmyk(image: np.ndarray) -> bytes:
+  """Returns RGB pixels [H, W, 3] as a JPEG of the four colours of print."""
+  file = io.BytesIO()
+  Image.fromarray(image).convert('CMYK').save(file, 'JPEG', quality=95)
+  return file.getvalue()
+
+
+def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
+  """Returns an archive of files by name; with mode 'w:gz' a compressed one."""
+  out = io.BytesIO()
+  with tarfile.open(fileobj=out, mode=mode) as archive:
+    for name, content in files.items():
+      entry = tarfile.TarInfo(name)
+      entry.size = len(content)
+      archive.addfile(entry, io.BytesIO(content))
+  return out.getvalue()
+
+
+def imagenet_train(per_class: int) -> dict[str, dict[str, bytes]]:
+  """Returns the training images by synset and name; two are no RGB JPEGs."""
+  files = {}
+  for synset, label in SYNSETS.items():
+    files[synset] = {
+        f'{synset}_{i}.JPEG': encode(picture(1000 * label + i))
+        for i in range(1, per_class + 1)
+    }
+  files[CMYK[:9]][CMYK] = cmyk(picture(1))
+  files[PNG[:9]][PNG] = encode(picture(2), '.png')
+  return files
+
+
+def imagenet_val(count: int) -> dict[str, bytes]:
+  """Returns the first validation images by name."""
+  return {
+      f'ILSVRC2012_val_{i:08}.JPEG': encode(picture(5_000_000 + i))
+      for i in range(1, count + 1)
+  }
+
+
+def write_imagenet(directory: pathlib.Path, per_class=4, val=10) -> None:
+  """Writes the two archives of ILSVRC2012 as image-net.org gives them."""
+  directory.mkdir(parents=True, exist_ok=True)
+  train = {f'{s}.tar': tar(f) for s, f in imagenet_train(per_class).items()}
+  (directory / 'ILSVRC2012_img_train.tar').write_bytes(tar(train))
+  val_tar = directory / 'ILSVRC2012_img_val.tar'
+  # Not in the order of the names: the builder sorts, to find the labels.
+  val_tar.write_bytes(tar(dict(reversed(imagenet_val(val).items()))))
+
+
+def real_labels(labels: list[list[int]]) -> bytes:
+  """Returns ReaL's real.json: the right labels of each validation image."""
+  return json.dumps(labels).encode()
+
+
+def cifar_pixels(seed: int) -> np.ndarray:
+  """Returns an image of CIFAR, uint8 [32, 32, 3]."""
+  return cv2.resize(picture(seed), (32, 32), interpolation=cv2.INTER_AREA)
+
+
+def _cifar_file(labels: list[tuple[int, ...]], first: int) -> bytes:
+  """Returns records: the labels, then the red, green and blue planes."""
+  return b''.join(
+      bytes(label) + cifar_pixels(first + i).transpose(2, 0, 1).tobytes()
+      for i, label in enumerate(labels)
+  )
+
+
+def cifar10(per_file: int = 4) -> bytes:
+  """Returns cifar-10-binary.tar.gz; image i has seed and label i."""
+  files = [*(f'data_batch_{i}.bin' for i in range(1, 6)), 'test_batch.bin']
+  names = [f'class {i}' for i in range(10)]
+  members = {'batches.meta.txt': ('\n'.join(names) + '\n\n').encode()}
+  for number, name in enumerate(files):
+    first = number * per_file
+    labels = [((first + i) % 10,) for i in range(per_file)]
+    members[name] = _cifar_file(labels, first)
+  prefix = 'cifar-10-batches-bin'
+  return tar({f'{prefix}/{n}': m for n, m in members.items()}, 'w:gz')
+
+
+def cifar100(count: int = 6) -> bytes:
+  """Returns cifar-100-binary.tar.gz, with coarse and fine labels."""
+  members = {}
+  for kind, classes in (('coarse', 20), ('fine', 100)):
+    names = '\n'.join(f'{kind} {i}' for i in range(classes))
+    members[f'{kind}_label_names.txt'] = f'{names}\n'.encode()
+  for number, name in enumerate(('train.bin', 'test.bin')):
+    labels = [(i % 20, 7 * i % 100) for i in range(count)]
+    members[name] = _cifar_file(labels, 100 * number)
+  prefix = 'cifar-100-binary'
+  return tar({f'{prefix}/{n}': m for n, m in members.items()}, 'w:gz')
+
+
+def imagenet_v2(labels=(0, 59, 230)) -> bytes:
+  """Returns imagenetv2-matched-frequency.tar.gz, one image per class."""
+  root = 'imagenetv2-matched-frequency-format-val'
+  images = {label: encode(picture(7_000_000 + label)) for label in labels}
+  files = {f'{root}/{n}/{n:x}.jpeg': image for n, image in images.items()}
+  return tar(files, 'w:gz')
+
+
+def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):
+  """Has TFDS find files, by the end of their URL, instead of downloading.
+
+  Any other URL fails the test: nothing is asked of the network.
+  """
+  from tensorflow_datasets.core.download import download_manager
+
+  def download(self, url):
+    name = url.rpartition('/')[2]
+    assert name in files, f'TFDS wants to download {url}'
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    path.write_bytes(files[name])
+    return path
+
+  def download_and_extract(self, url):
+    return self.extract(download(self, url))
+
+  manager = download_manager.DownloadManager
+  monkeypatch.setattr(manager, 'download', download)
+  monkeypatch.setattr(manager, 'download_and_extract', download_and_extract)
+
+
+def write_folder(directory: pathlib.Path, splits=None) -> None:
+  """Writes a folder of images, `<split>/<class>/<file>`.
+
+  Args:
+    directory: where to.
+    splits: images per class by split; {'train': 4, 'test': 2} if not given.
+  """
+  splits = splits or {'train': 4, 'test': 2}
+  for number, (split, count) in enumerate(splits.items()):
+    for label, name in enumerate(('cat', 'dog')):
+      folder = directory / split / name
+      folder.mkdir(parents=True, exist_ok=True)
+      for i in range(count):
+        suffix = ('.jpg', '.png')[i % 2]
+        image = picture(1000 * number + 100 * label + i)
+        (folder / f'{i}{suffix}').write_bytes(encode(image, suffix))

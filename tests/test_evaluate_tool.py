@@ -1,0 +1,240 @@
+"""The tool that evaluates a run on another data set."""
+
+import json
+
+import commands
+import fake_sources
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from awconv_jax import data, tasks, weights
+from awconv_jax.errors import InputError
+from awconv_jax.tools import convert, evaluate, prepare
+from configs import imagenet
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+BATCH = 8  # One image per device.
+
+
+def make_run(directory, num_classes):
+  """Writes what a run leaves: its config, and a checkpoint; returns both."""
+  config = imagenet.get_config('model=resnet18')
+  tiny.shrink(config, 32)
+  with config.unlocked():
+    config.eval_batch_size = BATCH
+    config.model.num_classes = num_classes
+    config.data.max_bad_fraction = 0.0
+    config.data.num_workers = 0
+  task = tasks.create(config)
+  batch = {'image': np.zeros((1, 32, 32, 3), np.uint8)}
+  variables = jax.jit(task.init)(jax.random.key(0), batch)
+  convert.write_run(directory, variables)
+  text = json.dumps(config.to_dict())
+  (directory / 'config.json').write_text(text)
+  return config, task, variables
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run over the 1000 classes: (directory, config, task, variables)."""
+  directory = tmp_path_factory.mktemp('run')
+  return directory, *make_run(directory, 1000)
+
+
+@pytest.fixture(scope='module')
+def sets(tmp_path_factory):
+  """The TFDS data directory, with a tiny imagenet2012 and its archives."""
+  root = tmp_path_factory.mktemp('sets')
+  fake_sources.write_imagenet(root / 'manual', per_class=1, val=10)
+  prepare.prepare('imagenet2012', str(root), str(root / 'manual'))
+  return root
+
+
+def measure(run, **changes):
+  """Evaluates with what the flags would say; without those, their default."""
+  flags = dict.fromkeys(
+      ('name', 'split', 'data_dir', 'batch_size', 'max_bad_fraction')
+  )
+  config = evaluate.choose(evaluate.read_config(run), **(flags | changes))
+  return evaluate.evaluate(config, str(run))
+
+
+def predictions(run, name, data_dir):
+  """Returns logits [N, classes], labels and names, one image at a time."""
+  _, config, task, variables = run
+  config = config.copy_and_resolve_references().unlock()
+  config.data.name, config.data.dir = name, str(data_dir)
+  batches = data.create(config, train=False, batch_size=1, seed=0)
+  forward = jax.jit(task.forward)
+  rows = list(batches)
+  logits = [np.asarray(forward(variables, row))[0] for row in rows]
+  return np.array(logits), np.array([row['label'][0] for row in rows])
+
+
+def test_every_image_counts_once(run, sets):
+  logits, labels = predictions(run, 'imagenet2012', sets)
+  result = measure(run[0], name='imagenet2012', data_dir=str(sets))
+  order = np.argsort(-logits, axis=1, kind='stable')
+  hits = order == labels[:, None]
+  wide = logits.astype(np.float64)
+  loss = np.log(np.exp(wide).sum(1)) - wide[np.arange(10), labels]
+  assert result.pop('loss') == pytest.approx(loss.mean(), rel=1e-4)
+  assert result == {
+      'run': str(run[0]),
+      'weights': 'weights of step 0',
+      'data': 'imagenet2012',
+      'split': 'validation',
+      'num_unreadable': 0,
+      'num_unlabelled': 0,
+      'top1': hits[:, :1].any(1).mean(),
+      'top5': hits[:, :5].any(1).mean(),
+      'num_examples': 10,  # The last batch is filled up with 6 blank rows.
+  }
+
+
+def test_any_of_several_labels_is_a_hit(run, sets, monkeypatch):
+  logits, _ = predictions(run, 'imagenet2012', sets)
+  best = logits.argmax(1)
+  second = np.argsort(-logits, axis=1)[:, 1]
+  worst = logits.argmin(1)
+  # By the name of the image; the set's own order is another.
+  from awconv_jax.data import sources
+
+  source = sources.open_source('imagenet2012', str(sets), 'validation')
+  numbers = [int(source[i]['id'][-13:-5]) - 1 for i in range(10)]
+  labels = [[] for _ in range(10)]
+  for row, number in enumerate(numbers[:6]):
+    wrong = int(worst[row])
+    right = int(second[row] if row == 4 else best[row])
+    labels[number] = [wrong] if row == 5 else [wrong, right]
+  files = {'real.json': fake_sources.real_labels(labels)}
+  fake_sources.serve(monkeypatch, sets / 'archives', files)
+  prepare.prepare('imagenet2012_real', str(sets), str(sets / 'manual'))
+  result = measure(run[0], name='imagenet2012_real', data_dir=str(sets))
+  assert (result['num_examples'], result['num_unlabelled']) == (6, 4)
+  assert result['top1'] == pytest.approx(4 / 6)
+  assert result['top5'] == pytest.approx(5 / 6)
+  assert result['data'] == 'tfds:imagenet2012_real'
+
+
+def test_imagenet_v2_by_its_short_name(run, sets, monkeypatch):
+  files = {'imagenetv2-matched-frequency.tar.gz': fake_sources.imagenet_v2()}
+  fake_sources.serve(monkeypatch, sets / 'archives', files)
+  prepare.prepare('imagenet_v2/matched-frequency', str(sets), None)
+  result = measure(run[0], name='imagenet_v2', data_dir=str(sets))
+  assert result['data'] == 'tfds:imagenet_v2/matched-frequency'
+  assert (result['split'], result['num_examples']) == ('test', 3)
+
+
+@pytest.fixture(scope='module')
+def two_classes(tmp_path_factory):
+  """A run over two classes, and a folder with an image that is none."""
+  root = tmp_path_factory.mktemp('two')
+  make_run(root / 'run', 2)
+  fake_sources.write_folder(root / 'images', {'train': 1, 'test': 5})
+  broken = root / 'images/test/dog/3.png'
+  broken.write_bytes(broken.read_bytes()[:60])
+  return root / 'run', f'folder:{root}/images', broken
+
+
+def test_unreadable_images_are_counted_and_named(two_classes, capsys):
+  run, name, broken = two_classes
+  result = measure(run, name=name, max_bad_fraction=0.1)
+  assert (result['num_examples'], result['num_unreadable']) == (9, 1)
+  assert result['num_unlabelled'] == 0
+  assert f'{broken} cannot be read' in capsys.readouterr().out
+  with pytest.raises(InputError, match=f'{broken} cannot be read'):
+    measure(run, name=name)
+
+
+def test_the_command_prints_a_table_and_writes_json(two_classes, tmp_path):
+  run, name, _ = two_classes
+  output = tmp_path / 'result.json'
+  code, out, err = commands.run(
+      '-m',
+      'awconv_jax.tools.evaluate',
+      f'--run={run}',
+      f'--data={name}',
+      '--split=train',
+      f'--output={output}',
+  )
+  assert (code, err) == (0, '')
+  result = json.loads(output.read_text())
+  assert (result['split'], result['num_examples']) == ('train', 2)
+  table = dict(
+      [cell.strip() for cell in line.split('|')[1:3]]
+      for line in out.splitlines()
+      if line.startswith('|')
+  )
+  assert table.pop('measure') == 'value'
+  assert table == {key: evaluate._format(v) for key, v in result.items()}
+
+
+def test_a_file_of_weights_with_a_config(run, sets, tmp_path):
+  directory, _, _, variables = run
+  weights.save(tmp_path / 'a.safetensors', variables)
+  expected = measure(directory, name='imagenet2012', data_dir=str(sets))
+  config = evaluate.choose(
+      evaluate.read_config(directory),
+      name=None,
+      split=None,
+      data_dir=str(sets),
+      batch_size=None,
+      max_bad_fraction=None,
+  )
+  result = evaluate.evaluate(config, str(tmp_path / 'a.safetensors'))
+  assert result['loss'] == expected['loss']
+  assert result['split'] == expected['split'] == 'validation'
+
+
+def test_the_run_decides_but_for_what_is_asked(run):
+  config = run[1]
+  before = config.to_json_best_effort()
+  changes = dict.fromkeys(('name', 'split', 'data_dir', 'batch_size'))
+  same = evaluate.choose(config, **changes, max_bad_fraction=None)
+  assert same.to_dict() == config.to_dict()
+  own = evaluate.choose(
+      config,
+      name=config.data.name,
+      split='train[:10]',
+      data_dir='/x',
+      batch_size=24,
+      max_bad_fraction=0.5,
+  )
+  assert own.data.eval_split == 'train[:10]' and own.data.dir == '/x'
+  assert own.eval_batch_size == 24 and own.data.max_bad_fraction == 0.5
+  folder = evaluate.choose(
+      config, **(changes | {'name': 'folder:/a'}), max_bad_fraction=None
+  )
+  assert (folder.data.name, folder.data.eval_split) == ('folder:/a', 'test')
+  assert config.to_json_best_effort() == before
+
+
+def test_a_config_comes_back_as_it_was(run):
+  found = evaluate.read_config(run[0]).to_dict()
+  assert found == run[1].to_dict()
+  assert isinstance(found['task']['mean'], tuple)
+
+
+def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
+  with pytest.raises(InputError, match='has 1000 classes, and the network has'):
+    measure(two_classes[0], name='imagenet2012', data_dir=str(sets))
+  with pytest.raises(InputError, match="unknown split 'val'"):
+    measure(two_classes[0], name=two_classes[1], split='val')
+  with pytest.raises(InputError, match='eval_batch_size=3 is not divisible'):
+    measure(run[0], name='imagenet2012', data_dir=str(sets), batch_size=3)
+  with pytest.raises(InputError, match='cannot read .*config.json: No such'):
+    measure(tmp_path)
+  with pytest.raises(InputError, match='cannot write --output=.*No such file'):
+    evaluate.write({}, str(tmp_path / 'a/b.json'))
+  config = evaluate.read_config(run[0])
+  config.model.num_classes = 2
+  config.data.name, config.data.eval_split = two_classes[1], 'train'
+  message = 'another network than its config: params/head/bias is .1000,. there'
+  with pytest.raises(InputError, match=message):
+    evaluate.evaluate(config, str(run[0]))
+  code, out, err = commands.run('-m', 'awconv_jax.tools.evaluate')
+  assert (code, out) == (1, '')
+  assert err.startswith('error: --run is missing') and err.count('\n') == 1
