@@ -1,14 +1,16 @@
-"""Measures AW-convolution beside the plain convolution, in one run.
+"""Measures AW-convolution beside the plain one, and reading, in one run.
 
   python -m awconv_jax.tools.benchmark op
   python -m awconv_jax.tools.benchmark op --torch --batches=8
   python -m awconv_jax.tools.benchmark model --cpu_devices=8
   python -m awconv_jax.tools.benchmark roofline --bandwidth_gbs=1e3 --tflops=90
+  python -m awconv_jax.tools.benchmark data
 
-Every row is a ratio to the plain version, measured in the same run and in turn
-with it; before that, results are checked against the plainest form: the vmapped
-one, or (model, where that is not measured) the loop. Subject roofline counts
-FLOPs and bytes on paper. Writes the table as text to the screen, and as JSON
+Every row of op and model is a ratio to the plain version, measured in the same
+run and in turn with it; before that, results are checked against the plainest
+form: the vmapped one, or (model, where that is not measured) the loop. Subject
+roofline counts FLOPs and bytes on paper; data reads images, beside tf.data
+where there is a TensorFlow. Writes the table as text to the screen, and as JSON
 and a picture to --output.
 """
 
@@ -21,10 +23,17 @@ import jax
 
 from awconv_jax import command_line, errors
 from awconv_jax.ops import aw_conv
-from awconv_jax.tools.benchmark import model, op, report, roofline, traffic
+from awconv_jax.tools.benchmark import (
+    data,
+    model,
+    op,
+    report,
+    roofline,
+    traffic,
+)
 
 FLAGS = flags.FLAGS
-SUBJECTS = {'op': op, 'model': model, 'roofline': roofline}
+SUBJECTS = {'op': op, 'model': model, 'roofline': roofline, 'data': data}
 # What a flag is where it is not given, by subject.
 DEFAULTS = {
     'op': dict(
@@ -41,14 +50,23 @@ DEFAULTS = {
         batches=['32'],
         seconds=0.0,
     ),
+    'data': dict(implementations=[], batches=['64'], seconds=10.0),
+}
+# What must be at least so much, by subject.
+LEAST = {
+    'op': dict(expansion=1),
+    'model': dict(side=1),
+    'roofline': dict(expansion=1),
+    'data': dict(side=1, images=1, workers=0),
 }
 
 
 def _check_numbers(subject: str, seconds: float) -> None:
   """Raises InputError for a number that cannot be measured with."""
-  name = 'side' if subject == 'model' else 'expansion'
-  if FLAGS[name].value < 1:
-    raise errors.InputError(f'--{name}={FLAGS[name].value} must be at least 1')
+  for name, least in LEAST[subject].items():
+    value = FLAGS[name].value
+    if value is not None and value < least:
+      raise errors.InputError(f'--{name}={value} must be at least {least}')
   if not 0 <= seconds < math.inf:
     raise errors.InputError(f'--seconds={seconds} must be finite, at least 0')
 
@@ -95,7 +113,23 @@ def _run_roofline(settings):
   return roofline.run(expansion=FLAGS.expansion, device=device, **settings)
 
 
-RUNS = {'op': _run_op, 'model': _run_model, 'roofline': _run_roofline}
+def _run_data(settings):
+  return data.run(
+      batches=settings['batches'],
+      seconds=settings['seconds'],
+      side=FLAGS.side,
+      images=FLAGS.images,
+      workers=FLAGS.workers,
+      interpolations=FLAGS.interpolations,
+  )
+
+
+RUNS = {
+    'op': _run_op,
+    'model': _run_model,
+    'roofline': _run_roofline,
+    'data': _run_data,
+}
 
 
 def _use_cpu_devices(number: int) -> None:
@@ -118,7 +152,7 @@ def main(arguments: Sequence[str]) -> None:
   print(json.dumps(report.environment()), flush=True)
   rows = report.show(RUNS[name](dict(settings)))
   summary = subject.summarize(rows)
-  if settings['seconds']:
+  if settings['seconds'] and name != 'data':
     summary.append(
         'Medians. Each timed call follows one that is not timed; what takes '
         f'more than --seconds={settings["seconds"]} a call is timed once, '
@@ -140,10 +174,14 @@ def _define_flags() -> None:
       'and roofline all, model auto.',
   )
   flags.DEFINE_list(
-      'batches', None, 'Batch sizes. Default: op 8,32; model 8; roofline 32.'
+      'batches',
+      None,
+      'Batch sizes. Default: op 8,32; model 8; roofline 32; data 64.',
   )
   flags.DEFINE_float(
-      'seconds', None, 'Time for each measurement. Default: op 0.6, model 5.'
+      'seconds',
+      None,
+      'Time for each measurement. Default: op 0.6, model 5, data 10.',
   )
   flags.DEFINE_integer(
       'expansion', 16, 'Input channels that share a value (op, roofline).'
@@ -157,13 +195,22 @@ def _define_flags() -> None:
       'torch', False, "Measure PyTorch's grouped convolution, too (op)."
   )
   flags.DEFINE_string('model', 'resnet50', 'Network (model).')
-  flags.DEFINE_integer('side', 224, 'Height and width of images (model).')
+  flags.DEFINE_integer('side', 224, 'Height and width of images (model, data).')
   flags.DEFINE_float(
       'bandwidth_gbs',
       None,
       "1e9 bytes a second of a device's memory (roofline).",
   )
   flags.DEFINE_float('tflops', None, '1e12 FLOPs a second (roofline).')
+  flags.DEFINE_integer('images', 512, 'JPEGs to make and to read (data).')
+  flags.DEFINE_integer(
+      'workers', None, 'Processes that read; none is one each core (data).'
+  )
+  flags.DEFINE_list(
+      'interpolations',
+      ['linear', 'area', 'cubic'],
+      'By which images are resized (data); tf.data does it by cubic.',
+  )
 
 
 if __name__ == '__main__':
