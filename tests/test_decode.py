@@ -1,5 +1,7 @@
 """Decoding: what is read, how exactly, and what is refused."""
 
+from concurrent import futures
+
 import cv2
 import numpy as np
 import pictures
@@ -253,6 +255,11 @@ def test_random_boxes_are_drawn_as_the_recipes_say():
   assert 0.45 < np.mean(top[free] / (400 - high[free])) < 0.55
 
 
+def test_no_box_is_empty():
+  assert (boxes(1, 1) == (0, 0, 1, 1)).all()
+  assert boxes(1, 40)[:, 2:].min() == 1
+
+
 @pytest.mark.parametrize(
     'height, width, expected',
     [(10, 1000, (0, 494, 10, 13)), (1000, 10, (494, 0, 13, 10))],
@@ -263,3 +270,19 @@ def test_an_image_too_long_for_any_box_gives_its_middle(
   found = boxes(height, width, number=50, area=(0.5, 1.0))
   assert (found == found[0]).all()
   assert abs(found[0] - expected).max() <= 1
+
+
+def test_threads_do_not_share_their_scratch_memory():
+  files = [
+      pictures.encode(pictures.smooth(200, 220, seed), 'JPEG')
+      for seed in range(24)
+  ]
+
+  def cut(data):
+    return decode.Picture(data, 3).crop((5, 7, 180, 200), 150, 'linear')
+
+  expected = [cut(data) for data in files]
+  with futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(cut, files * 4))
+
+  np.testing.assert_array_equal(found, expected * 4)
