@@ -9,6 +9,7 @@ each with --coordinator, --num_processes and --process_id; under SLURM and on
 Cloud TPU they find each other.
 """
 
+from collections.abc import Sequence
 import os
 import shlex
 import sys
@@ -39,6 +40,20 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
+def _compared(config_path: str, arguments: Sequence[str], plain: bool):
+  """Returns the flags of the same run with AW-convolutions, or without."""
+  path, _, arg = config_path.partition(':')
+  items = [i for i in arg.split(',') if i and not i.startswith('aw_conv=')]
+  items.append(f'aw_conv={"true" if plain else "false"}')
+  overrides = [
+      a
+      for a in arguments
+      if a.startswith('--config.')
+      and not a.startswith('--config.model.aw_conv')
+  ]
+  return [f'--config={path}:{",".join(items)}', *overrides]
+
+
 def _summarize(result, workdir: str, config_path: str, plain: bool) -> None:
   """Prints where things are and what to try next."""
   workdir = workdir.rstrip('/')
@@ -57,12 +72,16 @@ def _summarize(result, workdir: str, config_path: str, plain: bool) -> None:
   )
   python = shlex.quote(os.path.relpath(sys.executable))
   other = f'{workdir}_{"aw" if plain else "plain"}'
-  config = f'{config_path}:aw_conv={"true" if plain else "false"}'
-  quoted = [shlex.quote(path) for path in (config, other, workdir)]
+  command = shlex.join(
+      [
+          *_compared(config_path, sys.argv[1:], plain),
+          f'--workdir={other}',
+      ]
+  )
   print(
-      f'  {python} train.py --config={quoted[0]} --workdir={quoted[1]}\n'
+      f'  {python} train.py {command}\n'
       f'  {python} -m awconv_jax.tools.plot_curves --output=compare.png '
-      f'{quoted[2]} {quoted[1]}'
+      f'{shlex.join([workdir, other])}'
   )
 
 
@@ -99,7 +118,7 @@ def main(arguments):
   _summarize(
       result,
       _WORKDIR.value,
-      config_path.partition(':')[0],
+      config_path,
       plain=not _CONFIG.value.model.aw_conv,
   )
 

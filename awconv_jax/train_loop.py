@@ -5,6 +5,7 @@ It knows nothing of what is learned; see `tasks`.
 
 from collections.abc import Mapping
 import dataclasses
+import json
 import pathlib
 import time
 from typing import Any
@@ -30,6 +31,8 @@ from awconv_jax import (
 )
 from awconv_jax import workdir as workdirs
 
+# In a run's directory: the names of its classes, in the order of labels.
+CLASSES = 'classes.json'
 # In a run's directory: the images that could not be read, one a line.
 UNREADABLE = 'unreadable.txt'
 # Of them, so many are shown at a time.
@@ -334,6 +337,8 @@ class _Run:
           state.params, include_stats=False
       )
       (self._workdir / 'parameters.txt').write_text(overview + '\n')
+      names = json.dumps(list(self._batches.class_names))
+      (self._workdir / CLASSES).write_text(names + '\n')
     with checkpointer:
       step = 0
       restored = checkpointer.restore_latest(state)
@@ -388,6 +393,7 @@ class _Run:
         if evaluate_now or save_now or step % config.log_every_steps == 0:
           log.flush()
           self._tell_unreadable(self._batches, bar)
+          partition.agree(self._batches.unreadable.check)
         # A grace period may be too short to evaluate in.
         if evaluate_now and (last or not stopped_by):
           metrics = self._evaluate(predict, state, step, bar, writer)
@@ -421,7 +427,7 @@ class _Run:
     """Says, and keeps, what could not be read since the last time."""
     news = batches.unreadable.news()
     for line in news[:_MOST_LINES]:
-      bar.say(f'replaced or left out: {line}')
+      bar.say(f'not used: {line}')
     if len(news) > _MOST_LINES:
       more = len(news) - _MOST_LINES
       bar.say(f'and {more} more, named in {self._workdir / UNREADABLE}')
@@ -440,6 +446,7 @@ class _Run:
         for name, value in metrics.items()
     )
     self._tell_unreadable(self._eval_batches, bar)
+    partition.agree(self._eval_batches.unreadable.check)
     bar.say(f'step {step}/{self._total}  evaluation: {shown}')
     bar.restart(step)
     if writer is not None:

@@ -6,7 +6,7 @@ import numpy as np
 class Numbers:
   """A source of N examples without pictures: each image is its number."""
 
-  channels, num_classes = 1, 10
+  channels, num_classes, class_names = 1, 10, tuple('0123456789')
 
   def __init__(self, length):
     self._length = length

@@ -38,12 +38,15 @@ CROP = {'area': (0.1, 1.0), 'ratio': (0.75, 1.33), 'interpolation': 'linear'}
         ),
         (
             (('random_resized_crop', CROP | {'area': (0.5, 0.1)}),),
-            r'cannot use .*area=\(0.5, 0.1\) must be above 0 and in order',
+            r'cannot use .*area=\(0.5, 0.1\) must be two numbers, above 0',
         ),
         (
             (('random_resized_crop', CROP | {'interpolation': 'best'}),),
             "cannot use .*unknown interpolation 'best'",
         ),
+        ((('flip',),), r"augment holds \('flip',\); want a tuple of pairs"),
+        (('flip',), "augment holds 'flip'; want a tuple of pairs"),
+        ((('flip', 3),), 'want a tuple of pairs'),
         ({'flip': {}}, 'must be a tuple of .* pairs, not a mapping'),
     ],
 )

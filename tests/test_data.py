@@ -369,6 +369,12 @@ def test_image_size(create):
     assert next(iter(batches))['image'].shape == (400, side, side, 1)
 
 
+def test_what_the_config_lacks_is_named(data_dir):
+  config = ml_collections.ConfigDict({'data': {'name': 'digits', 'repeats': 1}})
+  with pytest.raises(InputError, match='config.data lacks dir, train_split'):
+    data.create(config, train=True, batch_size=8, seed=0)
+
+
 def test_several_labels_are_not_trained_on(create, data_dir, monkeypatch):
   class Several(type(sources.open_source('digits', data_dir, 'train'))):
 

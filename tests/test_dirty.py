@@ -103,7 +103,7 @@ def test_a_run_finishes_and_names_each_broken_image(folder, tmp_path, capsys):
   rows = metric_writer.read(tmp_path / 'metrics.jsonl')
   assert np.isfinite([r['train/loss'] for r in rows if 'train/loss' in r]).all()
   out = capsys.readouterr().out
-  assert f'replaced or left out: {broken["val"][0]}' in out
+  assert f'not used: {broken["val"][0]}' in out
   assert 'more, named in' in out
 
 
@@ -121,7 +121,10 @@ def test_too_many_stop_the_run_with_their_names(folder, tmp_path):
   assert message.startswith(f'{number} of {TOTAL} examples cannot be read')
   named = [name for name in broken['train'] if name in message]
   assert len(named) == number and set(named) <= set(noted(tmp_path))
-  assert 'max_bad_fraction=0.05' in message and '\n' not in message
+  assert (
+      'than the 100 that config.data.max_bad_fraction' in message
+      and '\n' not in message
+  )
 
 
 def test_too_many_in_evaluation_stop_the_run_too(folder):
@@ -130,6 +133,28 @@ def test_too_many_in_evaluation_stop_the_run_too(folder):
   with pytest.raises(errors.InputError, match=f'4 of {EVAL_TOTAL} examples'):
     list(batches)
   assert len(batches.unreadable) == 4 < len(broken['val'])
+
+
+def test_on_several_hosts_it_is_told_when_all_ask(folder):
+  """One that failed by itself would leave the others waiting."""
+  root, broken = folder
+  counts = []
+  for host in range(2):
+    batches = data.create(
+        config(root, 0.05),
+        train=False,
+        batch_size=8,
+        seed=0,
+        process_index=host,
+        process_count=2,
+    )
+    assert len(list(batches)) == batches.batches_per_epoch
+    counts.append(len(batches.unreadable))
+    # The limit of a host is that of its part of the split.
+    if counts[-1] > 0.05 * EVAL_TOTAL / 2:
+      with pytest.raises(errors.InputError, match='than the 1.5 that'):
+        batches.unreadable.check()
+  assert sum(counts) == len(broken['val']) and max(counts) > 1.5
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -73,6 +73,25 @@ def predictions(run, name, data_dir):
   return np.array(logits), np.array([row['label'][0] for row in rows])
 
 
+def test_folders_that_mean_other_classes_are_refused(run, tmp_path):
+  fake_sources.write_folder(tmp_path / 'pets', {'test': 1})
+  directory, *_ = run
+  config = evaluate.choose(
+      evaluate.read_config(directory),
+      name=f'folder:{tmp_path}/pets',
+      split='test',
+      data_dir=None,
+      batch_size=None,
+      max_bad_fraction=None,
+  )
+  config.model.num_classes = 2
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'classes.json').write_text('["bird", "cat"]')
+
+  with pytest.raises(InputError, match="label 0 is the class 'cat' there, and"):
+    evaluate.evaluate(config, str(tmp_path / 'run'))
+
+
 def test_every_image_counts_once(run, sets):
   logits, labels = predictions(run, 'imagenet2012', sets)
   result = measure(run[0], name='imagenet2012', data_dir=str(sets))

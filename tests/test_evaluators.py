@@ -97,5 +97,5 @@ def test_nothing_is_a_hit_only_because_there_are_few_classes():
 
 
 def test_nothing_to_count_is_an_error():
-  with pytest.raises(ValueError, match='no example'):
+  with pytest.raises(ValueError, match='no image of the evaluation counts'):
     TopK().compute()

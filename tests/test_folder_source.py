@@ -106,7 +106,7 @@ def unknown_class(folder):
         (empty_class, 'train', r'no images .*train/fox; fill or remove'),
         (unreadable_file, 'train', r'cannot open .*train/dog/link.png; remove'),
         (unknown_class, 'test', r'classes that .*train lacks: yak'),
-        (None, 'val', r"unknown split 'val' .*known: test, train, all"),
+        (None, 'val', r"unknown split 'val' .*are test, train; .* is 'all'"),
         (None, 'train[3:3]', 'holds no images'),
         (None, 'train[a:]', "'a' is neither a number nor a percentage"),
         (None, 'train[3]', 'want a name, or a slice'),

@@ -282,3 +282,18 @@ def test_help_lists_the_flags():
   assert code == 0
   for flag in ('--config', '--workdir', '--coordinator', '--num_processes'):
     assert flag in out
+
+
+def test_the_hint_compares_the_same_run_with_and_without_aw():
+  import train
+
+  flags = train._compared(
+      'configs/imagenet.py:data=folder:birds,aw_conv=true,model=resnet18',
+      ['--config=x', '--config.seed=3', '--config.model.aw_conv=true'],
+      plain=False,
+  )
+  assert flags == [
+      '--config=configs/imagenet.py:data=folder:birds,model=resnet18,'
+      'aw_conv=false',
+      '--config.seed=3',
+  ]

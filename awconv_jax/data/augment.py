@@ -57,7 +57,7 @@ class Chain:
           'augment must be a tuple of (name, options) pairs, not a mapping:'
           ' ConfigDict sorts the keys of mappings, so the order would be lost'
       )
-    steps = [(name, dict(options)) for name, options in steps]
+    steps = [_step(step) for step in steps]
     self._size, self._crop = size, None
     if steps and steps[0][0] in CROPS:
       name, options = steps.pop(0)
@@ -99,6 +99,21 @@ class Chain:
       return picture.pixels()
     name, options = self._crop
     return CROPS[name](picture, rng, **options)
+
+
+def _step(step: Any) -> tuple[str, dict[str, Any]]:
+  """Returns a name and its options, once they are such."""
+  if (
+      isinstance(step, (tuple, list))
+      and len(step) == 2
+      and isinstance(step[0], str)
+      and isinstance(step[1], Mapping)
+  ):
+    return step[0], dict(step[1])
+  raise InputError(
+      f'augment holds {step!r}; want a tuple of pairs such as '
+      "(('pad_crop', {'padding': 4}), ('flip', {}))"
+  )
 
 
 def _rng() -> np.random.Generator:

@@ -38,17 +38,20 @@ def random_resized_crop(
     uint8 [size, size, C].
   """
   _check_interpolation(interpolation)
-  for name, (low, high), most in (
-      ('area', area, 1),
-      ('ratio', ratio, math.inf),
-  ):
-    if not 0 < low <= high <= most:
-      raise ValueError(
-          f'{name}=({low}, {high}) must be above 0 and in order'
-          + (', and at most 1' if most == 1 else '')
-      )
+  _check_range('area', area, 1)
+  _check_range('ratio', ratio, math.inf)
   box = _random_box(picture.height, picture.width, rng, area, ratio)
   return picture.crop(box, size, interpolation)
+
+
+def _check_range(name: str, pair: Sequence[float], most: float) -> None:
+  """Raises ValueError unless the pair is (least, greatest) in (0, most]."""
+  numbers = isinstance(pair, Sequence) and len(pair) == 2
+  if not numbers or not 0 < pair[0] <= pair[1] <= most:
+    raise ValueError(
+        f'{name}={pair!r} must be two numbers, above 0 and in order'
+        + (', and at most 1' if most == 1 else '')
+    )
 
 
 def _random_box(height, width, rng, area, ratio) -> decode.Box:

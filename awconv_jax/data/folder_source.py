@@ -52,18 +52,18 @@ class FolderSource:
     self._root = self._folder_of(match['name'])
     first = os.path.join(self._path, _FIRST)
     whole = match['name'] == _WHOLE or not os.path.isdir(first)
-    self.classes = _subfolders(self._root if whole else first)
+    self.class_names = _subfolders(self._root if whole else first)
     files = [
         (label, name) for label, names in self._list().items() for name in names
     ]
-    files.sort(key=lambda file: _mixed(self.classes[file[0]], file[1]))
+    files.sort(key=lambda file: _mixed(self.class_names[file[0]], file[1]))
     files = files[_slice(match, len(files), split)]
     if not files:
       raise InputError(f'split {split!r} of {self._path} holds no images')
     self._labels = np.array([label for label, _ in files], np.int32)
     # As one block of bytes: worker processes get a copy each.
     self._names = np.array([os.fsencode(name) for _, name in files])
-    self.num_classes = len(self.classes)
+    self.num_classes = len(self.class_names)
 
   def _folder_of(self, name: str) -> str:
     if not os.path.isdir(self._path):
@@ -72,16 +72,16 @@ class FolderSource:
       return self._path
     folder = os.path.join(self._path, name)
     if not os.path.isdir(folder):
-      known = ', '.join([*_subfolders(self._path)[:10], _WHOLE])
+      known = ', '.join(_subfolders(self._path)[:10])
       raise InputError(
-          f'unknown split {name!r} of {self._path}; known: {known} (its '
-          'sub-folders are the classes)'
+          f'unknown split {name!r} of {self._path}, whose sub-folders are '
+          f'{known}; if these are the classes, the split is {_WHOLE!r}'
       )
     return folder
 
   def _list(self) -> dict[int, list[str]]:
     """Returns the names of the images by label."""
-    numbers = {name: i for i, name in enumerate(self.classes)}
+    numbers = {name: i for i, name in enumerate(self.class_names)}
     found, empty, unreadable = {}, [], []
     present = _subfolders(self._root)
     if not present:
@@ -117,7 +117,7 @@ class FolderSource:
     return len(self._labels)
 
   def _file_of(self, index: int) -> str:
-    folder = os.path.join(self._root, self.classes[self._labels[index]])
+    folder = os.path.join(self._root, self.class_names[self._labels[index]])
     return os.path.join(folder, os.fsdecode(self._names[index]))
 
   def __getitem__(self, index: int) -> dict[str, Any]:

@@ -50,14 +50,19 @@ def create(
   if seed < 0:
     raise InputError(f'config.seed={seed} must be at least 0')
   data = config.data
+  _check(data)
   share = _share(batch_size, process_index, process_count)
   # Checked for evaluation too, so that a mistake shows whichever comes first.
-  _check(data)
   chain = augment.Chain(data.augment, data.image_size)
   split = data.train_split if train else data.eval_split
   source = sources.open_source(data.name, data.dir, split)
   reading = (share, data.num_workers, data.num_threads, data.prefetch)
-  unreadable = Unreadable(source, data.max_bad_fraction)
+  # In evaluation a host meets its own part of the split, in training, in the
+  # course of time, all of it.
+  met = len(source) if train else len(source) / process_count
+  unreadable = Unreadable(
+      source, data.max_bad_fraction * met, prompt=process_count == 1
+  )
   if not train:
     crop = functools.partial(
         crops.center_crop,
@@ -78,11 +83,21 @@ def create(
   return TrainBatches(reader, source, unreadable, seed, data.repeats)
 
 
+_KEYS = (
+    *('name', 'dir', 'train_split', 'eval_split', 'image_size'),
+    *('eval_image_size', 'eval_crop', 'eval_interpolation', 'augment'),
+    *('repeats', 'max_bad_fraction', 'num_workers', 'num_threads', 'prefetch'),
+)
 _LEAST = {'image_size': 1, 'eval_image_size': 1, 'repeats': 1}
 
 
 def _check(data: Any) -> None:
-  """Raises InputError for numbers of `config.data` that are out of range."""
+  """Raises InputError for what `config.data` lacks or has out of range."""
+  lacking = [key for key in _KEYS if key not in data]
+  if lacking:
+    raise InputError(
+        f'config.data lacks {", ".join(lacking)}; configs/digits.py shows all'
+    )
   for key, least in _LEAST.items():
     if data[key] < least:
       raise InputError(
@@ -126,11 +141,14 @@ class Unreadable:
 
   Args:
     source: of the examples.
-    max_fraction: share of the split that may be unreadable.
+    most: how many may be unreadable, on this host.
+    prompt: whether one too many is an error at once. Where several hosts work
+      together the others would wait for the one that fails: there it is one
+      when all of them call `check`.
   """
 
-  def __init__(self, source: Any, max_fraction: float):
-    self._source, self._max_fraction = source, max_fraction
+  def __init__(self, source: Any, most: float, prompt: bool = True):
+    self._source, self._most, self._prompt = source, most, prompt
     self._known, self._untold = {}, []
 
   def __len__(self) -> int:
@@ -149,18 +167,21 @@ class Unreadable:
       reason = rows.reason(self._source, index) or 'it was not, a moment ago'
       self._known[index] = self._source.describe(index, reason)
       self._untold.append(self._known[index])
-    if len(self._known) > self._max_fraction * len(self._source):
-      raise InputError(self._too_many())
+    if self._prompt:
+      self.check()
     return batch
 
-  def _too_many(self) -> str:
+  def check(self) -> None:
+    """Raises InputError, with all their names, if there are too many."""
     names = list(self._known.values())
-    if len(names) == 1:
-      return names[0]
-    return (
-        f'{len(names)} of {len(self._source)} examples cannot be read, which '
-        f'is more than config.data.max_bad_fraction={self._max_fraction:g} '
-        f'allows; mend or remove them: {"; ".join(names)}'
+    if len(names) <= self._most:
+      return
+    if not self._most and len(names) == 1:
+      raise InputError(names[0])
+    raise InputError(
+        f'{len(names)} of {len(self._source)} examples cannot be read, more '
+        f'than the {self._most:g} that config.data.max_bad_fraction allows; '
+        f'mend or remove them, or raise it: {"; ".join(names)}'
     )
 
   def news(self) -> list[str]:
@@ -175,6 +196,7 @@ class TrainBatches:
   Attributes:
     num_examples: N, examples of the split.
     num_classes: labels are 0..num_classes-1.
+    class_names: the name of each label.
     batches_per_epoch: N / batch_size; batches may straddle epochs.
     unreadable: what could not be read so far.
   """
@@ -190,6 +212,7 @@ class TrainBatches:
     self.unreadable = unreadable
     self.num_examples = len(source)
     self.num_classes = source.num_classes
+    self.class_names = source.class_names
     self.batches_per_epoch = len(source) / reader.share.batch_size
     self._reader = reader
     self._seed, self._repeats = seed, repeats
@@ -259,6 +282,7 @@ class EvalBatches:
   Attributes:
     num_examples: N, examples of the split.
     num_classes: labels are 0..num_classes-1.
+    class_names: the name of each label.
     batches_per_epoch: ceil(N / batch_size).
     unreadable: what could not be read so far; the mask leaves it out, too.
   """
@@ -267,6 +291,7 @@ class EvalBatches:
     self.unreadable = unreadable
     self.num_examples = len(source)
     self.num_classes = source.num_classes
+    self.class_names = source.class_names
     self.batches_per_epoch = math.ceil(len(source) / reader.share.batch_size)
     self._reader = reader
 

@@ -96,8 +96,8 @@ class _TrainRow:
   def __call__(self, position: int, rng: np.random.Generator) -> Row:
     length = len(self.source)
     index = self.order[position // self.repeats]
-    unreadable = NONE
-    for step in range(min(_TRIES, length)):
+    unreadable, tries = NONE, min(_TRIES, length)
+    for step in range(tries):
       taken = (index + step) % length
       try:
         record = self.source[taken]
@@ -107,7 +107,7 @@ class _TrainRow:
       except decode.UnreadableError:
         unreadable = index
     raise InputError(
-        f'{_TRIES} examples in succession cannot be read, the first: '
+        f'{tries} examples in succession cannot be read, the first: '
         + self.source.describe(index, reason(self.source, index))
     )
 

@@ -12,6 +12,7 @@ import io
 import os
 import tarfile
 from typing import Any
+from unittest import mock
 import zlib
 
 from awconv_jax.data import sources, tf_stand_in
@@ -45,7 +46,7 @@ def create_builder(name: str, data_dir: str | None) -> Any:
   base, _, config = name.partition('/')
   try:
     builder_class = tfds.builder_cls(base)
-  except tfds.core.registered.DatasetNotFoundError as error:
+  except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
     known = set(tfds.list_builders(with_community_datasets=False))
     near = difflib.get_close_matches(base, known, n=5)
     raise unknown_name(
@@ -92,6 +93,7 @@ def build(name: str, data_dir: str | None, manual_dir: str | None) -> str:
       be downloaded, or the directory cannot be written.
   """
   import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.download import downloader
 
   builder = create_builder(name, data_dir)
   target, root = os.fspath(builder.data_dir), data_directory(data_dir)
@@ -113,7 +115,12 @@ def build(name: str, data_dir: str | None, manual_dir: str | None) -> str:
         manual_dir=manual_dir, try_download_gcs=False
     )
     # TFDS prints sizes that it does not know; its progress is on stderr.
-    with contextlib.redirect_stdout(io.StringIO()), tf_stand_in.installed():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        tf_stand_in.installed(),
+        # As it is, no network is said after minutes.
+        mock.patch.object(downloader, 'MAX_RETRIES', 3),
+    ):
       builder.download_and_prepare(
           download_dir=downloads,
           download_config=config,

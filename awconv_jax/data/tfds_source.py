@@ -49,7 +49,8 @@ class TfdsSource:
       self._records = _encoded_records(builder, split)
     except NotImplementedError as error:
       raise _not_random_access(directory) from error
-    self.num_classes = _class_label(features[self._label]).num_classes
+    classes = _class_label(features[self._label])
+    self.num_classes, self.class_names = classes.num_classes, classes.names
     self.channels = features['image'].shape[-1] or 3
     self._check_files()
 

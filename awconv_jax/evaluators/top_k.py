@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from awconv_jax.errors import InputError
+
 # The rank of what is no hit for any k, more than the classes included.
 _NEVER = np.iinfo(np.int64).max
 
@@ -43,10 +45,13 @@ class TopK:
     """Returns 'top1' ... as fractions, the mean 'loss' and 'num_examples'.
 
     Raises:
-      ValueError: nothing was added.
+      InputError: nothing was added.
     """
     if not self._count:
-      raise ValueError('TopK.compute: no example was added')
+      raise InputError(
+          'no image of the evaluation counts: all are unreadable or without a '
+          'label'
+      )
     metrics = {f'top{k}': hits / self._count for k, hits in self._hits.items()}
     loss = self._loss / self._count
     return metrics | {'loss': loss, 'num_examples': self._count}

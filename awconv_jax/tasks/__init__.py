@@ -8,6 +8,7 @@ A task has the attributes `model` and `num_classes`, and these methods:
   evaluator() -> an object with update(outputs) and compute()
 """
 
+import inspect
 from typing import Any
 
 from awconv_jax import errors
@@ -29,4 +30,13 @@ def create(config: Any) -> Any:
   name = options.pop('name')
   if name not in TASKS:
     raise errors.unknown_name('task', name, TASKS)
+  known = [*inspect.signature(TASKS[name]).parameters][1:]
+  for option in options:
+    if option not in known:
+      raise errors.unknown_name('config.task', option, known)
+  lacking = [option for option in known if option not in options]
+  if lacking:
+    raise errors.InputError(
+        f'config.task lacks {", ".join(lacking)}; the configs show all'
+    )
   return TASKS[name](config.model.to_dict(), **options)

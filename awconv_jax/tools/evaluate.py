@@ -38,6 +38,7 @@ from awconv_jax import (
     warm_start,
     weights,
 )
+from awconv_jax.tools.benchmark import report
 
 FLAGS = flags.FLAGS
 # Short names, with the data set and the split that are meant.
@@ -138,6 +139,24 @@ def _read_variables(source: str, shapes: Any) -> tuple[Any, str]:
   return variables, kind
 
 
+def _check_classes(run: str, names: Sequence[str], data_name: str) -> None:
+  """Raises InputError where the labels of folders mean other classes.
+
+  Data sets of TFDS spell the same classes in several ways, so that their names
+  are not compared.
+  """
+  path = pathlib.Path(run) / train_loop.CLASSES
+  if not data_name.startswith('folder:') or not path.is_file():
+    return
+  known = json.loads(path.read_text())
+  for label, (here, there) in enumerate(zip(names, known, strict=True)):
+    if here != there:
+      raise errors.InputError(
+          f'--data={data_name}: label {label} is the class {here!r} there, and '
+          f'{there!r} in the run {run}; give folders the same names'
+      )
+
+
 def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
@@ -172,6 +191,7 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
         f'--data={name} has {batches.num_classes} classes, and the network has '
         f'{task.num_classes}'
     )
+  _check_classes(source, batches.class_names, name)
   # One pass, as its reading processes take seconds to start.
   rows = iter(batches)
   first = next(rows)
@@ -227,6 +247,10 @@ def main(arguments: Sequence[str]) -> None:
   command_line.refuse_arguments(arguments)
   if not FLAGS.run:
     raise errors.InputError("--run is missing: a run's directory, or weights")
+  if FLAGS.output:
+    report.check_output(FLAGS.output)
+  if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
+    raise errors.InputError(f'--batch_size={FLAGS.batch_size} must be above 0')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   config = FLAGS.config if FLAGS.config is not None else read_config(FLAGS.run)
   config = choose(
