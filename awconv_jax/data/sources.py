@@ -1,10 +1,11 @@
 """Data sets by name, as random-access sources of encoded images.
 
 A source has `len(source)`, `source.num_classes`, `source.class_names`,
-`source.channels` and `source[i]`, a record `{'image': bytes, 'label': int, 'id':
-int or str}`, where 'label' is an array of ints if an image may have several. A
-record that cannot be read raises `UnreadableError`; `source.describe(i, reason)`
-names it. A new data set is one more entry of `DATASETS`.
+`source.channels` and `source[i]`, a record `{'image': bytes, 'label': int,
+'id': int or str}`, where 'label' is an array of ints if an image may have
+several. A record that cannot be read raises `UnreadableError`, and
+`source.describe(i, reason)` names it. A new data set is one more entry of
+`DATASETS`.
 """
 
 from collections.abc import Callable
