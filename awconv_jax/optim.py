@@ -5,7 +5,8 @@ AdamW decouples it (https://arxiv.org/abs/1711.05101); LAMB scales each layer's
 step by |w| / |update| (https://arxiv.org/abs/1904.00962).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import fnmatch
 import inspect
 import math
 from typing import Any
@@ -60,7 +61,43 @@ def create(
   if config.clip_norm:
     # Ahead of the decay, so that it bounds the loss's gradient alone.
     tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+  if config.frozen:
+    # Decay and momentum, too, pass them by.
+    tx = optax.partition(
+        {False: tx, True: optax.set_to_zero()},
+        lambda params: frozen(params, config.frozen),
+    )
   return tx, schedule
+
+
+def frozen(params: Any, patterns: Sequence[str]) -> Any:
+  """Returns which parameters keep their values.
+
+  Args:
+    params: a tree of nested dicts.
+    patterns: of paths such as 'backbone/stage1_block1/conv1/kernel', where '*'
+      stands for anything, 'backbone/stage1_*'.
+
+  Returns:
+    A tree of bools like `params`.
+
+  Raises:
+    InputError: a pattern is that of no parameter.
+  """
+  leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+  paths = ['/'.join(str(key.key) for key in path) for path, _ in leaves]
+  for pattern in patterns:
+    if not fnmatch.filter(paths, pattern):
+      tops = ', '.join(sorted({path.split('/')[0] for path in paths}))
+      raise InputError(
+          f'config.optimizer.frozen: {pattern!r} is the path of no parameter; '
+          f'they are under {tops}, see parameters.txt of a run'
+      )
+  matches = [
+      any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+      for path in paths
+  ]
+  return jax.tree_util.tree_unflatten(tree, matches)
 
 
 def create_schedule(

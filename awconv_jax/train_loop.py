@@ -365,6 +365,7 @@ class _Run:
         seed=config.seed,
         accumulation_steps=config.accumulation_steps,
         ema_decay=config.ema_decay,
+        frozen=config.optimizer.frozen,
     )
     predict = train_step.create_predict(self._task, self._mesh)
     bar = progress.Progress(

@@ -1,6 +1,6 @@
 """The state of training and the two compiled functions over it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -158,6 +158,7 @@ def create_train_step(
     seed: int,
     accumulation_steps: int,
     ema_decay: float,
+    frozen: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the compiled step: (state, batch) -> (state, metrics).
 
@@ -171,6 +172,7 @@ def create_train_step(
     accumulation_steps: parts the batch is computed in, one after the other.
     ema_decay: share of the old averages, after t steps at most
       (1 + t) / (10 + t); unused if the state has none.
+    frozen: patterns of parameters that get no gradient; see `optim.frozen`.
 
   Metrics are scalars: loss, the task's own, learning_rate, and the norms of
   the gradients and of the parameters after the step (both become non-finite
@@ -179,6 +181,11 @@ def create_train_step(
 
   def loss_and_grads(params, model_state, batch, rng):
     def loss(params):
+      # So that no gradient is computed for what the optimizer leaves alone.
+      kept = optim.frozen(params, frozen)
+      params = jax.tree.map(
+          lambda keep, p: jax.lax.stop_gradient(p) if keep else p, kept, params
+      )
       return task.loss({'params': params, **model_state}, batch, rng)
 
     return jax.value_and_grad(loss, has_aux=True)(params)

@@ -93,6 +93,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           weight_decay=5e-4,
           decay_mask='all',
           clip_norm=0.0,
+          frozen=(),
           schedule='step',
           schedule_options=dict(
               boundaries_epochs=(60.0, 120.0, 160.0), factor=0.2

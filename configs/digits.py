@@ -84,6 +84,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           weight_decay=5e-4,
           decay_mask='kernels',
           clip_norm=0.0,  # 0 is off.
+          frozen=(),  # Such as ('stem_*', 'stage1_*').
           schedule=arg.schedule,
           schedule_options=common.choose(
               'schedule', arg.schedule, common.SCHEDULES

@@ -87,6 +87,7 @@ def _standard():
           weight_decay=1e-4,
           decay_mask='kernels',
           clip_norm=0.0,
+          frozen=(),
           schedule='cosine',
           schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,
@@ -116,6 +117,7 @@ def _paper():
           weight_decay=1e-4,
           decay_mask='all',
           clip_norm=0.0,
+          frozen=(),
           schedule='step',
           schedule_options=dict(
               boundaries_epochs=(30.0, 60.0, 90.0), factor=0.1
@@ -153,6 +155,7 @@ def _a2():
           weight_decay=0.02,
           decay_mask='kernels',
           clip_norm=1.0,  # A part of timm's LAMB.
+          frozen=(),
           schedule='cosine',
           schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,
@@ -188,6 +191,7 @@ def _a3():
           weight_decay=0.02,
           decay_mask='kernels',
           clip_norm=1.0,  # A part of timm's LAMB.
+          frozen=(),
           schedule='cosine',
           schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,

@@ -27,6 +27,7 @@ def make_config(**changes):
           'weight_decay': 0.0,
           'decay_mask': 'kernels',
           'clip_norm': 0.0,
+          'frozen': (),
           'schedule': 'constant',
           'schedule_options': {},
           'warmup_epochs': 0.0,
@@ -388,3 +389,42 @@ def test_every_key_is_read():
   config = make_config()
   optim.create(Spy(config), batch_size=4, total_steps=20, steps_per_epoch=4)
   assert read == set(config)
+
+
+TREE = {
+    'backbone': {
+        'stem_conv': {'kernel': jnp.ones((2, 2))},
+        'stage1_block1': {'conv1': {'kernel': jnp.ones((2, 2))}},
+        'stage2_block1': {'conv1': {'kernel': jnp.ones((2, 2))}},
+    },
+    'head': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)},
+}
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw', 'lamb'])
+def test_frozen_parameters_never_move_whatever_else_pulls_at_them(name):
+  options = {
+      'sgd': dict(momentum=0.9, nesterov=True),
+      'adamw': dict(b1=0.9, b2=0.999, eps=1e-8),
+      'lamb': dict(b1=0.9, b2=0.999, eps=1e-6),
+  }[name]
+  patterns = ('backbone/stem_*', 'backbone/stage1_*', 'head/bias')
+  shared = dict(name=name, options=options, weight_decay=0.1, clip_norm=1.0)
+  tx, _ = create(**shared, decay_mask='all', frozen=patterns)
+  grads = jax.tree.map(lambda p: 0.3 * p, TREE)
+  params, state = TREE, tx.init(TREE)
+  for _ in range(3):
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, TREE)
+  kept = optim.frozen(TREE, patterns)
+  assert moved == jax.tree.map(lambda k: not k, kept)
+  assert kept['head'] == {'kernel': False, 'bias': True}
+  assert kept['backbone']['stage1_block1']['conv1']['kernel']
+  assert not kept['backbone']['stage2_block1']['conv1']['kernel']
+
+
+def test_a_pattern_of_no_parameter_is_named():
+  with pytest.raises(InputError, match=r"frozen: 'body/\*' .* backbone, head"):
+    optim.frozen(TREE, ('head/*', 'body/*'))

@@ -34,7 +34,7 @@ def batch(size=16, seed=0):
   return {'x': x, 'y': x @ np.array([1.0, -2.0, 3.0], np.float32)}
 
 
-def steps(number, *, task=None, accumulation_steps=1, ema_decay=0.0):
+def steps(number, *, task=None, accumulation_steps=1, ema_decay=0.0, frozen=()):
   """Returns the state and metrics after some steps of plain SGD."""
   mesh, task = partition.create_mesh(), task or Linear()
   optimizer = optax.sgd(0.1)
@@ -54,6 +54,7 @@ def steps(number, *, task=None, accumulation_steps=1, ema_decay=0.0):
       seed=7,
       accumulation_steps=accumulation_steps,
       ema_decay=ema_decay,
+      frozen=frozen,
   )
   metrics = []
   for seed in range(number):
@@ -84,6 +85,11 @@ def test_steps_and_norms_do_not_depend_on_the_parts_of_a_batch(parts):
   assert state.step == 4
   # Statistics are updated by every part in turn.
   assert state.model_state['batch_stats']['n'] == 4 * parts
+
+
+def test_no_gradient_reaches_what_is_frozen():
+  _, metrics = steps(2, frozen=('w',))
+  assert [row['grad_norm'] for row in metrics] == [0, 0]
 
 
 def test_averages_of_parameters_and_statistics():
