@@ -1,0 +1,221 @@
+"""Boxes: areas, overlaps, and the deltas that lead from one box to another.
+
+"Rich feature hierarchies for accurate object detection and semantic
+segmentation" (R-CNN), https://arxiv.org/abs/1311.2524, appendix C. For an
+anchor with the centre x_a, y_a and the sides w_a, h_a:
+
+  d_x = (x - x_a) / w_a    d_y = (y - y_a) / h_a
+  d_w = log(w / w_a)       d_h = log(h / h_a)
+
+A box is x1, y1, x2, y2 in pixels of the canvas, and its sides are x2 - x1 and
+y2 - y1. Boxes are float32, as neighbouring numbers of bfloat16 are 4 pixels
+apart from 512 on; boxes in half precision are refused.
+"""
+
+from collections.abc import Sequence
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Of d_w and d_h: an anchor grows at most from 16 pixels to 1000.
+MAX_LOG_RATIO = math.log(1000 / 16)
+ONES = (1.0, 1.0, 1.0, 1.0)
+
+
+def as_boxes(boxes: jax.Array, name: str = 'boxes') -> jax.Array:
+  """Returns boxes as an array of at least float32.
+
+  Args:
+    boxes: [..., 4], also of integers or NumPy's.
+    name: how an error calls them.
+
+  Returns:
+    float32 [..., 4], or float64 as it was.
+
+  Raises:
+    ValueError: the last axis is not 4 long, or the precision is half.
+  """
+  boxes = jnp.asarray(boxes)
+  if not boxes.ndim or boxes.shape[-1] != 4:
+    raise ValueError(
+        f'{name} {boxes.shape} are no boxes: want [..., 4], x1, y1, x2, y2'
+    )
+  if jnp.issubdtype(boxes.dtype, jnp.floating) and boxes.dtype.itemsize < 4:
+    raise ValueError(
+        f'{name} are {boxes.dtype}, too coarse for pixels: decode and keep'
+        ' boxes in float32'
+    )
+  return boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
+
+
+def sides(boxes: jax.Array) -> jax.Array:
+  """Returns width and height, in pixels; negative where corners are swapped.
+
+  Args:
+    boxes: [..., 4].
+
+  Returns:
+    float32 [..., 2].
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  boxes = as_boxes(boxes)
+  return boxes[..., 2:] - boxes[..., :2]
+
+
+def area(boxes: jax.Array) -> jax.Array:
+  """Returns the area in square pixels, 0 where a side is not positive.
+
+  Args:
+    boxes: [..., 4].
+
+  Returns:
+    float32 [...].
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  return jnp.maximum(sides(boxes), 0).prod(-1)
+
+
+def paired_iou(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Returns the intersection over union of each a with its b.
+
+  Args:
+    a: [..., 4].
+    b: [..., 4], of a shape that broadcasts with that of a.
+
+  Returns:
+    float32 [...], from 0 to 1; 0 where a box is empty.
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  a, b = as_boxes(a), as_boxes(b)
+
+  def overlap(low, high):
+    stop = jnp.minimum(a[..., high], b[..., high])
+    return jnp.maximum(stop - jnp.maximum(a[..., low], b[..., low]), 0)
+
+  both = overlap(0, 2) * overlap(1, 3)
+  # Far below what a box measures: only keeps 0 / 0 finite, as its gradient.
+  return both / jnp.maximum(area(a) + area(b) - both, 1e-9)
+
+
+def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Returns the intersection over union of all pairs.
+
+  Args:
+    a: [N, 4].
+    b: [M, 4].
+
+  Returns:
+    float32 [N, M], from 0 to 1; 0 where a box is empty.
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  return paired_iou(jnp.asarray(a)[:, None], b)
+
+
+def clip(boxes: jax.Array, size: jax.Array | Sequence) -> jax.Array:
+  """Returns boxes cut off at the borders of their image.
+
+  Args:
+    boxes: [..., 4].
+    size: [2], height and width of the image on the canvas, in pixels.
+
+  Returns:
+    float32 [..., 4]; what lay outside is empty.
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  boxes = as_boxes(boxes)
+  height, width = (jnp.asarray(s, boxes.dtype) for s in size)
+  return jnp.clip(boxes, 0, jnp.stack([width, height, width, height]))
+
+
+def flip(boxes: jax.Array, width: jax.Array | float) -> jax.Array:
+  """Returns the boxes of the mirrored image.
+
+  Args:
+    boxes: [..., 4].
+    width: of the image on the canvas without its padding, in pixels.
+
+  Returns:
+    float32 [..., 4]; empty boxes stay empty.
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  x1, y1, x2, y2 = jnp.moveaxis(as_boxes(boxes), -1, 0)
+  return jnp.stack([width - x2, y1, width - x1, y2], -1)
+
+
+def encode(
+    boxes: jax.Array, anchors: jax.Array, weights: Sequence[float] = ONES
+) -> jax.Array:
+  """Returns the deltas that lead from the anchors to the boxes.
+
+  Sides that are not positive count as 1 pixel. What comes of such a box, as of
+  padding, means nothing; but it is finite, as is its gradient, so that a mask
+  over the loss removes it.
+
+  Args:
+    boxes: [..., 4].
+    anchors: [..., 4], anchors or proposals, one for each box.
+    weights: what d_x, d_y, d_w and d_h are multiplied by.
+
+  Returns:
+    float32 [..., 4], d_x, d_y, d_w, d_h.
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  boxes, anchors = as_boxes(boxes), as_boxes(anchors, 'anchors')
+  size, size_a = sides(boxes), sides(anchors)
+  shift = boxes[..., :2] + 0.5 * size - (anchors[..., :2] + 0.5 * size_a)
+  # Before the division and the logarithm: a choice after them would still
+  # multiply an infinite derivative by zero.
+  size, size_a = (jnp.where(s > 0, s, 1) for s in (size, size_a))
+  deltas = jnp.concatenate([shift / size_a, jnp.log(size / size_a)], -1)
+  return deltas * jnp.asarray(weights, deltas.dtype)
+
+
+def decode(
+    deltas: jax.Array,
+    anchors: jax.Array,
+    weights: Sequence[float] = ONES,
+    clamp: float = MAX_LOG_RATIO,
+    *,
+    clamp_below: bool = False,
+) -> jax.Array:
+  """Returns the boxes that the deltas lead to, the inverse of `encode`.
+
+  Args:
+    deltas: [..., 4] of any dtype. For several of an anchor, as one for each
+      class, [..., C, 4] and anchors [..., 1, 4].
+    anchors: [..., 4], anchors or proposals.
+    weights: those of `encode`.
+    clamp: largest d_w and d_h.
+    clamp_below: whether they are at least -clamp, too, as in mmdetection;
+      torchvision and detectron2 bound them above only.
+
+  Returns:
+    float32 [..., 4], not clipped to the image.
+
+  Raises:
+    ValueError: the anchors are no boxes.
+  """
+  anchors = as_boxes(anchors, 'anchors')
+  deltas = jnp.asarray(deltas).astype(anchors.dtype)
+  deltas = deltas / jnp.asarray(weights, anchors.dtype)
+  low = -clamp if clamp_below else None
+  growth = jnp.exp(jnp.clip(deltas[..., 2:], low, clamp))
+  size_a = sides(anchors)
+  centre = deltas[..., :2] * size_a + anchors[..., :2] + 0.5 * size_a
+  half = 0.5 * growth * size_a
+  return jnp.concatenate([centre - half, centre + half], -1)

@@ -1,0 +1,87 @@
+"""Non-maximum suppression: of boxes that overlap, the best one.
+
+"Rich feature hierarchies for accurate object detection and semantic
+segmentation" (R-CNN), https://arxiv.org/abs/1311.2524, section 2.2. Greedily,
+from the highest score down: box j stays unless a box i that stays is before it
+and IoU(i, j) > threshold. With S[i, j] for "i would suppress j" this is
+
+  keep[j] = valid[j] and not any over i of (S[i, j] and keep[i])
+
+which holds for one `keep` alone, as no box is before itself. Iterated from
+keep = valid it is reached exactly: after k rounds at the latest every box is
+settled whose chain of suppressors is shorter than k.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from awconv_jax.ops.boxes import iou
+
+
+def nms(
+    boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: float
+) -> jax.Array:
+  """Returns which boxes of one image stay.
+
+  Args:
+    boxes: [N, 4].
+    scores: [N]; of equal ones the lower index is before the other.
+    valid: bool [N], False for boxes that are not there.
+    threshold: IoU above which a box suppresses those after it.
+
+  Returns:
+    bool [N], in the order of boxes.
+
+  Raises:
+    ValueError: the shapes do not fit, or these are no boxes.
+  """
+  return batched_nms(boxes, scores, None, valid, threshold)
+
+
+def batched_nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    groups: jax.Array | None,
+    valid: jax.Array,
+    threshold: float,
+) -> jax.Array:
+  """Returns which boxes stay, where only those of a group suppress each other.
+
+  Takes a few bytes for each of N x N pairs. Where the groups lie in blocks of
+  like size, such as the levels of a pyramid, `nms` of each takes less.
+
+  Args:
+    boxes: [N, 4].
+    scores: [N]; of equal ones the lower index is before the other.
+    groups: int [N], class or level; None means all are of one.
+    valid: bool [N], False for boxes that are not there.
+    threshold: IoU above which a box suppresses those after it.
+
+  Returns:
+    bool [N], in the order of boxes.
+
+  Raises:
+    ValueError: the shapes do not fit, or these are no boxes.
+  """
+  boxes, scores, valid = map(jnp.asarray, (boxes, scores, valid))
+  groups = jnp.zeros(len(boxes)) if groups is None else jnp.asarray(groups)
+  shapes = boxes.shape[:-1], scores.shape, groups.shape, valid.shape
+  if boxes.ndim != 2 or len(set(shapes)) > 1:
+    raise ValueError(
+        f'boxes {boxes.shape}, scores {scores.shape}, groups {groups.shape} and'
+        f' valid {valid.shape} do not fit: want [N, 4] and [N] of one image'
+    )
+  index = jnp.arange(len(boxes))
+  ties = scores[:, None] == scores
+  before = (scores[:, None] > scores) | ties & (index[:, None] < index)
+  suppresses = (iou(boxes, boxes) > threshold) & before
+  suppresses &= groups[:, None] == groups
+
+  def step(state):
+    keep, _ = state
+    new = valid & ~jnp.any(suppresses & keep[:, None], axis=0)
+    return new, jnp.any(new != keep)
+
+  keep, _ = lax.while_loop(lambda state: state[1], step, (valid, True))
+  return keep

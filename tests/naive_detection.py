@@ -1,0 +1,100 @@
+"""Float64 references of what a detector is made of, box by box.
+
+Nothing here calls JAX or the package; see `naive`.
+"""
+
+import math
+
+import numpy as np
+
+
+def area(box):
+  x1, y1, x2, y2 = map(float, box)
+  return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+
+
+def iou(a, b):
+  """Intersection over union of two boxes; 0 where one is empty."""
+  both = area([*np.maximum(a[:2], b[:2]), *np.minimum(a[2:], b[2:])])
+  return both / (area(a) + area(b) - both) if both else 0.0
+
+
+def ious(a, b):
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  return np.array([[iou(x, y) for y in b] for x in a])
+
+
+def encode(box, anchor, weights):
+  x1, y1, x2, y2 = map(float, box)
+  p1, q1, p2, q2 = map(float, anchor)
+  return np.array(weights) * [
+      ((x1 + x2) / 2 - (p1 + p2) / 2) / (p2 - p1),
+      ((y1 + y2) / 2 - (q1 + q2) / 2) / (q2 - q1),
+      math.log((x2 - x1) / (p2 - p1)),
+      math.log((y2 - y1) / (q2 - q1)),
+  ]
+
+
+def decode(deltas, anchor, weights, lowest, highest):
+  x1, y1, x2, y2 = map(float, anchor)
+  dx, dy, dw, dh = np.asarray(deltas, np.float64) / weights
+  x, y = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1)
+  w = math.exp(min(max(dw, lowest), highest)) * (x2 - x1)
+  h = math.exp(min(max(dh, lowest), highest)) * (y2 - y1)
+  return np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+
+
+def anchors(canvas, strides, sizes, ratios, *, rounded=False):
+  """Anchors of all levels, [A, 4]: rows, columns, ratios."""
+  result = []
+  for stride, size in zip(strides, sizes, strict=True):
+    for row in range(math.ceil(canvas[0] / stride)):
+      for column in range(math.ceil(canvas[1] / stride)):
+        for ratio in ratios:
+          w, h = size / math.sqrt(ratio), size * math.sqrt(ratio)
+          corners = [-w / 2, -h / 2, w / 2, h / 2]
+          if rounded:
+            corners = [round(c) for c in corners]
+          shift = [column * stride, row * stride] * 2
+          result.append([c + s for c, s in zip(corners, shift, strict=True)])
+  return np.array(result)
+
+
+def match(overlaps, positive, negative, min_positive=None, low_quality='gt'):
+  """Ground truth and label of each anchor; `overlaps` without any padding."""
+  number, count = np.shape(overlaps)
+  index, label = np.zeros(count, int), np.full(count, -1)
+  for a in range(count):
+    for g in range(number):
+      if overlaps[g, a] > overlaps[index[a], a]:
+        index[a] = g
+    best = overlaps[index[a], a] if number else 0.0
+    if best < negative:
+      label[a] = 0
+    if best >= positive:
+      label[a] = 1
+  if min_positive is None:
+    return index, label
+  for g in range(number):
+    top = max(overlaps[g])
+    if top < min_positive or top <= 0:
+      continue
+    for a in range(count):
+      if overlaps[g, a] == top:
+        label[a] = 1
+        if low_quality == 'gt':  # Later ones overwrite.
+          index[a] = g
+  return index, label
+
+
+def nms(boxes, scores, valid, threshold, groups=None):
+  """Greedy suppression; returns which boxes stay."""
+  keep = np.zeros(len(boxes), bool)
+  groups = np.zeros(len(boxes)) if groups is None else groups
+  for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+    if valid[i]:
+      keep[i] = all(
+          groups[i] != groups[j] or iou(boxes[i], boxes[j]) <= threshold
+          for j in np.flatnonzero(keep)
+      )
+  return keep

@@ -1,0 +1,99 @@
+"""Anchors against a loop, against numbers by hand, and their count."""
+
+import naive_detection as naive
+import numpy as np
+import pytest
+
+from awconv_jax.ops import anchors
+from awconv_jax.ops import boxes as box_ops
+
+STRIDES = (4, 8, 16, 32, 64)
+RATIOS = (0.5, 1.0, 2.0)
+TORCHVISION = dict(sizes=(32, 64, 128, 256, 512), rounded=True)
+
+
+def test_the_count_of_the_reference_size():
+  for canvas in [(800, 1344), (1344, 800)]:
+    levels = anchors.pyramid(canvas)
+    assert [len(a) for a in levels] == [201600, 50400, 12600, 3150, 819]
+    assert sum(map(len, levels)) == 268_569
+    assert all(a.dtype == np.float32 for a in levels)
+
+
+def test_a_few_by_hand():
+  levels = anchors.pyramid((800, 1344))
+  # 32 pixels at stride 4: 32 * sqrt(2) = 45.2548 by 22.6274.
+  np.testing.assert_allclose(
+      levels[0][:4],
+      [
+          [-22.62742, -11.31371, 22.62742, 11.31371],
+          [-16, -16, 16, 16],
+          [-11.31371, -22.62742, 11.31371, 22.62742],
+          [4 - 22.62742, -11.31371, 4 + 22.62742, 11.31371],
+      ],
+      rtol=1e-6,
+  )
+  # Row 1, column 2 of 84 at stride 16, the square of 128 pixels.
+  square = levels[2][(84 + 2) * 3 + 1]
+  np.testing.assert_array_equal(square, [32 - 64, 16 - 64, 32 + 64, 16 + 64])
+  # The last one: row 12 and column 20 at stride 64, 512 pixels, upright.
+  np.testing.assert_allclose(
+      levels[4][-1],
+      [1280 - 181.01934, 768 - 362.03867, 1280 + 181.01934, 768 + 362.03867],
+      rtol=1e-6,
+  )
+
+
+def test_torchvisions_by_hand():
+  levels = anchors.pyramid((64, 128), **TORCHVISION)
+  assert [len(a) for a in levels] == [16 * 32 * 3, 8 * 16 * 3, 96, 24, 6]
+  # 32 * sqrt(2) / 2 = 22.63 and 32 / sqrt(2) / 2 = 11.31, rounded.
+  want = [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+  np.testing.assert_array_equal(levels[0][:3], want)
+  np.testing.assert_array_equal(levels[0][3:6], np.add(want, [4, 0, 4, 0]))
+  np.testing.assert_array_equal(levels[4][3], [64 - 362, -181, 64 + 362, 181])
+
+
+@pytest.mark.parametrize('rounded', [False, True])
+@pytest.mark.parametrize('canvas', [(64, 128), (70, 33)])
+def test_equal_the_loop(canvas, rounded):
+  for options in (
+      dict(),
+      dict(scale=4, strides=(8, 16), ratios=(1.0,)),
+      dict(sizes=(11, 30), strides=(4, 32), ratios=(0.3, 1.0, 1.7, 4.0)),
+  ):
+    strides = options.get('strides', STRIDES)
+    scale = options.get('scale', 8)
+    sizes = options.get('sizes', [scale * s for s in strides])
+    ratios = options.get('ratios', RATIOS)
+    got = np.concatenate(anchors.pyramid(canvas, rounded=rounded, **options))
+    want = naive.anchors(canvas, strides, sizes, ratios, rounded=rounded)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+def test_levels_are_those_of_convolutions_that_halve():
+  """ceil(n / 64) is what six halvings with rounding up leave."""
+  for n in range(1, 300):
+    halved = n
+    for _ in range(6):
+      halved = -(-halved // 2)
+    (level,) = anchors.pyramid((n, 1), strides=(64,), ratios=(1.0,))
+    assert len(level) == halved
+
+
+def test_anchors_of_a_level_have_one_area_and_their_ratios():
+  for level, size in zip(
+      anchors.pyramid((64, 64)), (32, 64, 128, 256, 512), strict=True
+  ):
+    np.testing.assert_allclose(box_ops.area(level), size**2, rtol=1e-4)
+    width, height = np.asarray(box_ops.sides(level)).T
+    ratios = (height / width).reshape(-1, 3)
+    np.testing.assert_allclose(ratios - RATIOS, 0, atol=1e-4)
+
+
+def test_bad_options_are_refused():
+  with pytest.raises(ValueError, match=r'sizes \(32,\) do not fit strides'):
+    anchors.pyramid((64, 64), sizes=(32,))
+  for options in (dict(scale=0), dict(ratios=(1, -1)), dict(strides=(0, 4))):
+    with pytest.raises(ValueError, match='want positive numbers'):
+      anchors.pyramid((64, 64), **options)

@@ -1,0 +1,186 @@
+"""Areas, overlaps, clipping, flipping and deltas of boxes, and their traps."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+import naive_detection as naive
+import numpy as np
+import pytest
+
+from awconv_jax.ops import boxes as box_ops
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
+EMPTY = np.array(
+    [[0, 0, 0, 0], [5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [7, 2, 3, 8]],
+    np.float32,
+)
+
+
+def random_boxes(n, seed=0, dtype=np.float32):
+  rng = np.random.default_rng(seed)
+  corner = rng.uniform(-20, 80, (n, 2))
+  size = rng.uniform(0.5, 60, (n, 2))
+  return np.concatenate([corner, corner + size], -1).astype(dtype)
+
+
+def test_area():
+  given = np.concatenate([random_boxes(9), EMPTY])
+  got = jax.jit(box_ops.area)(given.reshape(2, 7, 4))
+  want = [naive.area(box) for box in given]
+  np.testing.assert_allclose(got, np.reshape(want, (2, 7)), rtol=1e-5)
+  assert want[-5:] == [0] * 5
+
+
+def test_iou_equals_the_loop_and_is_0_of_empty_boxes():
+  a = np.concatenate([random_boxes(12), EMPTY])
+  b = np.concatenate([random_boxes(8, 1), a[:3], EMPTY])
+  got, want = jax.jit(box_ops.iou)(a, b), naive.ious(a, b)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+  assert (np.diag(got[:3, 8:11]) == 1).all()
+  assert (got[12:] == 0).all() and (got[:, 11:] == 0).all()
+  assert np.count_nonzero(want) > 25
+  pairs = jax.vmap(box_ops.paired_iou)(a[:8], b[:8])
+  np.testing.assert_array_equal(pairs, np.diag(got)[:8])
+
+
+def test_iou_of_small_boxes_far_out_and_of_images_of_a_batch():
+  # A hundredth of a pixel is a box; and vmap is over images.
+  a = np.float32([[[1, 1, 1.01, 1.01]], [[1300, 700, 1300.5, 701]]])
+  got = jax.jit(jax.vmap(box_ops.iou))(a, a)
+  np.testing.assert_allclose(got, [[[1]], [[1]]], rtol=1e-5)
+
+
+def test_clip_to_the_image_on_the_canvas():
+  given = np.float32([[-5, -6, 30, 90], [10, 60, 45, 70], [3, 4, 5, 6]])
+  want = [[0, 0, 30, 50], [10, 50, 40, 50], [3, 4, 5, 6]]
+  got = jax.jit(box_ops.clip)(given, np.array([50, 40], np.int32))
+  np.testing.assert_array_equal(got, want)
+  sizes = np.int32([[50, 40], [20, 10]])
+  both = jax.vmap(box_ops.clip)(np.stack([given, given]), sizes)
+  np.testing.assert_array_equal(both[0], want)
+  assert both[1, :, 2].max() == 10 and both[1, :, 3].max() == 20
+
+
+def test_flip_is_that_of_the_image():
+  image = np.zeros((6, 9))
+  image[1:4, 2:7] = 1
+  box = np.float32([2, 1, 7, 4])
+  x1, y1, x2, y2 = np.int32(box_ops.flip(box, 9))
+  want = np.zeros_like(image)
+  want[y1:y2, x1:x2] = 1
+  np.testing.assert_array_equal(image[:, ::-1], want)
+  given = random_boxes(5)
+  twice = box_ops.flip(box_ops.flip(given, 64), 64)
+  np.testing.assert_allclose(twice, given, atol=1e-4)
+  assert not box_ops.area(box_ops.flip(EMPTY, 64)).any()
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+def test_deltas_equal_the_loop_and_lead_back(weights):
+  boxes, anchors = random_boxes(20), random_boxes(20, 1)
+  deltas = jax.jit(box_ops.encode)(boxes, anchors, weights)
+  pairs = list(zip(boxes, anchors, strict=True))
+  want = [naive.encode(b, a, weights) for b, a in pairs]
+  np.testing.assert_allclose(deltas, want, rtol=1e-4, atol=1e-5)
+  back = jax.jit(box_ops.decode)(deltas, anchors, weights, 10.0)
+  np.testing.assert_allclose(back, boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize('below', [False, True])
+@pytest.mark.parametrize('weights', WEIGHTS)
+def test_decoding_is_clamped(weights, below):
+  anchors = random_boxes(40)
+  rng = np.random.default_rng(2)
+  deltas = np.float32(rng.normal(0, 6, (40, 4)) * weights)
+  limit = math.log(1000 / 16)
+  lowest = -limit if below else -math.inf
+  want = [
+      naive.decode(d, a, weights, lowest, limit)
+      for d, a in zip(deltas, anchors, strict=True)
+  ]
+  got = box_ops.decode(deltas, anchors, weights, clamp_below=below)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-2)
+  growth = np.asarray(box_ops.sides(got) / box_ops.sides(anchors))
+  assert growth.max() == pytest.approx(62.5, rel=1e-3)
+  assert (growth.min() > 0.0159) == below
+  tighter = box_ops.decode(deltas, anchors, weights, math.log(2))
+  growth = box_ops.sides(tighter) / box_ops.sides(anchors)
+  assert growth.max() == pytest.approx(2, rel=1e-3)
+
+
+def test_deltas_for_every_class_of_an_anchor():
+  anchors = random_boxes(3)
+  deltas = np.float32(np.random.default_rng(3).normal(0, 1, (3, 5, 4)))
+  got = box_ops.decode(deltas, anchors[:, None])
+  assert got.shape == (3, 5, 4)
+  for c in range(5):
+    want = box_ops.decode(deltas[:, c], anchors)
+    np.testing.assert_allclose(got[:, c], want, rtol=1e-6)
+
+
+def masked_sums(boxes, anchors):
+  """A loss in which the empty boxes of the padding have no part."""
+  real = (box_ops.area(boxes) > 0) & (box_ops.area(anchors) > 0)
+  deltas = jnp.where(real[:, None], box_ops.encode(boxes, anchors), 0)
+  back = jnp.where(real[:, None], box_ops.decode(boxes, anchors), 0)
+  overlaps = jnp.where(real, box_ops.paired_iou(boxes, anchors), 0)
+  return (jnp.abs(deltas).sum(1) + back.sum(1) * 1e-3 + overlaps).sum()
+
+
+def test_values_and_gradients_of_empty_boxes_are_finite_and_masked():
+  real = random_boxes(len(EMPTY))
+  boxes = np.concatenate([real, EMPTY, EMPTY])
+  anchors = np.concatenate([real + 1, real, EMPTY])
+  for function in (box_ops.encode, box_ops.decode, box_ops.paired_iou):
+    assert np.isfinite(function(boxes, anchors)).all()
+    total = jax.grad(lambda *x, f=function: f(*x).sum(), (0, 1))
+    assert all(np.isfinite(g).all() for g in jax.jit(total)(boxes, anchors))
+  gradient = jax.jit(jax.grad(masked_sums, (0, 1)))
+  alone = gradient(real, real + 1)
+  for got, want in zip(gradient(boxes, anchors), alone, strict=True):
+    assert np.abs(want).min(1).all()
+    np.testing.assert_allclose(got[: len(real)], want, rtol=1e-5)
+    np.testing.assert_array_equal(got[len(real) :], 0)
+
+
+@pytest.mark.parametrize('name', ['encode', 'decode', 'paired_iou'])
+def test_gradients_equal_differences(name):
+  with jax.enable_x64(True):
+    boxes, anchors = (random_boxes(4, s, np.float64) for s in range(2))
+    first = boxes / 50 if name == 'decode' else boxes
+    got = getattr(box_ops, name)(first, anchors)
+    assert got.dtype == np.float64
+    check_grads(getattr(box_ops, name), (first, anchors), 1, ['rev'])
+
+
+def test_half_precision_is_refused_for_boxes_and_widened_for_deltas():
+  boxes = random_boxes(3)
+  coarse = jnp.asarray(boxes, jnp.bfloat16)
+  calls = [
+      lambda: box_ops.area(coarse),
+      lambda: box_ops.iou(boxes, coarse),
+      lambda: box_ops.clip(coarse, (9, 9)),
+      lambda: box_ops.flip(coarse.astype(jnp.float16), 9),
+      lambda: box_ops.encode(coarse, boxes),
+      lambda: box_ops.decode(coarse, coarse),
+  ]
+  for call in calls:
+    with pytest.raises(ValueError, match='float16, too coarse for pixels'):
+      call()
+  deltas = jnp.ones((3, 4), jnp.bfloat16) / 3
+  got = box_ops.decode(deltas, boxes)
+  assert got.dtype == jnp.float32
+  want = box_ops.decode(deltas.astype(jnp.float32), boxes)
+  np.testing.assert_array_equal(got, want)
+  assert box_ops.iou(np.int32(boxes), boxes).dtype == jnp.float32
+
+
+def test_what_is_not_boxes_is_refused():
+  with pytest.raises(ValueError, match=r'boxes \(3, 5\) are no boxes'):
+    box_ops.area(np.ones((3, 5)))
+  with pytest.raises(ValueError, match=r'anchors \(2,\) are no boxes'):
+    box_ops.encode(np.ones(4), np.ones(2))

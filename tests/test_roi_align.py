@@ -1,0 +1,388 @@
+"""RoIAlign and its levels against loops in numpy, and by hand."""
+
+import functools
+import itertools
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from awconv_jax import partition
+from awconv_jax.ops import roi_samples
+from awconv_jax.ops.roi_align import assign_levels, roi_align
+
+STRIDES = (4, 8)
+SIZES = (9, 12), (5, 6)  # Of a canvas of 36x48 pixels.
+CHANNELS = 3
+# Columns: x1, y1, x2, y2, level.
+REGIONS = {
+    'inside': [(7.3, 5.1, 30.2, 22.9, 0), (6.5, 9.0, 33.0, 30.5, 1)],
+    'on the border': [
+        (0.0, 0.0, 48.0, 36.0, 0),
+        (0.0, 0.0, 48.0, 36.0, 1),
+        (47.0, 35.0, 48.0, 36.0, 0),
+    ],
+    'beyond it': [
+        (-20.0, -13.0, 20.0, 21.0, 0),
+        (40.0, 30.0, 70.0, 52.0, 1),
+        (-50.0, -50.0, -30.0, -20.0, 0),
+        (100.0, 3.0, 120.0, 30.0, 1),
+    ],
+    'thin': [(3.0, 4.0, 46.0, 4.5, 0), (11.0, 2.0, 11.02, 2.03, 1)],
+}
+SAMPLINGS = {
+    '2': dict(sampling=2),
+    '1': dict(sampling=1),
+    'adaptive': dict(sampling=2, adaptive=True),
+}
+
+
+def neighbours(y, x, height, width):
+  """Yields row, column and weight of the pixels of a sample."""
+  if y < -1 or y > height or x < -1 or x > width:
+    return
+  ends = []
+  for position, size in ((y, height), (x, width)):
+    position = max(position, 0.0)
+    low = int(position)
+    if low >= size - 1:
+      ends.append([(size - 1, 1.0)])
+    else:
+      far = position - low
+      ends.append([(low, 1 - far), (low + 1, far)])
+  for (row, a), (column, b) in itertools.product(*ends):
+    yield row, column, a * b
+
+
+def reads(roi, size, stride, *, output, sampling, adaptive, aligned):
+  """Yields the bin, the pixel and the weight of all that a region reads."""
+  x1, y1, x2, y2 = (float(c) / stride - (0.5 if aligned else 0) for c in roi)
+  height, width = y2 - y1, x2 - x1
+  if not aligned:
+    height, width = max(height, 1.0), max(width, 1.0)
+  down = across = sampling
+  if adaptive:
+    down = min(int(np.ceil(height / output)), sampling)
+    across = min(int(np.ceil(width / output)), sampling)
+  for i, j in itertools.product(range(output), repeat=2):
+    for s, t in itertools.product(range(down), range(across)):
+      y = y1 + height / output * (i + (s + 0.5) / down)
+      x = x1 + width / output * (j + (t + 0.5) / across)
+      for row, column, weight in neighbours(y, x, *size):
+        yield (i, j), (row, column), weight / (down * across)
+
+
+def naive(features, rois, levels, grad, **options):
+  """Returns the averages and the gradients of the features, in float64."""
+  p = options['output']
+  out = np.zeros((len(rois), p, p, features[0].shape[-1]))
+  grads = [np.zeros(f.shape) for f in features]
+  for k, (roi, level) in enumerate(zip(rois, levels, strict=True)):
+    feature = features[level].astype(np.float64)
+    places = reads(roi, feature.shape[:2], STRIDES[level], **options)
+    for place, pixel, weight in places:
+      out[k][place] += weight * feature[pixel]
+      grads[level][pixel] += weight * grad[k][place]
+  return out, grads
+
+
+@functools.cache
+def compiled(**options):
+  """Returns averages and gradients, for a batch of images."""
+  pool = jax.vmap(functools.partial(roi_align, strides=STRIDES, **options))
+
+  def run(features, rois, levels, grad):
+    out, pullback = jax.vjp(lambda f, r: pool(f, r, levels), features, rois)
+    return out, *pullback(grad)
+
+  return jax.jit(run)
+
+
+def maps(*batch, seed=0, dtype=np.float32):
+  rng = np.random.default_rng(seed)
+  return [rng.normal(size=(*batch, *s, CHANNELS)).astype(dtype) for s in SIZES]
+
+
+def regions(*names):
+  rows = np.array([row for name in names for row in REGIONS[name]])
+  return rows[:, :4].astype(np.float32), rows[:, 4].astype(np.int32)
+
+
+@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not'])
+@pytest.mark.parametrize('sampling', SAMPLINGS)
+def test_values_and_gradients(sampling, aligned):
+  options = dict(adaptive=False, aligned=aligned, output=3)
+  options |= SAMPLINGS[sampling]
+  features, (rois, levels) = maps(2), regions(*REGIONS)
+  # Of the second image they are in another order.
+  rois, levels = np.stack([rois, rois[::-1]]), np.stack([levels, levels[::-1]])
+  grad = np.random.default_rng(1).normal(size=(*levels.shape, 3, 3, CHANNELS))
+  grad = grad.astype(np.float32)
+  out, grads, of_rois = compiled(**options)(features, rois, levels, grad)
+  assert out.dtype == jnp.float32
+  for n in range(2):
+    image = [f[n] for f in features]
+    want, wants = naive(image, rois[n], levels[n], grad[n], **options)
+    np.testing.assert_allclose(out[n], want, atol=1e-5)
+    for g, w in zip(grads, wants, strict=True):
+      np.testing.assert_allclose(g[n], w, atol=1e-5)
+  assert not np.any(of_rois)
+
+
+def pool_one(feature, roi, **options):
+  """Returns [P, P, C] of one region of one map with stride 1."""
+  run = jax.jit(functools.partial(roi_align, strides=(1,), **options))
+  return run([jnp.array(feature)], jnp.array([roi]), jnp.zeros(1, int))[0]
+
+
+def above(value):
+  return float(np.nextafter(np.float32(value), np.float32(100)))
+
+
+def below(value):
+  return float(np.nextafter(np.float32(value), np.float32(-100)))
+
+
+@pytest.mark.parametrize('axis', [0, 1], ids=['rows', 'columns'])
+@pytest.mark.parametrize(
+    'position, want',
+    [(below(-1), 0), (-1, 10), (-0.5, 10), (0.25, 10.25), (7.5, 17.5)]
+    + [(8, 18), (8.5, 18), (9, 18), (above(9), 0)],
+)
+def test_which_samples_count_and_for_what(axis, position, want):
+  """One sample, at that position of 9 pixels of the values 10 to 18."""
+  feature = np.broadcast_to(10 + np.arange(9.0)[:, None], (9, 6))
+  roi = np.float32([2, position - 0.5, 3, position + 0.5])
+  if axis:
+    feature, roi = feature.T, roi[[1, 0, 3, 2]]
+  options = dict(output=1, sampling=1, aligned=False)
+  out = pool_one(np.float32(feature)[..., None], roi, **options)
+  assert float(out.squeeze()) == want
+
+
+@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not'])
+@pytest.mark.parametrize('sampling', [1, 2, 3])
+def test_a_ramp_gives_the_middle_of_each_bin(sampling, aligned):
+  """Aligned, pixel i reaches from i to i + 1, so that its middle is i + 0.5."""
+  rows, columns = np.mgrid[:20, :30].astype(np.float32)
+  roi = np.float32([4.1, 3.3, 24.1, 15.3])
+  out = pool_one(
+      np.stack([rows, columns], -1), roi, sampling=sampling, aligned=aligned
+  )
+  middles = (np.arange(7) + 0.5) / 7
+  half = 0.5 if aligned else 0
+  want = np.stack(
+      np.meshgrid(3.3 + 12 * middles, 4.1 + 20 * middles, indexing='ij'), -1
+  )
+  np.testing.assert_allclose(out, want - half, atol=1e-5)
+
+
+def test_a_region_that_is_not_aligned_is_at_least_one_position_in_size():
+  ramp = np.arange(8, dtype=np.float32)[:, None, None] * np.ones((1, 8, 1))
+  roi = np.float32([3, 2, 3.25, 2.25])
+  small = pool_one(ramp, roi, output=2, aligned=False)
+  np.testing.assert_allclose(small[:, 0, 0], [2.25, 2.75], atol=1e-6)
+  aligned = pool_one(ramp, roi, output=2)
+  np.testing.assert_allclose(aligned[:, 0, 0], [1.5625, 1.6875], atol=1e-6)
+
+
+NOTHING = {
+    'padding': (0, 0, 0, 0, 0),
+    'no width': (8, 4, 8, 20, 0),
+    'no height': (8, 4, 30, 4, 1),
+    'corners exchanged': (30, 20, 8, 4, 0),
+    'nan': (np.nan, 4, 30, 20, 0),
+    'all nan': (np.nan, np.nan, np.nan, np.nan, 1),
+    'endless': (-np.inf, -np.inf, np.inf, np.inf, 0),
+    'half endless': (8, 4, np.inf, 20, 1),
+    'level too low': (8, 4, 30, 20, -1),
+    'level too high': (8, 4, 30, 20, 2),
+}
+
+
+@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not'])
+@pytest.mark.parametrize('adaptive', [True, False], ids=['adaptive', 'fixed'])
+def test_what_is_no_region_gives_zeros_and_moves_nothing(adaptive, aligned):
+  rows = np.array([*NOTHING.values(), (8, 4, 30, 20, 1)], np.float32)
+  rois, levels = rows[None, :, :4], rows[None, :, 4].astype(np.int32)
+  features = [f + 5 for f in maps(1)]
+  grad = np.ones((1, len(rows), 3, 3, CHANNELS), np.float32)
+  run = compiled(output=3, adaptive=adaptive, aligned=aligned)
+  out, grads, of_rois = run(features, rois, levels, grad)
+  for name, values in zip(NOTHING, out[0], strict=False):
+    assert not np.any(values), name
+  assert np.all(out[0, -1] > 1)
+  assert not np.any(of_rois)
+  # Nine bins of the weight 1 on level 1, and none of the others.
+  assert not np.any(grads[0])
+  np.testing.assert_allclose(np.sum(grads[1], (0, 1, 2)), 9, rtol=1e-5)
+
+
+def test_nothing_is_read_beside_the_map():
+  """Where it would be is not defined, and the weight alone no protection."""
+  far = [(1e12, 1e12, 3e12, 3e12, 1), (-1e12, 4, 1e12, 20, 0)]
+  rows = np.concatenate([[*NOTHING.values(), *far], *REGIONS.values()])
+  options = dict(output=3, sampling=2)
+  grid = roi_samples.create_grid(
+      jnp.array(rows[:, :4]),
+      jnp.array(rows[:, 4], int),
+      SIZES,
+      STRIDES,
+      adaptive=False,
+      aligned=True,
+      **options,
+  )
+  pixels = np.prod(SIZES, 1)[np.array(grid.level), None, None]
+  for number in range(16):
+    place, weight = roi_samples.tap(grid, number, **options)
+    assert np.all(place >= 0) and np.all(place < pixels)
+    assert np.all(weight >= 0) and np.all(weight <= 0.25)
+
+
+def test_half_precision_is_summed_in_single():
+  """A pixel gets 1 from each of 400 samples; bfloat16 would stop at 256."""
+  rois = np.tile(np.float32([5.998, 5.998, 6.002, 6.002]), (1, 400, 1))
+  levels, features = np.zeros((1, 400), np.int32), maps(1)
+  features = [jnp.array(f, jnp.bfloat16) for f in features]
+  grad = jnp.ones((1, 400, 1, 1, CHANNELS), jnp.bfloat16)
+  options = dict(output=1, sampling=20)
+  out, grads, _ = compiled(**options)(features, rois, levels, grad)
+  assert out.dtype == grads[0].dtype == grads[1].dtype == jnp.bfloat16
+  assert float(grads[0][0, 1, 1, 0]) == 400
+  # What is read is rounded once: as single precision is.
+  rois, levels = (a[None] for a in regions(*REGIONS))
+  grad = jnp.zeros((1, *levels.shape[1:], 7, 7, CHANNELS), jnp.bfloat16)
+  out, *_ = compiled()(features, rois, levels, grad)
+  single = [f.astype(jnp.float32) for f in features]
+  want, *_ = compiled()(single, rois, levels, grad.astype(jnp.float32))
+  np.testing.assert_array_equal(out, want.astype(jnp.bfloat16))
+
+
+def squares(scales):
+  return jnp.array([[10, 20, 10 + s, 20 + s] for s in scales], jnp.float32)
+
+
+@pytest.mark.parametrize('rule', ['mmdet', 'torchvision'])
+def test_the_levels_by_hand(rule):
+  scales = [0, 1, 55, 56, 111.9, 112, 223.9, 224, 447.9, 448, 3000]
+  levels = assign_levels(squares(scales), rule=rule)
+  assert levels.dtype == jnp.int32
+  assert levels.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+  # 28 x 448 is as large as 112 x 112.
+  assert assign_levels(jnp.array([5.0, 5, 33, 453]), rule=rule) == 1
+  odd = jnp.array([[900.0, 900, 2, 2], [9, 900, 2, 2], [0, 0, 500, jnp.nan]])
+  assert assign_levels(odd, rule=rule).tolist() == [0, 0, 0]
+  two = assign_levels(squares(scales), 2, finest=112, rule=rule)
+  assert two.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_the_levels_by_logarithm():
+  rng = np.random.default_rng(0)
+  corner, sides = rng.uniform(0, 500, (2, 4000, 2)).astype(np.float32)
+  rois = np.concatenate([corner, corner + sides], 1)
+  scale = np.sqrt(np.prod(rois[:, 2:].astype(float) - rois[:, :2], 1))
+  mmdet = np.floor(np.log2(scale / 56 + 1e-6)).clip(0, 3)
+  np.testing.assert_array_equal(assign_levels(rois), mmdet)
+  torchvision = np.floor(4 + np.log2(scale / 224) + 1e-6).clip(2, 5) - 2
+  np.testing.assert_array_equal(
+      assign_levels(rois, rule='torchvision'), torchvision
+  )
+
+
+def test_the_slack_of_both_rules():
+  # Below level 1 by these shares of its least size. 1e-6 of `finest` is half of
+  # that there; 1e-6 of an octave is 6.9e-7.
+  finest = 2.0**20
+  scales = [2 * finest * (1 - d) for d in (0, 2.4e-7, 6e-7, 9e-7)]
+  rois = np.array([[0, 0, s, s] for s in scales], np.float32)
+  levels = {
+      rule: assign_levels(rois, 2, finest=finest, rule=rule).tolist()
+      for rule in ('mmdet', 'torchvision')
+  }
+  assert levels == {'mmdet': [1, 1, 0, 0], 'torchvision': [1, 1, 1, 0]}
+
+
+def full_size():
+  """800x1344 pixels, 512 regions, 256 channels: 112 MiB with the result."""
+  strides, rng = (4, 8, 16, 32), np.random.default_rng(0)
+  features = [jnp.ones((800 // s, 1344 // s, 256)) for s in strides]
+  corners = rng.uniform(0, 1, (2, 512, 2)) * [1344, 800]
+  rois = np.concatenate([corners.min(0), corners.max(0)], 1)
+  rois = jnp.array(rois, jnp.float32)
+  pool = functools.partial(roi_align, strides=strides)
+  return pool, (features, rois, assign_levels(rois))
+
+
+def test_memory_and_time_at_full_size():
+  pool, inputs = full_size()
+  forward = jax.jit(pool).lower(*inputs).compile()
+  assert forward.memory_analysis().temp_size_in_bytes < 32 * 2**20
+  seconds = []
+  for _ in range(4):
+    start = time.perf_counter()
+    jax.block_until_ready(forward(*inputs))
+    seconds.append(time.perf_counter() - start)
+  # The least, as others may want the cores: a tenth of this on two of them.
+  assert min(seconds) < 0.25
+
+
+def test_memory_of_the_gradient_at_full_size():
+  pool, inputs = full_size()
+
+  def backward(features, rois, levels, grad):
+    return jax.vjp(lambda f: pool(f, rois, levels), features)[1](grad)
+
+  grad = jax.ShapeDtypeStruct((512, 7, 7, 256), 'float32')
+  compiled = jax.jit(backward).lower(*inputs, grad).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 32 * 2**20
+
+
+def test_a_sharded_batch_stays_where_it_is():
+  mesh = partition.create_mesh()
+  assert mesh.size == 8
+  features, (rois, levels) = maps(16), regions('inside', 'beyond it')
+  rois, levels = (np.stack([a] * 16) for a in (rois, levels))
+  grad = np.ones((*levels.shape, 2, 2, CHANNELS), np.float32)
+  inputs = features, rois, levels, grad
+  want = compiled(output=2)(*inputs)
+  rows = partition.over_batch(mesh)
+  run = compiled(output=2)
+  sharded = jax.jit(run, in_shardings=rows, out_shardings=rows)
+  for a, b in zip(*map(jax.tree.leaves, (sharded(*inputs), want)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  text = sharded.lower(*inputs).compile().as_text()
+  assert not re.findall(r'(?:all-|collective-)[a-z-]+\(', text)
+
+
+FAULTS = {
+    'a batch': (dict(features=maps(2)), 'want maps .H, W, C. of one image'),
+    'an empty map': (
+        dict(features=[np.zeros((0, 4, 3))] * 2),
+        r'features .* want maps',
+    ),
+    'channels': (
+        dict(features=[np.zeros((9, 9, 3)), np.zeros((5, 5, 4))]),
+        'differ in their channels',
+    ),
+    'strides': (dict(strides=(4,)), r'strides \(4,\) do not fit 2 features'),
+    'rois': (dict(rois=np.zeros((5, 5))), r'rois \(5, 5\) and levels \(5,\)'),
+    'levels': (dict(levels=np.zeros(4, int)), r'levels \(4,\): want'),
+    'output': (dict(output=0), 'output=0 must be at least 1'),
+    'sampling': (dict(sampling=0), 'sampling=0 must be at least 1'),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_bad_arguments(fault):
+  arguments, message = FAULTS[fault]
+  good = dict(features=maps(), rois=np.zeros((5, 4)), levels=np.zeros(5, int))
+  with pytest.raises(ValueError, match=message):
+    roi_align(**good | dict(strides=STRIDES) | arguments)
+
+
+def test_an_unknown_rule():
+  with pytest.raises(ValueError, match="unknown rule 'detectron': want one of"):
+    assign_levels(np.zeros((1, 4)), rule='detectron')
