@@ -1,5 +1,9 @@
-"""Networks by name: `create('resnet50', num_classes=1000, aw_conv=True)`."""
+"""Networks by name: `create('resnet50', num_classes=1000, aw_conv=True)`.
 
+And detectors over them: `create_detector(backbone='resnet50', num_classes=80)`.
+"""
+
+from collections.abc import Mapping
 import functools
 import inspect
 from typing import Any
@@ -9,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax import errors
-from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
+from awconv_jax.models import faster_rcnn, mobilenet_v2, resnet, wide_resnet
 
 # The class of each network, and the fields that make it.
 MODELS = {
@@ -24,6 +28,8 @@ MODELS = {
     },
     'mobilenet_v2': (mobilenet_v2.MobileNetV2, {}),
 }
+
+DETECTORS = {'faster_rcnn': faster_rcnn.create}
 
 
 def create(name: str, **options: Any) -> nn.Module:
@@ -50,6 +56,56 @@ def create(name: str, **options: Any) -> nn.Module:
   model = module(**(defaults | options))
   model.check()
   return model
+
+
+def create_detector(
+    name: str = 'faster_rcnn',
+    *,
+    backbone: str | Mapping[str, Any] = 'resnet50',
+    num_classes: int = 80,
+    **options: Any,
+) -> nn.Module:
+  """Returns a detector by name.
+
+  Args:
+    name: one of `DETECTORS`.
+    backbone: name of a network in `MODELS`, or its name and options as for
+      `create`: dict(name='resnet50', aw_conv=True).
+    num_classes: of objects, without the background.
+    **options: of the detector, such as preset; see `faster_rcnn.create`.
+
+  Returns:
+    A Flax module with the methods `detect` and `losses`.
+
+  Raises:
+    InputError: a name or an option is unknown, or a value impossible.
+  """
+  if name not in DETECTORS:
+    raise errors.unknown_name('detector', name, DETECTORS)
+  fields = dict(name=backbone) if isinstance(backbone, str) else dict(backbone)
+  if fields.pop('num_classes', None) is not None:
+    raise errors.InputError(
+        'model.backbone.num_classes must be None or left out: a backbone has '
+        'no head; give model.num_classes'
+    )
+  network = create(**fields, num_classes=None)
+  return DETECTORS[name](network, num_classes=num_classes, **options)
+
+
+def detector_shapes(model: nn.Module, side: int = 64, channels: int = 3) -> Any:
+  """Returns the shapes of a detector's variables; computes nothing.
+
+  Args:
+    model: a detector of `create_detector`.
+    side: height and width of the images.
+    channels: of the images.
+
+  Returns:
+    A tree of `jax.ShapeDtypeStruct`: 'params' and 'batch_stats'.
+  """
+  shapes = (1, side, side, channels), (1, 2), (1, 1, 4)
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return jax.eval_shape(model.init, jax.random.key(0), *arrays)
 
 
 def shapes_of(model: nn.Module, side: int, channels: int = 3) -> Any:

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from awconv_jax import errors
-from awconv_jax.weights import safetensors_file, state_dict, torch_file, unwrap
+from awconv_jax.weights import (
+    names,
+    safetensors_file,
+    state_dict,
+    torch_file,
+    unwrap,
+)
 from awconv_jax.weights.names import in_aw_branch
 
 __all__ = ['READERS', 'WRITERS', 'in_aw_branch', 'load', 'read', 'save']
@@ -39,12 +45,13 @@ def _by_suffix(path, known):
 def read(
     path: str | os.PathLike, *, report: Callable[[str], object] = print
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays of a file under the names they have there.
+  """Returns the arrays of a file by the names that torch has for them now.
 
   Args:
     path: a .safetensors file, or .pth, .pt, .bin or .tar of torch.save.
     report: called with one line for each wrapping taken off: the dict in a
-      checkpoint's 'state_dict' or 'model', the prefix 'module.' of all names.
+      checkpoint's 'state_dict' or 'model', the prefix 'module.' of all names;
+      and for former names of a detector's modules.
 
   Returns:
     Arrays in torch's layout, of the file's dtypes.
@@ -56,7 +63,9 @@ def read(
   reader = _by_suffix(path, READERS)
   if not pathlib.Path(path).is_file():
     raise errors.InputError(f'there is no file {path}')
-  return unwrap.strip_prefixes(reader(path, report), report)
+  return names.renew(
+      unwrap.strip_prefixes(reader(path, report), report), report
+  )
 
 
 def load(

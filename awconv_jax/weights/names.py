@@ -1,8 +1,9 @@
 """Our parameters under torch's names: one table for all networks.
 
-The names of blocks and norms are those of torchvision's and timm's ResNets;
-what those do not have keeps our name. How an array changes follows from its
-leaf's name alone, so that new layers need no entry:
+The names of blocks and norms are those of torchvision's and timm's ResNets, and
+those of detectors torchvision's; what those do not have keeps our name. How an
+array changes follows from its leaf's name alone, so that new layers need no
+entry:
 
   ours                                           torch
   params/.../kernel  [*window, C, D]             ....weight [D, C, *window]
@@ -10,10 +11,13 @@ leaf's name alone, so that new layers need no entry:
   batch_stats/.../mean, var                      ....running_mean, running_var
   params/stage1_block1/conv2/kernel              layer1.0.conv2.weight
   params/stage1_block1/conv2/attention/norm1/... layer1.0.conv2.attention.norm1.
+  params/box_head/fc6/kernel  [P, P, C, D]       roi_heads.box_head.fc6.weight
+                                                 [D, C * P * P]
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -35,6 +39,25 @@ MODULES = (
     (r'norm(\d+)', lambda m: f'bn{m[1]}'),
     (r'downsample_conv', lambda m: 'downsample.0'),
     (r'downsample_norm', lambda m: 'downsample.1'),
+    (r'backbone', lambda m: 'backbone.body'),
+    (r'fpn', lambda m: 'backbone.fpn'),
+    (r'lateral(\d+)', lambda m: f'inner_blocks.{int(m[1]) - 2}.0'),
+    (r'output(\d+)', lambda m: f'layer_blocks.{int(m[1]) - 2}.0'),
+    (r'rpn', lambda m: 'rpn.head'),
+    (r'shared_conv', lambda m: 'conv.0.0'),
+    (r'box_head', lambda m: 'roi_heads.box_head'),
+    (r'box_predictor', lambda m: 'roi_heads.box_predictor'),
+)
+# Dense layers over a window, which torch flattens with the channels first.
+FLAT = ('fc6',)
+# What torchvision called the modules of a detector before its version 0.14; the
+# weights that it publishes still have these names.
+FORMER = (
+    (
+        r'(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)',
+        r'\1.0.\2',
+    ),
+    (r'rpn\.head\.conv\.(weight|bias)', r'rpn.head.conv.0.0.\1'),
 )
 # Attention modules that timm has (SE, ECA), told by what they hold. Its layers
 # are 1x1 convolutions where ours are matrices.
@@ -51,12 +74,14 @@ class Entry:
   Attributes:
     path: in the tree of our variables.
     axes: of ours, in torch's order.
+    transposed: shape of ours in that order.
     shape: in torch; ends with ones where it has a 1x1 convolution and we a
-      matrix.
+      matrix, and is flat where it has a matrix and we a window.
   """
 
   path: tuple[str, ...]
   axes: tuple[int, ...]
+  transposed: tuple[int, ...]
   shape: tuple[int, ...]
 
   def to_torch(self, array: np.ndarray) -> np.ndarray:
@@ -66,7 +91,7 @@ class Entry:
 
   def from_torch(self, array: np.ndarray) -> np.ndarray:
     """Returns torch's array [*shape] in our layout."""
-    array = array.reshape(self.shape[: len(self.axes)])
+    array = array.reshape(self.transposed)
     return np.transpose(array, np.argsort(self.axes))
 
 
@@ -113,9 +138,12 @@ def _entry(path, leaf, children) -> tuple[str, Entry]:
   if path[-1] == 'kernel' and rank > 1:
     axes = (rank - 1, rank - 2, *range(rank - 2))
     window = (1, 1) if pointwise and rank == 2 else ()
-  shape = (*(leaf.shape[axis] for axis in axes), *window)
+  transposed = tuple(leaf.shape[axis] for axis in axes)
+  shape = (*transposed, *window)
+  if rank > 2 and path[-2] in FLAT:
+    shape = (shape[0], math.prod(shape[1:]))
   name = '.'.join(filter(None, (modules, LEAVES.get(path[-1], path[-1]))))
-  return name, Entry(path, axes, shape)
+  return name, Entry(path, axes, transposed, shape)
 
 
 def table(variables: Any) -> dict[str, Entry]:
@@ -145,6 +173,26 @@ def table(variables: Any) -> dict[str, Entry]:
       )
     entries[name] = entry
   return entries
+
+
+def renew(
+    arrays: Mapping[str, Any], report: Callable[[str], object]
+) -> dict[str, Any]:
+  """Returns arrays by the names torch has now for what had former ones.
+
+  Args:
+    arrays: by name.
+    report: called with one line if there were any.
+  """
+  renewed = {}
+  for name, array in arrays.items():
+    for former, now in FORMER:
+      name = re.sub(f'^{former}$', now, name)
+    renewed[name] = array
+  former = arrays.keys() - renewed.keys()
+  if former:
+    report(f'took the present names for {len(former)} former ones')
+  return renewed
 
 
 def counters(names: Sequence[str]) -> list[str]:

@@ -1,0 +1,183 @@
+"""The second stage: classes and boxes of regions, trained on a sample of them.
+
+"Fast R-CNN", https://arxiv.org/abs/1504.08083, with the two layers of
+"Feature Pyramid Networks", https://arxiv.org/abs/1612.03144, section 5.2.
+
+Everywhere but in the parameters, classes are 0 to C - 1 and C is background.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from awconv_jax.models.detection_losses import Sums, cross_entropy, smooth_l1
+from awconv_jax.ops import boxes as box_ops
+from awconv_jax.ops.matcher import match
+from awconv_jax.ops.sampler import sample
+
+Options = Mapping[str, Any]
+# Where the background lies among the outputs of a published network.
+# mmdetection: last, and without a box. torchvision: first, with a box that
+# nothing trains or reads.
+BACKGROUND = ('last', 'first')
+
+
+class BoxHead(nn.Module):
+  """Two dense layers over pooled regions.
+
+  Attributes:
+    features: of both.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  features: int = 1024
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns [..., features] for pooled regions [..., P, P, C]."""
+    fields = dict(
+        kernel_init=nn.initializers.xavier_uniform(),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+    )
+    # The kernel keeps its axes, [P, P, C, features]: other frameworks flatten
+    # channels first.
+    axes = (-3, -2, -1)
+    x = nn.DenseGeneral(self.features, axis=axes, name='fc6', **fields)(x)
+    return nn.relu(nn.Dense(self.features, name='fc7', **fields)(nn.relu(x)))
+
+
+class BoxPredictor(nn.Module):
+  """Logits, and a box for every class.
+
+  Attributes:
+    num_classes: C, without the background.
+    background: 'last' or 'first' among the outputs, see `BACKGROUND`.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  num_classes: int
+  background: str = 'last'
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Computes the outputs for regions.
+
+    Args:
+      x: [..., features].
+
+    Returns:
+      Logits, float32 [..., C + 1], the background last; and deltas, float32
+      [..., C, 4].
+    """
+    fields = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    first = self.background == 'first'
+    logits = nn.Dense(
+        self.num_classes + 1,
+        kernel_init=nn.initializers.normal(0.01),
+        name='cls_score',
+        **fields,
+    )(x)
+    deltas = nn.Dense(
+        4 * (self.num_classes + first),
+        kernel_init=nn.initializers.normal(0.001),
+        name='bbox_pred',
+        **fields,
+    )(x)
+    deltas = deltas.reshape(*deltas.shape[:-1], -1, 4)
+    if first:
+      logits, deltas = jnp.roll(logits, -1, axis=-1), deltas[..., 1:, :]
+    return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+
+
+class Regions(NamedTuple):
+  """The regions of an image that are trained on.
+
+  Attributes:
+    boxes: float32 [S, 4].
+    labels: int32 [S], 0 to C - 1, or C for background.
+    targets: float32 [S, 4], deltas to the ground truth of positives.
+    positive: bool [S].
+    valid: bool [S], False where there was nothing left to sample.
+  """
+
+  boxes: jax.Array
+  labels: jax.Array
+  targets: jax.Array
+  positive: jax.Array
+  valid: jax.Array
+
+
+def sample_regions(
+    boxes: jax.Array,
+    valid: jax.Array,
+    gt_boxes: jax.Array,
+    gt_labels: jax.Array,
+    gt_valid: jax.Array,
+    key: jax.Array,
+    *,
+    num_classes: int,
+    matcher: Options,
+    sampler: Options,
+    coder: Options,
+) -> Regions:
+  """Samples from the proposals of one image and its ground truth.
+
+  Args:
+    boxes: [K, 4], the proposals.
+    valid: bool [K].
+    gt_boxes: [M, 4].
+    gt_labels: int [M], 0 to C - 1.
+    gt_valid: bool [M], False for rows that are padding.
+    key: of the sample.
+    num_classes: C.
+    matcher: options of `ops.matcher.match`.
+    sampler: options of `ops.sampler.sample`.
+    coder: options of `ops.boxes.decode`.
+  """
+  gt_boxes, gt_labels = jnp.asarray(gt_boxes), jnp.asarray(gt_labels)
+  # With the ground truth there are positives from the first step on.
+  boxes = jax.lax.stop_gradient(jnp.concatenate([boxes, gt_boxes]))
+  valid = jnp.concatenate([valid, gt_valid])
+  index, label = match(box_ops.iou(gt_boxes, boxes), gt_valid, **matcher)
+  label = jnp.where(valid, label, -1)
+  chosen, positive, found = sample(label, key, **sampler)
+  boxes, index = boxes[chosen], index[chosen]
+  return Regions(
+      boxes=boxes,
+      labels=jnp.where(positive, gt_labels[index], num_classes),
+      targets=box_ops.encode(gt_boxes[index], boxes, coder['weights']),
+      positive=positive,
+      valid=found,
+  )
+
+
+def box_loss(
+    logits: jax.Array, deltas: jax.Array, regions: Regions, *, beta: float
+) -> Sums:
+  """Returns the losses of one image's regions.
+
+  Args:
+    logits: [S, C + 1], the background last.
+    deltas: [S, C, 4]; of a positive only those of its own class are trained.
+    regions: what was sampled.
+    beta: of `smooth_l1`.
+  """
+  classes = cross_entropy(logits, regions.labels)
+  own = jnp.minimum(regions.labels, deltas.shape[1] - 1)
+  deltas = jnp.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
+  boxes = smooth_l1(deltas, regions.targets, beta)
+  return Sums(
+      jnp.where(regions.valid, classes, 0).sum(),
+      jnp.where(regions.valid & regions.positive, boxes, 0).sum(),
+      regions.valid.sum(),
+  )

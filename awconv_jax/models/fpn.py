@@ -1,0 +1,128 @@
+"""Feature Pyramid Network: every level of the backbone with equal channels.
+
+"Feature Pyramid Networks for Object Detection",
+https://arxiv.org/abs/1612.03144, section 3; from the coarsest level up:
+
+  m[i] = conv1x1(c[i]) + nearest_x2(m[i + 1])      p[i] = conv3x3(m[i])
+
+and one level more, every second row and column of the last one (section 4.1),
+that proposals come from.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from awconv_jax.layers.conv import Conv
+from awconv_jax.ops.valid_area import mask_padding
+
+
+def level_sizes(
+    image_size: jax.Array | None, strides: Sequence[int]
+) -> list[jax.Array | None]:
+  """Returns the part of every level that is image and not padding.
+
+  Args:
+    image_size: [N, 2], height and width of each image on the canvas, in pixels;
+      None means all of it.
+    strides: of the levels, in pixels.
+
+  Returns:
+    int32 [N, 2] for each level, rounded up as by the convolutions; or Nones.
+  """
+  if image_size is None:
+    return [None] * len(strides)
+  whole = jnp.ceil(jnp.asarray(image_size)).astype(jnp.int32)
+  return [-(-whole // stride) for stride in strides]
+
+
+def repeat_border(x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
+  """Returns x with the last row and column of the image once more after it.
+
+  So a sample between the last pixel's centre and the image's border is what it
+  is at the border of the canvas, whatever the padding holds.
+
+  Args:
+    x: [N, H, W, C].
+    valid_size: int [N, 2], as of `mask_padding`; None returns x.
+
+  Returns:
+    [N, H, W, C]; what lies further out stays as it was.
+  """
+  if valid_size is None:
+    return x
+  for axis in (1, 2):
+    before = jnp.concatenate([x[:, :1], x[:, :-1]], 1)
+    if axis == 2:
+      before = jnp.concatenate([x[:, :, :1], x[:, :, :-1]], 2)
+    shape = [1, 1, 1, 1]
+    shape[axis] = x.shape[axis]
+    position = jnp.arange(x.shape[axis]).reshape(shape)
+    first_out = position == valid_size[:, axis - 1].reshape(-1, 1, 1, 1)
+    x = jnp.where(first_out, before, x)
+  return x
+
+
+def upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
+  """Returns every value of x [N, h, w, C] twice, cropped to size [H, W]."""
+  return x.repeat(2, axis=1).repeat(2, axis=2)[:, : size[0], : size[1]]
+
+
+class FPN(nn.Module):
+  """The pyramid over a backbone's features.
+
+  Attributes:
+    features: channels of every level.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  features: int = 256
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  def convolve(self, name, size, x):
+    """Returns a convolution of x that keeps its height and width."""
+    conv = Conv(
+        self.features,
+        (size, size),
+        padding=size // 2,
+        # As mmdetection's; torchvision's has another spread.
+        kernel_init=nn.initializers.xavier_uniform(),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=name,
+    )
+    return conv(x)
+
+  @nn.compact
+  def __call__(
+      self,
+      features: Mapping[str, jax.Array],
+      valid_sizes: Sequence[jax.Array | None],
+  ) -> dict[str, jax.Array]:
+    """Computes the levels of the pyramid.
+
+    Args:
+      features: 'c2': [N, H/4, W/4, C2], 'c3', ..., each half as large as the
+        one before, rounded up.
+      valid_sizes: as of `level_sizes`, for each of these.
+
+    Returns:
+      'p2': [N, H/4, W/4, features], 'p3', ..., and one level more. Outside of
+      the valid area they mean nothing.
+    """
+    stages = sorted(int(name.removeprefix('c')) for name in features)
+    levels, above = {}, None
+    for stage, valid_size in zip(stages[::-1], valid_sizes[::-1], strict=True):
+      x = self.convolve(f'lateral{stage}', 1, features[f'c{stage}'])
+      above = x if above is None else x + upsample(above, x.shape[1:3])
+      # The 3x3 window at the edge of the image finds zeros, as at the canvas'.
+      inside = mask_padding(above, valid_size)
+      levels[f'p{stage}'] = self.convolve(f'output{stage}', 3, inside)
+    levels = dict(reversed(levels.items()))
+    last = stages[-1]
+    return levels | {f'p{last + 1}': levels[f'p{last}'][:, ::2, ::2]}

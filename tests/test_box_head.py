@@ -1,0 +1,230 @@
+"""The second stage against loops: samples, losses, detections, layouts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import naive_detection
+import numpy as np
+import pytest
+
+from awconv_jax.models import box_head, postprocess
+from awconv_jax.models.detector_presets import PRESETS
+from awconv_jax.weights import names
+
+MMDET = PRESETS['mmdet']
+CODER = MMDET['roi_coder']
+CLASSES = 4
+SIZE = np.array([40.0, 60.0], np.float32)
+GT = np.array([[5, 5, 30, 25], [0, 0, 0, 0], [30, 8, 58, 38]], np.float32)
+LABELS = np.array([3, 2, 0])
+VALID = np.array([True, False, True])
+ALL = dict(number=40, fraction=0.5)
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+def random_boxes(number, seed=0):
+  rng = np.random.default_rng(seed)
+  corner = rng.uniform(0, 1, (number, 2)) * SIZE[::-1] * 0.6
+  sides = rng.uniform(4, 24, (number, 2))
+  return np.concatenate([corner, corner + sides], 1).astype(np.float32)
+
+
+def proposals():
+  """Near the ground truth and anywhere; some are not valid."""
+  boxes = np.concatenate([GT[[0, 0, 2]] + 2, random_boxes(15)])
+  return boxes, np.arange(len(boxes)) % 6 != 1
+
+
+def sample(sampler=ALL, gt=GT, labels=LABELS, gt_valid=VALID, seed=0):
+  draw = functools.partial(
+      box_head.sample_regions,
+      num_classes=CLASSES,
+      matcher=MMDET['roi_matcher'],
+      sampler=sampler,
+      coder=CODER,
+  )
+  key = jax.random.key(seed)
+  return jax.jit(draw)(*proposals(), gt, labels, gt_valid, key)
+
+
+def test_regions_are_proposals_and_ground_truth_with_their_labels():
+  regions = jax.tree.map(np.asarray, sample())
+  boxes, valid = proposals()
+  want = {}
+  for box in [*boxes[valid], *GT[VALID]]:
+    overlaps = [naive_detection.iou(box, gt) for gt in GT]
+    best = int(np.argmax(overlaps))
+    target = LABELS[best] if overlaps[best] >= 0.5 else CLASSES
+    want[tuple(box.tolist())] = (target, best)
+  got = regions.boxes[regions.valid]
+  assert sorted(map(tuple, got.tolist())) == sorted(want)
+  assert tuple(GT[1].tolist()) not in map(tuple, got.tolist())
+  for n in np.flatnonzero(regions.valid):
+    label, best = want[tuple(regions.boxes[n].tolist())]
+    assert regions.labels[n] == label
+    assert regions.positive[n] == (label < CLASSES)
+    if label < CLASSES:
+      target = naive_detection.encode(
+          GT[best], regions.boxes[n], CODER['weights']
+      )
+      np.testing.assert_allclose(regions.targets[n], target, atol=1e-4)
+  assert 4 <= regions.positive.sum() < regions.valid.sum()
+
+
+def test_padded_ground_truth_is_no_region_and_no_match():
+  some = sample(gt=GT[[0, 2]], labels=LABELS[[0, 2]], gt_valid=VALID[[0, 2]])
+  boxes, _ = proposals()
+  rows = np.concatenate([boxes[3:6], GT[[0, 2]], boxes[6:8]])
+  labels = np.array([1, 1, 1, 3, 0, 1, 1])
+  valid = np.array([0, 0, 0, 1, 1, 0, 0], bool)
+  more = sample(gt=rows, labels=labels, gt_valid=valid)
+
+  def rows_of(regions):
+    columns = [regions.boxes, regions.targets, regions.labels[:, None]]
+    table = np.concatenate(columns, 1)[np.asarray(regions.valid)]
+    return sorted(table.tolist())
+
+  # Targets of negatives mean nothing; compare the positives, and all boxes.
+  assert some.valid.sum() == more.valid.sum()
+  for a, b in zip(rows_of(some), rows_of(more), strict=True):
+    assert a[:4] == b[:4] and a[-1] == b[-1]
+    if a[-1] < CLASSES:
+      assert a == b
+  empty = sample(gt_valid=np.zeros(3, bool))
+  assert not empty.positive.any()
+  assert np.all(empty.labels == CLASSES)
+
+
+def test_at_most_a_share_is_positive():
+  regions = sample(dict(number=8, fraction=0.25))
+  assert regions.valid.all() and regions.positive.sum() == 2
+
+
+def naive_box_loss(logits, deltas, regions, beta):
+  classes = boxes = 0.0
+  for n in np.flatnonzero(regions.valid):
+    row, label = np.float64(logits[n]), regions.labels[n]
+    classes += np.log(np.sum(np.exp(row))) - row[label]
+    if label < CLASSES:
+      for d in np.abs(deltas[n, label] - regions.targets[n]):
+        boxes += d**2 / beta / 2 if d < beta else d - beta / 2
+  return classes, boxes
+
+
+@pytest.mark.parametrize('beta', [0.0, 1 / 9])
+def test_losses_are_those_of_the_loops(beta):
+  regions = jax.tree.map(np.asarray, sample())
+  rng = np.random.default_rng(3)
+  logits = rng.normal(size=(40, CLASSES + 1)).astype(np.float32)
+  deltas = 0.3 * rng.normal(size=(40, CLASSES, 4)).astype(np.float32)
+  loss = functools.partial(box_head.box_loss, beta=beta)
+  sums = jax.jit(loss)(logits, deltas, regions)
+  classes, boxes = naive_box_loss(logits, deltas, regions, beta)
+  np.testing.assert_allclose(sums.classes, classes, rtol=1e-5)
+  np.testing.assert_allclose(sums.boxes, boxes, rtol=1e-5)
+  assert sums.samples == regions.valid.sum()
+  # Of a positive only the box of its own class is trained.
+  grad = jax.grad(lambda d: loss(logits, d, regions).boxes)(deltas)
+  trained = {tuple(at) for at in np.argwhere(np.any(grad, axis=-1)).tolist()}
+  assert trained == {
+      (n, regions.labels[n]) for n in np.flatnonzero(regions.positive)
+  }
+
+
+def naive_detections(logits, deltas, rois, valid, options):
+  """Every class by itself, and then the best of all."""
+  scores = np.exp(np.float64(logits))
+  scores /= scores.sum(-1, keepdims=True)
+  clamp = CODER['clamp']
+  found = []
+  for c in range(CLASSES):
+    boxes = [
+        np.clip(
+            naive_detection.decode(
+                deltas[k, c], rois[k], CODER['weights'], -clamp, clamp
+            ),
+            0,
+            [SIZE[1], SIZE[0]] * 2,
+        )
+        for k in range(len(rois))
+    ]
+    some = [
+        valid[k]
+        and scores[k, c] > options['min_score']
+        and min(boxes[k][2:] - boxes[k][:2]) >= max(options['min_size'], 1e-9)
+        for k in range(len(rois))
+    ]
+    keep = naive_detection.nms(boxes, scores[:, c], some, options['threshold'])
+    found += [(scores[k, c], c, boxes[k]) for k in np.flatnonzero(keep)]
+  return sorted(found, key=lambda row: -row[0])[: options['number']]
+
+
+@pytest.mark.parametrize('number', [10, 200])
+def test_detections_are_those_of_the_loops(number):
+  rng = np.random.default_rng(5)
+  rois, valid = random_boxes(30, seed=6), np.arange(30) % 7 != 3
+  logits = 2 * rng.normal(size=(30, CLASSES + 1)).astype(np.float32)
+  deltas = rng.normal(size=(30, CLASSES, 4)).astype(np.float32)
+  deltas[:9, :, 2] -= 15  # Too thin.
+  options = dict(min_score=0.1, threshold=0.3, number=number, min_size=2.0)
+  find = functools.partial(postprocess.detections, coder=CODER, **options)
+  got = jax.jit(find)(logits, deltas, rois, valid, SIZE)
+  want = naive_detections(logits, deltas, rois, valid, options)
+  count = len(want)
+  assert got['valid'].tolist() == [i < count for i in range(number)]
+  assert got['labels'][:count].tolist() == [c for _, c, _ in want]
+  np.testing.assert_allclose(
+      got['scores'][:count], [s for s, _, _ in want], atol=1e-6
+  )
+  np.testing.assert_allclose(
+      got['boxes'][:count], [b for _, _, b in want], atol=1e-3
+  )
+  assert not got['boxes'][count:].any() and not got['scores'][count:].any()
+  if number == 200:
+    assert 20 < count < 100 and len({c for _, c, _ in want}) == CLASSES
+
+
+def test_the_background_is_last_wherever_the_parameters_have_it():
+  x = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+  first = box_head.BoxPredictor(CLASSES, background='first')
+  variables = first.init(jax.random.key(0), x)
+  logits, deltas = first.apply(variables, x)
+  own = variables['params']
+  plain = x @ own['cls_score']['kernel'] + own['cls_score']['bias']
+  np.testing.assert_allclose(logits[:, -1], plain[:, 0], rtol=1e-5)
+  np.testing.assert_allclose(logits[:, :-1], plain[:, 1:], rtol=1e-5)
+  flat = x @ own['bbox_pred']['kernel']
+  assert deltas.shape == (3, CLASSES, 4)
+  np.testing.assert_allclose(deltas.reshape(3, -1), flat[:, 4:], rtol=1e-5)
+  last = box_head.BoxPredictor(CLASSES)
+  shapes = jax.eval_shape(last.init, jax.random.key(0), x)['params']
+  assert shapes['bbox_pred']['bias'].shape == (4 * CLASSES,)
+  assert own['bbox_pred']['bias'].shape == (4 * CLASSES + 4,)
+
+
+def test_torch_flattens_a_region_with_its_channels_first():
+  x = np.random.default_rng(1).normal(size=(2, 3, 3, 4)).astype(np.float32)
+  head = box_head.BoxHead(5)
+  params = head.init(jax.random.key(0), x)['params']
+  params = jax.tree.map(lambda p: np.asarray(p) + 0.05, params)
+  variables = {'params': {'box_head': params}}
+  state = {
+      name: entry.to_torch(names.flatten(variables)[0][entry.path])
+      for name, entry in names.table(variables).items()
+  }
+  flat = x.transpose(0, 3, 1, 2).reshape(2, -1)
+  for name in ('fc6', 'fc7'):
+    place = f'roi_heads.box_head.{name}'
+    flat = flat @ state[f'{place}.weight'].T + state[f'{place}.bias']
+    flat = np.maximum(flat, 0)
+  np.testing.assert_allclose(
+      head.apply({'params': params}, x), flat, rtol=1e-5, atol=1e-5
+  )
+  assert jnp.any(flat)
+  for name, entry in names.table(variables).items():
+    again = entry.from_torch(state[name])
+    np.testing.assert_array_equal(
+        again, names.flatten(variables)[0][entry.path]
+    )

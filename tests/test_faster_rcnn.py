@@ -1,0 +1,409 @@
+"""Faster R-CNN: counts, torchvision's numbers, and what must not matter."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torchvision_case
+
+from awconv_jax import complexity, errors, models
+from awconv_jax.models.detector_presets import PRESETS
+from awconv_jax.weights import names, state_dict
+
+BODY = {'resnet50': 23_508_032, 'resnet101': 42_500_160}
+TOTAL = {'resnet50': 41_753_056, 'resnet101': 60_745_184}
+TORCHVISION = {'resnet50': 41_755_286, 'resnet101': 60_695_190}
+GMACS = {'resnet50': 206.33, 'resnet101': 282.09}
+# Every candidate is sampled: what is random depends on their number.
+ALL = dict(
+    anchor_sampler=dict(number=8000, fraction=0.5),
+    roi_sampler=dict(number=80, fraction=0.5),
+)
+TINY = dict(
+    name='resnet18', width=4, stage_sizes=(1, 1, 1, 1), zero_init_residual=False
+)
+SMALL = dict(
+    num_classes=3,
+    pyramid=dict(features=8),
+    head=dict(features=16),
+    anchors=dict(scale=4.0),
+    proposals=dict(
+        train_candidates=20, candidates=20, train_number=30, number=30
+    ),
+    detections=dict(number=12),
+)
+
+# Of predictions, so that they differ enough, and boxes stay near their anchors.
+SCALES = {'bbox_pred': 0.3, 'cls_score': 4.0}
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('backbone', sorted(BODY))
+def test_parameters_and_multiply_adds_are_the_published_ones(backbone):
+  model = models.create_detector(backbone=backbone)
+  shapes = models.detector_shapes(model)
+  assert {k: count(v) for k, v in shapes['params'].items()} == {
+      'backbone': BODY[backbone],
+      'fpn': 3_344_384,
+      'rpn': 593_935,
+      'box_head': 13_895_680,
+      'box_predictor': 411_025,
+  }
+  assert count(shapes['params']) == TOTAL[backbone]
+  arrays = [
+      jax.ShapeDtypeStruct(shape, jnp.float32)
+      for shape in [(1, 800, 1280, 3), (1, 2), (1, 1000, 4)]
+  ]
+  macs = complexity.count_macs(model.apply, shapes, *arrays)
+  assert round(sum(macs.values()) / 1e9, 2) == GMACS[backbone]
+
+
+@pytest.mark.parametrize('backbone', sorted(BODY))
+def test_parameters_are_torchvisions_with_constant_norms(backbone):
+  model = models.create_detector(
+      backbone=backbone, preset='torchvision', num_classes=90
+  )
+  shapes = models.detector_shapes(model)['params']
+  leaves, _ = names.flatten(shapes)
+  of_norms = sum(
+      leaf.size for path, leaf in leaves.items() if 'norm' in path[-2]
+  )
+  assert count(shapes) - of_norms == TORCHVISION[backbone]
+
+
+def create_case():
+  case = torchvision_case
+  return models.create_detector(
+      backbone=dict(name='resnet18', stage_sizes=(1, 1, 1, 1)),
+      preset='torchvision',
+      num_classes=case.CLASSES,
+      pyramid=dict(features=case.PYRAMID),
+      head=dict(features=case.HEAD),
+      proposals=case.PROPOSALS,
+      detections=dict(number=case.DETECTIONS),
+      anchor_sampler=dict(number=10_000, fraction=0.5),
+      roi_sampler=dict(number=200, fraction=0.5),
+  )
+
+
+@pytest.fixture(scope='module')
+def case():
+  """The detector of `torchvision_case`, its variables, and what came out."""
+  model = create_case()
+  want = np.load(torchvision_case.PATH)
+  shapes = json.loads(str(want['shapes']))
+  arrays = {n: torchvision_case.draw(n, tuple(s)) for n, s in shapes.items()}
+  variables = state_dict.from_state_dict(arrays, models.detector_shapes(model))
+  size = np.array(torchvision_case.SIZES, np.float32)
+  return model, variables, torchvision_case.images(), size, want
+
+
+def test_torchvisions_names_and_shapes_are_all_known(case):
+  model, _, _, _, want = case
+  table = names.table(models.detector_shapes(model))
+  assert {n: list(e.shape) for n, e in table.items()} == json.loads(
+      str(want['shapes'])
+  )
+
+
+def test_detections_are_torchvisions(case):
+  model, variables, images, size, want = case
+  detect = functools.partial(model.apply, method='detect')
+  got = jax.jit(detect)(variables, images, size)
+  assert got['valid'].all()
+  for n in range(2):
+    np.testing.assert_array_equal(got['labels'][n] + 1, want[f'labels{n}'])
+    np.testing.assert_allclose(
+        got['scores'][n], want[f'scores{n}'], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(got['boxes'][n], want[f'boxes{n}'], atol=1e-3)
+
+
+def truth(rows, at=(0, 1, 2, 5), seed=0):
+  """Padded ground truth: boxes, labels, valid; real rows in those places."""
+  rng = np.random.default_rng(seed)
+  boxes = np.sort(rng.uniform(0, 60, (len(rows), 6, 2, 2)), axis=2)
+  boxes = boxes.reshape(len(rows), 6, 4).astype(np.float32)
+  boxes[:, 4] = 0
+  labels = rng.integers(0, 3, (len(rows), 6)).astype(np.int32)
+  valid = np.zeros((len(rows), 6), bool)
+  for n, objects in enumerate(rows):
+    for place, (box, label) in zip(at, objects, strict=False):
+      boxes[n, place], labels[n, place] = box, label
+      valid[n, place] = True
+  return boxes, labels, valid
+
+
+def losses(model, variables, *arrays, mutable=False):
+  call = functools.partial(model.apply, method='losses', mutable=mutable)
+  return jax.jit(call)(variables, *arrays, jax.random.key(0))
+
+
+def test_losses_are_torchvisions(case):
+  model, variables, images, size, want = case
+  got = losses(model, variables, images, size, *truth(torchvision_case.TRUTH))
+  for name in torchvision_case.LOSSES:
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-4, err_msg=name)
+
+
+def test_former_names_of_torchvision_are_renewed():
+  former = {
+      'backbone.fpn.inner_blocks.3.weight': 1,
+      'backbone.fpn.layer_blocks.0.bias': 2,
+      'rpn.head.conv.weight': 3,
+      'backbone.body.conv1.weight': 4,
+      'rpn.head.conv.0.0.bias': 5,
+  }
+  told = []
+  assert names.renew(former, told.append) == {
+      'backbone.fpn.inner_blocks.3.0.weight': 1,
+      'backbone.fpn.layer_blocks.0.0.bias': 2,
+      'rpn.head.conv.0.0.weight': 3,
+      'backbone.body.conv1.weight': 4,
+      'rpn.head.conv.0.0.bias': 5,
+  }
+  assert told == ['took the present names for 3 former ones']
+
+
+def small(backbone=(), **options):
+  return models.create_detector(
+      backbone=TINY | dict(backbone), **(SMALL | ALL | options)
+  )
+
+
+def random_variables(model, seed=0):
+  rng = np.random.default_rng(seed)
+
+  def value(path, leaf):
+    values = rng.normal(size=leaf.shape)
+    name = path[-1].key
+    if name in ('scale', 'var'):
+      values = 1 + 0.2 * np.tanh(values)
+    elif name == 'kernel':
+      fan_in = max(np.prod(leaf.shape[:-1]), 1)
+      scale = SCALES.get(path[-2].key, 1.4)
+      values *= scale / np.sqrt(fan_in)
+    else:
+      values *= 0.2
+    return values.astype(np.float32)
+
+  shapes = models.detector_shapes(model)
+  return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+OBJECTS = [
+    [((5, 6, 40, 30), 0), ((22, 10, 58, 44), 2)],
+    [((8, 3, 30, 40), 1), ((1, 1, 17, 12), 0), ((30, 20, 60, 60), 2)],
+]
+SIZES = np.array([[50, 61], [64, 64]], np.float32)
+
+
+def on_canvas(height, width, fill=0.0):
+  """The same two images on a canvas, the first one padded anyway."""
+  images = np.full((2, height, width, 3), fill, np.float32)
+  rng = np.random.default_rng(7)
+  for n, (h, w) in enumerate(SIZES.astype(int)):
+    images[n, :h, :w] = rng.normal(size=(h, w, 3))
+  return images
+
+
+def assert_same(got, want, tolerance=1e-4):
+  assert got.keys() == want.keys()
+  for name, value in want.items():
+    np.testing.assert_allclose(
+        got[name], value, rtol=tolerance, atol=tolerance, err_msg=name
+    )
+
+
+@pytest.fixture(scope='module')
+def plain():
+  model = small()
+  return model, random_variables(model)
+
+
+def test_neither_losses_nor_detections_change_with_the_canvas():
+  # What pools over the image must not see the padding, either.
+  model = small(
+      dict(
+          aw_conv=True,
+          attention='cbam',
+          attention_options=dict(reduction=2),
+          aw_options=dict(reduction=2),
+      )
+  )
+  variables = random_variables(model)
+
+  def both(model, images, *rows):
+    found = model.detect(images, SIZES)
+    return found | model.losses(images, SIZES, *rows, jax.random.key(0))
+
+  run = jax.jit(functools.partial(model.apply, method=both))
+  # The padding is filled after normalising, here with anything.
+  want, got = (
+      run(variables, on_canvas(*canvas, fill=fill), *truth(OBJECTS))
+      for canvas, fill in (((64, 64), 0.0), ((96, 128), 5.0))
+  )
+  assert want['rpn_box'] > 0 and want['roi_box'] > 0
+  assert want['valid'].sum() > 6
+  assert_same(got, want)
+
+
+def test_rows_of_ground_truth_that_are_padding_change_nothing(plain):
+  model, variables = plain
+  images = on_canvas(64, 64)
+  want = losses(model, variables, images, SIZES, *truth(OBJECTS))
+  got = losses(
+      model, variables, images, SIZES, *truth(OBJECTS, (1, 3, 5), seed=1)
+  )
+  assert_same(got, want, 1e-6)
+
+
+def test_losses_are_means_over_the_samples_of_all_images(plain):
+  model, variables = plain
+  images, rows = on_canvas(64, 64), truth(OBJECTS)
+  both = losses(model, variables, images, SIZES, *rows)
+  # One image alone, beside a copy of itself.
+  first, second = (
+      losses(model, variables, *(x[[n, n]] for x in (images, SIZES, *rows)))
+      for n in range(2)
+  )
+  # All candidates are sampled, and the second image has more of them: the same
+  # share in the sum for the classes and the boxes of a stage.
+  share = {
+      name: float((value - first[name]) / (second[name] - first[name]))
+      for name, value in both.items()
+  }
+  assert share['rpn_class'] == pytest.approx(share['rpn_box'], abs=1e-3)
+  assert share['roi_class'] == pytest.approx(share['roi_box'], abs=1e-3)
+  cells = [np.prod(np.ceil(SIZES / s), axis=1) for s in (4, 8, 16, 32, 64)]
+  anchors = np.sum(cells, axis=0)
+  # But for the few anchors that are neither positive nor negative.
+  want = anchors[1] / anchors.sum()
+  assert want > 0.53
+  assert share['rpn_class'] == pytest.approx(want, abs=0.01)
+
+
+def test_the_losses_of_the_regions_do_not_train_the_proposals(plain):
+  model, variables = plain
+  arrays = (on_canvas(64, 64), SIZES, *truth(OBJECTS))
+
+  def part(params, stage):
+    parts = model.apply(
+        {**variables, 'params': params},
+        *arrays,
+        jax.random.key(0),
+        method='losses',
+    )
+    return parts[f'{stage}_class'] + parts[f'{stage}_box']
+
+  grad = jax.jit(jax.grad(part), static_argnums=1)
+  by_rois, by_rpn = (grad(variables['params'], s) for s in ('roi', 'rpn'))
+  assert not any(np.any(g) for g in jax.tree.leaves(by_rois['rpn']))
+  assert all(np.any(g) for g in jax.tree.leaves(by_rpn['rpn']))
+  assert all(np.any(g) for g in jax.tree.leaves(by_rois['box_predictor']))
+  for module in ('box_head', 'box_predictor'):
+    assert not any(np.any(g) for g in jax.tree.leaves(by_rpn[module]))
+  for grads in (by_rois, by_rpn):
+    assert np.any(grads['backbone']['stem_conv']['kernel'])
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize('norm_train', [False, True])
+def test_statistics_move_only_where_norms_are_trained(plain, norm_train):
+  _, variables = plain
+  model = small(norm_train=norm_train)
+  arrays = (on_canvas(64, 64), SIZES, *truth(OBJECTS))
+  _, updated = losses(model, variables, *arrays, mutable=['batch_stats'])
+  before = jax.tree.leaves(variables['batch_stats'])
+  after = jax.tree.leaves(updated.get('batch_stats', {})) or before
+  moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+  assert len(moved) > 20 and all(m == norm_train for m in moved)
+
+
+def test_images_without_any_object_have_finite_losses(plain):
+  model, variables = plain
+  empty = truth([[], []])
+  got = losses(model, variables, on_canvas(64, 64), SIZES, *empty)
+  assert got['rpn_box'] == got['roi_box'] == 0
+  assert got['rpn_class'] > 0 and got['roi_class'] > 0
+
+
+def test_half_precision_keeps_boxes_and_losses_in_float32():
+  model = small(dict(dtype='bfloat16'), dtype='bfloat16')
+  variables = models.detector_shapes(model)
+  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+  size = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+  detect = functools.partial(model.apply, method='detect')
+  found = jax.eval_shape(detect, variables, images, size)
+  assert found['boxes'].dtype == found['scores'].dtype == jnp.float32
+  features = functools.partial(model.apply, method='features')
+  levels = jax.eval_shape(features, variables, images, size)
+  assert {x.dtype for x in levels} == {jnp.dtype('bfloat16')}
+  call = functools.partial(model.apply, method='losses')
+  parts = jax.eval_shape(
+      call, variables, images, size, *truth(OBJECTS), jax.random.key(0)
+  )
+  assert {x.dtype for x in parts.values()} == {jnp.dtype('float32')}
+
+
+def test_presets_hold_all_options_and_groups_are_merged():
+  assert PRESETS['mmdet'].keys() == PRESETS['torchvision'].keys()
+  for name, group in PRESETS['mmdet'].items():
+    if isinstance(group, dict):
+      assert group.keys() == PRESETS['torchvision'][name].keys()
+  model = models.create_detector(proposals=dict(number=300))
+  assert model.proposals['number'] == 300
+  assert model.proposals['train_number'] == 1000
+  assert PRESETS['mmdet']['proposals']['number'] == 1000
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(preset='detectron'), "unknown preset 'detectron'.*mmdet"),
+        (dict(name='faster'), "unknown detector 'faster'.*faster_rcnn"),
+        (dict(proposal={}), "option of the detector 'proposal'.*'proposals'"),
+        (
+            dict(proposals=dict(nms=0.5)),
+            "option in model.proposals 'nms'.*threshold",
+        ),
+        (dict(anchors=8), 'model.anchors=8 must hold options by name'),
+        (dict(head=dict(background='none')), "head.background 'none'"),
+        (dict(roi_sampler=dict(number=0)), 'roi_sampler.number=0'),
+        (dict(num_classes=0), 'num_classes=0'),
+        (
+            dict(backbone=dict(name='resnet50', num_classes=9)),
+            'model.num_classes',
+        ),
+        (dict(roi_levels=dict(rule='none')), "roi_levels.rule 'none'"),
+        (
+            dict(anchor_matcher=dict(positive=0.2)),
+            r'anchor_matcher.negative=0.3.*anchor_matcher.positive=0.2',
+        ),
+        (
+            dict(detections=dict(threshold=1.5)),
+            r'detections.threshold=1.5.*\[0, 1\]',
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+  with pytest.raises(errors.InputError, match=message):
+    models.create_detector(**options)
+
+
+def test_strides_that_are_not_the_backbones_are_refused():
+  model = small(dict(stem='cifar'))
+  with pytest.raises(errors.InputError, match='strides.*do not fit.*64x64'):
+    models.detector_shapes(model)
+  right = small(
+      dict(stem='cifar'), anchors=dict(strides=(1, 2, 4, 8, 16), scale=4.0)
+  )
+  assert 'rpn' in models.detector_shapes(right)['params']

@@ -1,0 +1,108 @@
+"""The feature pyramid against loops, and images in their padding."""
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import pytest
+
+from awconv_jax.models import fpn
+
+SHAPES = {'c2': (9, 14, 3), 'c3': (5, 7, 4), 'c4': (3, 4, 5)}
+FEATURES = 6
+NONE = [None] * 3
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+def draw(shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+      name: rng.normal(size=(2, *shape)).astype(np.float32)
+      for name, shape in shapes.items()
+  }
+
+
+def random_params(model, stages, seed=1):
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), stages, NONE)
+  return jax.tree.map(
+      lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32),
+      shapes,
+  )
+
+
+def naive_pyramid(stages, params):
+  """The equations of the file, from the coarsest level up."""
+
+  def conv(name, x):
+    kernel = np.float64(params[name]['kernel'])
+    pad = kernel.shape[0] // 2
+    return naive.conv(x, kernel, (1, 1), ((pad, pad),) * 2) + np.float64(
+        params[name]['bias']
+    )
+
+  levels, above = {}, None
+  for stage in (4, 3, 2):
+    x = conv(f'lateral{stage}', stages[f'c{stage}'])
+    if above is not None:
+      for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+          x[:, i, j] += above[:, i // 2, j // 2]
+    above = x
+    levels[f'p{stage}'] = conv(f'output{stage}', x)
+  levels['p5'] = levels['p4'][:, ::2, ::2]
+  return levels
+
+
+def test_levels_are_those_of_the_loops_for_odd_sizes_too():
+  model, stages = fpn.FPN(FEATURES), draw(SHAPES)
+  variables = random_params(model, stages)
+  got = jax.jit(model.apply)(variables, stages, NONE)
+  want = naive_pyramid(stages, variables['params'])
+  assert list(got) == ['p2', 'p3', 'p4', 'p5']
+  assert got['p5'].shape == (2, 2, 2, FEATURES)
+  for name, level in want.items():
+    np.testing.assert_allclose(got[name], level, atol=1e-4)
+
+
+def test_a_padded_image_has_the_levels_it_has_alone():
+  model = fpn.FPN(FEATURES)
+  alone = draw({'c2': (6, 9, 3), 'c3': (3, 5, 4), 'c4': (2, 3, 5)})
+  variables = random_params(model, alone)
+  padded = {}
+  for name, x in alone.items():
+    # Whatever the padding holds; the second image fills its canvas.
+    padded[name] = np.full((2, *SHAPES[name]), np.nan, np.float32)
+    padded[name][0, : x.shape[1], : x.shape[2]] = x[0]
+    padded[name][1] = draw(SHAPES, seed=2)[name][1]
+  size = jnp.array([[24, 36], [36, 56]])
+  sizes = fpn.level_sizes(size, (4, 8, 16, 32))
+  want = model.apply(variables, alone, NONE)
+  got = model.apply(variables, padded, sizes[:3])
+  full = model.apply(variables, {n: x[1:] for n, x in padded.items()}, NONE)
+  for name, level in want.items():
+    _, height, width, _ = level.shape
+    cut = got[name][0, :height, :width]
+    np.testing.assert_allclose(cut, level[0], atol=1e-5)
+    np.testing.assert_allclose(got[name][1], full[name][0], atol=1e-5)
+
+
+def test_level_sizes_are_rounded_up_at_every_convolution():
+  got = fpn.level_sizes(jnp.array([[800, 1333], [33.0, 1.0]]), (4, 8, 64))
+  assert np.asarray(got).tolist() == [
+      [[200, 334], [9, 1]],
+      [[100, 167], [5, 1]],
+      [[13, 21], [1, 1]],
+  ]
+  assert fpn.level_sizes(None, (4, 8)) == [None, None]
+
+
+def test_the_last_row_and_column_are_repeated_once():
+  x = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5, 1)
+  got = fpn.repeat_border(x, jnp.array([[2, 3], [4, 5]]))
+  want = x.copy()
+  want[0, 2, :3], want[0, :2, 3] = x[0, 1, :3], x[0, :2, 2]
+  want[0, 2, 3] = x[0, 1, 2]  # The corner.
+  np.testing.assert_array_equal(got[0, :3, :4], want[0, :3, :4])
+  np.testing.assert_array_equal(got[1], x[1])

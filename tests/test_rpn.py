@@ -1,0 +1,229 @@
+"""Proposals and their losses against loops over anchors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import naive
+import naive_detection
+import numpy as np
+import pytest
+
+from awconv_jax.models import rpn
+from awconv_jax.models.detector_presets import PRESETS
+from awconv_jax.ops import anchors as anchor_op
+
+CANVAS, SIZE = (32, 48), np.array([27.0, 41.0], np.float32)
+STRIDES, RATIOS = (8, 16), (0.5, 1.0, 2.0)
+LEVELS = anchor_op.pyramid(CANVAS, strides=STRIDES, scale=2.0, ratios=RATIOS)
+ANCHORS = np.concatenate(LEVELS)
+CODER = PRESETS['mmdet']['anchor_coder']
+CLAMP = CODER['clamp']
+ALL = dict(number=2 * len(ANCHORS), fraction=0.5)
+GT = np.array([[3, 4, 20, 19], [18, 6, 40, 26], [0, 0, 0, 0]], np.float32)
+VALID = np.array([True, True, False])
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+def outputs(seed=0):
+  rng = np.random.default_rng(seed)
+  logits = [rng.normal(size=len(a)).astype(np.float32) for a in LEVELS]
+  deltas = [
+      0.5 * rng.normal(size=(len(a), 4)).astype(np.float32) for a in LEVELS
+  ]
+  # Some become far too large, some too thin to be kept.
+  deltas[0][:5, 2] = 9
+  deltas[0][5:30, 3] = -4
+  return logits, deltas, [rng.uniform(size=len(a)) < 0.8 for a in LEVELS]
+
+
+def naive_proposals(logits, deltas, inside, options):
+  found = []
+  for level in range(len(LEVELS)):
+    order = np.argsort(-logits[level], kind='stable')
+    order = [i for i in order if inside[level][i]][: options['candidates']]
+    boxes = [
+        np.clip(
+            naive_detection.decode(
+                deltas[level][i], LEVELS[level][i], [1] * 4, -CLAMP, CLAMP
+            ),
+            0,
+            [SIZE[1], SIZE[0]] * 2,
+        )
+        for i in order
+    ]
+    scores = [naive.sigmoid(np.float64(logits[level][i])) for i in order]
+    valid = [
+        min(b[2] - b[0], b[3] - b[1]) >= max(options['min_size'], 1e-9)
+        for b in boxes
+    ]
+    keep = naive_detection.nms(boxes, scores, valid, options['threshold'])
+    found += [(scores[i], boxes[i]) for i in np.flatnonzero(keep)]
+  found.sort(key=lambda row: -row[0])
+  return found[: options['number']]
+
+
+@pytest.mark.parametrize('number', [20, 500])
+@pytest.mark.parametrize('min_size', [0.0, 4.0])
+def test_proposals_are_those_of_the_loops(number, min_size):
+  logits, deltas, inside = outputs()
+  options = dict(candidates=40, number=number, threshold=0.4, min_size=min_size)
+  propose = functools.partial(rpn.propose, coder=CODER, **options)
+  boxes, scores, valid = jax.jit(propose)(logits, deltas, LEVELS, inside, SIZE)
+  want = naive_proposals(logits, deltas, inside, options)
+  # Level two has fewer anchors than candidates.
+  assert len(boxes) == min(number, 40 + len(LEVELS[1]))
+  assert valid.tolist() == [i < len(want) for i in range(len(boxes))]
+  assert 0 < len(want) < 76
+  np.testing.assert_allclose(
+      scores[: len(want)], [s for s, _ in want], atol=1e-6
+  )
+  np.testing.assert_allclose(
+      boxes[: len(want)], [b for _, b in want], atol=1e-3
+  )
+
+
+def test_no_gradient_flows_through_proposals():
+  logits, deltas, inside = outputs()
+  options = dict(candidates=9, number=9, threshold=0.5, min_size=0.0)
+
+  def total(logits, deltas):
+    boxes, scores, _ = rpn.propose(
+        logits, deltas, LEVELS, inside, SIZE, coder=CODER, **options
+    )
+    return boxes.sum() + scores.sum()
+
+  grads = jax.grad(total, (0, 1))(logits, deltas)
+  assert all(not np.any(g) for g in jax.tree.leaves(grads))
+  assert total(logits, deltas) > 0
+
+
+def loss_of(deltas, logits, inside, gt=GT, valid=VALID, preset='mmdet'):
+  options = PRESETS[preset]
+  loss = functools.partial(
+      rpn.rpn_loss,
+      matcher=options['anchor_matcher'],
+      sampler=ALL,
+      coder=CODER,
+      beta=options['beta'],
+  )
+  key = jax.random.key(0)
+  return jax.jit(loss)(logits, deltas, ANCHORS, inside, gt, valid, key)
+
+
+def joined(seed=0):
+  logits, deltas, inside = (np.concatenate(x) for x in outputs(seed))
+  return deltas, logits, inside
+
+
+def naive_loss(deltas, logits, inside, preset):
+  """Sums over all anchors that are labelled, and their number."""
+  options = PRESETS[preset]
+  overlaps = naive_detection.ious(GT[VALID], ANCHORS) * inside
+  # Thresholds may be hit exactly: as in float32.
+  index, label = naive_detection.match(
+      np.float32(overlaps), **options['anchor_matcher']
+  )
+  classes = boxes = 0.0
+  for a in np.flatnonzero(inside & (label >= 0)):
+    p = naive.sigmoid(np.float64(logits[a]))
+    classes -= np.log(p if label[a] else 1 - p)
+    if label[a]:
+      target = naive_detection.encode(GT[index[a]], ANCHORS[a], [1] * 4)
+      for d in np.abs(target - deltas[a]):
+        beta = options['beta']
+        boxes += d**2 / beta / 2 if d < beta else d - beta / 2
+  count = np.sum(inside & (label >= 0))
+  assert np.sum(inside & (label == 1)) >= 2
+  return classes, boxes, count
+
+
+@pytest.mark.parametrize('preset', sorted(PRESETS))
+def test_losses_are_those_of_the_loops(preset):
+  arrays = joined()
+  sums = loss_of(*arrays, preset=preset)
+  classes, boxes, count = naive_loss(*arrays, preset)
+  np.testing.assert_allclose(sums.classes, classes, rtol=1e-4)
+  np.testing.assert_allclose(sums.boxes, boxes, rtol=1e-4)
+  assert sums.samples == count
+
+
+def test_padded_ground_truth_changes_nothing():
+  arrays = joined()
+  want = loss_of(*arrays, gt=GT[:2], valid=VALID[:2])
+  rows = np.concatenate([np.full((3, 4), 7.0), GT[:2], ANCHORS[:2]])
+  valid = np.array([False] * 3 + [True] * 2 + [False] * 2)
+  got = loss_of(*arrays, gt=rows.astype(np.float32), valid=valid)
+  np.testing.assert_array_equal(np.array(got), np.array(want))
+
+
+def test_an_image_without_objects_is_all_background():
+  deltas, logits, inside = joined()
+  sums = loss_of(deltas, logits, inside, valid=np.zeros(3, bool))
+  background = np.log1p(np.exp(np.float64(logits[inside])))
+  assert sums.samples == inside.sum() and sums.boxes == 0
+  np.testing.assert_allclose(sums.classes, background.sum(), rtol=1e-5)
+
+
+def test_the_best_anchor_of_an_object_is_never_one_in_the_padding():
+  deltas, logits, _ = joined()
+  gt, valid = ANCHORS[10:11] + np.float32(1), np.ones(1, bool)
+  inside = np.arange(len(ANCHORS)) != 10
+  want = naive_detection.ious(gt, ANCHORS)[0] * inside
+  best = np.flatnonzero(want == want.max())
+
+  def boxes(deltas):
+    return loss_of(deltas, logits, inside, gt, valid).boxes
+
+  assert 0.3 <= want.max() < 0.7  # Positive as the best one alone.
+  trained = np.flatnonzero(np.any(jax.grad(boxes)(deltas), axis=1))
+  np.testing.assert_array_equal(trained, best)
+
+
+def test_gradients_are_finite_beside_empty_rows():
+  deltas, logits, inside = joined()
+
+  def total(deltas, logits, gt):
+    sums = loss_of(deltas, logits, inside, gt)
+    return sums.classes + sums.boxes
+
+  grads = jax.grad(total, (0, 1, 2))(deltas, logits, GT)
+  assert all(np.all(np.isfinite(g)) for g in grads)
+  assert np.any(grads[0]) and np.any(grads[1])
+
+
+def test_the_head_gives_rows_columns_and_then_anchors():
+  x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+  head = rpn.RPNHead(anchors=3, features=6)
+  params = jax.jit(head.init)(jax.random.key(0), x)
+  params = jax.tree.map(lambda p: p + 0.1, params)  # Biases, too.
+  logits, deltas = head.apply(params, x)
+  own = jax.tree.map(np.float64, params['params'])
+
+  def conv(name, x, pad):
+    out = naive.conv(x, own[name]['kernel'], padding=((pad, pad),) * 2)
+    return out + own[name]['bias']
+
+  hidden = np.maximum(conv('shared_conv', x, 1), 0)
+  want_logits, want = conv('cls_logits', hidden, 0), conv(
+      'bbox_pred', hidden, 0
+  )
+  assert logits.shape == (2, 36) and deltas.shape == (2, 36, 4)
+  for i in range(3):
+    for j in range(4):
+      for a in range(3):
+        at = (i * 4 + j) * 3 + a
+        np.testing.assert_allclose(
+            logits[:, at], want_logits[:, i, j, a], rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            deltas[:, at], want[:, i, j, 4 * a : 4 * a + 4], rtol=1e-4
+        )
+
+
+def test_anchors_of_cells_in_the_padding_are_outside():
+  got = rpn.anchors_inside((2, 2, 3, 7), jnp.array([[1, 2], [2, 3]]), 2)
+  first = [[True] * 4 + [False] * 2, [False] * 6]
+  assert got.reshape(2, 2, 6).tolist() == [first, [[True] * 6] * 2]
+  assert rpn.anchors_inside((1, 2, 3, 7), None, 2).all()
