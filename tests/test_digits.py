@@ -184,7 +184,8 @@ def test_unknown_dataset(data_dir):
 
   assert message == (
       "unknown dataset 'digit' (did you mean 'digits'?); known: cifar10,"
-      ' cifar100, digits, folder:<name>, imagenet2012, tfds:<name>'
+      ' cifar100, coco/2017, coco_json:<name>, digit_scenes, digits,'
+      ' folder:<name>, imagenet2012, tfds:<name>'
   )
 
 

@@ -1,6 +1,6 @@
 """Batches for training and evaluation, by Grain, the same on any machine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import math
 from typing import Any
@@ -51,17 +51,16 @@ def create(
     raise InputError(f'config.seed={seed} must be at least 0')
   data = config.data
   _check(data)
-  share = _share(batch_size, process_index, process_count)
+  share = share_of(batch_size, process_index, process_count)
   # Checked for evaluation too, so that a mistake shows whichever comes first.
   chain = augment.Chain(data.augment, data.image_size)
   split = data.train_split if train else data.eval_split
   source = sources.open_source(data.name, data.dir, split)
   reading = (share, data.num_workers, data.num_threads, data.prefetch)
-  # In evaluation a host meets its own part of the split, in training, in the
-  # course of time, all of it.
-  met = len(source) if train else len(source) / process_count
   unreadable = Unreadable(
-      source, data.max_bad_fraction * met, prompt=process_count == 1
+      source,
+      tolerated(data, source, train, process_count),
+      prompt=process_count == 1,
   )
   if not train:
     crop = functools.partial(
@@ -72,7 +71,7 @@ def create(
     )
     stream = rows.EvalStream(source, crop)
     return EvalBatches(rows.Reader(stream, *reading), source, unreadable)
-  _check_fits(batch_size, source, f'split {split!r} of {data.name}')
+  check_fits(batch_size, source, f'split {split!r} of {data.name}')
   if np.ndim(source[0]['label']):
     raise InputError(
         f'the images of {data.name} have several labels each, to be evaluated '
@@ -117,7 +116,8 @@ def _check(data: Any) -> None:
     )
 
 
-def _check_fits(batch_size: int, source: Any, place: str) -> None:
+def check_fits(batch_size: int, source: Any, place: str) -> None:
+  """Raises InputError for a batch of more rows than there are examples."""
   if batch_size > len(source):
     raise InputError(
         f'batch_size {batch_size} is more than the {len(source)} examples of'
@@ -125,7 +125,8 @@ def _check_fits(batch_size: int, source: Any, place: str) -> None:
     )
 
 
-def _share(batch_size: int, index: int, count: int) -> rows.Share:
+def share_of(batch_size: int, index: int, count: int) -> rows.Share:
+  """Returns what host `index` of `count` reads of batches over all hosts."""
   if batch_size < 1 or batch_size % count:
     raise InputError(
         f'batch_size {batch_size} cannot be divided among {count} hosts;'
@@ -134,6 +135,14 @@ def _share(batch_size: int, index: int, count: int) -> rows.Share:
   if not 0 <= index < count:
     raise ValueError(f'process_index {index} of {count} processes')
   return rows.Share(batch_size, index, count)
+
+
+def tolerated(data: Any, source: Any, train: bool, process_count: int) -> float:
+  """Returns how many examples may be unreadable on a host."""
+  # In evaluation a host meets its own part of the split, in training, in the
+  # course of time, all of it.
+  met = len(source) if train else len(source) / process_count
+  return data.max_bad_fraction * met
 
 
 class Unreadable:
@@ -145,11 +154,18 @@ class Unreadable:
     prompt: whether one too many is an error at once. Where several hosts work
       together the others would wait for the one that fails: there it is one
       when all of them call `check`.
+    left_out: lines about what the source itself left out, told with the rest.
   """
 
-  def __init__(self, source: Any, most: float, prompt: bool = True):
+  def __init__(
+      self,
+      source: Any,
+      most: float,
+      prompt: bool = True,
+      left_out: Sequence[str] = (),
+  ):
     self._source, self._most, self._prompt = source, most, prompt
-    self._known, self._untold = {}, []
+    self._known, self._untold = {}, list(left_out)
 
   def __len__(self) -> int:
     return len(self._known)

@@ -1,11 +1,11 @@
 """Data sets by name, as random-access sources of encoded images.
 
-A source has `len(source)`, `source.num_classes`, `source.class_names`,
-`source.channels` and `source[i]`, a record `{'image': bytes, 'label': int,
-'id': int or str}`, where 'label' is an array of ints if an image may have
-several. A record that cannot be read raises `UnreadableError`, and
-`source.describe(i, reason)` names it. A new data set is one more entry of
-`DATASETS`.
+A source of labelled images has `len(source)`, `source.num_classes`,
+`source.class_names`, `source.channels` and `source[i]`, a record `{'image':
+bytes, 'label': int, 'id': int or str}`, where 'label' is an array of ints if an
+image may have several. A record that cannot be read raises `UnreadableError`,
+and `source.describe(i, reason)` names it. A new data set is one more entry of
+`DATASETS`. What sources of images with boxes have, `detection.objects` says.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,8 @@ import os
 import tempfile
 from typing import Any
 
+from awconv_jax.data.detection.coco_json import CocoJson
+from awconv_jax.data.detection.tfds_objects import open_objects
 from awconv_jax.data.folder_source import FolderSource
 from awconv_jax.data.tfds_source import (
     data_directory,
@@ -32,6 +34,12 @@ def _digits_builder():
   return digits.Digits
 
 
+def _scenes_builder():
+  from awconv_jax.data.detection import digit_scenes
+
+  return digit_scenes.DigitScenes
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """How a data set is opened and, if we can build it, built.
@@ -39,10 +47,12 @@ class Dataset:
   Attributes:
     open: `(data_dir, split) -> source`.
     builder: returns the TFDS builder class; None where the user prepares it.
+    kind: a key of `data.PIPELINES`, which makes the batches.
   """
 
   open: Callable[[str | None, str], Any]
   builder: Callable[[], type] | None = None
+  kind: str = 'images'
 
 
 def _prepared(name: str) -> Dataset:
@@ -51,6 +61,12 @@ def _prepared(name: str) -> Dataset:
 
 def _folder(path: str) -> Dataset:
   return Dataset(open=lambda data_dir, split: FolderSource(path, split))
+
+
+def _coco_json(path: str) -> Dataset:
+  return Dataset(
+      open=lambda data_dir, split: CocoJson(path, split), kind='objects'
+  )
 
 
 DATASETS = {
@@ -63,27 +79,43 @@ DATASETS = {
     'imagenet2012': _prepared('imagenet2012'),
     'cifar10': _prepared('cifar10'),
     'cifar100': _prepared('cifar100'),
+    'digit_scenes': Dataset(
+        open=lambda data_dir, split: open_objects(
+            'digit_scenes', data_dir, split, embedded=True
+        ),
+        builder=_scenes_builder,
+        kind='objects',
+    ),
+    'coco/2017': Dataset(
+        open=functools.partial(open_objects, 'coco/2017'), kind='objects'
+    ),
 }
 # What follows the colon names the data set.
-KINDS = {'tfds': _prepared, 'folder': _folder}
+KINDS = {'tfds': _prepared, 'folder': _folder, 'coco_json': _coco_json}
 
 
 def _dataset(name: str) -> Dataset:
-  kind, colon, rest = name.partition(':')
-  if colon and rest and kind in KINDS:
-    return KINDS[kind](rest)
+  prefix, colon, rest = name.partition(':')
+  if colon and rest and prefix in KINDS:
+    return KINDS[prefix](rest)
   if name not in DATASETS:
-    known = [*DATASETS, *(f'{kind}:<name>' for kind in KINDS)]
+    known = [*DATASETS, *(f'{prefix}:<name>' for prefix in KINDS)]
     raise unknown_name('dataset', name, known)
   return DATASETS[name]
+
+
+def kind(name: str) -> str:
+  """Returns the key of `data.PIPELINES` that makes batches of a data set."""
+  return _dataset(name).kind
 
 
 def open_source(name: str, data_dir: str | None, split: str) -> Any:
   """Opens a split of a registered data set, building the set if it must.
 
   Args:
-    name: a key of `DATASETS`, 'tfds:<name>' for any other data set of TFDS, or
-      'folder:<path>' for a folder of images.
+    name: a key of `DATASETS`, 'tfds:<name>' for any other data set of labelled
+      images of TFDS, 'folder:<path>' for a folder of images, or
+      'coco_json:<path>' for images with boxes; see `detection.coco_json`.
     data_dir: the TFDS data directory, or None for the default of TFDS.
     split: name of the split.
 

@@ -2,6 +2,7 @@
 
 They read and write files through `tf.io.gfile`, and some code pixels through
 `tf.image`: CIFAR's are encoded, and 23 images of ImageNet are no RGB JPEGs.
+COCO's names a type of it.
 Most need no more of it, and that much is here, by Python, OpenCV and Pillow.
 """
 
@@ -108,6 +109,7 @@ def _stand_in() -> _Names:
   return _Names(
       compat=_Names(as_text=str),
       errors=_Names(ResourceExhaustedError=_Never, UnimplementedError=_Never),
+      int64=np.int64,
       image=image,
       io=_Names(gfile=gfile, encode_jpeg=encode_jpeg),
   )

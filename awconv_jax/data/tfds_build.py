@@ -62,17 +62,19 @@ def create_builder(name: str, data_dir: str | None) -> Any:
         f'{base} has no configurations, but --data names {config!r}'
     )
   options = {'config': config} if config else {}
-  builder = builder_class(data_dir=data_directory(data_dir), **options)
-  _check_features(name, builder.info.features)
+  with tf_stand_in.installed():
+    builder = builder_class(data_dir=data_directory(data_dir), **options)
+    _check_features(name, builder.info.features)
   return builder
 
 
 def _check_features(name: str, features: Any) -> None:
   # ImageNet-ReaL has several labels for an image, under a name of its own.
-  if 'image' not in features or not {'label', 'real_label'} & set(features):
+  wanted = {'label', 'real_label', 'objects'}
+  if 'image' not in features or not wanted & set(features):
     raise InputError(
         f'{name} is not a set of images with labels; its features are '
-        f'{", ".join(features)}, and image and label are needed'
+        f'{", ".join(features)}, and image and label or objects are needed'
     )
 
 

@@ -4,6 +4,7 @@ They lie in `<data_dir>/<name>/[<config>/]<version>` and are read without the
 code that built them, and without TensorFlow. Images stay encoded.
 """
 
+import contextlib
 import os
 from typing import Any
 
@@ -43,16 +44,21 @@ class TfdsSource:
     self._remedy = _remedy(directory, embedded)
     builder = _open_builder(directory, self._remedy)
     features = builder.info.features
-    self._label = _check_features(features, directory)
+    self._take(builder.info, directory)
     self._files = _files(builder.info.splits, split, directory)
     try:
       self._records = _encoded_records(builder, split)
     except NotImplementedError as error:
       raise _not_random_access(directory) from error
-    classes = _class_label(features[self._label])
-    self.num_classes, self.class_names = classes.num_classes, classes.names
     self.channels = features['image'].shape[-1] or 3
     self._check_files()
+
+  def _take(self, info: Any, directory: str) -> None:
+    """Takes what is needed of TFDS's info; InputError if it is not there."""
+    self._label = _label_feature(info.features, directory)
+    label = info.features[self._label]
+    classes = _class_label(label)
+    self.num_classes, self.class_names = classes.num_classes, classes.names
 
   def _check_files(self) -> None:
     """Raises InputError for files whose loss would end a run half-way."""
@@ -64,10 +70,14 @@ class TfdsSource:
     last = len(self) - 1
     for index in sorted({last * i // _CHECKED for i in range(_CHECKED + 1)}):
       try:
-        self[index]
+        record = self._record(index)
       except UnreadableError as error:
         if index in (0, last):
           raise InputError(self.describe(index, str(error))) from error
+        continue
+      # A broken image alone may be tolerated; it is told of in its turn.
+      with contextlib.suppress(UnreadableError):
+        self._example(record, index)
 
   def _checked(self, label: Any, index: int) -> Any:
     """Returns the label, or all labels of an image padded with -1."""
@@ -94,10 +104,16 @@ class TfdsSource:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._example(self._record(index), index)
+
+  def _record(self, index: int) -> dict[str, Any]:
     try:
-      record = self._records[index]
+      return self._records[index]
     except Exception as error:  # Each reader has its own kinds.
       raise UnreadableError(_reason(error)) from error
+
+  def _example(self, record: dict[str, Any], index: int) -> dict[str, Any]:
+    """Returns what is offered of record number `index`."""
     return {
         'image': record['image'],
         'label': self._checked(record[self._label], index),
@@ -121,7 +137,7 @@ class TfdsSource:
 
   def __reduce__(self):
     # A worker process opens the files itself: readers cannot be sent to it.
-    return (TfdsSource, self._arguments)
+    return (type(self), self._arguments)
 
 
 def _encoded_records(builder: Any, split: str) -> Any:
@@ -175,7 +191,7 @@ def _files(splits: Any, split: str, directory: str) -> list[Any]:
   return files
 
 
-def _check_features(features: Any, directory: str) -> str:
+def _label_feature(features: Any, directory: str) -> str:
   """Returns the name of the feature that holds the label, or the labels."""
   label = next((name for name in _LABELS if name in features), None)
   missing = [] if 'image' in features else ['image']
@@ -202,7 +218,11 @@ def _not_random_access(directory: str) -> InputError:
 
 
 def open_tfds(
-    name: str, data_dir: str | None, split: str, embedded: bool = False
+    name: str,
+    data_dir: str | None,
+    split: str,
+    embedded: bool = False,
+    source_class: type[TfdsSource] = TfdsSource,
 ) -> TfdsSource:
   """Opens any prepared data set of labelled images that TFDS can write.
 
@@ -212,6 +232,7 @@ def open_tfds(
     data_dir: the TFDS data directory, or None for the default of TFDS.
     split: name of the split.
     embedded: whether `sources.prepare` can build the set.
+    source_class: `TfdsSource`, or one for images with more than labels.
 
   Returns:
     The source.
@@ -224,7 +245,7 @@ def open_tfds(
   try:
     directory = _newest_version(root)
     if directory is not None:
-      return TfdsSource(directory, split, embedded)
+      return source_class(directory, split, embedded)
   except OSError as error:
     raise InputError(f'cannot read {root}: {error.strerror}') from error
   data_dir = data_directory(data_dir)

@@ -1,0 +1,185 @@
+"""Tiny originals in the format of COCO: JSON, folders of images and archives.
+
+Image `seed` is always the same picture. Two in three are landscape, every
+fifth has no boxes, and every fourth of the others a crowd.
+"""
+
+import io
+import json
+import pathlib
+import zipfile
+
+import fake_sources
+import numpy as np
+import pictures
+
+from awconv_jax.data.detection.tfds_objects import CATEGORY_IDS
+
+COCO_IDS = CATEGORY_IDS['coco']
+# Height and width, by the seed.
+SIZES = ((30, 40), (40, 30), (36, 36))
+
+
+def image(seed: int) -> bytes:
+  """Returns a JPEG."""
+  height, width = SIZES[seed % len(SIZES)]
+  return fake_sources.encode(pictures.smooth(height, width, seed))
+
+
+def annotations(seed: int, category_ids=COCO_IDS) -> list[dict]:
+  """Returns the annotations of an image; their ids begin at 1000 * seed + 1."""
+  if seed % 5 == 4:
+    return []
+  rng = np.random.default_rng(seed)
+  height, width = SIZES[seed % len(SIZES)]
+  found = []
+  for i in range(1 + seed % 3):
+    # Quarters of pixels, as COCO's hundredths lose in float32.
+    left, top = rng.integers(0, [4 * width // 2, 4 * height // 2]) / 4
+    sides = rng.integers([8, 8], [2 * width, 2 * height]) / 4
+    found.append(
+        {
+            'id': 1000 * seed + i + 1,
+            'image_id': seed,
+            'category_id': int(rng.choice(category_ids)),
+            'bbox': [float(v) for v in (left, top, *sides)],
+            'area': round(float(sides.prod()) * 0.75),
+            'iscrowd': int(i == 0 and seed % 4 == 3),
+            'segmentation': [],
+        }
+    )
+  return found
+
+
+def document(seeds, category_ids=COCO_IDS) -> dict:
+  """Returns what the JSON of a split holds."""
+  return {
+      'images': [
+          {
+              'id': seed,
+              'file_name': f'{seed:012}.jpg',
+              'height': SIZES[seed % len(SIZES)][0],
+              'width': SIZES[seed % len(SIZES)][1],
+          }
+          for seed in seeds
+      ],
+      'annotations': [
+          a for seed in seeds for a in annotations(seed, category_ids)
+      ],
+      # Not in the order of the ids.
+      'categories': [
+          {'id': i, 'name': f'thing {i}', 'supercategory': 'thing'}
+          for i in reversed(category_ids)
+      ],
+  }
+
+
+def write(root: pathlib.Path, splits: dict, category_ids=(3, 5, 9)) -> None:
+  """Writes splits as `CocoJson` reads them.
+
+  Args:
+    root: where to.
+    splits: seeds by name of the split.
+    category_ids: of all splits.
+  """
+  (root / 'annotations').mkdir(parents=True, exist_ok=True)
+  for split, seeds in splits.items():
+    write_json(root, split, document(seeds, category_ids))
+    (root / split).mkdir(exist_ok=True)
+    for seed in seeds:
+      (root / split / f'{seed:012}.jpg').write_bytes(image(seed))
+
+
+def write_json(root: pathlib.Path, split: str, content: dict) -> None:
+  """Writes, or replaces, the JSON of a split."""
+  path = root / 'annotations' / f'instances_{split}.json'
+  path.write_text(json.dumps(content))
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, 'w') as archive:
+    for name, content in files.items():
+      archive.writestr(name, content)
+  return out.getvalue()
+
+
+def archives(train, val, broken=()) -> dict[str, bytes]:
+  """Returns the archives that TFDS downloads for coco/2017, by name.
+
+  Args:
+    train, val: seeds of the images.
+    broken: of those, whose files are no images.
+  """
+
+  def content(seed):
+    return b'no image' if seed in broken else image(seed)
+
+  def images(split, seeds):
+    return _zip({f'{split}/{s:012}.jpg': content(s) for s in seeds})
+
+  def listed(content):
+    # TFDS wants the categories in the order of their labels.
+    content['categories'].reverse()
+    return json.dumps(content).encode()
+
+  return {
+      'train2017.zip': images('train2017', train),
+      'val2017.zip': images('val2017', val),
+      'test2017.zip': images('test2017', [1]),
+      'annotations_trainval2017.zip': _zip(
+          {
+              'annotations/instances_train2017.json': listed(document(train)),
+              'annotations/instances_val2017.json': listed(document(val)),
+          }
+      ),
+      'image_info_test2017.zip': _zip(
+          {
+              'annotations/image_info_test2017.json': listed(
+                  document([1]) | {'annotations': []}
+              )
+          }
+      ),
+  }
+
+
+def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):
+  """As `fake_sources.serve`, for builders that ask for several at once."""
+  from tensorflow_datasets.core.download import download_manager
+
+  fake_sources.serve(monkeypatch, directory, files)
+  manager = download_manager.DownloadManager
+  one = manager.download_and_extract
+  monkeypatch.setattr(
+      manager,
+      'download_and_extract',
+      lambda self, urls: {key: one(self, url) for key, url in urls.items()},
+  )
+
+
+def config(name: str, data_dir=None, **changes):
+  """Returns the section `data` of a config, for tiny images."""
+  import ml_collections
+
+  return ml_collections.ConfigDict(
+      {
+          'name': name,
+          'dir': None if data_dir is None else str(data_dir),
+          'train_split': 'train',
+          'eval_split': 'test',
+          'canvas': (48, 64),
+          'short_side': 48,
+          'long_side': 60,
+          'train_short_sides': (48,),
+          'flip': 0.0,
+          'scale_jitter': (),
+          'max_boxes': 6,
+          'train_empty': True,
+          'drop_bad': False,
+          'max_bad_fraction': 0.0,
+          'num_workers': 0,
+          'num_threads': 1,
+          'prefetch': 2,
+      }
+      | changes
+  )

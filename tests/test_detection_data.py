@@ -1,0 +1,255 @@
+"""Batches of images with boxes: contents, canvases, hosts and resumption."""
+
+import itertools
+
+import fake_coco
+import numpy as np
+import pytest
+
+from awconv_jax import data
+from awconv_jax.data import sources
+from awconv_jax.data.detection import objects, rows
+from awconv_jax.errors import InputError
+
+N_TRAIN, N_TEST = 26, 11
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  path = tmp_path_factory.mktemp('json')
+  splits = {'train': range(N_TRAIN), 'test': range(100, 100 + N_TEST)}
+  fake_coco.write(path, splits)
+  return path
+
+
+@pytest.fixture(scope='module')
+def create(root):
+  """Returns `create(config overrides..., arguments of data.create...)`."""
+  created = []
+
+  def create(*, train=True, batch_size=4, seed=0, hosts=(0, 1), **changes):
+    section = fake_coco.config(f'coco_json:{root}', **changes)
+    batches = data.create(
+        type('Config', (), {'data': section}),
+        train=train,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=hosts[0],
+        process_count=hosts[1],
+    )
+    created.append(batches)
+    return batches
+
+  yield create
+  for batches in created:
+    if hasattr(batches, 'close'):
+      batches.close()
+
+
+def take(batches, number):
+  return list(itertools.islice(batches, number))
+
+
+def assert_equal(one, other):
+  assert len(one) == len(other)
+  for a, b in zip(one, other, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_train_batch_contract(create):
+  batches = create()
+  taken = take(batches, 12)
+  kinds = {
+      'image_size': ((4, 2), np.int32),
+      'gt_boxes': ((4, 6, 4), np.float32),
+      'gt_labels': ((4, 6), np.int32),
+      'gt_valid': ((4, 6), bool),
+      'image_id': ((4,), np.int32),
+      'original_size': ((4, 2), np.int32),
+      'mask': ((4,), bool),
+  }
+  for batch in taken:
+    image = batch['image']
+    assert image.shape[1:] in ((48, 64, 3), (64, 48, 3))
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == kinds | {
+        'image': (image.shape, np.uint8)
+    }
+    assert batch['mask'].all()
+  assert {b['image'].shape[1] for b in taken} == {48, 64}
+  assert (batches.num_examples, batches.num_classes) == (N_TRAIN, 3)
+  assert batches.batches_per_epoch == N_TRAIN / 4
+  assert batches.label_to_category_id == (3, 5, 9)
+
+
+def boxes_of(seed, crowds):
+  """Returns the boxes of an image, as the canvas should hold them."""
+  height, width = fake_coco.SIZES[seed % 3]
+  scale = min(48 / min(height, width), 60 / max(height, width))
+  kept = [
+      a
+      for a in fake_coco.annotations(seed, (3, 5, 9))
+      if crowds or not a['iscrowd']
+  ]
+  boxes = np.reshape([a['bbox'] for a in kept], (-1, 4)) * scale
+  boxes[:, 2:] += boxes[:, :2]
+  return boxes, [(3, 5, 9).index(a['category_id']) for a in kept], kept
+
+
+def test_training_has_the_boxes_but_no_crowds(create):
+  seen = set()
+  for batch in take(create(), 14):
+    for i, seed in enumerate(batch['image_id']):
+      seen.add(int(seed))
+      boxes, labels, _ = boxes_of(seed, crowds=False)
+      count = len(labels)
+      assert batch['gt_valid'][i].tolist() == [True] * count + [False] * (
+          6 - count
+      )
+      np.testing.assert_allclose(batch['gt_boxes'][i, :count], boxes, rtol=1e-5)
+      assert not batch['gt_boxes'][i, count:].any()
+      assert batch['gt_labels'][i, :count].tolist() == labels
+      height, width = fake_coco.SIZES[seed % 3]
+      assert batch['original_size'][i].tolist() == [height, width]
+      true = batch['image_size'][i]
+      assert true.tolist() == [
+          round(s * true[0] / height) for s in (height, width)
+      ]
+      outside = batch['image'][i].copy()
+      outside[: true[0], : true[1]] = 0
+      assert not outside.any()
+  assert seen == set(range(N_TRAIN))
+
+
+def test_evaluation_has_every_image_once_and_all_its_boxes(create):
+  batches = create(train=False)
+  taken = list(batches)
+  # 100..110: 7 landscapes or squares, 4 portraits.
+  assert [b['image'].shape[1] for b in taken] == [48, 48, 64]
+  assert batches.batches_per_epoch == 3
+  ids = [b['image_id'][i] for b in taken for i in range(4) if b['mask'][i]]
+  assert sorted(ids) == list(range(100, 100 + N_TEST))
+  crowds = 0
+  for batch in taken:
+    for i, seed in enumerate(batch['image_id']):
+      if not batch['mask'][i]:
+        assert seed == -1 and not batch['gt_valid'][i].any()
+        assert (batch['image_size'][i] > 0).all()
+        continue
+      boxes, labels, kept = boxes_of(seed, crowds=True)
+      count = len(labels)
+      assert batch['gt_valid'][i].sum() == count
+      np.testing.assert_allclose(batch['gt_boxes'][i, :count], boxes, rtol=1e-5)
+      crowd = [bool(a['iscrowd']) for a in kept]
+      crowds += sum(crowd)
+      assert batch['gt_crowd'][i].tolist() == crowd + [False] * (6 - count)
+      area = [a['area'] for a in kept]
+      assert batch['gt_area'][i, :count].tolist() == area
+  assert crowds == 2
+  assert_equal(list(batches), taken)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_hosts_and_threads_do_not_change_the_batches(create, train):
+  options = dict(
+      train=train, flip=0.5, train_short_sides=(24, 36, 48), batch_size=4
+  )
+  number = 16 if train else 3
+  whole = take(create(**options), number)
+  assert_equal(
+      take(create(**options, num_threads=3, prefetch=4), number), whole
+  )
+  parts = [take(create(**options, hosts=(i, 2)), number) for i in range(2)]
+  merged = [
+      {key: np.concatenate([a[key], b[key]]) for key in a}
+      for a, b in zip(*parts, strict=True)
+  ]
+  assert_equal(merged, whole)
+
+
+def test_resuming_goes_on_with_the_next_batch(create):
+  options = dict(flip=0.5, scale_jitter=(0.5, 1.5))
+  whole = take(create(**options), 20)
+  first = create(**options)
+  take(first, 9)
+  second = create(**options)
+  second.set_state(first.get_state())
+  assert_equal(take(second, 11), whole[9:])
+  with pytest.raises(InputError, match='num_examples'):
+    create(train_empty=False).set_state(first.get_state())
+
+
+def test_seeds_differ(create):
+  a, b = (take(create(seed=s, flip=0.5), 7) for s in (0, 1))
+  ids = [[i for x in batches for i in x['image_id']] for batches in (a, b)]
+  assert ids[0] != ids[1]
+
+
+def test_multi_scale_draws_every_size_and_flips_half(create):
+  taken = take(create(train_short_sides=(24, 48), flip=0.5), 60)
+  shorts = [min(s) for b in taken for s in b['image_size'].tolist()]
+  # Of 3 : 4 images, 60 pixels allow for 45.
+  assert set(shorts) == {24, 45, 48}
+  assert 0.35 < np.mean(np.array(shorts) == 24) < 0.65
+  plain = {
+      int(i): box
+      for b in create(train=False, eval_split='train')
+      for i, box in zip(b['image_id'], b['image'], strict=True)
+  }
+  flipped = []
+  for b in take(create(flip=0.5), 50):
+    for row, seed in enumerate(b['image_id']):
+      image, wanted = b['image'][row], plain[int(seed)]
+      height, width = b['image_size'][row]
+      mirrored = image[:height, :width][:, ::-1]
+      same = (image == wanted).all()
+      turned = (mirrored == wanted[:height, :width]).all()
+      assert same != turned
+      flipped.append(turned)
+  assert 0.35 < np.mean(flipped) < 0.65
+
+
+def test_empty_images_can_be_left_out(create):
+  batches = create(train_empty=False)
+  empty = {s for s in range(N_TRAIN) if not len(boxes_of(s, crowds=False)[1])}
+  assert len(empty) > 5  # Some have but a crowd.
+  assert batches.num_examples == N_TRAIN - len(empty)
+  shown = {int(i) for b in take(batches, 14) for i in b['image_id']}
+  assert shown == set(range(N_TRAIN)) - empty
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(canvas=(64, 48)), 'canvas=.* is not landscape'),
+        (dict(short_side=49), 'short_side=49 must be in'),
+        (dict(long_side=65), 'long_side=65 is more than the 64'),
+        (dict(train_short_sides=()), r'train_short_sides=\(\) must be one'),
+        (dict(train_short_sides=(48, 61)), 'train_short_sides=.* must be'),
+        (dict(flip=1.5), r'flip=1.5 is not in \[0, 1\]'),
+        (dict(scale_jitter=(2.0, 1.0)), 'scale_jitter=.* must be'),
+        (dict(max_boxes=0), 'max_boxes=0 is less than 1'),
+        (dict(max_boxes=2), r'image \d+ of .* has 3 boxes, more than'),
+        (dict(max_bad_fraction=2.0), 'max_bad_fraction=2.0 is not'),
+        (dict(batch_size=27), 'batch_size 27 is more than the 26 examples'),
+        (dict(seed=-1), 'config.seed=-1 must be at least 0'),
+        (dict(hosts=(0, 3)), 'cannot be divided among 3 hosts'),
+    ],
+)
+def test_bad_values_are_refused(create, changes, message):
+  with pytest.raises(InputError, match=message):
+    create(**changes)
+
+
+def test_rows_load_in_worker_processes(root):
+  import pickle
+
+  source = sources.open_source(f'coco_json:{root}', None, 'train')
+  geometry = rows.Geometry((48, 64), 48, 60, (48,), 0.5, (), 6)
+  assert pickle.loads(pickle.dumps(geometry)) == geometry
+  copy = pickle.loads(pickle.dumps(source))
+  for one, other in zip(source, copy, strict=True):
+    assert one['image'] == other['image']
+    np.testing.assert_array_equal(one['objects'].boxes, other['objects'].boxes)
+  assert isinstance(copy[0]['objects'], objects.Objects)
