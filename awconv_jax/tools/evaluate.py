@@ -210,7 +210,8 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   for line in batches.unreadable.news():
     print(line)
   unreadable = len(batches.unreadable)
-  counted = metrics['num_examples']
+  # Images, whether of a label or of boxes.
+  counted = metrics.get('num_examples', metrics.get('num_images'))
   return {
       'run': str(source),
       'weights': kind,

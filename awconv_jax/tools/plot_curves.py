@@ -10,10 +10,13 @@ from absl import flags
 
 from awconv_jax import command_line, errors, metric_writer
 
-# Titles and units; the scalars drawn in each panel, if the runs have them.
+# Titles and units, and the scalars of each panel, of which those are drawn that
+# the runs have.
 PANELS = {
     'loss (train: smoothed labels, augmented)': ('train/loss', 'eval/loss'),
     'top-1 (%)': ('train/top1', 'eval/top1'),
+    'AP (%)': ('eval/AP',),
+    'AP50 (%)': ('eval/AP50',),
     'learning rate': ('train/learning_rate',),
 }
 
@@ -24,7 +27,7 @@ def _series(rows, name):
 
 
 def plot(workdirs: Sequence[str], output: str) -> str:
-  """Draws loss, top-1 and learning rate over the steps.
+  """Draws loss, quality (such as top-1) and learning rate over the steps.
 
   Args:
     workdirs: directories of runs, each with a metrics.jsonl.
@@ -45,8 +48,13 @@ def plot(workdirs: Sequence[str], output: str) -> str:
       str(workdir): metric_writer.read(pathlib.Path(workdir) / 'metrics.jsonl')
       for workdir in workdirs
   }
-  figure, axes = pyplot.subplots(1, len(PANELS), figsize=(13, 4))
-  for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
+  known = {name for rows in runs.values() for row in rows for name in row}
+  panels = {t: names for t, names in PANELS.items() if known & set(names)}
+  figure, axes = pyplot.subplots(
+      1, max(len(panels), 1), figsize=(13, 4), squeeze=False
+  )
+  axes = axes[0]
+  for axis, (title, names) in zip(axes, panels.items(), strict=False):
     for color, (workdir, rows) in enumerate(runs.items()):
       for name in names:
         steps, values = _series(rows, name)

@@ -1,0 +1,83 @@
+"""Test-time flip: detections of an image and of its mirror image, merged.
+
+The boxes of both are put together, those of the mirror image mirrored back,
+and of those that overlap within a class the one with the highest score stays:
+non-maximum suppression, as after the network. The test-time augmentation of
+detectron2 merges in this way too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from awconv_jax.ops import boxes as box_ops
+from awconv_jax.ops import nms
+
+Arrays = Mapping[str, jax.Array]
+DETECTIONS = ('boxes', 'scores', 'labels', 'valid')
+
+
+def mirror(images: jax.Array, widths: jax.Array) -> jax.Array:
+  """Mirrors each image within its own width; the padding stays on the right.
+
+  Args:
+    images: [B, H, W, C] on a canvas.
+    widths: [B], of the images on it, in pixels.
+
+  Returns:
+    [B, H, W, C].
+  """
+  column = jnp.arange(images.shape[2])
+  width = jnp.rint(widths).astype(jnp.int32)[:, None]
+  source = jnp.where(column < width, width - 1 - column, column)
+  return jnp.take_along_axis(images, source[:, None, :, None], axis=2)
+
+
+def merge(one: Arrays, two: Arrays, threshold: float) -> dict[str, jax.Array]:
+  """Merges two sets of detections of one image.
+
+  Args:
+    one: boxes [D, 4], scores [D], labels int [D] and valid bool [D].
+    two: the same of the same image.
+    threshold: IoU above which, within a class, the lower score is dropped.
+
+  Returns:
+    The same arrays with the best D of both, by falling score.
+  """
+  both = {k: jnp.concatenate([one[k], two[k]]) for k in DETECTIONS}
+  keep = nms.batched_nms(
+      both['boxes'], both['scores'], both['labels'], both['valid'], threshold
+  )
+  ranked = jnp.where(keep, both['scores'], -jnp.inf)
+  _, best = jax.lax.top_k(ranked, len(one['scores']))
+  merged = {name: array[best] for name, array in both.items()}
+  return merged | {'valid': keep[best]}
+
+
+class Flipped:
+  """A detection task that looks at every image twice.
+
+  Args:
+    task: what `predict` asks, with and without mirroring.
+    threshold: see `merge`; that of the network's own suppression.
+  """
+
+  def __init__(self, task: Any, threshold: float = 0.5):
+    self._task, self._threshold = task, threshold
+
+  def predict(self, variables: Any, batch: Arrays) -> dict[str, jax.Array]:
+    """Returns what the task does, with the merged detections."""
+    widths = batch['image_size'][:, 1]
+    plain = self._task.predict(variables, batch)
+    mirrored = {**batch, 'image': mirror(batch['image'], widths)}
+    other = self._task.predict(variables, mirrored)
+    other = {name: other[name] for name in DETECTIONS}
+    other['boxes'] = jax.vmap(box_ops.flip)(other['boxes'], widths[:, None])
+    one = {name: plain[name] for name in DETECTIONS}
+
+    def merge_image(one, two):
+      return merge(one, two, self._threshold)
+
+    return {**plain, **jax.vmap(merge_image)(one, other)}

@@ -1,0 +1,128 @@
+"""Batches of image files that nobody has drawn boxes on.
+
+They are brought to size as the images that a detector is evaluated on.
+"""
+
+from collections.abc import Sequence
+import functools
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from awconv_jax.data import pipeline
+from awconv_jax.data import rows as reading
+from awconv_jax.data.decode import Picture, UnreadableError
+from awconv_jax.data.detection import objects, order, rows
+from awconv_jax.data.detection.pipeline import EvalBatches
+from awconv_jax.data.folder_source import EXTENSIONS
+from awconv_jax.errors import InputError
+
+
+def find(inputs: Sequence[str]) -> list[str]:
+  """Returns the image files that are named or lie in named folders, sorted.
+
+  Args:
+    inputs: files, which are taken whatever their names are, and folders, which
+      are searched with all that is in them.
+
+  Raises:
+    InputError: one of them is not there, or there is no image.
+  """
+  files = set()
+  for path in map(pathlib.Path, inputs):
+    if not path.exists():
+      raise InputError(f'--input={path} is not there')
+    inside = path.rglob('*') if path.is_dir() else ()
+    files |= {path} if path.is_file() else set()
+    files |= {
+        p for p in inside if p.is_file() and _is_image(p.relative_to(path))
+    }
+  if not files:
+    raise InputError(
+        f'--input={" ".join(inputs)} holds no images '
+        f'({" ".join(sorted(EXTENSIONS))})'
+    )
+  return sorted(map(str, files))
+
+
+def _is_image(path: pathlib.Path) -> bool:
+  hidden = any(part[0] == '.' for part in path.parts)
+  return path.suffix.lower() in EXTENSIONS and not hidden
+
+
+class ImageFiles:
+  """Files as a source of images without objects; see `data.detection.objects`.
+
+  Their ids are 1, 2, ... in the order given.
+  """
+
+  channels = 3
+  faults = ()
+
+  def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
+    """Takes the files, and what the network's labels stand for."""
+    self.paths = list(paths)
+    self.label_to_category_id, self.class_names = tuple(ids), tuple(names)
+    self.num_classes = len(self.class_names)
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    try:
+      with open(self.paths[index], 'rb') as file:
+        data = file.read()
+    except OSError as error:
+      raise UnreadableError(error.strerror) from error
+    nothing = objects.create([], [], [], [])
+    return {'image': data, 'image_id': index + 1, 'objects': nothing}
+
+  @functools.cached_property
+  def index(self) -> objects.Index:
+    """Sizes of all images; 0 for what cannot be read."""
+    sizes = np.int32([self._size(i) for i in range(len(self))])
+    none = np.zeros(len(self), np.int32)
+    return objects.Index(sizes, none, none)
+
+  def _size(self, index: int) -> tuple[int, int]:
+    try:
+      picture = Picture(self[index]['image'], self.channels)
+    except UnreadableError:
+      return 0, 0
+    return picture.height, picture.width
+
+  def describe(self, index: int, reason: str) -> str:
+    """Returns which file could not be read, and why."""
+    return f'{os.path.abspath(self.paths[index])} cannot be read: {reason}'
+
+
+def batches(source: ImageFiles, data: Any, batch_size: int) -> EvalBatches:
+  """Returns batches as of `data.create`, of every file once.
+
+  Args:
+    source: of the files.
+    data: `config.data` of the run, which has the sizes.
+    batch_size: rows of a batch.
+  """
+  geometry = rows.Geometry(
+      canvas=tuple(data.canvas),
+      short_side=data.short_side,
+      long_side=data.long_side,
+      train_short_sides=data.train_short_sides,
+      flip=data.flip,
+      scale_jitter=data.scale_jitter,
+      max_boxes=data.max_boxes,
+  )
+  ordered = order.EvalOrder(order.groups(source.index.sizes), batch_size)
+  reader = reading.Reader(
+      rows.EvalStream(source, geometry, ordered),
+      pipeline.share_of(batch_size, 0, 1),
+      data.num_workers,
+      data.num_threads,
+      data.prefetch,
+  )
+  # Each that cannot be read is told; the others are wanted all the same.
+  unreadable = pipeline.Unreadable(source, max_fraction=1.0)
+  return EvalBatches(reader, source, unreadable, ordered)

@@ -1,0 +1,279 @@
+r"""Detects objects with a trained run: results as JSON, pictures, COCO's table.
+
+  python -m awconv_jax.tools.predict --run=runs/digit_scenes --output=out
+  python -m awconv_jax.tools.predict --run=runs/coco --input=photos --output=out
+  python -m awconv_jax.tools.predict --run=runs/coco --flip --max_images=0 \
+      --output=out
+
+Without --input the run's own eval split is looked at. The output directory gets
+  results.json       every detection in COCO's format, in pixels of the file
+  ground_truth.json  of the eval split, and metrics.json: COCO's average
+                     precision and recall, and the AP of every category
+  images.json        of files instead: which of them each image_id is
+  pictures/          with the boxes whose score is at least --score; those of
+                     the ground truth are white
+
+The newest checkpoint is used, the averages where the run has them.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import flags, logging
+import jax
+import numpy as np
+
+from awconv_jax import (
+    command_line,
+    data,
+    errors,
+    partition,
+    tasks,
+    text_table,
+    train_step,
+    warm_start,
+)
+from awconv_jax.data import sources
+from awconv_jax.evaluators.coco import CocoEvaluator
+from awconv_jax.tools import evaluate, image_files
+from awconv_jax.tools.flipped import Flipped
+from awconv_jax.tools.pictures import Pictures
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass
+class Row:
+  """One line of the table."""
+
+  measure: str
+  value: float | int
+
+
+def _categories(config: Any, num_classes: int):
+  """Returns ids and names of the categories that a run was trained on."""
+  section = config.data
+  try:
+    source = sources.open_source(section.name, section.dir, section.eval_split)
+    return source.label_to_category_id, source.class_names
+  except errors.InputError as error:
+    print(f'categories are numbered from 1, without names: {error}')
+    numbers = range(1, num_classes + 1)
+    return tuple(numbers), tuple(map(str, numbers))
+
+
+def create_batches(config: Any, task: Any, files: Sequence[str]) -> Any:
+  """Returns batches of files, or of the eval split if there are none.
+
+  Args:
+    config: of the run.
+    task: of it.
+    files: paths of images.
+
+  Raises:
+    InputError: the images cannot be used, or are of other classes.
+  """
+  size = config.eval_batch_size
+  if files:
+    categories = _categories(config, task.num_classes)
+    source = image_files.ImageFiles(files, *categories)
+    return image_files.batches(source, config.data, size)
+  batches = data.create(config, train=False, batch_size=size, seed=config.seed)
+  if batches.num_classes != task.num_classes:
+    raise errors.InputError(
+        f'{config.data.name} has {batches.num_classes} classes, and the '
+        f'network has {task.num_classes}'
+    )
+  return batches
+
+
+def detect(
+    predictor: Any, variables: Any, batches: Any, pictures: Pictures
+) -> CocoEvaluator:
+  """Looks at every image once.
+
+  Args:
+    predictor: has `predict`, as tasks do.
+    variables: of the network.
+    batches: as of `create_batches`.
+    pictures: takes what is to be drawn.
+
+  Returns:
+    An evaluator that holds the detections, and the ground truth if any.
+  """
+  evaluator = CocoEvaluator(batches.label_to_category_id, batches.class_names)
+  mesh = partition.create_mesh()
+  place = 0
+  with jax.set_mesh(mesh):
+    predict = train_step.create_predict(predictor, mesh)
+    for batch in batches:
+      outputs = predict(variables, partition.shard_batch(mesh, batch))
+      outputs = jax.device_get(outputs)
+      evaluator.update(outputs)
+      for row in np.flatnonzero(batch['mask']):
+        one = {name: array[row] for name, array in outputs.items()}
+        pictures.write(place, batch['image'][row], one)
+        place += 1
+  for line in batches.unreadable.news():
+    print(line)
+  return evaluator
+
+
+def report(evaluator: CocoEvaluator) -> dict[str, Any]:
+  """Returns the metrics, with the AP of each category under 'per_class'."""
+  names = {c['id']: c['name'] for c in evaluator.dataset()['categories']}
+  per_class = [
+      {'category_id': i, 'name': names[i], 'AP': ap}
+      for i, ap in evaluator.per_class().items()
+  ]
+  return {**evaluator.compute(), 'per_class': per_class}
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+  """Returns what `report` returned as text."""
+  rows = [Row(k, v) for k, v in metrics.items() if k != 'per_class']
+  rows += [Row(f'AP of {c["name"]}', c['AP']) for c in metrics['per_class']]
+  return text_table.make(
+      rows, lambda v: f'{v:.4f}' if isinstance(v, float) else str(v)
+  )
+
+
+def run(
+    config: Any,
+    workdir: str,
+    output: str,
+    *,
+    inputs: Sequence[str] = (),
+    flip: bool = False,
+    score: float = 0.3,
+    max_images: int = 16,
+) -> dict[str, Any]:
+  """Detects, and writes what the module's docstring lists.
+
+  Args:
+    config: of the run, as of `evaluate.choose`.
+    workdir: of the run.
+    output: directory to write to.
+    inputs: files and folders; if none, the eval split.
+    flip: whether every image is looked at mirrored, too.
+    score: least score of a box that is drawn.
+    max_images: pictures at most.
+
+  Returns:
+    What `report` returns, or nothing for files.
+
+  Raises:
+    InputError: the run, the images or the directory cannot be used.
+  """
+  _check(config, workdir, max_images)
+  files = image_files.find(inputs) if inputs else []
+  folder = _folder(output)
+  task = tasks.create(config)
+  batches = create_batches(config, task, files)
+  variables, kind = warm_start.read_run(workdir)
+  print(f'{kind}, {batches.num_examples:,} images')
+  if flip and not config.data.flip:
+    print('--flip: this run never saw mirrored images (config.data.flip=0)')
+  pictures = Pictures(
+      folder / 'pictures',
+      batches.class_names,
+      score,
+      max_images,
+      batches.num_examples,
+      files,
+  )
+  predictor = Flipped(task) if flip else task
+  evaluator = detect(predictor, variables, batches, pictures)
+  metrics = {} if files else report(evaluator)
+  for name, content in _contents(evaluator, metrics, files).items():
+    (folder / f'{name}.json').write_text(json.dumps(content))
+  return metrics
+
+
+def _check(config: Any, workdir: str, max_images: int) -> None:
+  """Raises InputError for what can be seen to be wrong at once."""
+  if config.task.name != 'detection':
+    raise errors.InputError(
+        f'--run={workdir} is a run of {config.task.name}; boxes are predicted '
+        'by runs of detection'
+    )
+  if max_images < 0:
+    raise errors.InputError(f'--max_images={max_images} must be at least 0')
+  mesh = partition.create_mesh()
+  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
+
+
+def _folder(output: str) -> pathlib.Path:
+  """Makes the directory, before anything that takes long."""
+  folder = pathlib.Path(output)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.InputError(
+        f'cannot write to --output={output}: {error.strerror}'
+    ) from error
+  return folder
+
+
+def _contents(
+    evaluator: CocoEvaluator, metrics: Any, files: Sequence[str]
+) -> dict[str, Any]:
+  """Returns what is written as JSON, by the names of the files."""
+  results, dataset = evaluator.results(), evaluator.dataset()
+  if not files:
+    return dict(results=results, ground_truth=dataset, metrics=metrics)
+  images = [
+      {**image, 'file_name': files[image['id'] - 1]}
+      for image in dataset['images']
+  ]
+  categories = dataset['categories']
+  return dict(
+      results=results, images=dict(images=images, categories=categories)
+  )
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Detects as the flags say."""
+  command_line.refuse_arguments(arguments)
+  for name in ('run', 'output'):
+    if not FLAGS[name].value:
+      raise errors.InputError(f'--{name} is missing: a directory')
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
+  config = evaluate.choose(
+      evaluate.read_config(FLAGS.run),
+      name=None,
+      split=FLAGS.split,
+      data_dir=FLAGS.data_dir,
+      batch_size=FLAGS.batch_size,
+      max_bad_fraction=None,
+  )
+  metrics = run(
+      config,
+      FLAGS.run,
+      FLAGS.output,
+      inputs=FLAGS.input,
+      flip=FLAGS.flip,
+      score=FLAGS.score,
+      max_images=FLAGS.max_images,
+  )
+  if metrics:
+    print(table(metrics))
+  print(f'results.json and pictures are in {FLAGS.output}')
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('run', None, 'Directory of a run.')
+  flags.DEFINE_string('output', None, 'Directory to write to.')
+  flags.DEFINE_multi_string(
+      'input', [], 'Image file or folder; may be given several times.'
+  )
+  flags.DEFINE_bool('flip', False, 'Look at every image mirrored, too.')
+  flags.DEFINE_float('score', 0.3, 'Least score of a box that is drawn.')
+  flags.DEFINE_integer('max_images', 16, 'Pictures drawn at most.')
+  flags.DEFINE_string('split', None, "Of the data set; the run's eval split.")
+  flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's own.")
+  flags.DEFINE_integer('batch_size', None, "Images at a time; the run's own.")
+  command_line.run(main)

@@ -1,0 +1,339 @@
+"""COCO's metrics: against pycocotools on exported files, and by hand."""
+
+import contextlib
+import io
+import json
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+import pytest
+
+from awconv_jax import train_loop, train_step
+from awconv_jax.evaluators import coco
+
+IDS = (3, 1, 17, 90, 4)  # With gaps, and in no order.
+CANVAS = (96, 128)
+MOST = 6
+
+
+def images(number=12, seed=0):
+  """Returns rows with ground truth, crowds and images without any object.
+
+  Every third image is empty; sizes, scales and numbers of objects vary.
+  """
+  rng = np.random.default_rng(seed)
+  original = rng.integers(100, 700, (number, 2))
+  scale = (np.array(CANVAS) / original).min(1, keepdims=True)
+  size = np.maximum(np.rint(original * scale), 1)
+  low = rng.random((number, MOST, 2)) * 0.6
+  high = low + 0.03 + rng.random((number, MOST, 2)) ** 3 * (0.97 - low)
+  per_side = np.tile(size[:, None, ::-1], 2)
+  count = rng.integers(1, MOST + 1, (number, 1))
+  valid = (np.arange(MOST) < count) & (np.arange(number)[:, None] % 3 > 0)
+  return {
+      'image_id': np.arange(number, dtype=np.int32) * 7 + 1000,
+      'image_size': size.astype(np.float32),
+      'original_size': original.astype(np.int32),
+      'gt_boxes': (np.dstack([low, high]) * per_side).astype(np.float32),
+      'gt_labels': rng.integers(0, len(IDS), (number, MOST)).astype(np.int32),
+      'gt_valid': valid,
+      'gt_crowd': valid & (rng.random((number, MOST)) < 0.2),
+      'mask': np.ones(number, bool),
+  }
+
+
+def perfect(rows, seed=0):
+  """Returns the ground truth as detections."""
+  scores = np.random.default_rng(seed).random(rows['gt_valid'].shape)
+  return rows | {
+      'boxes': rows['gt_boxes'],
+      'labels': rows['gt_labels'],
+      'scores': scores.astype(np.float32),
+      'valid': rows['gt_valid'],
+  }
+
+
+def noisy(rows, seed=1):
+  """Returns detections near the objects and wrong ones, some of one score."""
+  rng = np.random.default_rng(seed)
+  near = perfect(rows)
+  noise = rng.normal(0, 0.7, near['boxes'].shape).astype(np.float32)
+  labels = near['labels'].copy()
+  labels[rng.random(labels.shape) < 0.2] = 0
+  wrong = np.roll(near['boxes'], 1, axis=0)
+  found = {
+      'boxes': np.concatenate([near['boxes'] + noise, wrong], axis=1),
+      'labels': np.concatenate([labels, labels], axis=1),
+      'scores': np.concatenate([near['scores'], near['scores']], axis=1),
+      'valid': np.concatenate(
+          [near['valid'], rng.random(labels.shape) < 0.5], 1
+      ),
+  }
+  return rows | found
+
+
+def pad(rows, number):
+  """Returns rows filled up with the first ones again, which do not count."""
+  take = np.resize(np.arange(len(rows['mask'])), number)
+  padded = {name: array[take] for name, array in rows.items()}
+  return padded | {'mask': np.arange(number) < len(rows['mask'])}
+
+
+def batches(rows, size):
+  for start in range(0, len(rows['mask']), size):
+    part = {name: array[start : start + size] for name, array in rows.items()}
+    yield pad(part, size)
+
+
+def evaluator_of(rows, size=5, **options):
+  evaluator = coco.CocoEvaluator(IDS, **options)
+  for batch in batches(rows, size):
+    evaluator.update(batch)
+  return evaluator
+
+
+def test_ground_truth_as_predictions_is_perfect():
+  rows = images()
+  # What the test is about is there.
+  counted = rows['gt_valid'] & ~rows['gt_crowd']
+  assert rows['gt_crowd'].any() and not rows['gt_valid'].any(1).all()
+  assert set(rows['gt_labels'][counted]) == set(range(len(IDS)))
+  evaluator = evaluator_of(perfect(rows))
+  metrics = evaluator.compute()
+  assert metrics.pop('num_images') == 12
+  # One detection an image, or ten, cannot find six objects of one category.
+  assert 0 < metrics.pop('AR1') < 1
+  # COCOeval adds 2e-16 to what it divides by.
+  one = pytest.approx(1, abs=1e-12)
+  assert metrics == dict.fromkeys(metrics, one) and len(metrics) == 11
+  assert evaluator.per_class() == dict.fromkeys(IDS, one)
+
+
+def test_annotation_ids_begin_with_one():
+  """COCOeval takes 0 for no match: shown by what it then does."""
+  evaluator = evaluator_of(perfect(images()))
+  dataset = evaluator.dataset()
+  ids = [row['id'] for row in dataset['annotations']]
+  assert ids == list(range(1, len(ids) + 1))
+  for row in dataset['annotations']:
+    row['id'] -= 1
+  stats, _ = coco.score(dataset, evaluator.results())
+  assert stats['AP'] < 0.999
+
+
+def test_no_detections_at_all_is_zero():
+  rows = perfect(images())
+  evaluator = evaluator_of(rows | {'valid': np.zeros_like(rows['valid'])})
+  assert evaluator.results() == []
+  metrics = evaluator.compute()
+  assert metrics.pop('num_images') == 12
+  assert metrics == dict.fromkeys(coco.METRICS, 0.0)
+  assert evaluator.per_class() == dict.fromkeys(IDS, 0.0)
+
+
+def test_nothing_to_find_is_minus_one():
+  rows = perfect(images())
+  rows['gt_valid'] = np.zeros_like(rows['gt_valid'])
+  evaluator = evaluator_of(rows)
+  assert len(evaluator.results()) > 0
+  metrics = evaluator.compute()
+  assert metrics.pop('num_images') == 12
+  assert metrics == dict.fromkeys(coco.METRICS, -1.0)
+  # Without the ground truth, as of a folder of images, there is none either.
+  folder = {k: v for k, v in rows.items() if not k.startswith('gt_')}
+  assert evaluator_of(folder).results() == evaluator.results()
+  assert evaluator_of(folder).dataset() == evaluator.dataset()
+
+
+@pytest.mark.parametrize('make', [perfect, noisy])
+def test_equal_to_pycocotools_on_the_exported_files(make, tmp_path):
+  evaluator = evaluator_of(make(images(20)), names=list('abcde'))
+  for name in ('dataset', 'results'):
+    text = json.dumps(getattr(evaluator, name)(), allow_nan=False)
+    (tmp_path / f'{name}.json').write_text(text)
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO(str(tmp_path / 'dataset.json'))
+    found = truth.loadRes(str(tmp_path / 'results.json'))
+    evaluation = COCOeval(truth, found, 'bbox')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+  metrics = evaluator.compute()
+  assert metrics.pop('num_images') == len(truth.imgs) == 20
+  assert list(metrics.values()) == evaluation.stats.tolist()
+  assert make is perfect or 0.1 < metrics['AP'] < 0.9
+  assert {c['name'] for c in truth.loadCats(IDS)} == set('abcde')
+  # The AP of one category is the AP of all, asked for this one alone.
+  for category_id, value in evaluator.per_class().items():
+    with contextlib.redirect_stdout(io.StringIO()):
+      evaluation = COCOeval(truth, found, 'bbox')
+      evaluation.params.catIds = [category_id]
+      evaluation.evaluate()
+      evaluation.accumulate()
+      evaluation.summarize()
+    assert value == evaluation.stats[0]
+
+
+class _Echo:
+  """A task whose prediction is what the batch brings."""
+
+  def predict(self, variables, batch):
+    del variables
+    return batch
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_every_image_counts_once_on_any_number_of_devices(devices):
+  rows = noisy(images(12))
+  expected = evaluator_of(rows)
+  mesh = Mesh(np.array(jax.devices()[:devices]), ('data',))
+  evaluator = coco.CocoEvaluator(IDS)
+  metrics = train_loop.evaluate(
+      train_step.create_predict(_Echo(), mesh),
+      {},
+      batches(rows, 8),  # The second is half of rows seen before.
+      evaluator,
+      mesh,
+  )
+  assert metrics['num_images'] == 12
+  assert metrics == expected.compute()
+  assert evaluator.results() == expected.results()
+  assert evaluator.dataset() == expected.dataset()
+
+
+def test_the_order_of_the_images_makes_no_difference():
+  rows = noisy(images(12))
+  order = np.random.default_rng(2).permutation(12)
+  other = evaluator_of({k: v[order] for k, v in rows.items()}, size=3)
+  same = evaluator_of(rows)
+  assert other.compute() == same.compute()
+  assert other.dataset() == same.dataset()
+  assert other.results() == same.results()
+
+
+def one_image(**changes):
+  """Returns one image of 200 x 100 on a canvas of half its height."""
+  rows = {
+      'image_id': np.int32([8]),
+      'image_size': np.float32([[50, 80]]),
+      'original_size': np.int32([[100, 200]]),
+      'gt_boxes': np.float32([[[4, 5, 24, 25], [40, 5, 60, 25]]]),
+      'gt_labels': np.int32([[2, 2]]),
+      'gt_valid': np.array([[True, True]]),
+      'gt_crowd': np.array([[False, False]]),
+      'boxes': np.float32([[[4, 5, 24 + 2**-10, 25], [np.nan] * 4, [0] * 4]]),
+      'scores': np.float32([[0.5, 1, 2]]),
+      'labels': np.int32([[2, 2, -1]]),
+      'valid': np.array([[True, True, False]]),
+      'mask': np.array([True]),
+  }
+  return rows | changes
+
+
+def test_boxes_are_in_pixels_of_the_file():
+  evaluator = coco.CocoEvaluator(IDS)
+  evaluator.update(one_image())
+  assert evaluator.results() == [
+      {
+          'image_id': 8,
+          'category_id': 17,
+          'bbox': [10.0, 10.0, 50 + 2.5 * 2**-10, 40.0],
+          'score': 0.5,
+      }
+  ]
+  dataset = evaluator.dataset()
+  assert dataset['images'] == [{'id': 8, 'height': 100, 'width': 200}]
+  assert dataset['annotations'][0] == {
+      'id': 1,
+      'image_id': 8,
+      'category_id': 17,
+      'bbox': [10.0, 10.0, 50.0, 40.0],
+      'area': 2000.0,
+      'iscrowd': 0,
+  }
+  assert dataset['categories'][2] == {'id': 17, 'name': '17'}
+
+
+def test_one_of_two_found_by_hand():
+  """Precision is 1 up to recall .5, and so at 51 of 101 places."""
+  evaluator = coco.CocoEvaluator(IDS)
+  evaluator.update(one_image())
+  metrics = evaluator.compute()
+  assert metrics['AP'] == pytest.approx(51 / 101)
+  assert metrics['AR100'] == metrics['ARm'] == 0.5
+  assert metrics['APs'] == metrics['APl'] == -1
+  by_id = dict.fromkeys(IDS, -1.0) | {17: pytest.approx(51 / 101)}
+  assert evaluator.per_class() == by_id
+
+
+def test_the_area_of_an_object_may_be_less_than_its_box():
+  evaluator = coco.CocoEvaluator(IDS)
+  evaluator.update(one_image(gt_area=np.float32([[1000, 2000]])))
+  metrics = evaluator.compute()
+  # The one found is small now, the one missed is as it was.
+  assert (metrics['APs'], metrics['APm']) == (pytest.approx(1), 0)
+
+
+def test_crowds_are_neither_missed_nor_does_a_box_on_them_count():
+  rows = one_image(gt_crowd=np.array([[False, True]]))
+  on_the_crowd = [[40, 5, 50, 15], [50, 5, 60, 15], [50, 15, 60, 25]]
+  found = {
+      'boxes': np.float32([[[4, 5, 24, 25], *on_the_crowd]]),
+      'scores': np.float32([[0.5, 0.9, 0.8, 0.7]]),
+      'labels': np.int32([[2] * 4]),
+      'valid': np.ones((1, 4), bool),
+  }
+  for number in (1, 4):  # Without detections of the crowd, and with them.
+    evaluator = coco.CocoEvaluator(IDS)
+    some = {name: array[:, :number] for name, array in found.items()}
+    evaluator.update(rows | some)
+    metrics = evaluator.compute()
+    assert metrics['AP'] == pytest.approx(1) and metrics['AR100'] == 1
+  # They would be wrong, were it one object.
+  evaluator = coco.CocoEvaluator(IDS)
+  evaluator.update(one_image() | found)
+  assert evaluator.compute()['AP'] < 0.3
+
+
+def test_scoring_leaves_its_arguments_as_they_are():
+  evaluator = evaluator_of(noisy(images()))
+  dataset, results = evaluator.dataset(), evaluator.results()
+  assert coco.score(dataset, results) == coco.score(dataset, results)
+  assert (dataset, results) == (evaluator.dataset(), evaluator.results())
+
+
+def test_an_update_after_computing_counts():
+  evaluator = coco.CocoEvaluator(IDS)
+  evaluator.update(one_image())
+  before = evaluator.compute(), evaluator.per_class()
+  assert (evaluator.compute(), evaluator.per_class()) == before
+  boxes = one_image()['gt_boxes']
+  perfect_one = one_image(image_id=np.int32([9]), boxes=boxes)
+  perfect_one |= {'labels': np.int32([[2, 2]]), 'scores': np.ones((1, 2))}
+  evaluator.update(perfect_one | {'valid': np.ones((1, 2), bool)})
+  assert evaluator.compute()['AR100'] == 0.75
+  assert evaluator.compute()['num_images'] == 2
+
+
+def test_mistakes_name_their_place():
+  evaluator = coco.CocoEvaluator(IDS)
+  with pytest.raises(ValueError, match='no image was added'):
+    evaluator.compute()
+  evaluator.update(one_image(mask=np.array([False])))
+  with pytest.raises(ValueError, match='no image was added'):
+    evaluator.compute()
+  evaluator.update(one_image())
+  with pytest.raises(ValueError, match='image_id 8 came twice'):
+    evaluator.update(one_image())
+  other = np.int32([9])
+  with pytest.raises(ValueError, match='label 5 among the detections of 9'):
+    evaluator.update(one_image(image_id=other, labels=np.int32([[5, 0, 0]])))
+  with pytest.raises(ValueError, match='label -1 among the objects of 9'):
+    evaluator.update(one_image(image_id=other, gt_labels=np.int32([[0, -1]])))
+  with pytest.raises(ValueError, match='gives two labels one category'):
+    coco.CocoEvaluator([1, 2, 1])
+  with pytest.raises(ValueError, match='1 names for 2 categories'):
+    coco.CocoEvaluator([1, 2], ['a'])

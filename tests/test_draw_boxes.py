@@ -1,0 +1,101 @@
+"""Pictures with boxes: where which colour is."""
+
+import numpy as np
+import pytest
+
+from awconv_jax.tools import draw_boxes
+
+WHITE = np.array(draw_boxes.TRUTH_COLOR)
+
+
+def outline(picture, box, color):
+  """Returns whether the box's four sides have a colour, but for a caption."""
+  x1, y1, x2, y2 = box
+  middle_x, middle_y = (x1 + x2) // 2, (y1 + y2) // 2
+  places = [(middle_y, x1), (middle_y, x2 - 1), (y2 - 1, middle_x)]
+  return all((picture[y, x] == color).all() for y, x in places)
+
+
+def test_boxes_are_outlined_by_the_pixels_they_hold():
+  image = np.full((500, 600, 3), 7, np.uint8)
+  box = [100, 200, 300, 260]
+  picture = draw_boxes.draw(image, np.float32([box]), [4], ['bird 97%'])
+  assert picture.shape == image.shape and (image == 7).all()
+  color = draw_boxes.color_of(4)
+  assert outline(picture, box, color)
+  x1, y1, x2, y2 = box
+  # Nothing beyond it, besides the caption above, which has ink on its colour.
+  assert (picture[y2:] == 7).all() and (picture[:, x2:] == 7).all()
+  assert (picture[:, :x1] == 7).all() and (
+      picture[y1 + 5 : y2 - 5, 150] == 7
+  ).all()
+  caption = picture[y1 - 14 : y1, x1 : x1 + 40].reshape(-1, 3)
+  assert (caption == color).all(1).any() and (caption == 0).all(1).any()
+  assert (picture[: y1 - 30] == 7).all()
+
+
+def test_a_caption_stays_on_the_picture():
+  """No room above: it is inside. None to the right: it is moved left.
+
+  The patch is red and the image black, so that what is green is ink.
+  """
+  image = np.zeros((500, 500, 3), np.uint8)
+  ink = []
+  for box in ([100, 300, 400, 490], [100, 0, 400, 90], [480, 300, 500, 490]):
+    picture = draw_boxes.draw(image, np.float32([box]), [0], ['wide'])
+    rows, columns = np.nonzero(picture[..., 1] > 100)
+    assert abs(rows - box[1]).max() < 20
+    ink.append((len(rows), np.ptp(rows), np.ptp(columns)))
+  # All of it every time, and it is as long as four letters.
+  assert ink[0] == ink[1] == ink[2] and ink[0][2] > 15
+
+
+@pytest.mark.parametrize('size, factor', [((96, 128), 4), ((480, 90), 1)])
+def test_small_images_are_enlarged(size, factor):
+  image = np.random.default_rng(0).integers(0, 99, (*size, 3)).astype(np.uint8)
+  picture = draw_boxes.draw(image, np.zeros((0, 4)), [], [])
+  np.testing.assert_array_equal(
+      picture, np.kron(image, np.ones((factor, factor, 1), np.uint8))
+  )
+  box = [20, 40, 60, 60]
+  picture = draw_boxes.draw(image, np.float32([box]), [1], ['a'])
+  color = draw_boxes.color_of(1)
+  assert outline(picture, [c * factor for c in box], color)
+
+
+def test_the_first_box_lies_on_top_and_the_truth_below():
+  image = np.zeros((500, 500, 3), np.uint8)
+  boxes = np.float32([[100, 100, 300, 300]] * 2)
+  picture = draw_boxes.draw(image, boxes, [1, 2], ['', ''], truth=boxes[:1])
+  assert outline(picture, [100, 100, 300, 300], draw_boxes.color_of(1))
+  truth = np.float32([[10, 10, 490, 490]])
+  picture = draw_boxes.draw(image, boxes, [1, 2], ['', ''], truth=truth)
+  assert outline(picture, [10, 10, 490, 490], WHITE)
+
+
+def test_the_truth_can_be_seen_on_white():
+  image = np.full((500, 500, 3), 255, np.uint8)
+  truth = np.float32([[10, 20, 490, 480]])
+  picture = draw_boxes.draw(image, np.zeros((0, 4)), [], [], truth=truth)
+  assert outline(picture, [10, 20, 490, 480], WHITE)
+  assert outline(picture, [11, 21, 489, 479], (0, 0, 0))
+
+
+def test_boxes_of_no_size_or_beyond_the_image_do_no_harm():
+  image = np.zeros((500, 500, 3), np.uint8)
+  # The first two are 0 and 1 pixel wide.
+  boxes = np.float32(
+      [[5, 5, 5, 5], [9, 9, 10, 10], [-50, -50, 900, 900], [490, 490, 499, 499]]
+  )
+  draw_boxes.draw(image, boxes, [0, 1, 2, 3], list('abcd'), truth=boxes)
+
+
+def test_neighbouring_classes_have_colours_apart():
+  colors = np.array([draw_boxes.color_of(label) for label in range(80)])
+  assert len(np.unique(colors, axis=0)) == 80
+  apart = np.abs(np.diff(colors, axis=0)).sum(1)
+  assert apart.min() > 150
+
+
+def test_captions():
+  assert draw_boxes.caption('bird', 0.966) == 'bird 97%'

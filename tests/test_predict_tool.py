@@ -1,0 +1,245 @@
+"""The tool that detects: what it writes for a data set and for files."""
+
+import json
+import types
+
+import cv2
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from awconv_jax.errors import InputError
+from awconv_jax.evaluators import coco
+from awconv_jax.tools import draw_boxes, image_files, predict
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+CANVAS = (24, 32)
+# On images of twice the size that they have on the canvas.
+SIZES = ((48, 64), (64, 48), (56, 48), (48, 64), (60, 48), (48, 56))
+CATEGORIES = [{'id': 5, 'name': 'dim'}, {'id': 9, 'name': 'bright'}]
+
+
+def box_of(number):
+  """Returns the object on an image in x, y, w, h, and its category."""
+  return [4 * number, 8, 16, 24 - 2 * number], (5, 9)[number % 2]
+
+
+def write_image(path, number):
+  """Writes a black image with a grey or white rectangle."""
+  image = np.zeros((*SIZES[number], 3), np.uint8)
+  (x, y, w, h), category = box_of(number)
+  image[y : y + h, x : x + w] = 150 if category == 5 else 255
+  path.parent.mkdir(parents=True, exist_ok=True)
+  assert cv2.imwrite(str(path), image)
+
+
+class FindsRectangles:
+  """Stands for the task: one object per image, the brighter of class 1."""
+
+  num_classes = 2
+
+  def predict(self, variables, batch):
+    on = batch['image'].max(-1) > variables['level']
+    ends = []
+    for axis in (1, 2):
+      some = on.any(axis)
+      ends.append((some.argmax(1), some.shape[1] - some[:, ::-1].argmax(1)))
+    (x1, x2), (y1, y2) = ends
+    scores = jnp.tile(jnp.float32([0.75, 0.25, 0]), (len(on), 1))
+    boxes = jnp.stack([x1, y1, x2, y2], -1).astype(jnp.float32)
+    label = (batch['image'].max((1, 2, 3)) > 200).astype(jnp.int32)
+    found = on.any((1, 2))
+    keys = ('image_id', 'image_size', 'original_size', 'mask')
+    kept = {k: batch[k] for k in batch if k in keys or k.startswith('gt_')}
+    return kept | {
+        # The second is wrong, the third one is none.
+        'boxes': jnp.stack([boxes, boxes * 0 + 3, boxes], 1),
+        'scores': scores,
+        'labels': jnp.stack([label] * 3, 1),
+        'valid': jnp.stack([found, found, found & False], 1),
+    }
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """A data set, and what stands for a run; returns (config, call)."""
+  images, annotations = [], []
+  for number, (height, width) in enumerate(SIZES):
+    name = f'{number}.png'
+    write_image(tmp_path / 'set/test' / name, number)
+    images.append(
+        dict(id=70 + number, file_name=name, height=height, width=width)
+    )
+    if number != 3:  # One image without any object.
+      box, category = box_of(number)
+      annotations.append(
+          dict(
+              id=number + 1,
+              image_id=70 + number,
+              category_id=category,
+              bbox=box,
+              area=box[2] * box[3],
+              iscrowd=0,
+          )
+      )
+  folder = tmp_path / 'set/annotations'
+  folder.mkdir()
+  text = json.dumps(
+      dict(images=images, annotations=annotations, categories=CATEGORIES)
+  )
+  (folder / 'instances_test.json').write_text(text)
+  config = ml_collections.ConfigDict(
+      dict(
+          task=dict(name='detection'),
+          seed=0,
+          eval_batch_size=8,
+          data=dict(
+              name=f'coco_json:{tmp_path}/set',
+              dir=None,
+              train_split='train',
+              eval_split='test',
+              canvas=CANVAS,
+              short_side=24,
+              long_side=32,
+              train_short_sides=(24,),
+              flip=0.5,
+              scale_jitter=(),
+              max_boxes=4,
+              train_empty=True,
+              drop_bad=False,
+              max_bad_fraction=0.0,
+              num_workers=0,
+              num_threads=1,
+              prefetch=1,
+          ),
+      )
+  )
+  found = {'level': np.uint8(100)}, 'weights of step 3'
+  loads = types.SimpleNamespace(read_run=lambda workdir: found)
+  made = types.SimpleNamespace(create=lambda config: FindsRectangles())
+  monkeypatch.setattr(predict, 'warm_start', loads)
+  monkeypatch.setattr(predict, 'tasks', made)
+
+  def call(**options):
+    output = tmp_path / 'out'
+    metrics = predict.run(config, 'runs/a', str(output), **options)
+    files = {p.stem: json.loads(p.read_text()) for p in output.glob('*.json')}
+    names = sorted(p.name for p in (output / 'pictures').glob('*'))
+    return metrics, files, names
+
+  return config, call
+
+
+def best(results):
+  """Returns the detections of score .75 by image id."""
+  return {
+      r['image_id']: (r['bbox'], r['category_id'])
+      for r in results
+      if r['score'] == 0.75
+  }
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_the_eval_split(run, flip):
+  _, call = run
+  metrics, files, names = call(flip=flip)
+  assert best(files['results']) == {70 + n: box_of(n) for n in range(6)}
+  # With those of low score, which the mirror image has elsewhere.
+  assert len(files['results']) == (18 if flip else 12)
+  assert metrics == files['metrics'] and metrics['num_images'] == 6
+  assert metrics['AR100'] == metrics['AR1'] == 1
+  assert [c['name'] for c in metrics['per_class']] == ['dim', 'bright']
+  stats, by_id = coco.score(files['ground_truth'], files['results'])
+  assert {k: metrics[k] for k in stats} == stats
+  assert {c['category_id']: c['AP'] for c in metrics['per_class']} == by_id
+  assert len(files['ground_truth']['annotations']) == 5
+  assert names == [f'{70 + n:012}.png' for n in range(6)]
+  lines = predict.table(metrics).splitlines()
+  assert any('AP of bright' in line for line in lines)
+  assert any(f'{metrics["AP50"]:.4f}' in line for line in lines)
+
+
+def test_pictures_show_what_was_found_and_what_was_there(run, tmp_path):
+  _, call = run
+
+  def picture(number):
+    path = tmp_path / f'out/pictures/{70 + number:012}.png'
+    return cv2.imread(str(path))[..., ::-1]
+
+  def lower_side(number, factor):
+    (x, y, w, h), _ = box_of(number)
+    start, stop = (c // 2 * factor for c in (x, x + w))
+    return picture(number)[(y + h) // 2 * factor - 1, start:stop]
+
+  # Image 2 is 28 x 24 pixels on the canvas, without what lies beyond it.
+  call(score=0.5)
+  assert picture(2).shape == (28 * 18, 24 * 18, 3)
+  assert (lower_side(2, 18) == draw_boxes.color_of(0)).all()
+  # The second box, from 3 on, has a score below.
+  assert (picture(2)[3 * 18, : 3 * 18] == 0).all()
+  call(score=0.2)
+  assert (picture(2)[3 * 18, 3 * 18] == draw_boxes.color_of(0)).all()
+  # Nothing is found; the ground truth has no box on image 3.
+  call(score=0.9)
+  assert (lower_side(2, 18) == draw_boxes.TRUTH_COLOR).all()
+  plain = np.zeros((24, 32), np.uint8)
+  plain[4:13, 6:14] = 255
+  np.testing.assert_array_equal(
+      picture(3)[..., 0], np.kron(plain, np.ones((15, 15), np.uint8))
+  )
+
+
+def test_few_pictures_are_spread_over_all(run):
+  _, call = run
+  # Landscape images come first: 70, 73, 75, then the portraits.
+  _, _, names = call(max_images=2)
+  assert names == ['000000000074.png', '000000000075.png']
+  _, _, names = call(max_images=0)
+  assert len(names) == 2  # Those from before; nothing is removed.
+
+
+def test_files_and_folders(run, tmp_path, capsys):
+  config, call = run
+  photos = tmp_path / 'photos'
+  for number, name in enumerate(('a/x.png', 'b/x.png', 'b/.hidden.png')):
+    write_image(photos / name, number)
+  (photos / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
+  (photos / 'notes.txt').write_text('no image')
+  single = tmp_path / 'single.png'
+  write_image(single, 4)
+  metrics, files, names = call(inputs=[str(photos), str(single)])
+  assert metrics == {} and set(files) == {'results', 'images'}
+  paths = {i['id']: i['file_name'] for i in files['images']['images']}
+  expected = [photos / 'a/x.png', photos / 'b/x.png', photos / 'broken.jpg']
+  expected.append(single)
+  # The broken one is named, and has no detections.
+  assert paths == {n: str(expected[n - 1]) for n in (1, 2, 4)}
+  assert f'{photos}/broken.jpg cannot be read' in capsys.readouterr().out
+  assert best(files['results']) == {
+      n: box_of(i) for n, i in zip((1, 2, 4), (0, 1, 4), strict=True)
+  }
+  assert files['images']['categories'] == CATEGORIES
+  assert names == ['000001_x.png', '000002_x.png', '000004_single.png']
+  # Without the data set there are numbers in the place of names.
+  config.data.name = f'coco_json:{tmp_path}/nowhere'
+  _, files, _ = call(inputs=[str(single)])
+  assert [c['id'] for c in files['images']['categories']] == [1, 2]
+  assert 'numbered from 1' in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(run, tmp_path):
+  config, call = run
+  with pytest.raises(InputError, match='--input=/no/where is not there'):
+    call(inputs=['/no/where'])
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(InputError, match='holds no images .*.jpg'):
+    image_files.find([str(tmp_path / 'empty')])
+  with pytest.raises(InputError, match='--max_images=-1'):
+    call(max_images=-1)
+  (tmp_path / 'out').write_text('a file')
+  with pytest.raises(InputError, match='cannot write to --output='):
+    call()
+  config.task.name = 'classification'
+  with pytest.raises(InputError, match='is a run of classification'):
+    call()
