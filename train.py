@@ -40,6 +40,11 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
+def _network(model):
+  """Returns the options of the network, which may be a detector's backbone."""
+  return model.backbone if 'backbone' in model else model
+
+
 def _compared(config_path: str, arguments: Sequence[str], plain: bool):
   """Returns the flags of the same run with AW-convolutions, or without."""
   path, _, arg = config_path.partition(':')
@@ -63,6 +68,12 @@ def _summarize(result, workdir: str, config_path: str, plain: bool) -> None:
   if 'top1' in result.metrics:
     count = int(result.metrics['num_examples'])
     print(f'test top-1: {100 * result.metrics["top1"]:.2f} % of {count}')
+  if 'AP' in result.metrics:
+    count = int(result.metrics['num_images'])
+    shown = '  '.join(
+        f'{name} {100 * result.metrics[name]:.2f} %' for name in ('AP', 'AP50')
+    )
+    print(f'test: {shown} on {count} images')
   print(
       f'checkpoints: {workdir}/checkpoints\n'
       f'metrics:     {workdir}/metrics.jsonl\n'
@@ -119,7 +130,7 @@ def main(arguments):
       result,
       _WORKDIR.value,
       config_path,
-      plain=not _CONFIG.value.model.aw_conv,
+      plain=not _network(_CONFIG.value.model).aw_conv,
   )
 
 

@@ -118,10 +118,14 @@ def test_nothing_speaks_of_where_it_was_made():
 CONFIGS = (
     *('digits.py', 'cifar10.py', 'cifar100.py', 'imagenet.py'),
     *(f'imagenet.py:recipe={name}' for name in ('paper', 'a2', 'a3')),
+    *('digit_scenes.py', 'coco.py'),
 )
 READERS = {
     'run': ('config', ['train_loop.py', 'tasks/__init__.py']),
-    'data': ('data', ['data/pipeline.py', 'train_loop.py']),
+    'data': (
+        'data',
+        ['data/pipeline.py', 'data/detection/pipeline.py', 'train_loop.py'],
+    ),
     'optimizer': ('config', ['optim.py']),
 }
 

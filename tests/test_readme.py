@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from awconv_jax import command_line, complexity, models
+from awconv_jax import command_line, complexity, models, tasks
 
 README = (commands.ROOT / 'README.md').read_text()
 
@@ -33,7 +33,7 @@ def test_the_commands_parse():
     command_line.check_overrides(arguments)
     value = next(a for a in arguments if a.startswith('--config='))
     config = command_line.load_config(value.partition('=')[2])
-    models.create(**config.model.to_dict())
+    tasks.create(config)
   for line in lines:
     module = re.match(r'python -m (\S+)', line)
     if module:

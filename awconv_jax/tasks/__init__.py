@@ -12,9 +12,12 @@ import inspect
 from typing import Any
 
 from awconv_jax import errors
-from awconv_jax.tasks import classification
+from awconv_jax.tasks import classification, detection
 
-TASKS = {'classification': classification.Classification}
+TASKS = {
+    'classification': classification.Classification,
+    'detection': detection.Detection,
+}
 
 
 def create(config: Any) -> Any:

@@ -15,6 +15,7 @@ import optax
 from awconv_jax import errors, models
 from awconv_jax.evaluators.top_k import TopK
 from awconv_jax.ops import mixing
+from awconv_jax.tasks import pixels
 
 Variables = Mapping[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -132,23 +133,7 @@ class Classification:
         probability=mix_probability,
         switch_probability=mix_switch_probability,
     )
-    self._mean, self._std = mean, std
-
-  def _check_statistics(self, channels: int) -> None:
-    for name, values in (('mean', self._mean), ('std', self._std)):
-      finite = all(math.isfinite(v) for v in values)
-      positive = name == 'mean' or all(v > 0 for v in values)
-      if len(values) not in (1, channels) or not finite or not positive:
-        raise errors.InputError(
-            f'config.task.{name}={tuple(values)}: the images have {channels} '
-            'channel(s); give one value for all or one for each, finite'
-            + (' and above 0' if name == 'std' else '')
-        )
-
-  def _normalize(self, images: jax.Array) -> jax.Array:
-    mean = jnp.array(self._mean, jnp.float32)
-    std = jnp.array(self._std, jnp.float32)
-    return (images.astype(jnp.float32) - mean) / std
+    self._normalize = pixels.Normalize(mean, std)
 
   def _targets(self, labels: jax.Array) -> jax.Array:
     """Returns the uniform distribution over the right classes of each row."""
@@ -175,7 +160,7 @@ class Classification:
     Raises:
       InputError: mean or std do not fit the images' channels.
     """
-    self._check_statistics(batch['image'].shape[-1])
+    self._normalize.check(batch['image'].shape[-1])
     images = self._normalize(batch['image'][:1])
     return self.model.init(rng, images, train=False)
 

@@ -1,0 +1,115 @@
+"""Object detection: the four losses of Faster R-CNN, and COCO's measures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from awconv_jax import models
+from awconv_jax.evaluators.coco import CocoEvaluator
+from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.tasks import pixels
+
+Variables = Mapping[str, Any]
+Batch = Mapping[str, jax.Array]
+
+# What the evaluator wants of a batch, beside the detections.
+_TRUTH = (
+    'image_id',
+    'image_size',
+    'original_size',
+    'mask',
+    'gt_boxes',
+    'gt_labels',
+    'gt_valid',
+    'gt_crowd',
+    'gt_area',
+)
+
+
+class Detection:
+  """Detects objects in uint8 images on a canvas; see `data.detection`.
+
+  Args:
+    model: options of a detector, with its name and those of its backbone.
+    mean, std: per channel (one value serves all), in units of 0..255.
+
+  Raises:
+    InputError: a value is impossible.
+  """
+
+  def __init__(
+      self,
+      model: Mapping[str, Any],
+      *,
+      mean: Sequence[float],
+      std: Sequence[float],
+  ):
+    self.model = models.create_detector(**model)
+    self.num_classes = self.model.num_classes
+    self._normalize = pixels.Normalize(mean, std)
+
+  def _prepare(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Returns images, 0 beyond their area, and the sizes of these areas."""
+    images, size = batch['image'], batch.get('image_size')
+    if size is None:
+      whole = jnp.array(images.shape[1:3], jnp.int32)
+      size = jnp.tile(whole, (images.shape[0], 1))
+    # Padded after normalising: 0 is the mean colour there, not black.
+    return mask_padding(self._normalize(images), size), size
+
+  def forward(self, variables: Variables, batch: Batch) -> dict[str, Any]:
+    """Returns all outputs for as many regions as are proposed."""
+    images, size = self._prepare(batch)
+    number = self.model.proposals['number']
+    regions = jnp.zeros((images.shape[0], number, 4), jnp.float32)
+    return self.model.apply(variables, images, size, regions)
+
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
+    """Returns new variables: 'params' and 'batch_stats'.
+
+    Args:
+      rng: key of the initialisation.
+      batch: any batch; only its image's shape [B, H, W, C] matters.
+
+    Raises:
+      InputError: mean or std do not fit the images' channels.
+    """
+    self._normalize.check(batch['image'].shape[-1])
+    images, size = self._prepare({'image': batch['image'][:1]})
+    return self.model.init(rng, images, size, jnp.zeros((1, 1, 4)))
+
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array):
+    """Returns the loss, and (its four parts, updated variables but params).
+
+    Args:
+      variables: 'params' and 'batch_stats'.
+      batch: see `data.detection`.
+      rng: key of this step, for what is random in training.
+    """
+    images, size = self._prepare(batch)
+    sample_rng, dropout_rng = jax.random.split(rng)
+    parts, updated = self.model.apply(
+        variables,
+        images,
+        size,
+        batch['gt_boxes'],
+        batch['gt_labels'],
+        batch['gt_valid'],
+        sample_rng,
+        method='losses',
+        mutable=['batch_stats'],
+        rngs={'dropout': dropout_rng},
+    )
+    return sum(parts.values()), (parts, updated)
+
+  def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    """Returns what `CocoEvaluator` takes: detections and ground truth."""
+    images, size = self._prepare(batch)
+    found = self.model.apply(variables, images, size, method='detect')
+    return found | {key: batch[key] for key in _TRUTH if key in batch}
+
+  def evaluator(self) -> CocoEvaluator:
+    """Returns an empty evaluator; labels stand for themselves, from 1."""
+    return CocoEvaluator(range(1, self.num_classes + 1))

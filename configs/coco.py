@@ -1,0 +1,112 @@
+"""COCO 2017: Faster R-CNN with FPN, as in the paper's experiments.
+
+  python train.py --config=configs/coco.py --workdir=runs/coco \\
+      --config.init_from=resnet50.safetensors
+  python train.py --config=configs/coco.py:model=resnet101,aw_conv=false ...
+  python train.py --config=configs/coco.py:schedule=3x ...
+  python train.py --config=configs/coco.py:data=coco_json:owls,num_classes=5 ...
+
+The settings are mmdetection's (1906.07155, faster-rcnn_r50_fpn_1x_coco): 16
+images a step, 0.02 with momentum 0.9, a tenth of it at 8 and 11 of 12 epochs
+(3x: at 28 and 34 of 36), the stem and the first stage frozen, batch norm's
+statistics frozen. Its R50 reaches 37.4 AP and its R101 39.4, without attention,
+from ImageNet weights; runs differ by about 0.2. THIS PROJECT HAS NOT RUN IT: no
+result of its own is known, and the suite takes a few small steps.
+
+Where we differ: images lie on one of two canvases, so that shapes are static;
+RoIAlign takes 2x2 samples, which are 2x2 to 4x4 there; the warm-up is rounded
+to the epoch's share. preset=torchvision has that library's settings of the
+network instead, for its weights (91 classes, of which one is the background:
+num_classes=90, canvas multiples of 64).
+"""
+
+import ml_collections
+
+from configs import common
+
+SCHEDULES = {
+    '1x': dict(num_epochs=12.0, boundaries_epochs=(8.0, 11.0)),
+    '3x': dict(num_epochs=36.0, boundaries_epochs=(28.0, 34.0)),
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns the config.
+
+  Args:
+    arg: 'key=value,...' with the keys model (of the backbone), attention
+      ('none' or a name), aw_conv (true or false), schedule (1x, 3x), preset
+      (mmdet, torchvision), data and num_classes.
+  """
+  arg = common.parse_arg(
+      arg,
+      model='resnet50',
+      attention='none',
+      aw_conv=True,
+      schedule='1x',
+      preset='mmdet',
+      data='coco/2017',
+      num_classes=80,
+  )
+  schedule = common.choose('schedule', arg.schedule, SCHEDULES)
+  config = common.run(
+      num_epochs=schedule['num_epochs'],
+      batch_size=16,
+      eval_batch_size=16,
+      ema_decay=0.0,
+      log_every_steps=50,
+      eval_every_epochs=1.0,
+      checkpoint_every_epochs=1.0,
+  )
+  config.data = common.data(
+      name=arg.data,
+      train_split='train',
+      eval_split='validation',
+      # Of 4:3 images little is padding; the longest are 1333. Sides that are
+      # multiples of 64 fit the strides.
+      canvas=(832, 1344) if arg.preset == 'torchvision' else (800, 1344),
+      short_side=800,
+      long_side=1333,
+      train_short_sides=(800,),
+      flip=0.5,
+      scale_jitter=(),
+      max_boxes=100,
+      train_empty=False,
+      drop_bad=False,
+      max_bad_fraction=0.001,
+      num_workers=8,
+      num_threads=2,
+      prefetch=2,
+  )
+  config.task = ml_collections.ConfigDict()
+  config.task.name = 'detection'
+  config.task.mean = (123.675, 116.28, 103.53)
+  config.task.std = (58.395, 57.12, 57.375)
+  backbone = common.model(
+      arg.model,
+      num_classes=arg.num_classes,
+      attention=arg.attention,
+      aw_conv=arg.aw_conv,
+  )
+  config.model = common.detector(
+      backbone, num_classes=arg.num_classes, preset=arg.preset
+  )
+  config.optimizer = ml_collections.ConfigDict(
+      dict(
+          name='sgd',
+          options=dict(momentum=0.9, nesterov=False),
+          learning_rate=0.02,
+          base_batch_size=16,
+          weight_decay=1e-4,
+          decay_mask='all',
+          clip_norm=0.0,
+          frozen=('backbone/stem_*', 'backbone/stage1_*'),
+          schedule='step',
+          schedule_options=dict(
+              boundaries_epochs=schedule['boundaries_epochs'], factor=0.1
+          ),
+          warmup_epochs=500 / 7330,  # 500 steps of 117,266 images by 16.
+          warmup_start_fraction=0.001,
+      )
+  )
+  return config.lock()
