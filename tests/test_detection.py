@@ -84,6 +84,7 @@ def moved(before, after):
   }
 
 
+@pytest.mark.slow
 def test_what_is_frozen_never_moves():
   config = tiny()
   with config.unlocked():
