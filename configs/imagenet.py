@@ -128,16 +128,25 @@ def _paper():
   )
 
 
-def _a2():
+def _strong(
+    *,
+    num_epochs: float,
+    image_size: int,
+    magnitude: float,
+    repeats: int,
+    stochastic_depth: float,
+    learning_rate: float,
+):
+  """Returns what the procedures A2 and A3 share, with what they do not."""
   return dict(
-      run=dict(num_epochs=300.0, batch_size=2048),
+      run=dict(num_epochs=num_epochs, batch_size=2048),
       data=dict(
-          image_size=224,
+          image_size=image_size,
           eval_image_size=224,
           eval_crop=0.95,
           eval_interpolation='bicubic',
-          augment=_augment('cubic', _rand_augment(7.0)),
-          repeats=3,
+          augment=_augment('cubic', _rand_augment(magnitude)),
+          repeats=repeats,
       ),
       task=dict(
           loss='bce',
@@ -146,11 +155,11 @@ def _a2():
           mixup=0.1,
           cutmix=1.0,
       ),
-      model=dict(zero_init_residual=True, stochastic_depth=0.05),
+      model=dict(zero_init_residual=True, stochastic_depth=stochastic_depth),
       optimizer=dict(
           name='lamb',
           options=dict(b1=0.9, b2=0.999, eps=1e-6),
-          learning_rate=5e-3,
+          learning_rate=learning_rate,
           base_batch_size=2048,
           weight_decay=0.02,
           decay_mask='kernels',
@@ -159,44 +168,30 @@ def _a2():
           schedule='cosine',
           schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,
-          warmup_start_fraction=1e-6 / 5e-3,
+          warmup_start_fraction=1e-6 / learning_rate,
       ),
   )
 
 
+def _a2():
+  return _strong(
+      num_epochs=300.0,
+      image_size=224,
+      magnitude=7.0,
+      repeats=3,
+      stochastic_depth=0.05,
+      learning_rate=5e-3,
+  )
+
+
 def _a3():
-  return dict(
-      run=dict(num_epochs=100.0, batch_size=2048),
-      data=dict(
-          image_size=160,
-          eval_image_size=224,
-          eval_crop=0.95,
-          eval_interpolation='bicubic',
-          augment=_augment('cubic', _rand_augment(6.0)),
-          repeats=1,
-      ),
-      task=dict(
-          loss='bce',
-          label_smoothing=0.0,
-          bce_threshold=0.2,
-          mixup=0.1,
-          cutmix=1.0,
-      ),
-      model=dict(zero_init_residual=True, stochastic_depth=0.0),
-      optimizer=dict(
-          name='lamb',
-          options=dict(b1=0.9, b2=0.999, eps=1e-6),
-          learning_rate=8e-3,
-          base_batch_size=2048,
-          weight_decay=0.02,
-          decay_mask='kernels',
-          clip_norm=1.0,  # A part of timm's LAMB.
-          frozen=(),
-          schedule='cosine',
-          schedule_options=dict(final_fraction=0.0),
-          warmup_epochs=5.0,
-          warmup_start_fraction=1e-6 / 8e-3,
-      ),
+  return _strong(
+      num_epochs=100.0,
+      image_size=160,
+      magnitude=6.0,
+      repeats=1,
+      stochastic_depth=0.0,
+      learning_rate=8e-3,
   )
 
 
