@@ -119,7 +119,7 @@ def cifar100(count: int = 6) -> bytes:
   members = {}
   for kind, classes in (('coarse', 20), ('fine', 100)):
     names = '\n'.join(f'{kind} {i}' for i in range(classes))
-    members[f'{kind}_class_names.txt'] = f'{names}\n'.encode()
+    members[f'{kind}_label_names.txt'] = f'{names}\n'.encode()
   for number, name in enumerate(('train.bin', 'test.bin')):
     labels = [(i % 20, 7 * i % 100) for i in range(count)]
     members[name] = _cifar_file(labels, 100 * number)

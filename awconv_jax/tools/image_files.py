@@ -124,5 +124,5 @@ def batches(source: ImageFiles, data: Any, batch_size: int) -> EvalBatches:
       data.prefetch,
   )
   # Each that cannot be read is told; the others are wanted all the same.
-  unreadable = pipeline.Unreadable(source, max_fraction=1.0)
+  unreadable = pipeline.Unreadable(source, most=1.0)
   return EvalBatches(reader, source, unreadable, ordered)
