@@ -202,6 +202,7 @@ def test_memory_grows_by_what_is_held_and_can_be_given_back():
   assert data_memory.pss_mib(-1) is None
 
 
+@pytest.mark.slow
 def test_rows_of_tf_data_are_empty_without_it(monkeypatch, quick_compiles):
   monkeypatch.setitem(sys.modules, 'tensorflow', None)
   monkeypatch.setattr(partition, 'create_mesh', create_mesh)
@@ -281,6 +282,7 @@ def test_the_command_beside_tf_data(tmp_path):
   assert output.with_suffix('.png').stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_command_reads_in_workers(tmp_path):
   output = tmp_path / 'table'
   code, out, err = commands.run(
