@@ -4,18 +4,18 @@
 # changes. All paths are relative, so that a checkout may lie anywhere.
 
 PYTHON ?= python3
-WORKDIR ?= runs/digits
-CONFIG ?= configs/digits.py
 VENV := .venv
 RUN := $(VENV)/bin/python
 # What was compiled once need not be compiled by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help train test test-slow lint format clean
+.PHONY: help train detect test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## List the commands.
 	@echo 'make train   train an AW-ResNet on the embedded digits (< 5 minutes)'
+	@echo 'make detect  train a detector on embedded digit scenes, draw what it finds'
+	@echo '             (< 10 minutes)'
 	@echo 'make test    run the test suite (< 15 minutes)'
 	@echo 'make test-slow   every network with every attention, one step each'
 	@echo 'make lint    check the form of the code'
@@ -23,7 +23,7 @@ help:  ## List the commands.
 	@echo 'make clean   remove the environment and the caches, not the runs'
 	@echo
 	@echo 'PYTHON=...   Python to build the environment with ($(PYTHON))'
-	@echo 'CONFIG=... WORKDIR=... ARGS=...   what "make train" passes on'
+	@echo 'CONFIG=... WORKDIR=... ARGS=...   what "make train", "make detect" pass on'
 
 # One check of the version, in words that any Python understands.
 $(VENV)/bin/python:
@@ -49,9 +49,19 @@ $(VENV)/requirements-test: requirements-test.txt $(VENV)/requirements
 	  -r requirements.txt -r requirements-test.txt
 	@touch $@
 
+train: CONFIG ?= configs/digits.py
+train: WORKDIR ?= runs/digits
 train: $(VENV)/requirements  ## Train on the embedded digits.
 	@echo 'training $(CONFIG), results in $(WORKDIR)'
 	@$(RUN) train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+detect: CONFIG ?= configs/digit_scenes.py
+detect: WORKDIR ?= runs/digit_scenes
+detect: $(VENV)/requirements  ## Train on the embedded scenes, and draw.
+	@echo 'training $(CONFIG), results in $(WORKDIR)'
+	@$(RUN) train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+	@$(RUN) -m awconv_jax.tools.predict --run=$(WORKDIR) \
+	  --output=$(WORKDIR)/predictions
 
 test: $(VENV)/requirements-test lint  ## Run the test suite.
 	@echo 'running the test suite'

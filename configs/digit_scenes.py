@@ -22,13 +22,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """
   arg = common.parse_arg(arg, model='resnet18', attention='none', aw_conv=True)
   config = common.run(
-      num_epochs=16.0,
+      num_epochs=20.0,
       batch_size=16,
       eval_batch_size=16,
       ema_decay=0.99,
       log_every_steps=20,
-      eval_every_epochs=4.0,
-      checkpoint_every_epochs=4.0,
+      eval_every_epochs=5.0,
+      checkpoint_every_epochs=5.0,
   )
   config.data = common.data(
       name='digit_scenes',

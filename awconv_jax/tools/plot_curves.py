@@ -13,7 +13,8 @@ from awconv_jax import command_line, errors, metric_writer
 # Titles and units, and the scalars of each panel, of which those are drawn that
 # the runs have.
 PANELS = {
-    'loss (train: smoothed labels, augmented)': ('train/loss', 'eval/loss'),
+    # That of training is of augmented images, and of labels as they are there.
+    'loss': ('train/loss', 'eval/loss'),
     'top-1 (%)': ('train/top1', 'eval/top1'),
     'AP (%)': ('eval/AP',),
     'AP50 (%)': ('eval/AP50',),
@@ -49,7 +50,11 @@ def plot(workdirs: Sequence[str], output: str) -> str:
       for workdir in workdirs
   }
   known = {name for rows in runs.values() for row in rows for name in row}
-  panels = {t: names for t, names in PANELS.items() if known & set(names)}
+  panels = {
+      title: [name for name in names if name in known]
+      for title, names in PANELS.items()
+      if known & set(names)
+  }
   figure, axes = pyplot.subplots(
       1, max(len(panels), 1), figsize=(13, 4), squeeze=False
   )
@@ -58,6 +63,8 @@ def plot(workdirs: Sequence[str], output: str) -> str:
     for color, (workdir, rows) in enumerate(runs.items()):
       for name in names:
         steps, values = _series(rows, name)
+        if not steps:
+          continue  # Nor is there an entry in the legend.
         if '%' in title:
           values = [100 * value for value in values]
         split = name.partition('/')[0]
