@@ -15,9 +15,11 @@ result of its own is known, and the suite takes a few small steps.
 
 Where we differ: images lie on one of two canvases, so that shapes are static;
 RoIAlign takes 2x2 samples, which are 2x2 to 4x4 there; the warm-up is rounded
-to the epoch's share. preset=torchvision has that library's settings of the
-network instead, for its weights (91 classes, of which one is the background:
-num_classes=90, canvas multiples of 64).
+to the epoch's share.
+
+All numbers of the network are in awconv_jax/models/detector_presets.py.
+preset=torchvision has that library's instead, for its weights (91 classes, of
+which one is the background: num_classes=90, canvas multiples of 64).
 """
 
 import ml_collections

@@ -13,7 +13,8 @@ from awconv_jax import (
     train_loop,
     train_step,
 )
-from configs import coco, common, digit_scenes
+from awconv_jax.models import detector_presets
+from configs import coco, digit_scenes
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -130,14 +131,12 @@ def test_it_trains_under_the_loop_and_counts_every_image(run):
   assert (workdir / 'classes.json').read_text().startswith('["')
 
 
-def test_presets_of_configs_are_those_of_the_models():
-  from awconv_jax.models import detector_presets
+@pytest.mark.parametrize('preset', detector_presets.PRESETS)
+def test_configs_hold_every_option_of_a_preset(preset):
+  section = coco.get_config(f'preset={preset}').model.to_dict()
 
-  assert common.DETECTORS == detector_presets.PRESETS
-  for preset in common.DETECTORS:
-    section = coco.get_config(f'preset={preset}').model.to_dict()
-    for name, value in detector_presets.PRESETS[preset].items():
-      assert section[name] == value, name
+  for name, value in detector_presets.PRESETS[preset].items():
+    assert section[name] == value, name
 
 
 @pytest.mark.parametrize(
