@@ -3,7 +3,7 @@
 It knows nothing of what is learned; see `tasks`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -120,6 +120,14 @@ def _check_classes(task: Any, config: Any, batches: Any) -> None:
         f'config.model.num_classes={task.num_classes}, but {config.data.name} '
         f'has {batches.num_classes} classes'
     )
+
+
+def _warning_of_frozen(names: Sequence[str]) -> str:
+  return (
+      f'warning: config.optimizer.frozen fixes {len(names)} kernels at their '
+      f'random first values, such as {names[0]}; start from weights that have '
+      'them (config.init_from), or freeze less'
+  )
 
 
 def _batch_shapes(batches: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -326,8 +334,14 @@ class _Run:
         batch_shapes=shapes,
         ema=config.ema_decay > 0,
     )
-    if config.init_from and not checkpointer.steps():
-      state = self._warm_start(state, say)
+    if not checkpointer.steps():
+      first = state.params
+      if config.init_from:
+        state = self._warm_start(state, say)
+      frozen = optim.frozen(first, config.optimizer.frozen)
+      names = warm_start.fixed_at_random(first, state.params, frozen)
+      if names:
+        say(_warning_of_frozen(names))
     if self._first:
       description = _describe(
           config, self._task, shapes, state, self._batches, self._eval_batches

@@ -3,6 +3,9 @@
 A network with AW-convolutions takes those of the plain one; its attention
 branches, which that does not have, keep their first values. With the gate
 'tanh' and `identity_start` it then computes exactly what the plain one does.
+
+A detector starts from another detector or, its backbone alone, from a network
+for classification, without the head of that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +21,9 @@ from awconv_jax import checkpoint, errors, surgery, weights
 from awconv_jax.weights import names, state_dict
 
 Report = Callable[[str], object]
+# Modules: of a detector, the network that it is over; of that, what a backbone
+# is without.
+BACKBONE, HEAD = 'backbone', 'head'
 
 
 def _is_skipped(path: Sequence[str], skip: Sequence[str]) -> bool:
@@ -26,9 +32,54 @@ def _is_skipped(path: Sequence[str], skip: Sequence[str]) -> bool:
   return any(own == s or own.startswith(f'{s}/') for s in skip)
 
 
+def _is_of_backbone(path: Sequence[str]) -> bool:
+  return path[1] == BACKBONE
+
+
+def _tell_backbone(source: Any, report: Report) -> None:
+  report(
+      f'{source} is of a network for classification: the backbone takes it, '
+      f'without {HEAD!r}'
+  )
+
+
+def _as_backbone(
+    arrays: Mapping[str, Any], variables: Any
+) -> dict[str, Any] | None:
+  """Returns a plain network's arrays by their names in a detector.
+
+  Args:
+    arrays: of a file, by torch's names.
+    variables: of the network that starts.
+
+  Returns:
+    The arrays without the head's; None if they are those of a detector, or if
+    none is started.
+  """
+  prefix, head = (f'{names.module(name)}.' for name in (BACKBONE, HEAD))
+  known = names.table(variables).keys()
+  renamed = {
+      f'{prefix}{name}': array
+      for name, array in arrays.items()
+      if not name.startswith(head)
+  }
+  fits = known & renamed.keys() and not known & arrays.keys()
+  return renamed if fits else None
+
+
 def _read_file(path, variables, kept, skip, report):
   """Returns the kept variables with the values of a file."""
   arrays = weights.read(path, report=report)
+  allowed = weights.in_aw_branch
+  of_backbone = _as_backbone(arrays, variables)
+  if of_backbone is not None:
+    _tell_backbone(path, report)
+    arrays = of_backbone
+
+    def allowed(name):
+      outside = not _is_of_backbone(name.split('/'))
+      return outside or weights.in_aw_branch(name)
+
   skipped = [
       name
       for name, entry in names.table(variables).items()
@@ -39,7 +90,7 @@ def _read_file(path, variables, kept, skip, report):
   return state_dict.from_state_dict(
       arrays,
       kept,
-      allow_missing=weights.in_aw_branch,
+      allow_missing=allowed,
       source=f'config.init_from={str(path)!r}',
   )
 
@@ -92,17 +143,26 @@ def _read_run(directory, kept, skip, report):
   """Returns the kept variables with those of a run."""
   variables, kind = read_run(directory, report=report)
   report(f'starting from the {kind} in {directory}')
-  found = {
-      path: array
-      for path, array in traverse_util.flatten_dict(variables).items()
-      if not _is_skipped(path, skip)
-  }
+  found, kept = map(traverse_util.flatten_dict, (variables, kept))
+  taking = kept
+  if any(map(_is_of_backbone, kept)) and not any(map(_is_of_backbone, found)):
+    _tell_backbone(directory, report)
+    found = {
+        (path[0], BACKBONE, *path[1:]): array
+        for path, array in found.items()
+        if path[1] != HEAD
+    }
+    taking = {p: leaf for p, leaf in kept.items() if _is_of_backbone(p)}
+  found = {p: array for p, array in found.items() if not _is_skipped(p, skip)}
   try:
-    return surgery.merge_variables(kept, traverse_util.unflatten_dict(found))
+    taken = surgery.merge_variables(
+        *map(traverse_util.unflatten_dict, (taking, found))
+    )
   except ValueError as error:
     raise errors.InputError(
         f'config.init_from={str(directory)!r} is of another network: {error}'
     ) from error
+  return traverse_util.unflatten_dict(kept | traverse_util.flatten_dict(taken))
 
 
 def load(
@@ -159,3 +219,25 @@ def load(
           for p, leaf in flat.items()
       }
   )
+
+
+def fixed_at_random(first: Any, params: Any, frozen: Any) -> list[str]:
+  """Returns the paths of kernels that are frozen as they were drawn.
+
+  Args:
+    first: parameters as the network made them.
+    params: the same tree, which training starts with.
+    frozen: the same tree of bools, as of `optim.frozen`.
+  """
+  leaves = zip(
+      jax.tree_util.tree_leaves_with_path(jax.device_get(params)),
+      jax.tree.leaves(jax.device_get(first)),
+      jax.tree.leaves(frozen),
+      strict=True,
+  )
+  return [
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for (path, new), old, is_frozen in leaves
+      # Scales and biases begin as ones and zeros in most weights.
+      if is_frozen and new.ndim > 1 and np.array_equal(new, old)
+  ]

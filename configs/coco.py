@@ -1,6 +1,8 @@
 """COCO 2017: Faster R-CNN with FPN, as in the paper's experiments.
 
   python train.py --config=configs/coco.py --workdir=runs/coco \\
+      --config.init_from=runs/aw_resnet50
+  python train.py --config=configs/coco.py:aw_conv=false --workdir=runs/plain \\
       --config.init_from=resnet50.safetensors
   python train.py --config=configs/coco.py:model=resnet101,aw_conv=false ...
   python train.py --config=configs/coco.py:schedule=3x ...
@@ -13,13 +15,19 @@ statistics frozen. Its R50 reaches 37.4 AP and its R101 39.4, without attention,
 from ImageNet weights; runs differ by about 0.2. THIS PROJECT HAS NOT RUN IT: no
 result of its own is known, and the suite takes a few small steps.
 
+A network for classification gives its weights to the backbone. That of an AW
+one should be an AW network (a run of configs/imagenet.py): what a plain one
+lacks would keep its random values in the frozen first stage.
+
 Where we differ: images lie on one of two canvases, so that shapes are static;
 RoIAlign takes 2x2 samples, which are 2x2 to 4x4 there; the warm-up is rounded
 to the epoch's share.
 
 All numbers of the network are in awconv_jax/models/detector_presets.py.
 preset=torchvision has that library's instead, for its weights (91 classes, of
-which one is the background: num_classes=90, canvas multiples of 64).
+which one is the background: num_classes=90; aw_conv=false; sides of the canvas
+are multiples of 64; those it publishes want
+--config.model.backbone.norm_epsilon=0.0).
 """
 
 import ml_collections

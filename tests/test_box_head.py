@@ -97,6 +97,38 @@ def test_padded_ground_truth_is_no_region_and_no_match():
   assert np.all(empty.labels == CLASSES)
 
 
+def test_without_proposals_and_objects_there_is_no_region_and_no_loss():
+  boxes, valid = proposals()
+  logits, deltas = np.ones((40, CLASSES + 1)), np.ones((40, CLASSES, 4))
+  draw = functools.partial(
+      box_head.sample_regions,
+      num_classes=CLASSES,
+      matcher=MMDET['roi_matcher'],
+      sampler=ALL,
+      coder=CODER,
+  )
+
+  def total(logits, deltas):
+    truth = GT, LABELS, np.zeros_like(VALID), jax.random.key(0)
+    regions = draw(boxes, np.zeros_like(valid), *truth)
+    loss = sum(box_head.box_loss(logits, deltas, regions, beta=0).means())
+    return loss, regions
+
+  gradient = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+  (loss, regions), grads = gradient(logits, deltas)
+  assert not regions.valid.any() and not regions.positive.any()
+  assert loss == 0 and all(not np.any(g) for g in grads)
+  # Nor is there a detection.
+  find = functools.partial(
+      postprocess.detections, coder=CODER, **MMDET['detections']
+  )
+  count = len(boxes)
+  found = jax.jit(find)(
+      logits[:count], deltas[:count], boxes, np.zeros_like(valid), SIZE
+  )
+  assert not any(np.any(x) for x in found.values())
+
+
 def test_at_most_a_share_is_positive():
   regions = sample(dict(number=8, fraction=0.25))
   assert regions.valid.all() and regions.positive.sum() == 2
@@ -202,6 +234,17 @@ def test_the_background_is_last_wherever_the_parameters_have_it():
   shapes = jax.eval_shape(last.init, jax.random.key(0), x)['params']
   assert shapes['bbox_pred']['bias'].shape == (4 * CLASSES,)
   assert own['bbox_pred']['bias'].shape == (4 * CLASSES + 4,)
+
+
+def test_predictions_in_half_precision_are_not_rounded_to_it():
+  x = np.random.default_rng(0).normal(size=(20, 6))
+  x = jnp.asarray(x, jnp.bfloat16)
+  predictor = box_head.BoxPredictor(CLASSES, dtype=jnp.bfloat16)
+  variables = predictor.init(jax.random.key(0), x)
+  for values in predictor.apply(variables, x):
+    assert values.dtype == jnp.float32
+    rounded = values.astype(jnp.bfloat16).astype(jnp.float32)
+    assert np.mean(rounded != values) > 0.9
 
 
 def test_torch_flattens_a_region_with_its_channels_first():

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 
+import fake_coco
 import jax
 from jax.sharding import Mesh
 import numpy as np
@@ -11,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 import pytest
 
-from awconv_jax import train_loop, train_step
+from awconv_jax import data, train_loop, train_step
 from awconv_jax.evaluators import coco
 
 IDS = (3, 1, 17, 90, 4)  # With gaps, and in no order.
@@ -175,6 +176,47 @@ def test_equal_to_pycocotools_on_the_exported_files(make, tmp_path):
       evaluation.accumulate()
       evaluation.summarize()
     assert value == evaluation.stats[0]
+
+
+def test_a_file_that_is_read_and_fed_back_is_perfect_by_pycocotools(tmp_path):
+  """By way of the canvas, and with the user's own file as the ground truth."""
+  fake_coco.write(tmp_path, {'test': range(23)})
+  section = fake_coco.config(f'coco_json:{tmp_path}', short_side=29)
+  section.train_short_sides = (29,)
+  config = type('Config', (), {'data': section})
+  rows = data.create(config, train=False, batch_size=4, seed=0)
+  evaluator = coco.CocoEvaluator(rows.label_to_category_id, rows.class_names)
+  for batch in rows:
+    scores = np.where(batch['gt_valid'], np.float32(0.5), 0)
+    found = {'boxes': batch['gt_boxes'], 'labels': batch['gt_labels']}
+    evaluator.update(
+        batch | found | {'scores': scores, 'valid': batch['gt_valid']}
+    )
+
+  assert evaluator.compute()['AP'] == pytest.approx(1, abs=1e-12)
+  written = json.loads(
+      (tmp_path / 'annotations/instances_test.json').read_text()
+  )
+  exported = evaluator.dataset()
+  sized = {i['id']: (i['height'], i['width']) for i in written['images']}
+  assert sized == {
+      i['id']: (i['height'], i['width']) for i in exported['images']
+  }
+  by_place = [
+      sorted(
+          (a['image_id'], a['category_id'], a['iscrowd'], a['area'], *a['bbox'])
+          for a in document['annotations']
+      )
+      for document in (written, exported)
+  ]
+  assert any(iscrowd for _, _, iscrowd, *_ in by_place[0])
+  np.testing.assert_allclose(by_place[0], by_place[1], rtol=1e-5, atol=1e-4)
+  stats, by_id = coco.score(written, evaluator.results())
+  assert stats['AP'] == pytest.approx(1, abs=1e-12) and by_id.keys() == {
+      3,
+      5,
+      9,
+  }
 
 
 class _Echo:

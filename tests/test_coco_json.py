@@ -88,6 +88,7 @@ def spoil(content):
   images.append(images[1] | {'id': 502, 'width': 41})
   images.append(images[1] | {'id': 503, 'height': 0})
   images.append({'id': 504, 'width': 40, 'height': 30})
+  images.append(images[1] | {'id': 505, 'width': 40, 'height': 30})
   # Belongs to an image that is left out, and is no fault of its own.
   annotation(100, image_id=500)
   return [
@@ -109,6 +110,7 @@ def spoil(content):
       'image 502 (000000000001.jpg): ',
       'image 503 (000000000001.jpg): width and height are 30 and 0',
       'image 504: it has no file_name',
+      'image 505 (000000000001.jpg): ',
   ]
 
 
@@ -126,6 +128,7 @@ def test_all_faults_are_listed_together(root):
   assert f'{len(wanted) + 1} fault(s)' in message
   assert 'config.data.drop_bad=true' in message
   assert message.count('; train: ') == len(wanted) - 1
+  assert 'entry says 40 x 30; turn the pixels of the file' in message
   assert '\n' not in message
 
 

@@ -2,7 +2,6 @@
 
 import commands
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import optax
 import pytest
@@ -14,6 +13,7 @@ from awconv_jax.errors import InputError
 from awconv_jax.tools import convert
 from awconv_jax.train_step import TrainState
 from awconv_jax.weights import state_dict
+from configs import coco, digits
 
 NARROW = dict(
     width=4,
@@ -71,6 +71,60 @@ def test_the_command_makes_a_run_of_what_torch_wrote(shapes, state, tmp_path):
   line = convert.convert(output, tmp_path / 'a.safetensors', None)
   assert 'weights of step 0' in line
   assert_same_bits(tmp_path / 'a.safetensors', state)
+
+
+def detector_shapes(**backbone):
+  """Returns the shapes of a narrow detector in torchvision's layout."""
+  config = coco.get_config('model=resnet18,preset=torchvision,num_classes=90')
+  with config.unlocked():
+    config.model.backbone.update(
+        dict(width=4, stage_sizes=(1, 1, 1, 1), aw_conv=False) | backbone
+    )
+    config.model.pyramid.features = config.model.head.features = 4
+  named = dict(model=None, attention=None, num_classes=None)
+  return convert.shapes_of(**named, config=config, channels=3)
+
+
+def test_a_detector_of_torchvision_becomes_a_run_and_a_file_again(tmp_path):
+  shapes = detector_shapes()
+  state = state_dict.to_state_dict(draw(shapes))
+  # As torchvision has it: 91 classes with the background, and channels first.
+  assert state['roi_heads.box_predictor.bbox_pred.weight'].shape == (364, 4)
+  assert state['roi_heads.box_head.fc6.weight'].shape == (4, 4 * 7 * 7)
+  # Its frozen norms count no batches.
+  lean = {n: a for n, a in state.items() if 'num_batches' not in n}
+  source = torch_zip.save(tmp_path / 'detector.pth', lean)
+
+  convert.convert(source, tmp_path / 'run', shapes)
+  convert.convert(tmp_path / 'run', tmp_path / 'a.safetensors', None)
+
+  assert_same_bits(tmp_path / 'a.safetensors', state)
+
+
+def test_what_does_not_fit_a_detector_is_listed_at_once(tmp_path):
+  shapes = detector_shapes()
+  state = state_dict.to_state_dict(draw(shapes))
+  wrong = dict(state)
+  wrong['rpn.head.conv.weight.0'] = wrong.pop('rpn.head.conv.0.0.weight')
+  wrong['backbone.fpn.extra.weight'] = wrong['rpn.head.cls_logits.bias']
+  del wrong['roi_heads.box_head.fc7.bias']
+  source = torch_zip.save(tmp_path / 'wrong.pth', wrong)
+  with pytest.raises(InputError) as error:
+    convert.convert(source, tmp_path / 'run', shapes)
+  assert str(error.value).endswith(
+      'unknown: backbone.fpn.extra.weight, rpn.head.conv.weight.0; missing: '
+      'roi_heads.box_head.fc7.bias, rpn.head.conv.0.0.weight'
+  )
+  plain = torch_zip.save(tmp_path / 'plain.pth', state)
+  aw_shapes = detector_shapes(aw_conv=True)
+  with pytest.raises(InputError, match='no AW-convolutions: choose aw_conv=fa'):
+    convert.convert(plain, tmp_path / 'run', aw_shapes)
+  some = state_dict.to_state_dict(draw(aw_shapes))
+  some.pop(next(n for n in some if 'attention' in n))
+  source = torch_zip.save(tmp_path / 'some.pth', some)
+  with pytest.raises(InputError, match='1 missing.; choose the network and'):
+    convert.convert(source, tmp_path / 'run', aw_shapes)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_files_are_converted_to_files(shapes, state, tmp_path):
@@ -161,9 +215,27 @@ def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
     ],
 )
 def test_flags_that_a_config_replaces(model, attention, num_classes, words):
-  config = ConfigDict(dict(model=dict(name='resnet18')))
+  config = digits.get_config()
   with pytest.raises(InputError, match=words):
-    convert._model(model, attention, num_classes, config)
+    convert.shapes_of(
+        model=model,
+        attention=attention,
+        num_classes=num_classes,
+        config=config,
+        channels=1,
+    )
+
+
+def test_flags_of_a_detector_name_their_place_in_the_config():
+  named = dict(model=None, attention='se', num_classes=None, channels=3)
+  with pytest.raises(InputError, match='config.model.backbone.attention=se'):
+    convert.shapes_of(**named, config=coco.get_config())
+  named |= dict(model='faster_rcnn', attention=None)
+  with pytest.raises(InputError, match='detector.*--config=configs/coco.py'):
+    convert.shapes_of(**named, config=None)
+  named |= dict(model=None, channels=1)
+  with pytest.raises(InputError, match='config.task.mean=.*have 1 channel'):
+    convert.shapes_of(**named, config=coco.get_config())
 
 
 def test_mistakes_are_one_line(shapes, state, tmp_path):

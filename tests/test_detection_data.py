@@ -223,6 +223,7 @@ def test_empty_images_can_be_left_out(create):
     'changes, message',
     [
         (dict(canvas=(64, 48)), 'canvas=.* is not landscape'),
+        (dict(canvas=(48, 64, 64)), r'canvas=\(48, .* want \(height, width'),
         (dict(short_side=49), 'short_side=49 must be in'),
         (dict(long_side=65), 'long_side=65 is more than the 64'),
         (dict(train_short_sides=()), r'train_short_sides=\(\) must be one'),

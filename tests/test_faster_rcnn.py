@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torchvision_case
 
-from awconv_jax import complexity, errors, models
+from awconv_jax import complexity, errors, models, partition
 from awconv_jax.models.detector_presets import PRESETS
 from awconv_jax.weights import names, state_dict
 
@@ -254,6 +255,11 @@ def test_neither_losses_nor_detections_change_with_the_canvas():
   assert want['rpn_box'] > 0 and want['roi_box'] > 0
   assert want['valid'].sum() > 6
   assert_same(got, want)
+  # What fills the shapes is not compiled for: twice, as there are two canvases.
+  empty = truth([[], []])
+  others = run(variables, on_canvas(64, 64, fill=1.0), *empty)
+  assert others['rpn_box'] == 0
+  assert run._cache_size() == 2
 
 
 def test_rows_of_ground_truth_that_are_padding_change_nothing(plain):
@@ -295,7 +301,7 @@ def test_the_losses_of_the_regions_do_not_train_the_proposals(plain):
   model, variables = plain
   arrays = (on_canvas(64, 64), SIZES, *truth(OBJECTS))
 
-  def part(params, stage):
+  def part(params, stage, arrays):
     parts = model.apply(
         {**variables, 'params': params},
         *arrays,
@@ -305,7 +311,9 @@ def test_the_losses_of_the_regions_do_not_train_the_proposals(plain):
     return parts[f'{stage}_class'] + parts[f'{stage}_box']
 
   grad = jax.jit(jax.grad(part), static_argnums=1)
-  by_rois, by_rpn = (grad(variables['params'], s) for s in ('roi', 'rpn'))
+  by_rois, by_rpn = (
+      grad(variables['params'], stage, arrays) for stage in ('roi', 'rpn')
+  )
   assert not any(np.any(g) for g in jax.tree.leaves(by_rois['rpn']))
   assert all(np.any(g) for g in jax.tree.leaves(by_rpn['rpn']))
   assert all(np.any(g) for g in jax.tree.leaves(by_rois['box_predictor']))
@@ -314,6 +322,13 @@ def test_the_losses_of_the_regions_do_not_train_the_proposals(plain):
   for grads in (by_rois, by_rpn):
     assert np.any(grads['backbone']['stem_conv']['kernel'])
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+  # Without any object neither stage trains a box, and nothing is NaN.
+  empty = (*arrays[:2], *truth([[], []]))
+  for stage, module in (('rpn', 'rpn'), ('roi', 'box_predictor')):
+    grads = grad(variables['params'], stage, empty)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+    assert not np.any(grads[module]['bbox_pred']['kernel'])
+    assert np.any(grads['backbone']['stem_conv']['kernel'])
 
 
 @pytest.mark.parametrize('norm_train', [False, True])
@@ -326,6 +341,63 @@ def test_statistics_move_only_where_norms_are_trained(plain, norm_train):
   after = jax.tree.leaves(updated.get('batch_stats', {})) or before
   moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
   assert len(moved) > 20 and all(m == norm_train for m in moved)
+
+
+def outside_of_shards(jaxpr):
+  """Yields the names of all operations but those within a shard_map."""
+  for equation in jaxpr.eqns:
+    yield equation.primitive.name
+    if equation.primitive.name != 'shard_map':
+      for inner in jax.core.jaxprs_in_params(equation.params):
+        yield from outside_of_shards(inner)
+
+
+def sharded_batch():
+  """16 images for 8 devices, with their ground truth."""
+  arrays = (on_canvas(64, 64), SIZES, *truth(OBJECTS))
+  return [np.concatenate([x] * 8) for x in arrays]
+
+
+@pytest.mark.parametrize('method', ['detect', 'losses'])
+def test_every_device_ranks_its_own_images(plain, method):
+  """The compiler would gather a batch for top-k, and loop over all of it."""
+  model, variables = plain
+  arrays = sharded_batch()
+  arrays = [*arrays, jax.random.key(0)] if method == 'losses' else arrays[:2]
+  call = functools.partial(model.apply, method=method)
+  with jax.set_mesh(partition.create_mesh()):
+    jaxpr = jax.make_jaxpr(call)(variables, *arrays)
+  found = set(outside_of_shards(jaxpr.jaxpr))
+  assert 'shard_map' in found and 'conv_general_dilated' in found
+  assert not found & {'top_k', 'while', 'scan', 'sort'}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['detect', 'losses'])
+def test_a_sharded_batch_is_not_gathered(plain, method):
+  model, variables = plain
+  mesh = partition.create_mesh()
+  assert mesh.size == 8
+  arrays, rng = sharded_batch(), ()
+  if method == 'losses':
+    # So that the means over a device are not those over the batch.
+    arrays[4][::3] = False
+    rng = (jax.random.key(0),)
+  else:
+    arrays = arrays[:2]
+  call = functools.partial(model.apply, method=method)
+  want = jax.jit(call)(variables, *arrays, *rng)
+  whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
+  shardings = (whole, *[rows] * len(arrays), *[whole] * len(rng))
+  with jax.set_mesh(mesh):
+    inputs = jax.device_put((variables, *arrays, *rng), shardings)
+    run = jax.jit(call, in_shardings=shardings)
+    text = run.lower(*inputs).compile().as_text()
+    got = run(*inputs)
+  assert_same(got, want)
+  assert not re.findall(r' (?:all-gather|all-to-all|collective-)\S*\(', text)
+  # Losses and numbers of samples are summed over all devices.
+  assert (' all-reduce(' in text) == (method == 'losses')
 
 
 def test_images_without_any_object_have_finite_losses(plain):
@@ -391,6 +463,25 @@ def test_presets_hold_all_options_and_groups_are_merged():
         (
             dict(detections=dict(threshold=1.5)),
             r'detections.threshold=1.5.*\[0, 1\]',
+        ),
+        (dict(beta=-1.0), 'model.beta=-1.0 must be at least 0'),
+        (dict(norm_train='false'), "norm_train='false' must be True or False"),
+        (dict(roi_align=dict(aligned=None)), 'roi_align.aligned=None must be'),
+        (dict(proposals=dict(min_size=-1)), 'proposals.min_size=-1 must be at'),
+        (dict(anchors=dict(scale=0)), 'anchors.scale=0 must be above 0'),
+        (dict(anchors=dict(ratios=(1, -2))), r'anchors.ratios\[1\]=-2 must be'),
+        (dict(anchors=dict(ratios=())), r'anchors.ratios=\(\) must be a seq'),
+        (
+            dict(roi_coder=dict(weights=(1, 1))),
+            r'roi_coder.weights=\(1, 1\).*4',
+        ),
+        (
+            dict(anchor_matcher=dict(min_positive=2)),
+            'anchor_matcher.min_positive=2 is not in',
+        ),
+        (
+            dict(backbone=dict(name='resnet18', stochastic_depth=0.1)),
+            'stochastic_depth=0.1 needs model.norm_train=true',
         ),
     ],
 )

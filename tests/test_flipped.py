@@ -118,7 +118,7 @@ def test_a_task_sees_both_and_boxes_come_back_mirrored():
       'image_id': np.arange(3),
   }
   plain = _Bright().predict({}, batch)
-  outputs = jax.jit(flipped.Flipped(_Bright()).predict)({}, batch)
+  outputs = jax.jit(flipped.Flipped(_Bright(), 0.5).predict)({}, batch)
   assert outputs.keys() == plain.keys()
   for name in ('boxes', 'valid', 'gt_boxes', 'image_id'):
     rows = slice(0, 2) if name == 'boxes' else slice(None)

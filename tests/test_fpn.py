@@ -96,13 +96,3 @@ def test_level_sizes_are_rounded_up_at_every_convolution():
       [[13, 21], [1, 1]],
   ]
   assert fpn.level_sizes(None, (4, 8)) == [None, None]
-
-
-def test_the_last_row_and_column_are_repeated_once():
-  x = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5, 1)
-  got = fpn.repeat_border(x, jnp.array([[2, 3], [4, 5]]))
-  want = x.copy()
-  want[0, 2, :3], want[0, :2, 3] = x[0, 1, :3], x[0, :2, 2]
-  want[0, 2, 3] = x[0, 1, 2]  # The corner.
-  np.testing.assert_array_equal(got[0, :3, :4], want[0, :3, :4])
-  np.testing.assert_array_equal(got[1], x[1])

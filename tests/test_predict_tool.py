@@ -1,17 +1,19 @@
 """The tool that detects: what it writes for a data set and for files."""
 
 import json
+import pathlib
 import types
 
 import cv2
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from PIL import Image
 import pytest
 
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators import coco
-from awconv_jax.tools import draw_boxes, image_files, predict
+from awconv_jax.tools import convert, draw_boxes, image_files, predict
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 CANVAS = (24, 32)
@@ -38,9 +40,13 @@ class FindsRectangles:
   """Stands for the task: one object per image, the brighter of class 1."""
 
   num_classes = 2
+  model = types.SimpleNamespace(detections=dict(threshold=0.5))
+
+  def init(self, rng, batch):
+    return {'params': {'level': jnp.zeros((), jnp.uint8)}}
 
   def predict(self, variables, batch):
-    on = batch['image'].max(-1) > variables['level']
+    on = batch['image'].max(-1) > variables['params']['level']
     ends = []
     for axis in (1, 2):
       some = on.any(axis)
@@ -115,15 +121,13 @@ def run(tmp_path, monkeypatch):
           ),
       )
   )
-  found = {'level': np.uint8(100)}, 'weights of step 3'
-  loads = types.SimpleNamespace(read_run=lambda workdir: found)
+  convert.write_run(tmp_path / 'run', {'params': {'level': np.uint8([100])[0]}})
   made = types.SimpleNamespace(create=lambda config: FindsRectangles())
-  monkeypatch.setattr(predict, 'warm_start', loads)
   monkeypatch.setattr(predict, 'tasks', made)
 
   def call(**options):
     output = tmp_path / 'out'
-    metrics = predict.run(config, 'runs/a', str(output), **options)
+    metrics = predict.run(config, str(tmp_path / 'run'), str(output), **options)
     files = {p.stem: json.loads(p.read_text()) for p in output.glob('*.json')}
     names = sorted(p.name for p in (output / 'pictures').glob('*'))
     return metrics, files, names
@@ -226,6 +230,77 @@ def test_files_and_folders(run, tmp_path, capsys):
   _, files, _ = call(inputs=[str(single)])
   assert [c['id'] for c in files['images']['categories']] == [1, 2]
   assert 'numbered from 1' in capsys.readouterr().out
+
+
+def encode(path, number, turn=None, orientation=None, mode='RGB'):
+  """Writes the image of a number, as another mode or as a camera turns it."""
+  write_image(path, number)
+  image = Image.open(path).convert(mode)
+  exif = Image.Exif()
+  if turn is not None:
+    image = image.transpose(turn)
+    exif[0x0112] = orientation
+  image.save(path, exif=exif)
+
+
+def test_files_of_any_mode_and_photos_that_a_camera_turned(run, tmp_path):
+  _, call = run
+  folder = tmp_path / 'odd'
+  turned = (Image.Transpose.ROTATE_90, 6), (Image.Transpose.ROTATE_180, 3)
+  encode(folder / 'a.png', 0, *turned[0])
+  encode(folder / 'b.png', 1, *turned[1])
+  for name, mode in (('c', 'L'), ('d', 'RGBA'), ('e', 'P')):
+    encode(folder / f'{name}.png', 0, mode=mode)
+
+  _, files, _ = call(inputs=[str(folder)])
+
+  numbers = (0, 1, 0, 0, 0)
+  assert best(files['results']) == {
+      n: box_of(i) for n, i in enumerate(numbers, start=1)
+  }
+  sizes = [(i['height'], i['width']) for i in files['images']['images']]
+  assert sizes == [SIZES[i] for i in numbers]
+
+
+def test_nothing_found_at_all(run):
+  config, call = run
+  folder = pathlib.Path(config.data.name.removeprefix('coco_json:'))
+  for path in (folder / 'test').iterdir():
+    Image.new('RGB', Image.open(path).size).save(path)
+  metrics, files, names = call(score=0.0)
+  assert files['results'] == [] and len(names) == 6
+  assert metrics['AP'] == 0 and metrics['num_images'] == 6
+  assert 'AP of bright' in predict.table(metrics)
+
+
+def test_flipping_merges_as_the_network_does(run, monkeypatch):
+  _, call = run
+  monkeypatch.setattr(FindsRectangles.model, 'detections', {'threshold': 2.0})
+  _, files, _ = call(flip=True)
+  # Without any suppression the right one is found twice, but three are kept.
+  assert [r['score'] for r in files['results']] == [0.75, 0.75, 0.25] * 6
+
+
+def test_classes_keep_their_names_and_their_order(run, tmp_path, monkeypatch):
+  config, call = run
+  names = tmp_path / 'run/classes.json'
+  names.write_text('["dim", "bright"]')
+  call()
+  write_image(tmp_path / 'a.png', 0)
+  config.data.name = 'coco_json:/nowhere'
+  _, files, _ = call(inputs=[str(tmp_path / 'a.png')])
+  categories = files['images']['categories']
+  assert categories == [{'id': 1, 'name': 'dim'}, {'id': 2, 'name': 'bright'}]
+  # More classes than the set has: no name is right for sure.
+  config.data.name = f'coco_json:{tmp_path}/set'
+  with monkeypatch.context() as patch:
+    patch.setattr(FindsRectangles, 'num_classes', 3)
+    _, files, _ = call(inputs=[str(tmp_path / 'a.png')])
+  categories = files['images']['categories']
+  assert categories == [{'id': i, 'name': str(i)} for i in (1, 2, 3)]
+  names.write_text('["bright", "dim"]')
+  with pytest.raises(InputError, match="label 0 is the class 'dim' there, and"):
+    call()
 
 
 def test_mistakes_are_one_line(run, tmp_path):

@@ -221,6 +221,28 @@ def test_what_is_no_region_gives_zeros_and_moves_nothing(adaptive, aligned):
   np.testing.assert_allclose(np.sum(grads[1], (0, 1, 2)), 9, rtol=1e-5)
 
 
+def test_a_padded_map_is_read_as_the_image_alone():
+  alone, (rois, levels) = maps(), regions(*REGIONS)
+  padding = [((0, 3), (0, 2), (0, 0)), ((0, 0), (0, 4), (0, 0))]
+  padded = [
+      np.pad(f, pad, constant_values=np.nan)
+      for f, pad in zip(alone, padding, strict=True)
+  ]
+  pool = functools.partial(roi_align, strides=STRIDES, output=3)
+
+  def run(features, sizes):
+    out, pullback = jax.vjp(lambda f: pool(f, rois, levels, sizes), features)
+    return out, *pullback(jnp.ones_like(out))
+
+  want, wants = jax.jit(run)(alone, None)
+  # A size beyond the map is the map's.
+  sizes = [np.array(SIZES[0]), np.array([90, SIZES[1][1]])]
+  got, grads = jax.jit(run)(padded, sizes)
+  np.testing.assert_array_equal(got, want)
+  for grad, own, pad in zip(grads, wants, padding, strict=True):
+    np.testing.assert_array_equal(grad, np.pad(own, pad))
+
+
 def test_nothing_is_read_beside_the_map():
   """Where it would be is not defined, and the weight alone no protection."""
   far = [(1e12, 1e12, 3e12, 3e12, 1), (-1e12, 4, 1e12, 20, 0)]
@@ -230,6 +252,7 @@ def test_nothing_is_read_beside_the_map():
       jnp.array(rows[:, :4]),
       jnp.array(rows[:, 4], int),
       SIZES,
+      [width for _, width in SIZES],
       STRIDES,
       adaptive=False,
       aligned=True,
@@ -368,8 +391,16 @@ FAULTS = {
         'differ in their channels',
     ),
     'strides': (dict(strides=(4,)), r'strides \(4,\) do not fit 2 features'),
-    'rois': (dict(rois=np.zeros((5, 5))), r'rois \(5, 5\) and levels \(5,\)'),
+    'rois': (dict(rois=np.zeros((5, 5))), r'rois \(5, 5\) are no boxes'),
     'levels': (dict(levels=np.zeros(4, int)), r'levels \(4,\): want'),
+    'half precision': (
+        dict(rois=jnp.zeros((5, 4), jnp.bfloat16)),
+        'rois are bfloat16, too coarse for pixels',
+    ),
+    'valid sizes': (
+        dict(valid_sizes=[np.ones((1, 2), int)] * 2),
+        r'valid_size \(1, 2\) does not fit',
+    ),
     'output': (dict(output=0), 'output=0 must be at least 1'),
     'sampling': (dict(sampling=0), 'sampling=0 must be at least 1'),
 }

@@ -25,7 +25,7 @@ from awconv_jax import (
 )
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.models import attention
-from awconv_jax.ops import aw_conv as op
+from awconv_jax.ops import data_shards
 from configs import common, digits
 
 
@@ -116,7 +116,7 @@ def test_durations(seconds, shown):
 
 
 def test_the_batch_axis_has_one_name():
-  assert partition.DATA_AXIS == op.DATA_AXIS
+  assert partition.DATA_AXIS == data_shards.DATA_AXIS
 
 
 def test_processes_are_found_under_slurm_only_if_several(monkeypatch):

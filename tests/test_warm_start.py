@@ -2,12 +2,14 @@
 
 import functools
 
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from awconv_jax import errors, models, train_loop, warm_start, weights
+from awconv_jax import errors, models, optim, train_loop, warm_start, weights
+from awconv_jax.tools import convert
 
 KEY = jax.random.key(0, impl='rbg')
 IDENTITY = dict(gate='tanh', identity_start=True)
@@ -27,7 +29,10 @@ def images(n=2, side=40):
 def random_variables(model, seed=0):
   """Returns variables of a network as if it had been trained."""
   init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, KEY, images())
+  return random_values(jax.eval_shape(init, KEY, images()), seed)
+
+
+def random_values(shapes, seed=0):
   rng = np.random.default_rng(seed)
 
   def value(path, leaf):
@@ -129,6 +134,119 @@ def test_other_networks_and_missing_sources_are_refused(plain, tmp_path):
     warm_start.load(tmp_path / 'no.pth', variables, report=silent)
   with pytest.raises(errors.InputError, match='no checkpoint'):
     warm_start.load(tmp_path, variables, report=silent)
+
+
+BACKBONE = dict(name='resnet18', width=4, stage_sizes=(1, 1, 1, 1))
+
+
+def random_detector(seed, num_classes=3, **options):
+  """Returns variables of a small detector; nothing is compiled."""
+  model = models.create_detector(
+      backbone=BACKBONE | options,
+      num_classes=num_classes,
+      pyramid=dict(features=4),
+      head=dict(features=4),
+  )
+  return random_values(models.detector_shapes(model), seed)
+
+
+def write(kind, path, variables):
+  """Writes a run or a file; returns where."""
+  if kind == 'run':
+    convert.write_run(path, variables)
+    return path
+  weights.save(f'{path}.safetensors', variables)
+  return f'{path}.safetensors'
+
+
+def in_aw_branch(path):
+  return weights.in_aw_branch('/'.join(path))
+
+
+def taken(start, fresh):
+  """Returns the flat variables of a start, and the paths of its own values."""
+  start, fresh = map(traverse_util.flatten_dict, (start, fresh))
+  assert start.keys() == fresh.keys()
+  return start, {p for p in start if np.array_equal(start[p], fresh[p])}
+
+
+@pytest.mark.parametrize('kind', ['run', 'file'])
+@pytest.mark.parametrize('aw_conv', [False, True])
+def test_the_backbone_of_a_detector_starts_from_a_classifier(
+    kind, aw_conv, tmp_path
+):
+  options = dict(BACKBONE)
+  classifier = models.create(options.pop('name'), num_classes=5, **options)
+  variables = random_variables(classifier, seed=1)
+  source = write(kind, tmp_path / 'resnet', variables)
+  fresh = random_detector(seed=2, aw_conv=aw_conv)
+  told = []
+
+  start = warm_start.load(source, fresh, report=told.append)
+
+  start, own = taken(start, fresh)
+  assert own == {p for p in start if p[1] != 'backbone' or in_aw_branch(p)}
+  assert any(map(in_aw_branch, own)) == aw_conv
+  expected = traverse_util.flatten_dict(variables)
+  for path in start.keys() - own:
+    np.testing.assert_array_equal(
+        start[path], expected[(path[0], *path[2:])], err_msg=str(path)
+    )
+  assert any("the backbone takes it, without 'head'" in line for line in told)
+
+
+def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
+  options = dict(BACKBONE)
+  classifier = models.create(options.pop('name'), num_classes=5, **options)
+  source = write('file', tmp_path / 'a', random_variables(classifier, seed=1))
+  fresh = random_detector(seed=2, aw_conv=True)
+  start = warm_start.load(source, fresh, report=silent)
+  frozen = optim.frozen(fresh['params'], ['backbone/stem_*', '*/stage1_*'])
+
+  def names(params):
+    return warm_start.fixed_at_random(fresh['params'], params, frozen)
+
+  found = names(start['params'])
+  assert found and all('/stage1_' in name for name in found)
+  assert all(in_aw_branch(('params', *name.split('/'))) for name in found)
+  # Without any weights it is all of what is frozen.
+  assert {'backbone/stem_conv/kernel', *found} < set(names(fresh['params']))
+
+
+@pytest.mark.parametrize('kind', ['run', 'file'])
+def test_a_detector_starts_from_another_one_with_other_classes(kind, tmp_path):
+  variables = random_detector(seed=1, num_classes=7)
+  source = write(kind, tmp_path / 'detector', variables)
+  fresh = random_detector(seed=2, aw_conv=True)
+  with pytest.raises(errors.InputError, match='box_predictor'):
+    warm_start.load(source, fresh, report=silent)
+  skip = ('box_predictor', 'backbone/stage4_block1')
+
+  start = warm_start.load(source, fresh, skip=skip, report=silent)
+
+  start, own = taken(start, fresh)
+  assert own == {
+      p
+      for p in start
+      if p[1] == 'box_predictor' or 'stage4_block1' in p or in_aw_branch(p)
+  }
+  expected = traverse_util.flatten_dict(variables)
+  assert all(np.array_equal(start[p], expected[p]) for p in start.keys() - own)
+
+
+@pytest.mark.parametrize('kind', ['run', 'file'])
+def test_a_classifier_of_another_width_is_refused_for_a_backbone(
+    kind, tmp_path
+):
+  classifier = models.create('resnet18', width=8, stage_sizes=(1, 1, 1, 1))
+  source = write(kind, tmp_path / 'wide', random_variables(classifier))
+
+  with pytest.raises(errors.InputError) as error:
+    warm_start.load(source, random_detector(seed=2), report=silent)
+
+  message = str(error.value)
+  assert 'config.init_from=' in message and 'fpn' not in message
+  assert 'backbone' in message and ('conv1' in message or 'stem' in message)
 
 
 def test_a_run_starts_from_another_run(tmp_path):

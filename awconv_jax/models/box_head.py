@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from awconv_jax.models.detection_losses import Sums, cross_entropy, smooth_l1
 from awconv_jax.ops import boxes as box_ops
-from awconv_jax.ops.matcher import match
+from awconv_jax.ops.matcher import match_boxes
 from awconv_jax.ops.sampler import sample
 
 Options = Mapping[str, Any]
@@ -59,7 +59,8 @@ class BoxPredictor(nn.Module):
   Attributes:
     num_classes: C, without the background.
     background: 'last' or 'first' among the outputs, see `BACKGROUND`.
-    dtype: of the computation.
+    dtype: of the computation, if it is wider than float32: in half precision
+      scores would tie, and boxes be off by pixels.
     param_dtype: of the parameters.
   """
 
@@ -79,7 +80,8 @@ class BoxPredictor(nn.Module):
       Logits, float32 [..., C + 1], the background last; and deltas, float32
       [..., C, 4].
     """
-    fields = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    fields = dict(dtype=dtype, param_dtype=self.param_dtype)
     first = self.background == 'first'
     logits = nn.Dense(
         self.num_classes + 1,
@@ -96,7 +98,7 @@ class BoxPredictor(nn.Module):
     deltas = deltas.reshape(*deltas.shape[:-1], -1, 4)
     if first:
       logits, deltas = jnp.roll(logits, -1, axis=-1), deltas[..., 1:, :]
-    return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+    return logits, deltas
 
 
 class Regions(NamedTuple):
@@ -140,7 +142,7 @@ def sample_regions(
     gt_valid: bool [M], False for rows that are padding.
     key: of the sample.
     num_classes: C.
-    matcher: options of `ops.matcher.match`.
+    matcher: options of `ops.matcher.match_boxes`.
     sampler: options of `ops.sampler.sample`.
     coder: options of `ops.boxes.decode`.
   """
@@ -148,8 +150,9 @@ def sample_regions(
   # With the ground truth there are positives from the first step on.
   boxes = jax.lax.stop_gradient(jnp.concatenate([boxes, gt_boxes]))
   valid = jnp.concatenate([valid, gt_valid])
-  index, label = match(box_ops.iou(gt_boxes, boxes), gt_valid, **matcher)
-  label = jnp.where(valid, label, -1)
+  index, label = match_boxes(
+      gt_boxes, gt_valid, boxes, anchor_valid=valid, **matcher
+  )
   chosen, positive, found = sample(label, key, **sampler)
   boxes, index = boxes[chosen], index[chosen]
   return Regions(

@@ -5,7 +5,7 @@ https://docs.pytorch.org/vision/stable/models/faster_rcnn.html. A group holds
 the arguments of one function; see `models.faster_rcnn.FasterRCNN`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from awconv_jax import errors
@@ -74,7 +74,8 @@ TORCHVISION = MMDET | dict(
     detections=MMDET['detections'] | dict(min_size=1e-2),
 )
 PRESETS = {'mmdet': MMDET, 'torchvision': TORCHVISION}
-# Options by group that are numbers of something, and that are from 0 to 1.
+# Options by group that are numbers of something, from 0 to 1, above 0, at least
+# 0, several above 0, yes or no, or one of a few.
 _COUNTS = {
     'pyramid': ('features',),
     'anchor_sampler': ('number',),
@@ -91,6 +92,24 @@ _SHARES = {
     'roi_matcher': ('positive', 'negative'),
     'roi_sampler': ('fraction',),
     'detections': ('min_score', 'threshold'),
+}
+_POSITIVE = {
+    'anchors': ('scale',),
+    'anchor_coder': ('clamp',),
+    'roi_coder': ('clamp',),
+    'roi_levels': ('finest',),
+}
+_LENGTHS = {'proposals': ('min_size',), 'detections': ('min_size',)}
+_POSITIVES = {
+    'anchors': ('ratios',),
+    'anchor_coder': ('weights',),
+    'roi_coder': ('weights',),
+}
+_FLAGS = {
+    'anchors': ('rounded',),
+    'anchor_coder': ('clamp_below',),
+    'roi_coder': ('clamp_below',),
+    'roi_align': ('adaptive', 'aligned'),
 }
 _CHOICES = {
     'anchor_matcher': {'low_quality': tuple(LOW_QUALITY)},
@@ -140,19 +159,58 @@ def _check_share(field: str, value: Any) -> None:
     raise errors.InputError(f'model.{field}={value!r} is not in [0, 1]')
 
 
+def _check_length(field: str, value: Any) -> None:
+  """Raises InputError if a field's value is not a number of at least 0."""
+  checks.check_number(field, value)
+  if not value >= 0:
+    raise errors.InputError(f'model.{field}={value!r} must be at least 0')
+
+
+def _check_positives(field: str, values: Any) -> None:
+  """Raises InputError if a field's value is not a sequence of such numbers."""
+  if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+    raise errors.InputError(
+        f'model.{field}={values!r} must be a sequence of numbers above 0'
+    )
+  for i, value in enumerate(values):
+    checks.check_positive(f'{field}[{i}]', value)
+
+
+def _check_flag(field: str, value: Any) -> None:
+  """Raises InputError if a field's value is not True or False."""
+  if not isinstance(value, bool):
+    raise errors.InputError(f'model.{field}={value!r} must be True or False')
+
+
 def check(options: Options) -> None:
   """Raises InputError for a value in complete options that cannot be used."""
-  for group, names in _COUNTS.items():
-    for name in names:
-      checks.check_count(f'{group}.{name}', options[group][name])
-  for group, names in _SHARES.items():
-    for name in names:
-      _check_share(f'{group}.{name}', options[group][name])
+  for check_value, groups in (
+      (checks.check_count, _COUNTS),
+      (_check_share, _SHARES),
+      (checks.check_positive, _POSITIVE),
+      (_check_length, _LENGTHS),
+      (_check_positives, _POSITIVES),
+      (_check_flag, _FLAGS),
+  ):
+    for group, names in groups.items():
+      for name in names:
+        check_value(f'{group}.{name}', options[group][name])
+  _check_length('beta', options['beta'])
+  for name in ('mask_padding', 'norm_train'):
+    _check_flag(name, options[name])
   for group, choices in _CHOICES.items():
     for name, known in choices.items():
       checks.check_choice(f'{group}.{name}', options[group][name], known)
   checks.check_counts('anchors.strides', options['anchors']['strides'])
+  for group in ('anchor_coder', 'roi_coder'):
+    weights = options[group]['weights']
+    if len(weights) != 4:
+      raise errors.InputError(
+          f'model.{group}.weights={tuple(weights)} must be 4, of dx, dy, dw, dh'
+      )
   for group in ('anchor_matcher', 'roi_matcher'):
+    if (least := options[group]['min_positive']) is not None:
+      _check_share(f'{group}.min_positive', least)
     low, high = (options[group][name] for name in ('negative', 'positive'))
     if low > high:
       raise errors.InputError(

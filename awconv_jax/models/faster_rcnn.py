@@ -28,9 +28,10 @@ from awconv_jax.models.box_head import (
     sample_regions,
 )
 from awconv_jax.models.detector_presets import check, merge
-from awconv_jax.models.fpn import FPN, level_sizes, repeat_border
+from awconv_jax.models.fpn import FPN, level_sizes
 from awconv_jax.models.postprocess import detections
 from awconv_jax.ops.anchors import pyramid
+from awconv_jax.ops.data_shards import per_image
 from awconv_jax.ops.roi_align import assign_levels, roi_align
 
 Options = Mapping[str, Any]
@@ -46,11 +47,12 @@ class FasterRCNN(nn.Module):
       the padding are left out, convolutions find zeros there, and attention
       does not see it. Published networks were trained without this.
     norm_train: whether the backbone's norms use and update the statistics of
-      the batch in training; else those are frozen.
+      the batch in training, and stochastic depth is on; else the statistics are
+      frozen.
     beta: of the smooth L1 loss of all boxes; 0 is L1.
     pyramid: of `FPN`: features.
     anchors: of `ops.anchors.pyramid`; a stride for each level.
-    anchor_matcher, roi_matcher: of `ops.matcher.match`.
+    anchor_matcher, roi_matcher: of `ops.matcher.match_boxes`.
     anchor_sampler, roi_sampler: of `ops.sampler.sample`, for each image.
     anchor_coder, roi_coder: of `ops.boxes.decode`.
     proposals: of `rpn.propose`; candidates and number also for training.
@@ -160,18 +162,19 @@ class FasterRCNN(nn.Module):
       options[name] = in_training if train else options[name]
     propose = functools.partial(rpn.propose, coder=self.anchor_coder, **options)
     anchors = self._anchors(canvas)
-    return jax.vmap(lambda a, b, c, size: propose(a, b, anchors, c, size))(
-        *outputs, image_size
+    return per_image(
+        lambda logits, deltas, *rest: propose(logits, deltas, anchors, *rest),
+        *outputs,
+        image_size,
     )
 
   def _classify(self, levels, rois, image_size):
     """Returns logits [N, K, C + 1] and deltas [N, K, C, 4] of regions."""
     levels, strides = levels[:-1], self.anchors['strides'][:-1]
     sizes = self._valid_sizes(image_size)[:-1]
-    levels = list(map(repeat_border, levels, sizes))
     places = assign_levels(rois, len(strides), **self.roi_levels)
     align = functools.partial(roi_align, strides=strides, **self.roi_align)
-    pooled = jax.vmap(align)(levels, rois, places)
+    pooled = per_image(align, levels, rois, places, sizes)
     return self.box_predictor(self.box_head(pooled))
 
   def __call__(
@@ -222,7 +225,7 @@ class FasterRCNN(nn.Module):
     find = functools.partial(
         detections, coder=self.roi_coder, **self.detections
     )
-    return jax.vmap(find)(logits, deltas, rois, valid, image_size)
+    return per_image(find, logits, deltas, rois, valid, image_size)
 
   def losses(
       self,
@@ -262,8 +265,8 @@ class FasterRCNN(nn.Module):
         sampler=self.roi_sampler,
         coder=self.roi_coder,
     )
-    regions = jax.vmap(choose)(
-        rois, valid, gt_boxes, gt_labels, gt_valid, keys[:, 1]
+    regions = per_image(
+        choose, rois, valid, gt_boxes, gt_labels, gt_valid, keys[:, 1]
     )
     found = self._classify(levels, regions.boxes, image_size)
     loss = functools.partial(box_loss, beta=self.beta)
@@ -288,8 +291,9 @@ class FasterRCNN(nn.Module):
         coder=self.anchor_coder,
         beta=self.beta,
     )
-    return jax.vmap(loss, (0, 0, None, 0, 0, 0, 0))(
-        logits, deltas, anchors, inside, gt_boxes, gt_valid, keys
+    return per_image(
+        lambda logits, deltas, *rest: loss(logits, deltas, anchors, *rest),
+        *(logits, deltas, inside, gt_boxes, gt_valid, keys),
     )
 
 
@@ -316,6 +320,12 @@ def create(
   """
   merged = merge(options, preset)
   check(merged)
+  depth = getattr(backbone, 'stochastic_depth', 0)
+  if depth and not merged['norm_train']:
+    raise errors.InputError(
+        f'model.backbone.stochastic_depth={depth} needs model.norm_train=true: '
+        'with frozen norms the backbone runs as in evaluation'
+    )
   checks.check_count('num_classes', num_classes)
   for field, value in (('dtype', dtype), ('param_dtype', param_dtype)):
     checks.check_dtype(field, value)

@@ -39,33 +39,6 @@ def level_sizes(
   return [-(-whole // stride) for stride in strides]
 
 
-def repeat_border(x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
-  """Returns x with the last row and column of the image once more after it.
-
-  So a sample between the last pixel's centre and the image's border is what it
-  is at the border of the canvas, whatever the padding holds.
-
-  Args:
-    x: [N, H, W, C].
-    valid_size: int [N, 2], as of `mask_padding`; None returns x.
-
-  Returns:
-    [N, H, W, C]; what lies further out stays as it was.
-  """
-  if valid_size is None:
-    return x
-  for axis in (1, 2):
-    before = jnp.concatenate([x[:, :1], x[:, :-1]], 1)
-    if axis == 2:
-      before = jnp.concatenate([x[:, :, :1], x[:, :, :-1]], 2)
-    shape = [1, 1, 1, 1]
-    shape[axis] = x.shape[axis]
-    position = jnp.arange(x.shape[axis]).reshape(shape)
-    first_out = position == valid_size[:, axis - 1].reshape(-1, 1, 1, 1)
-    x = jnp.where(first_out, before, x)
-  return x
-
-
 def upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
   """Returns every value of x [N, h, w, C] twice, cropped to size [H, W]."""
   return x.repeat(2, axis=1).repeat(2, axis=2)[:, : size[0], : size[1]]

@@ -20,7 +20,7 @@ from awconv_jax.models.detection_losses import (
     smooth_l1,
 )
 from awconv_jax.ops import boxes as box_ops
-from awconv_jax.ops.matcher import match
+from awconv_jax.ops.matcher import match_boxes
 from awconv_jax.ops.nms import nms
 from awconv_jax.ops.sampler import sample
 from awconv_jax.ops.valid_area import mask_padding
@@ -34,7 +34,8 @@ class RPNHead(nn.Module):
   Attributes:
     anchors: of each cell.
     features: channels between.
-    dtype: of the computation.
+    dtype: of the computation, but for the predictions: in bfloat16 thousands of
+      logits would be equal, and of equals the anchors at the top left go first.
     param_dtype: of the parameters.
   """
 
@@ -50,6 +51,7 @@ class RPNHead(nn.Module):
         param_dtype=self.param_dtype,
     )
     self.shared_conv = Conv(self.features, (3, 3), padding=1, **fields)
+    fields['dtype'] = jnp.promote_types(self.dtype, jnp.float32)
     self.cls_logits = Conv(self.anchors, (1, 1), **fields)
     self.bbox_pred = Conv(4 * self.anchors, (1, 1), **fields)
 
@@ -69,7 +71,7 @@ class RPNHead(nn.Module):
     hidden = nn.relu(self.shared_conv(mask_padding(x, valid_size)))
     logits = self.cls_logits(hidden).reshape(len(x), -1)
     deltas = self.bbox_pred(hidden).reshape(len(x), -1, 4)
-    return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+    return logits, deltas
 
 
 def anchors_inside(
@@ -90,17 +92,28 @@ def anchors_inside(
   return inside.repeat(anchors, axis=-1).reshape(shape[0], -1)
 
 
-def _best_of_level(logits, deltas, anchors, inside, size, **options):
-  """Returns the boxes of one level that stay, scores -1 for the others."""
+def _best_of_level(
+    logits,
+    deltas,
+    anchors,
+    inside,
+    *,
+    size,
+    coder,
+    candidates,
+    threshold,
+    min_size,
+):
+  """Returns boxes of one level and their scores, -1 for what does not stay."""
   logits = jnp.where(inside, logits, -jnp.inf)
-  logits, index = lax.top_k(logits, min(options['candidates'], len(logits)))
-  boxes = box_ops.decode(deltas[index], anchors[index], **options['coder'])
+  logits, index = lax.top_k(logits, min(candidates, len(logits)))
+  boxes = box_ops.decode(deltas[index], jnp.asarray(anchors)[index], **coder)
   boxes = box_ops.clip(boxes, size)
   scores = jax.nn.sigmoid(logits)
   sides = box_ops.sides(boxes)
-  large = jnp.all((sides > 0) & (sides >= options['min_size']), axis=-1)
+  large = jnp.all((sides > 0) & (sides >= min_size), axis=-1)
   valid = large & (logits > -jnp.inf)
-  keep = nms(boxes, scores, valid, options['threshold'])
+  keep = nms(boxes, scores, valid, threshold)
   return boxes, jnp.where(keep, scores, -1.0)
 
 
@@ -140,15 +153,14 @@ def propose(
   logits, deltas = lax.stop_gradient((list(logits), list(deltas)))
   levels = [
       _best_of_level(
-          *(*level, size),
+          *level,
+          size=size,
           coder=coder,
           candidates=candidates,
           threshold=threshold,
           min_size=min_size,
       )
-      for level in zip(
-          logits, deltas, map(jnp.asarray, anchors), inside, strict=True
-      )
+      for level in zip(logits, deltas, anchors, inside, strict=True)
   ]
   boxes, scores = map(jnp.concatenate, zip(*levels, strict=True))
   scores, index = lax.top_k(scores, min(number, len(scores)))
@@ -180,16 +192,16 @@ def rpn_loss(
     gt_boxes: [M, 4].
     gt_valid: bool [M], False for rows that are padding.
     key: of the sample.
-    matcher: options of `ops.matcher.match`.
+    matcher: options of `ops.matcher.match_boxes`.
     sampler: options of `ops.sampler.sample`.
     coder: options of `ops.boxes.decode`.
     beta: of `smooth_l1`.
   """
   gt_boxes, anchors = jnp.asarray(gt_boxes), jnp.asarray(anchors)
   # An anchor in the padding must not be the best one of any ground truth.
-  overlap = jnp.where(inside, box_ops.iou(gt_boxes, anchors), 0)
-  index, label = match(overlap, gt_valid, **matcher)
-  label = jnp.where(inside, label, -1)
+  index, label = match_boxes(
+      gt_boxes, gt_valid, anchors, anchor_valid=inside, **matcher
+  )
   chosen, positive, valid = sample(label, key, **sampler)
   targets = box_ops.encode(
       gt_boxes[index[chosen]], anchors[chosen], coder['weights']

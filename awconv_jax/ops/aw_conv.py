@@ -20,11 +20,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from awconv_jax.ops import aw_conv_forms, aw_conv_loops
-
-# A batch that is sharded over a mesh axis of this name (see `partition.py`) is
-# looped over on each device by itself; a loop over a sharded axis would
-# otherwise gather the whole batch on every device.
-DATA_AXIS = 'data'
+from awconv_jax.ops.data_shards import over_data_shards
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -132,23 +128,6 @@ def check_implementation(name, chunk):
         f'chunk={chunk}: {name!r} takes one sample at a time; chunks are for '
         f'{", ".join(CHUNKED)}'
     )
-
-
-def _over_data_shards(function, x, kernel, attention):
-  """Runs function on every device's own samples if a mesh is in force."""
-  mesh = jax.sharding.get_abstract_mesh()
-  auto = jax.sharding.AxisType.Auto
-  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-  if types.get(DATA_AXIS) != auto or x.shape[0] % mesh.shape[DATA_AXIS]:
-    return function(x, kernel, attention)
-  batch, shared = jax.P(DATA_AXIS), jax.P()
-  return jax.shard_map(
-      function,
-      in_specs=(batch, shared, batch),
-      out_specs=batch,
-      axis_names={DATA_AXIS},
-      check_vma=False,  # The forms know nothing of meshes.
-  )(x, kernel, attention)
 
 
 def _check_shapes(x, kernel, attention, groups):
@@ -284,6 +263,8 @@ def aw_conv(
       precision=precision,
       **window,
   )
-  return _over_data_shards(
-      function, x.astype(dtype), kernel.astype(dtype), attention
+  return over_data_shards(
+      lambda x, attention, kernel: function(x, kernel, attention),
+      batch=(x.astype(dtype), attention),
+      shared=(kernel.astype(dtype),),
   )

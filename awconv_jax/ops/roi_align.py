@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.ops import roi_samples
+from awconv_jax.ops.boxes import as_boxes, sides
+from awconv_jax.ops.valid_area import as_valid_size
 
 # What is added against rounding, by rule: before and after the logarithm.
 _SLACK = {'mmdet': (1e-6, 0.0), 'torchvision': (0.0, 1e-6)}
@@ -48,13 +50,13 @@ def assign_levels(
     int32 [...], 0 for the finest level; also for regions without an area.
 
   Raises:
-    ValueError: the rule is unknown.
+    ValueError: the rule is unknown, or these are no boxes.
   """
   if rule not in _SLACK:
     raise ValueError(f'unknown rule {rule!r}: want one of {sorted(_SLACK)}')
   before, after = _SLACK[rule]
-  sides = jnp.maximum(rois[..., 2:] - rois[..., :2], 0).astype(jnp.float32)
-  scale = jnp.sqrt(sides[..., 0] * sides[..., 1]) / finest + before
+  size = jnp.maximum(sides(rois), 0).astype(jnp.float32)
+  scale = jnp.sqrt(size[..., 0] * size[..., 1]) / finest + before
   # Counts the powers of 2 below: a logarithm is not exact there.
   least = (2.0 ** (np.arange(1, number) - after)).astype(np.float32)
   return jnp.sum(scale[..., None] >= least, axis=-1, dtype=jnp.int32)
@@ -147,6 +149,7 @@ def roi_align(
     features: Sequence[jax.Array],
     rois: jax.Array,
     levels: jax.Array,
+    valid_sizes: Sequence[jax.Array | None] | None = None,
     *,
     strides: Sequence[int],
     output: int = 7,
@@ -165,6 +168,9 @@ def roi_align(
     rois: float [K, 4], xyxy in pixels of the canvas.
     levels: int [K], index of the map that each is pooled from, as of
       `assign_levels`.
+    valid_sizes: int [2] of each map, height and width of its part that is image
+      and not padding. Its border is then the map's: nothing behind it is read.
+      None is all of a map, or of all maps.
     strides: of each map, in pixels of the canvas.
     output: P, bins along each axis.
     sampling: n, samples of a bin along each axis.
@@ -183,12 +189,19 @@ def roi_align(
   Raises:
     ValueError: the arguments do not fit together, or a number is below 1.
   """
+  rois = as_boxes(rois, 'rois')
   _check(features, rois, levels, strides, output=output, sampling=sampling)
-  sizes = [f.shape[:2] for f in features]
+  if valid_sizes is None:
+    valid_sizes = [None] * len(features)
+  sizes = [
+      f.shape[:2] if size is None else as_valid_size(size, f.shape)
+      for f, size in zip(features, valid_sizes, strict=True)
+  ]
   grid = roi_samples.create_grid(
       rois,
       levels,
       sizes,
+      [f.shape[1] for f in features],
       strides,
       output=output,
       sampling=sampling,

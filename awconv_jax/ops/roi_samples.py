@@ -23,7 +23,8 @@ class Grid(NamedTuple):
 
   Attributes:
     level: int32 [K], which map.
-    size: int32 [K, 2], of the map.
+    size: int32 [K, 2], of the map without its padding.
+    width: int32 [K], of the map with it: from a row to the next.
     start: float32 [K, 2], of the first bin.
     step: float32 [K, 2], size of a bin.
     samples: int32 [K, 2], in a bin.
@@ -32,6 +33,7 @@ class Grid(NamedTuple):
 
   level: jax.Array
   size: jax.Array
+  width: jax.Array
   start: jax.Array
   step: jax.Array
   samples: jax.Array
@@ -41,7 +43,8 @@ class Grid(NamedTuple):
 def create_grid(
     rois: jax.Array,
     levels: jax.Array,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int] | jax.Array],
+    widths: Sequence[int],
     strides: Sequence[int],
     *,
     output: int,
@@ -54,7 +57,8 @@ def create_grid(
   Args:
     rois: float [K, 4], xyxy in pixels of the canvas; they get no gradient.
     levels: int [K], of the maps.
-    sizes: H and W of each map.
+    sizes: H and W of each map, or of its part that is not padding.
+    widths: of each map with its padding.
     strides: of each map, in pixels of the canvas.
     output: P.
     sampling: n, or the largest one.
@@ -79,8 +83,9 @@ def create_grid(
   samples = jnp.full(step.shape, sampling, jnp.int32)
   if adaptive:
     samples = jnp.clip(jnp.ceil(step), 1, sampling).astype(jnp.int32)
-  size = jnp.array(sizes, jnp.int32)[level]
-  return Grid(level, size, start, step, samples, valid)
+  size = jnp.stack([jnp.asarray(s, jnp.int32) for s in sizes])[level]
+  width = jnp.array(widths, jnp.int32)[level]
+  return Grid(level, size, width, start, step, samples, valid)
 
 
 def _end(grid, axis, end, output):
@@ -130,6 +135,5 @@ def tap(
   """
   row, a = _end(grid, 0, number // (2 * sampling), output)
   column, b = _end(grid, 1, number % (2 * sampling), output)
-  width = grid.size[:, 1, None, None]
-  place = row[:, :, None] * width + column[:, None, :]
+  place = row[:, :, None] * grid.width[:, None, None] + column[:, None, :]
   return place, a[:, :, None] * b[:, None, :]

@@ -6,11 +6,22 @@ r"""Converts weights: from torch's files, to .safetensors, from and to runs.
       --input=seresnet50.safetensors --output=runs/seresnet50
   python -m awconv_jax.tools.convert \
       --input=runs/digits --output=digits.safetensors
+  python -m awconv_jax.tools.convert \
+      --config=configs/coco.py:preset=torchvision,num_classes=90,aw_conv=false \
+      --config.model.backbone.norm_epsilon=0.0 \
+      --input=fasterrcnn_resnet50_fpn_coco.pth --output=runs/torchvision
 
 What is read decides the direction. A file has torch's names and is held
 against the network that is named; if any array is unknown, missing or of
 another shape, all of those are listed and nothing is written. A directory is
 that of a run: its newest checkpoint, the averages where it has them.
+
+Detectors have torchvision's names, and with preset=torchvision its layout. Its
+91 classes are the background and the category ids 1 to 90 of COCO: label i here
+is the id i + 1, so that num_classes=90 is wanted. The norms of its published
+detectors have epsilon 0 (COCO_V1 of fasterrcnn_resnet50_fpn), which is no array
+of the file: norm_epsilon=0.0 goes with it wherever the weights are used. What
+preset=mmdet is written to has the background last, and no box for it.
 """
 
 from collections.abc import Sequence
@@ -21,17 +32,20 @@ from typing import Any
 from absl import flags, logging
 import jax
 from ml_collections import config_flags
+import numpy as np
 
 from awconv_jax import (
     checkpoint,
     command_line,
     errors,
     models,
+    tasks,
     warm_start,
     weights,
 )
 
 FLAGS = flags.FLAGS
+SIDE = 224  # Of the images that arrays are shaped for.
 # Suffixes of files that hold weights. A name with any other, such as that of
 # runs/v1.5, is that of a directory.
 FILES = frozenset(
@@ -93,8 +107,24 @@ def convert(source: str, output: str, shapes: Any) -> str:
   return f'{source} -> {output}: {kind}, {count:,} parameters'
 
 
-def _model(model, attention, num_classes, config):
-  """Returns the network that the flags name."""
+def shapes_of(
+    *,
+    model: str | None,
+    attention: str | None,
+    num_classes: int | None,
+    config: Any,
+    channels: int,
+) -> Any:
+  """Returns the shapes of the variables of the network that the flags name.
+
+  Args:
+    model, attention, num_classes: of a network for classification.
+    config: in place of these, the whole config, of any task.
+    channels: of the images.
+
+  Raises:
+    InputError: no network is named, or two are, or one that there is not.
+  """
   if model is not None and config is not None:
     raise errors.InputError(
         f'--model={model} and --config both name a network: give one of them, '
@@ -105,17 +135,25 @@ def _model(model, attention, num_classes, config):
         'a file is read for a network: give --model=resnet50 or, for all its '
         'options, --config=configs/digits.py'
     )
-  if config is not None:
-    beside = dict(attention=attention, num_classes=num_classes)
-    for flag, value in beside.items():
-      if value is not None:
-        raise errors.InputError(
-            f'--{flag}={value} goes with --model; with --config, set it there: '
-            f'--config.model.{flag}={value}'
-        )
-    return models.create(**config.model.to_dict())
-  classes = 1000 if num_classes is None else num_classes
-  return models.create(model, attention=attention, num_classes=classes)
+  if model in models.DETECTORS:
+    raise errors.InputError(
+        f'--model={model} is a detector, which has many options: give '
+        '--config=configs/coco.py'
+    )
+  if config is None:
+    classes = 1000 if num_classes is None else num_classes
+    network = models.create(model, attention=attention, num_classes=classes)
+    return models.shapes_of(network, SIDE, channels)
+  for flag, value in dict(attention=attention, num_classes=num_classes).items():
+    if value is not None:
+      section = 'model' if flag in config.model else 'model.backbone'
+      raise errors.InputError(
+          f'--{flag}={value} goes with --model; with --config, set it there: '
+          f'--config.{section}.{flag}={value}'
+      )
+  image = jax.ShapeDtypeStruct((1, SIDE, SIDE, channels), np.uint8)
+  init = tasks.create(config).init
+  return jax.eval_shape(init, jax.random.key(0), {'image': image})
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -129,8 +167,8 @@ def main(arguments: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   shapes = None
   if not pathlib.Path(FLAGS.input).is_dir():
-    named = (FLAGS.model, FLAGS.attention, FLAGS.num_classes, FLAGS.config)
-    shapes = models.shapes_of(_model(*named), 224, FLAGS.channels)
+    named = ('model', 'attention', 'num_classes', 'config', 'channels')
+    shapes = shapes_of(**{flag: FLAGS[flag].value for flag in named})
   print(convert(FLAGS.input, FLAGS.output, shapes))
 
 

@@ -5,6 +5,8 @@ r"""Evaluates a run on a data set: its own, or another with the same classes.
       --data=folder:/data/photos --split=val --output=result.json
   python -m awconv_jax.tools.evaluate --run=resnet50.safetensors \
       --config=configs/imagenet.py:model=resnet50
+  python -m awconv_jax.tools.evaluate --run=runs/coco \
+      --data=coco_json:/data/birds --split=val
 
 The newest checkpoint is used, the averages where the run has them, and what
 the run's own config says of the images' size and crop. Every image counts
@@ -46,7 +48,12 @@ SETS = {
     'imagenet2012': ('imagenet2012', 'validation'),
     'imagenet2012_real': ('tfds:imagenet2012_real', 'validation'),
     'imagenet_v2': ('tfds:imagenet_v2/matched-frequency', 'test'),
+    'coco/2017': ('coco/2017', 'validation'),
 }
+# What every config has; what lacks inside of a section its readers say.
+_NUMBERS, _SECTIONS = ('seed', 'eval_batch_size'), ('data', 'task', 'model')
+# Data sets whose classes have the names that their owner gave them.
+_OWN_NAMES = ('folder:', 'coco_json:')
 
 
 @dataclasses.dataclass
@@ -61,7 +68,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   """Returns the config that a run was made with.
 
   Raises:
-    InputError: the directory has none.
+    InputError: the directory has none, or it is not that of a run.
   """
   path = pathlib.Path(workdir) / 'config.json'
   try:
@@ -72,6 +79,17 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
         f'{getattr(error, "strerror", None) or error}; give the directory of a '
         'run, or the config by --config'
     ) from error
+  found = values if isinstance(values, dict) else {}
+  lacking = [key for key in _NUMBERS if not isinstance(found.get(key), int)]
+  for key in _SECTIONS:
+    section = found.get(key)
+    if not isinstance(section, dict) or 'name' not in section:
+      lacking.append(f'{key}.name')
+  if lacking:
+    raise errors.InputError(
+        f'{path} lacks {", ".join(lacking)}, which the config of every run has;'
+        ' give the config by --config'
+    )
   return ml_collections.ConfigDict(
       {key: _with_tuples(value) for key, value in values.items()}
   )
@@ -120,8 +138,12 @@ def choose(
   return config
 
 
-def _read_variables(source: str, shapes: Any) -> tuple[Any, str]:
+def read_variables(source: str, shapes: Any) -> tuple[Any, str]:
   """Returns the variables of a run or a file of weights, and what they are.
+
+  Args:
+    source: a run's directory, or a file that `weights.read` takes.
+    shapes: of the variables of the network.
 
   Raises:
     InputError: they are not there, or of another network than `shapes`.
@@ -139,21 +161,32 @@ def _read_variables(source: str, shapes: Any) -> tuple[Any, str]:
   return variables, kind
 
 
-def _check_classes(run: str, names: Sequence[str], data_name: str) -> None:
-  """Raises InputError where the labels of folders mean other classes.
+def class_names(run: str | os.PathLike) -> list[str] | None:
+  """Returns the names of a run's classes by label; None if it has none."""
+  path = pathlib.Path(run) / train_loop.CLASSES
+  return json.loads(path.read_text()) if path.is_file() else None
+
+
+def check_classes(run: str, names: Sequence[str], data_name: str) -> None:
+  """Raises InputError where labels mean other classes than in training.
 
   Data sets of TFDS spell the same classes in several ways, so that their names
   are not compared.
+
+  Args:
+    run: its directory.
+    names: of the classes of the data set, by label.
+    data_name: of the data set.
   """
-  path = pathlib.Path(run) / train_loop.CLASSES
-  if not data_name.startswith('folder:') or not path.is_file():
+  known = class_names(run)
+  if known is None or not data_name.startswith(_OWN_NAMES):
     return
-  known = json.loads(path.read_text())
-  for label, (here, there) in enumerate(zip(names, known, strict=True)):
+  pairs = itertools.zip_longest(names, known)
+  for label, (here, there) in enumerate(pairs):
     if here != there:
       raise errors.InputError(
           f'--data={data_name}: label {label} is the class {here!r} there, and '
-          f'{there!r} in the run {run}; give folders the same names'
+          f'{there!r} in the run {run}; give classes the same names'
       )
 
 
@@ -191,13 +224,13 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
         f'--data={name} has {batches.num_classes} classes, and the network has '
         f'{task.num_classes}'
     )
-  _check_classes(source, batches.class_names, name)
+  check_classes(source, batches.class_names, name)
   # One pass, as its reading processes take seconds to start.
   rows = iter(batches)
   first = next(rows)
   image = jax.ShapeDtypeStruct(first['image'].shape, first['image'].dtype)
   shapes = jax.eval_shape(task.init, jax.random.key(0), {'image': image})
-  variables, kind = _read_variables(source, shapes)
+  variables, kind = read_variables(source, shapes)
   with jax.set_mesh(mesh):
     predict = train_step.create_predict(task, mesh)
     metrics = train_loop.evaluate(

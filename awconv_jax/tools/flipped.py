@@ -64,7 +64,7 @@ class Flipped:
     threshold: see `merge`; that of the network's own suppression.
   """
 
-  def __init__(self, task: Any, threshold: float = 0.5):
+  def __init__(self, task: Any, threshold: float):
     self._task, self._threshold = task, threshold
 
   def predict(self, variables: Any, batch: Arrays) -> dict[str, jax.Array]:

@@ -1,21 +1,25 @@
 """Batches of image files that nobody has drawn boxes on.
 
-They are brought to size as the images that a detector is evaluated on.
+They are brought to size as the images that a detector is evaluated on. Photos
+that a camera marked as turned are turned upright first: nobody's boxes lie on
+the file's own rows and columns here.
 """
 
 from collections.abc import Sequence
 import functools
+import io
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
 from awconv_jax.data import pipeline
 from awconv_jax.data import rows as reading
 from awconv_jax.data.decode import Picture, UnreadableError
 from awconv_jax.data.detection import objects, order, rows
-from awconv_jax.data.detection.pipeline import EvalBatches
+from awconv_jax.data.detection.pipeline import EvalBatches, check_geometry
 from awconv_jax.data.folder_source import EXTENSIONS
 from awconv_jax.errors import InputError
 
@@ -64,7 +68,8 @@ class ImageFiles:
   def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
     """Takes the files, and what the network's labels stand for."""
     self.paths = list(paths)
-    self.label_to_category_id, self.class_names = tuple(ids), tuple(names)
+    self.label_to_category_id = tuple(ids)
+    self.class_names = tuple(map(str, names))
     self.num_classes = len(self.class_names)
 
   def __len__(self) -> int:
@@ -77,7 +82,11 @@ class ImageFiles:
     except OSError as error:
       raise UnreadableError(error.strerror) from error
     nothing = objects.create([], [], [], [])
-    return {'image': data, 'image_id': index + 1, 'objects': nothing}
+    return {
+        'image': _upright(data),
+        'image_id': index + 1,
+        'objects': nothing,
+    }
 
   @functools.cached_property
   def index(self) -> objects.Index:
@@ -98,6 +107,20 @@ class ImageFiles:
     return f'{os.path.abspath(self.paths[index])} cannot be read: {reason}'
 
 
+def _upright(data: bytes) -> bytes:
+  """Returns an encoded image, or one that is turned as its EXIF data say."""
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return data
+      turned = ImageOps.exif_transpose(image).convert('RGB')
+  except Exception:  # Every decoder of Pillow has its own; `Picture` will tell.
+    return data
+  encoded = io.BytesIO()
+  turned.save(encoded, 'PNG', compress_level=1)
+  return encoded.getvalue()
+
+
 def batches(source: ImageFiles, data: Any, batch_size: int) -> EvalBatches:
   """Returns batches as of `data.create`, of every file once.
 
@@ -105,16 +128,11 @@ def batches(source: ImageFiles, data: Any, batch_size: int) -> EvalBatches:
     source: of the files.
     data: `config.data` of the run, which has the sizes.
     batch_size: rows of a batch.
+
+  Raises:
+    InputError: the sizes cannot be used.
   """
-  geometry = rows.Geometry(
-      canvas=tuple(data.canvas),
-      short_side=data.short_side,
-      long_side=data.long_side,
-      train_short_sides=data.train_short_sides,
-      flip=data.flip,
-      scale_jitter=data.scale_jitter,
-      max_boxes=data.max_boxes,
-  )
+  geometry = check_geometry(data)
   ordered = order.EvalOrder(order.groups(source.index.sizes), batch_size)
   reader = reading.Reader(
       rows.EvalStream(source, geometry, ordered),

@@ -17,7 +17,7 @@ class Pictures:
   """Writes pictures of some of the images, evenly spread over all.
 
   Attributes:
-    folder: where they go, made with the first.
+    folder: where they go; it is there.
     names: of the classes.
     score: boxes below it are left out.
     number: how many pictures at most.
@@ -58,7 +58,6 @@ class Pictures:
     image = image[:height, :width]
     boxes = one['boxes'][shown]
     picture = draw_boxes.draw(image, boxes, labels, captions, truth=truth)
-    self.folder.mkdir(parents=True, exist_ok=True)
     path = self.folder / f'{self._stem(int(one["image_id"]))}.png'
     if not cv2.imwrite(str(path), picture[..., ::-1]):
       raise errors.InputError(f'cannot write {path}')

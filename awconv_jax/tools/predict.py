@@ -4,9 +4,13 @@ r"""Detects objects with a trained run: results as JSON, pictures, COCO's table.
   python -m awconv_jax.tools.predict --run=runs/coco --input=photos --output=out
   python -m awconv_jax.tools.predict --run=runs/coco --flip --max_images=0 \
       --output=out
+  python -m awconv_jax.tools.predict --run=detector.pth --input=photos \
+      --config=configs/coco.py:preset=torchvision,num_classes=90,aw_conv=false \
+      --output=out
 
 Without --input the run's own eval split is looked at. The output directory gets
   results.json       every detection in COCO's format, in pixels of the file
+                     (of --input, once a camera's EXIF data have turned it)
   ground_truth.json  of the eval split, and metrics.json: COCO's average
                      precision and recall, and the AP of every category
   images.json        of files instead: which of them each image_id is
@@ -24,6 +28,7 @@ from typing import Any
 
 from absl import flags, logging
 import jax
+from ml_collections import config_flags
 import numpy as np
 
 from awconv_jax import (
@@ -34,7 +39,6 @@ from awconv_jax import (
     tasks,
     text_table,
     train_step,
-    warm_start,
 )
 from awconv_jax.data import sources
 from awconv_jax.evaluators.coco import CocoEvaluator
@@ -53,32 +57,39 @@ class Row:
   value: float | int
 
 
-def _categories(config: Any, num_classes: int):
+def _categories(config: Any, num_classes: int, workdir: str):
   """Returns ids and names of the categories that a run was trained on."""
   section = config.data
   try:
     source = sources.open_source(section.name, section.dir, section.eval_split)
-    return source.label_to_category_id, source.class_names
+    if source.num_classes == num_classes:
+      return source.label_to_category_id, source.class_names
+    reason = f'{section.name} has {source.num_classes}'
   except errors.InputError as error:
-    print(f'categories are numbered from 1, without names: {error}')
-    numbers = range(1, num_classes + 1)
-    return tuple(numbers), tuple(map(str, numbers))
+    reason = str(error)
+  print(f'the {num_classes} categories are numbered from 1: {reason}')
+  numbers = range(1, num_classes + 1)
+  names = evaluate.class_names(workdir) or ()
+  return numbers, names if len(names) == num_classes else numbers
 
 
-def create_batches(config: Any, task: Any, files: Sequence[str]) -> Any:
+def create_batches(
+    config: Any, task: Any, files: Sequence[str], workdir: str
+) -> Any:
   """Returns batches of files, or of the eval split if there are none.
 
   Args:
     config: of the run.
     task: of it.
     files: paths of images.
+    workdir: of the run, which may hold the names of its classes.
 
   Raises:
     InputError: the images cannot be used, or are of other classes.
   """
   size = config.eval_batch_size
   if files:
-    categories = _categories(config, task.num_classes)
+    categories = _categories(config, task.num_classes, workdir)
     source = image_files.ImageFiles(files, *categories)
     return image_files.batches(source, config.data, size)
   batches = data.create(config, train=False, batch_size=size, seed=config.seed)
@@ -87,6 +98,7 @@ def create_batches(config: Any, task: Any, files: Sequence[str]) -> Any:
         f'{config.data.name} has {batches.num_classes} classes, and the '
         f'network has {task.num_classes}'
     )
+  evaluate.check_classes(workdir, batches.class_names, config.data.name)
   return batches
 
 
@@ -155,7 +167,7 @@ def run(
 
   Args:
     config: of the run, as of `evaluate.choose`.
-    workdir: of the run.
+    workdir: of the run; or a file that `weights.read` takes.
     output: directory to write to.
     inputs: files and folders; if none, the eval split.
     flip: whether every image is looked at mirrored, too.
@@ -172,8 +184,10 @@ def run(
   files = image_files.find(inputs) if inputs else []
   folder = _folder(output)
   task = tasks.create(config)
-  batches = create_batches(config, task, files)
-  variables, kind = warm_start.read_run(workdir)
+  batches = create_batches(config, task, files, workdir)
+  image = jax.ShapeDtypeStruct((1, *config.data.canvas, 3), np.uint8)
+  shapes = jax.eval_shape(task.init, jax.random.key(0), {'image': image})
+  variables, kind = evaluate.read_variables(workdir, shapes)
   print(f'{kind}, {batches.num_examples:,} images')
   if flip and not config.data.flip:
     print('--flip: this run never saw mirrored images (config.data.flip=0)')
@@ -185,7 +199,9 @@ def run(
       batches.num_examples,
       files,
   )
-  predictor = Flipped(task) if flip else task
+  predictor = task
+  if flip:
+    predictor = Flipped(task, task.model.detections['threshold'])
   evaluator = detect(predictor, variables, batches, pictures)
   metrics = {} if files else report(evaluator)
   for name, content in _contents(evaluator, metrics, files).items():
@@ -207,10 +223,10 @@ def _check(config: Any, workdir: str, max_images: int) -> None:
 
 
 def _folder(output: str) -> pathlib.Path:
-  """Makes the directory, before anything that takes long."""
+  """Makes the directories, before anything that takes long."""
   folder = pathlib.Path(output)
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'pictures').mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.InputError(
         f'cannot write to --output={output}: {error.strerror}'
@@ -242,8 +258,9 @@ def main(arguments: Sequence[str]) -> None:
     if not FLAGS[name].value:
       raise errors.InputError(f'--{name} is missing: a directory')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
+  config = FLAGS.config
   config = evaluate.choose(
-      evaluate.read_config(FLAGS.run),
+      evaluate.read_config(FLAGS.run) if config is None else config,
       name=None,
       split=FLAGS.split,
       data_dir=FLAGS.data_dir,
@@ -265,7 +282,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('run', None, 'Directory of a run.')
+  flags.DEFINE_string('run', None, 'Directory of a run, or file of weights.')
   flags.DEFINE_string('output', None, 'Directory to write to.')
   flags.DEFINE_multi_string(
       'input', [], 'Image file or folder; may be given several times.'
@@ -276,4 +293,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('split', None, "Of the data set; the run's eval split.")
   flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's own.")
   flags.DEFINE_integer('batch_size', None, "Images at a time; the run's own.")
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config, in place of the one that the run was made with.'
+  )
   command_line.run(main)

@@ -102,7 +102,7 @@ def flatten(tree: Any) -> tuple[dict[tuple[str, ...], Any], Any]:
   return named, treedef
 
 
-def _module(part: str) -> str:
+def module(part: str) -> str:
   """Returns torch's name of a module outside of any attention."""
   for pattern, name in MODULES:
     match = re.fullmatch(pattern, part)
@@ -121,14 +121,14 @@ def _modules(
     children: names of the modules in each module, by its path.
   """
   if 'attention' not in modules:
-    return '.'.join(map(_module, modules)), False
+    return '.'.join(map(module, modules)), False
   at = modules.index('attention')
   outside, inside = modules[:at], modules[at + 1 :]
   held = frozenset(children.get(tuple(modules[: at + 1]), ()))
   known = ATTENTION.get(held)
   if known and len(inside) == 1:
-    return '.'.join([*map(_module, outside), known[inside[0]]]), True
-  return '.'.join([*map(_module, outside), *modules[at:]]), False
+    return '.'.join([*map(module, outside), known[inside[0]]]), True
+  return '.'.join([*map(module, outside), *modules[at:]]), False
 
 
 def _entry(path, leaf, children) -> tuple[str, Entry]:

@@ -68,15 +68,19 @@ def _faults(arrays, entries, allowed) -> dict[str, list[str]]:
   return {kind: found for kind, found in faults.items() if found}
 
 
-def _misfit(source, faults) -> errors.InputError:
+def _misfit(source, faults, entries) -> errors.InputError:
   """Returns the error: counts and remedy, and then all names."""
+  remedy = 'choose the network and the options that it was made with'
+  paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
+  added = {name for name, path in paths.items() if names.in_aw_branch(path)}
+  if faults.keys() == {'missing'} and added == set(faults['missing']):
+    remedy = 'it has no AW-convolutions: choose aw_conv=false'
   counts = ', '.join(f'{len(found)} {kind}' for kind, found in faults.items())
   listed = '; '.join(
       f'{kind}: {", ".join(found)}' for kind, found in faults.items()
   )
   return errors.InputError(
-      f'{source} does not fit the network ({counts}); choose the network and '
-      f'the options that it was made with: {listed}'
+      f'{source} does not fit the network ({counts}); {remedy}: {listed}'
   )
 
 
@@ -110,7 +114,7 @@ def from_state_dict(
     allowed = _may_be_absent(arrays, entries, allow_missing)
   faults = _faults(arrays, entries, allowed)
   if faults:
-    raise _misfit(source, faults)
+    raise _misfit(source, faults, entries)
   by_path = {
       entry.path: (
           entry.from_torch(arrays[name]).astype(leaves[entry.path].dtype)

@@ -137,7 +137,7 @@ def _image_fault(entry: Entry) -> str | None:
     return 'it has no file_name'
   sides = [entry.get(key) for key in ('width', 'height')]
   if not all(isinstance(side, int) and side > 0 for side in sides):
-    return f'width and height are {sides[0]} and {sides[1]}'
+    return f'width and height are {sides[0]} and {sides[1]}, no whole pixels'
   return None
 
 
@@ -168,10 +168,13 @@ def _file_fault(entry: Entry, folder: str) -> str | None:
     if isinstance(error, PermissionError):
       return f'{path} may not be read'
     return f'{path} is no image'
-  if size != (entry['width'], entry['height']):
+  wanted = (entry['width'], entry['height'])
+  if size != wanted:
+    # What a camera says in the EXIF data does not count.
+    turned = '; turn the pixels of the file' if size[::-1] == wanted else ''
     return (
         f'{path} has {size[0]} x {size[1]} pixels, its entry says '
-        f'{entry["width"]} x {entry["height"]}'
+        f'{wanted[0]} x {wanted[1]}{turned}'
     )
   return None
 

@@ -4,10 +4,12 @@
   <path>/<split>/<file_name>
 
 This is how COCO itself unpacks, and https://cocodataset.org/#format-data says
-what is in the JSON.
+what is in the JSON. Where ids of images are texts, or 2^31 and more, all images
+of the split are numbered 0, 1, ... in its order instead, in results, too.
 """
 
 import json
+import math
 import os
 from typing import Any
 
@@ -166,6 +168,6 @@ def _corners(boxes: list[list[float]], limits: np.ndarray) -> np.ndarray:
 def _area(entry: coco_faults.Entry) -> float:
   """Returns the area of the object, or that of its box if none is given."""
   area = entry.get('area')
-  if isinstance(area, int | float):
+  if isinstance(area, int | float) and math.isfinite(area):
     return area
   return entry['bbox'][2] * entry['bbox'][3]

@@ -48,7 +48,7 @@ def create(
     raise InputError(f'config.seed={seed} must be at least 0')
   data = config.data
   share = pipeline.share_of(batch_size, process_index, process_count)
-  geometry = _geometry(data)
+  geometry = check_geometry(data)
   source = _open(data, train)
   examples = _examples(source, data, train)
   unreadable = pipeline.Unreadable(
@@ -126,12 +126,41 @@ def _examples(
   return tuple(group[keep[group]] for group in groups(index.sizes))
 
 
-def _geometry(data: Any) -> rows.Geometry:
-  """Returns what `config.data` says of sizes, after checking it."""
-  height, width = data.canvas
+_KEYS = (
+    *('name', 'dir', 'train_split', 'eval_split', 'canvas', 'short_side'),
+    *('long_side', 'train_short_sides', 'flip', 'scale_jitter', 'max_boxes'),
+    *('train_empty', 'drop_bad', 'max_bad_fraction', 'num_workers'),
+    *('num_threads', 'prefetch'),
+)
+
+
+def _check_keys(data: Any) -> None:
+  """Raises InputError for what `config.data` lacks."""
+  lacking = [key for key in _KEYS if key not in data]
+  if lacking:
+    raise InputError(
+        f'config.data lacks {", ".join(lacking)}, which images with boxes need;'
+        ' configs/coco.py shows all'
+    )
+
+
+def check_geometry(data: Any) -> rows.Geometry:
+  """Returns what `config.data` says of sizes, after checking it.
+
+  Raises:
+    InputError: a value is missing, impossible or does not fit the others.
+  """
+  _check_keys(data)
+  canvas = tuple(data.canvas)
   sides = tuple(data.train_short_sides)
   jitter = tuple(data.scale_jitter)
-  _require(1 <= height <= width, 'canvas', data.canvas, 'is not landscape')
+  _require(
+      len(canvas) == 2 and 1 <= canvas[0] <= canvas[1],
+      'canvas',
+      canvas,
+      'is not landscape; want (height, width)',
+  )
+  height, width = canvas
   _require(
       1 <= data.short_side <= min(height, data.long_side),
       'short_side',
@@ -165,7 +194,7 @@ def _geometry(data: Any) -> rows.Geometry:
       'is not in [0, 1]',
   )
   return rows.Geometry(
-      canvas=(height, width),
+      canvas=canvas,
       short_side=data.short_side,
       long_side=data.long_side,
       train_short_sides=sides,

@@ -113,6 +113,7 @@ def _save(path: str, table: np.ndarray) -> None:
         dir=os.path.dirname(path), suffix='.npy', delete=False
     ) as file:
       np.save(file, table)
+    os.chmod(file.name, 0o644)  # Temporary files are for their owner alone.
     os.replace(file.name, path)
   except OSError:
     pass  # The data set belongs to somebody else: it is looked up every time.

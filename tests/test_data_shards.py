@@ -1,0 +1,76 @@
+"""What is of single images, on the device that has them."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from awconv_jax import partition
+from awconv_jax.ops import data_shards
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+def best(scores, rest):
+  """Two of an image's scores, and how often they can be halved."""
+  top, index = jax.lax.top_k(scores, 2)
+  halvings, _ = jax.lax.while_loop(
+      lambda s: s[1] > 1, lambda s: (s[0] + 1, s[1] / 2), (0, top[0])
+  )
+  return dict(index=index, halvings=halvings, rest=rest.get('offset', 0))
+
+
+def ranked(scores, rest):
+  return data_shards.per_image(best, scores, rest)
+
+
+def scores(count):
+  return np.random.default_rng(0).uniform(1, 99, (count, 9)).astype(np.float32)
+
+
+@pytest.mark.parametrize('count', [16, 3])
+def test_a_mesh_does_not_change_what_comes_out(count):
+  rest = dict(offset=np.arange(count), nothing=None)
+  want = [best(s, dict(offset=n)) for n, s in enumerate(scores(count))]
+  with jax.set_mesh(partition.create_mesh()):
+    got = jax.jit(ranked)(scores(count), rest)
+  alone = jax.jit(ranked)(scores(count), rest)
+  for name in ('index', 'halvings', 'rest'):
+    rows = np.stack([w[name] for w in want])
+    np.testing.assert_array_equal(got[name], rows)
+    np.testing.assert_array_equal(alone[name], rows)
+
+
+def test_devices_do_not_wait_for_each_other():
+  mesh = partition.create_mesh()
+  assert mesh.size == 8
+  rows = partition.over_batch(mesh)
+  texts = []
+  for in_force in (False, True):
+    run = jax.jit(lambda s: ranked(s, {}), in_shardings=rows)
+    with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
+      texts.append(run.lower(scores(16)).compile().as_text())
+  # What the compiler does by itself, and what it is kept from.
+  assert 'all-gather' in texts[0] and 'all-reduce' in texts[0]
+  assert 'all-' not in texts[1]
+
+
+def test_what_is_shared_is_whole_and_gradients_come_back():
+  def product(x, y, weights):
+    return x * y @ weights
+
+  x = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
+  weights = np.random.default_rng(2).normal(size=(3, 2)).astype(np.float32)
+
+  def total(x, weights):
+    out = data_shards.over_data_shards(product, (x, x), (weights,))
+    return jnp.sum(out**2)
+
+  gradient = jax.grad(total, (0, 1))
+  want = gradient(x, weights)
+  with jax.set_mesh(partition.create_mesh()):
+    got = jax.jit(gradient)(x, weights)
+  for own, wanted in zip(got, want, strict=True):
+    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)

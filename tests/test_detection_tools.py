@@ -1,0 +1,160 @@
+"""The tools that look at a run of detection: a real one, and what misfits."""
+
+import json
+
+import commands
+import fake_coco
+import numpy as np
+import pytest
+
+from awconv_jax import models, weights
+from awconv_jax.errors import InputError
+from awconv_jax.tools import convert, evaluate, predict
+from configs import coco
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+FLAGS = ('name', 'split', 'data_dir', 'batch_size', 'max_bad_fraction')
+
+
+def random_values(shapes):
+  """Returns variables that find something, without compiling an init."""
+  import jax
+
+  rng = np.random.default_rng(0)
+
+  def value(path, leaf):
+    values = rng.normal(size=leaf.shape)
+    if path[-1].key in ('scale', 'var'):
+      values = 1 + 0.2 * np.tanh(values)
+    elif path[-1].key == 'kernel':
+      values /= np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
+    return values.astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """What a run leaves, and its data: 11 images of three categories."""
+  root = tmp_path_factory.mktemp('detection')
+  fake_coco.write(root / 'set', {'train': range(9), 'test': range(20, 31)})
+  config = coco.get_config('model=resnet18,aw_conv=false,num_classes=3')
+  with config.unlocked():
+    config.data = fake_coco.config(f'coco_json:{root}/set')
+    config.eval_batch_size = 8  # One image per device.
+    model = config.model
+    model.backbone.update(width=4, stage_sizes=(1, 1, 1, 1))
+    model.pyramid.features = model.head.features = 8
+    model.proposals.update(candidates=16, number=8)
+    model.detections.number = 4
+  variables = random_values(
+      models.detector_shapes(models.create_detector(**config.model.to_dict()))
+  )
+  convert.write_run(root / 'run', variables)
+  (root / 'run/config.json').write_text(json.dumps(config.to_dict()))
+  (root / 'run/classes.json').write_text('["thing 3", "thing 5", "thing 9"]')
+  weights.save(root / 'weights.safetensors', variables)
+  return root
+
+
+def config_of(run, **changes):
+  flags = dict.fromkeys(FLAGS) | changes
+  return evaluate.choose(evaluate.read_config(run), **flags)
+
+
+@pytest.mark.slow
+def test_both_tools_agree_on_a_run_and_on_a_file_of_weights(made, tmp_path):
+  config, run = config_of(made / 'run'), str(made / 'run')
+
+  found = evaluate.evaluate(config, run)
+  metrics = predict.run(config, run, str(tmp_path))
+  again = predict.run(
+      config, str(made / 'weights.safetensors'), str(tmp_path), flip=True
+  )
+
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert {r['image_id'] for r in results} <= set(range(20, 31)) and results
+  assert {r['category_id'] for r in results} <= {3, 5, 9}
+  metrics.pop('per_class')
+  assert metrics.pop('num_images') == found['num_images'] == 11
+  assert {k: found[k] for k in metrics} == metrics
+  assert found['num_unreadable'] == found['num_unlabelled'] == 0
+  assert again['num_images'] == 11
+
+
+def edited(made, tmp_path, change):
+  """Returns the directory of the run with another config."""
+  run = tmp_path / 'run'
+  run.mkdir()
+  (run / 'checkpoints').symlink_to(made / 'run/checkpoints')
+  content = json.loads((made / 'run/config.json').read_text())
+  change(content)
+  (run / 'config.json').write_text(json.dumps(content))
+  return run
+
+
+def widen(content):
+  content['model']['head']['features'] = 16
+
+
+def add_a_class(content):
+  content['model']['num_classes'] = 4
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (widen, r'another network than its config: params/box_head/fc6/bias'),
+        (add_a_class, 'has 3 classes, and the network has 4'),
+        (lambda c: c.pop('task'), 'config.json lacks task.name, which'),
+        (lambda c: c.update(model=3, seed='a'), 'lacks seed, model.name, wh'),
+        (lambda c: c['data'].pop('canvas'), 'config.data lacks canvas, which'),
+        (lambda c: c['model'].update(anchors=8), 'model.anchors=8 must hold'),
+        (lambda c: c['data'].update(eval_split='val'), "unknown split 'val'"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_run_is_one_line(
+    made, tmp_path, change, message
+):
+  run = edited(made, tmp_path, change)
+  with pytest.raises(InputError, match=message):
+    evaluate.evaluate(config_of(run), str(run))
+  with pytest.raises(InputError, match=message):
+    predict.run(config_of(run), str(run), str(tmp_path / 'out'))
+
+
+def test_files_are_looked_at_by_a_run_that_fits_its_config(made, tmp_path):
+  run = edited(made, tmp_path, add_a_class)
+  photo = str(made / 'set/test/000000000020.jpg')
+  with pytest.raises(InputError, match='another network.*box_predictor'):
+    predict.run(config_of(run), str(run), str(tmp_path), inputs=[photo])
+
+
+def test_other_data_must_be_boxes_of_the_same_classes(made, tmp_path):
+  run = str(made / 'run')
+  fake_coco.write(tmp_path / 'more', {'test': range(3)}, (3, 5, 8))
+  with pytest.raises(InputError, match="label 2 is the class 'thing 8' there"):
+    evaluate.evaluate(config_of(run, name=f'coco_json:{tmp_path}/more'), run)
+  with pytest.raises(InputError, match='config.data lacks image_size'):
+    evaluate.evaluate(config_of(run, name='imagenet2012'), run)
+  assert config_of(run, name='coco/2017').data.eval_split == 'validation'
+
+
+def test_a_config_that_is_no_json_object_is_one_line(tmp_path):
+  for text in ('[]', '3', '{"data": []}'):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(InputError, match='config.json lacks .*give the config'):
+      evaluate.read_config(tmp_path)
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(InputError, match='cannot read .*config.json: Expecting'):
+    evaluate.read_config(tmp_path)
+
+
+def test_the_command_without_a_run_is_one_line(tmp_path):
+  code, out, err = commands.run(
+      *('-m', 'awconv_jax.tools.predict'),
+      *(f'--run={tmp_path}/none', f'--output={tmp_path}/out'),
+  )
+  assert (code, out) == (1, '') and err.count('\n') == 1
+  assert err.startswith('error: --run=') and 'No such file' in err
+  assert not (tmp_path / 'out').exists()
