@@ -17,7 +17,8 @@ help:  ## List the commands.
 	@echo 'make detect  train a detector on embedded digit scenes, draw what it finds'
 	@echo '             (< 10 minutes)'
 	@echo 'make test    run the test suite (< 15 minutes)'
-	@echo 'make test-slow   every network with every attention, one step each'
+	@echo 'make test-slow   what takes long: each network with each attention, one'
+	@echo '             step; detectors trained, killed and learning images by heart'
 	@echo 'make lint    check the form of the code'
 	@echo 'make format  bring the code into form'
 	@echo 'make clean   remove the environment and the caches, not the runs'
@@ -68,7 +69,7 @@ test: $(VENV)/requirements-test lint  ## Run the test suite.
 	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/requirements-test  ## Run what the suite leaves out.
-	@$(RUN) -m pytest -n 2 --dist load -m slow $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadgroup -m slow $(ARGS)
 
 lint: $(VENV)/requirements-test
 	@echo 'checking the form of the code'

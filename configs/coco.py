@@ -23,11 +23,10 @@ Where we differ: images lie on one of two canvases, so that shapes are static;
 RoIAlign takes 2x2 samples, which are 2x2 to 4x4 there; the warm-up is rounded
 to the epoch's share.
 
-All numbers of the network are in awconv_jax/models/detector_presets.py.
-preset=torchvision has that library's instead, for its weights (91 classes, of
-which one is the background: num_classes=90; aw_conv=false; sides of the canvas
-are multiples of 64; those it publishes want
---config.model.backbone.norm_epsilon=0.0).
+The numbers of the network are in common.DETECTORS. preset=torchvision has that
+library's, for its weights (91 classes, of which one is the background:
+num_classes=90; aw_conv=false; sides of the canvas are multiples of 64; those it
+publishes want --config.model.backbone.norm_epsilon=0.0).
 """
 
 import ml_collections

@@ -10,8 +10,6 @@ from typing import Any
 
 import ml_collections
 
-from awconv_jax.models.detector_presets import PRESETS
-
 # The options of every optimizer and schedule, for configs to choose from.
 OPTIMIZERS = {
     'sgd': dict(momentum=0.9, nesterov=True),
@@ -241,6 +239,64 @@ def model(
   return section
 
 
+# All options of the detectors by preset, as `models.detector_presets` has them.
+_MMDET = dict(
+    mask_padding=True,
+    norm_train=False,
+    beta=0.0,
+    pyramid=dict(features=256),
+    anchors=dict(
+        strides=(4, 8, 16, 32, 64),
+        scale=8.0,
+        ratios=(0.5, 1.0, 2.0),
+        rounded=False,
+    ),
+    anchor_matcher=dict(
+        positive=0.7, negative=0.3, min_positive=0.3, low_quality='gt'
+    ),
+    anchor_sampler=dict(number=256, fraction=0.5),
+    anchor_coder=dict(
+        weights=(1.0, 1.0, 1.0, 1.0), clamp=4.135166556742356, clamp_below=True
+    ),
+    proposals=dict(
+        train_candidates=2000,
+        candidates=1000,
+        train_number=1000,
+        number=1000,
+        threshold=0.7,
+        min_size=0.0,
+    ),
+    roi_matcher=dict(
+        positive=0.5, negative=0.5, min_positive=None, low_quality='gt'
+    ),
+    roi_sampler=dict(number=512, fraction=0.25),
+    roi_coder=dict(
+        weights=(10.0, 10.0, 5.0, 5.0),
+        clamp=4.135166556742356,
+        clamp_below=True,
+    ),
+    roi_levels=dict(finest=56.0, rule='mmdet'),
+    roi_align=dict(output=7, sampling=2, adaptive=False, aligned=True),
+    head=dict(features=1024, background='last'),
+    detections=dict(min_score=0.05, threshold=0.5, number=100, min_size=0.0),
+)
+_TORCHVISION = _MMDET | dict(
+    mask_padding=False,
+    beta=1 / 9,
+    anchors=_MMDET['anchors'] | dict(rounded=True),
+    anchor_matcher=_MMDET['anchor_matcher']
+    | dict(min_positive=0.0, low_quality='own'),
+    anchor_coder=_MMDET['anchor_coder'] | dict(clamp_below=False),
+    proposals=_MMDET['proposals'] | dict(train_number=2000, min_size=1e-3),
+    roi_coder=_MMDET['roi_coder'] | dict(clamp_below=False),
+    roi_levels=dict(finest=56.0, rule='torchvision'),
+    roi_align=_MMDET['roi_align'] | dict(aligned=False),
+    head=dict(features=1024, background='first'),
+    detections=_MMDET['detections'] | dict(min_size=1e-2),
+)
+DETECTORS = {'mmdet': _MMDET, 'torchvision': _TORCHVISION}
+
+
 def detector(
     backbone: ml_collections.ConfigDict,
     *,
@@ -253,8 +309,7 @@ def detector(
   Args:
     backbone: of `model`.
     num_classes: without the background.
-    preset: a name in `awconv_jax.models.detector_presets.PRESETS`, where the
-      numbers stand.
+    preset: a name in `DETECTORS`.
     **wanted: values other than the preset's; groups of options need not be
       complete.
 
@@ -270,7 +325,7 @@ def detector(
   del section.backbone['num_classes']
   section.dtype = 'float32'
   section.param_dtype = 'float32'
-  section.update(choose('preset', preset, PRESETS))
+  section.update(choose('preset', preset, DETECTORS))
   for group in ('anchor_matcher', 'roi_matcher'):
     least = section[group]['min_positive']
     section[group]['min_positive'] = ml_collections.config_dict.placeholder(

@@ -1,0 +1,146 @@
+"""The shipped config of COCO, trained on the real builder of a tiny COCO."""
+
+import fake_coco
+import numpy as np
+import pytest
+import watched_run
+
+from awconv_jax.tools import prepare
+from configs import coco
+
+# Of the first, 3 has a crowd only and 4 nothing: six are trained on. Those to
+# evaluate on are 3 landscapes and 2 portraits, and one has nothing on it.
+TRAIN, VAL = range(1, 9), range(11, 16)
+TRAINABLE, BATCH, STEPS, WARMUP_STEPS = 6, 2, 5, 3
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  root = tmp_path_factory.mktemp('coco')
+  with pytest.MonkeyPatch.context() as patch:
+    fake_coco.serve(patch, root / 'net', fake_coco.archives(TRAIN, VAL))
+    prepare.prepare('coco/2017', str(root), None)
+  return root
+
+
+def on_tiny_images(data_dir, **data):
+  """Returns the shipped config for five steps on a small canvas."""
+  config = coco.get_config('model=resnet50,aw_conv=true')
+  epoch = TRAINABLE / BATCH
+  with config.unlocked():
+    config.batch_size = config.eval_batch_size = BATCH
+    config.num_epochs = STEPS / epoch
+    config.log_every_steps = 1
+    # Its 500 steps would be none of so short an epoch.
+    config.optimizer.warmup_epochs = WARMUP_STEPS / epoch
+    config.data.dir = str(data_dir)
+    config.data.num_workers = 0
+    config.data.update(data)
+  return config
+
+
+def small(data_dir):
+  """Returns that config with a narrow network of two stages."""
+  # Both orientations lie on one square canvas, so that one step is compiled.
+  config = on_tiny_images(
+      data_dir,
+      canvas=(64, 64),
+      short_side=60,
+      long_side=64,
+      train_short_sides=(44, 52, 60),
+  )
+  with config.unlocked():
+    model = config.model
+    model.backbone.update(width=4, stage_sizes=(1, 1), aw_stages=(2,))
+    model.anchors.strides = (4, 8, 16)
+    model.pyramid.features = model.head.features = 8
+    model.proposals.update(train_number=16, number=16)
+    model.roi_sampler.number = model.anchor_sampler.number = 16
+  return config
+
+
+@pytest.fixture(scope='module')
+def small_run(data_dir, tmp_path_factory, quick_compiles_of_module):
+  workdir = tmp_path_factory.mktemp('small')
+  return watched_run.train(small(data_dir), workdir, devices=1)
+
+
+def check_metrics(run):
+  assert run.result.step == run.result.total_steps == STEPS
+  for name in ('loss', 'rpn_class', 'rpn_box', 'roi_class', 'roi_box'):
+    values = run.logged(f'train/{name}')
+    assert len(values) == STEPS and np.isfinite(values).all(), name
+    assert max(values) > 0, name
+  # 0.02 for 16 images, from a thousandth of it.
+  rise = 0.001 + 0.999 * np.arange(WARMUP_STEPS) / WARMUP_STEPS
+  rates = 0.02 * BATCH / 16 * np.append(rise, [1] * (STEPS - WARMUP_STEPS))
+  got = run.logged('train/learning_rate')
+  np.testing.assert_allclose(got, rates, rtol=1e-5)
+
+
+def check_images(run):
+  """Every image of the split was counted once, with all of its objects."""
+  assert run.evaluators and run.result.metrics['num_images'] == len(VAL)
+  for evaluator in run.evaluators:
+    dataset = evaluator.dataset()
+    assert [image['id'] for image in dataset['images']] == [*VAL]
+    wanted = [a for seed in VAL for a in fake_coco.annotations(seed)]
+    for key in ('image_id', 'area', 'iscrowd'):
+      got = sorted(a[key] for a in dataset['annotations'])
+      assert got == sorted(a[key] for a in wanted), key
+
+
+def check_frozen(run):
+  """Only what the config does not freeze has moved, by one bit at least."""
+  first, last = run.first, run.last()
+  assert first.keys() == last.keys()
+  moved = {n for n, a in first.items() if a.tobytes() != last[n].tobytes()}
+  backbone = 'params/backbone'
+  frozen = (f'{backbone}/stem_', f'{backbone}/stage1_', 'model_state/')
+  for prefix in frozen:
+    assert any(name.startswith(prefix) for name in first), prefix
+    assert not [name for name in moved if name.startswith(prefix)]
+  # The affine parts of norms are trained, their statistics are not.
+  learned = [f'{backbone}/stage2_block1/norm', f'{backbone}/stage2_block1/conv']
+  learned += [f'params/{part}/' for part in ('fpn', 'rpn', 'box_head')]
+  for prefix in learned:
+    assert any(name.startswith(prefix) for name in moved), prefix
+
+
+def test_losses_are_finite_and_the_rate_warms_up(small_run):
+  check_metrics(small_run)
+
+
+def test_every_image_is_evaluated_once(small_run):
+  check_images(small_run)
+
+
+def test_what_is_frozen_keeps_its_bits(small_run):
+  check_frozen(small_run)
+
+
+def test_one_canvas_is_one_compilation(small_run):
+  # Of three short sides in training and three sizes of images.
+  assert small_run.step._cache_size() == 1
+  assert small_run.predict._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_the_shipped_network_trains_on_both_canvases(data_dir, tmp_path):
+  config = on_tiny_images(
+      data_dir,
+      canvas=(128, 192),
+      short_side=128,
+      long_side=192,
+      train_short_sides=(128,),
+  )
+  run = watched_run.train(config, tmp_path, devices=1)
+  check_metrics(run)
+  check_images(run)
+  check_frozen(run)
+  # The paper's network and head, no option of which was changed.
+  shipped = coco.get_config('model=resnet50,aw_conv=true')
+  assert config.model.to_dict() == shipped.model.to_dict()
+  assert run.first['params/box_predictor/cls_score/kernel'].shape == (1024, 81)
+  for compiled in (run.step, run.predict):
+    assert compiled._cache_size() == 2

@@ -1,0 +1,132 @@
+"""Detectors under the training loop as users run it: devices, kills, results.
+
+All on scenes of digits, a few steps of a narrow network.
+"""
+
+import json
+import signal
+import time
+
+import commands
+import numpy as np
+import pytest
+from test_train_loop import without_speed
+import tiny_scenes
+import watched_run
+
+from awconv_jax import data
+from awconv_jax.data import sources
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group('scenes'),  # They share runs.
+    pytest.mark.usefixtures('quick_compiles_of_module'),
+]
+STEPS, IMAGES = 9, 19
+PARTS = ('rpn_class', 'rpn_box', 'roi_class', 'roi_box')
+COMMAND = ('train.py', f'--config={commands.ROOT}/tests/tiny_scenes.py')
+# As of the fixture for processes, so that all compile the same.
+QUICK = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+
+
+@pytest.fixture(scope='module')
+def eight(tmp_path_factory, quick_compiles_of_module):
+  """An uninterrupted run on eight devices."""
+  workdir = tmp_path_factory.mktemp('eight')
+  return watched_run.train(tiny_scenes.get_config(), workdir, devices=8)
+
+
+def image_ids():
+  """Returns the ids of the images that are evaluated."""
+  name, split = 'digit_scenes', tiny_scenes.get_config().data.eval_split
+  source = sources.open_source(name, None, split)
+  return sorted(source[i]['image_id'] for i in range(len(source)))
+
+
+def assert_same_losses(ours, theirs):
+  for name in ('loss', *PARTS):
+    want, got = (run.logged(f'train/{name}') for run in (ours, theirs))
+    assert len(want) == STEPS
+    np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=name)
+  assert theirs.logged('eval/num_images') == [IMAGES]
+
+
+def test_a_run_trains_and_counts_every_image_once(eight):
+  assert eight.result.step == eight.result.total_steps == STEPS
+  losses = np.array([eight.logged(f'train/{name}') for name in PARTS])
+  assert losses.shape == (len(PARTS), STEPS) and np.isfinite(losses).all()
+  np.testing.assert_allclose(
+      losses.sum(0), eight.logged('train/loss'), rtol=1e-5
+  )
+  assert eight.result.metrics['num_images'] == IMAGES
+  (evaluator,) = eight.evaluators
+  shown = [image['id'] for image in evaluator.dataset()['images']]
+  assert shown == image_ids() and len(shown) == IMAGES
+  last = eight.last()
+  assert any(  # Norms that train have statistics that move.
+      not np.array_equal(array, last[name])
+      for name, array in eight.first.items()
+      if name.startswith('model_state/')
+  )
+  text = (eight.workdir / 'classes.json').read_text()
+  assert json.loads(text) == [*'0123456789']
+
+
+def test_every_canvas_is_compiled_once(eight):
+  config = tiny_scenes.get_config()
+  batches = data.create(config, train=True, batch_size=8, seed=config.seed)
+  trained = [next(batches) for _ in range(STEPS)]
+  batches.close()
+  shown = data.create(config, train=False, batch_size=8, seed=config.seed)
+  for function, met in ((eight.step, trained), (eight.predict, list(shown))):
+    assert {b['image'].shape[1:3] for b in met} == {(96, 128), (128, 96)}
+    sizes = {tuple(size) for b in met for size in b['image_size'].tolist()}
+    assert len(sizes) > 4
+    assert function._cache_size() == 2
+
+
+def test_one_device_trains_as_eight(eight, tmp_path):
+  one = watched_run.train(tiny_scenes.get_config(), tmp_path, devices=1)
+  assert_same_losses(eight, one)
+
+
+def test_two_processes_of_four_devices_train_as_one_of_eight(eight, tmp_path):
+  joined = f'--coordinator=127.0.0.1:{commands.free_port()}'
+  processes = [
+      commands.start(
+          *COMMAND,
+          f'--workdir={tmp_path}',
+          joined,
+          '--num_processes=2',
+          f'--process_id={i}',
+          devices=4,
+          env=QUICK,
+      )
+      for i in range(2)
+  ]
+  outs = [p.communicate(timeout=500) for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], outs
+  assert_same_losses(eight, watched_run.Run(tmp_path))
+
+
+def test_a_kill_leaves_no_trace_in_the_result(eight, tmp_path, capsys):
+  process = commands.start(
+      *COMMAND, f'--workdir={tmp_path}', devices=8, env=QUICK
+  )
+  saved = tmp_path / 'checkpoints/4'
+  # The next one begins when this one is whole, at the end of the run.
+  while process.poll() is None and not saved.is_dir():
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  _, err = process.communicate()
+  assert process.returncode == -signal.SIGKILL, err
+
+  again = watched_run.train(tiny_scenes.get_config(), tmp_path, devices=8)
+
+  out = capsys.readouterr().out
+  assert 'resumed from the checkpoint of step 4' in out
+  assert without_speed(again.rows) == without_speed(eight.rows)
+  wanted, got = eight.last(), again.last()
+  assert wanted.keys() == got.keys()
+  for name, array in wanted.items():
+    assert array.tobytes() == got[name].tobytes(), name

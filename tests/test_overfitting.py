@@ -1,0 +1,120 @@
+"""The small detector as shipped learns a few images by heart.
+
+What it then says of them and of others is what COCO's own tool says.
+"""
+
+import contextlib
+import io
+import json
+import pathlib
+
+import ml_collections
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+import pytest
+import watched_run
+
+from awconv_jax.data import sources
+from awconv_jax.evaluators.coco import METRICS
+from awconv_jax.tools import evaluate, predict
+from configs import digit_scenes
+
+# One process has the run that all of them look at.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('overfitting')]
+SCENES = 8
+
+
+def by_heart():
+  """Returns the shipped network and 200 steps on eight images.
+
+  The length and the rates are set here, so that the recipe of the data set may
+  change.
+  """
+  config = digit_scenes.get_config()
+  with config.unlocked():
+    config.num_epochs = config.eval_every_epochs = 200.0
+    config.checkpoint_every_epochs = 200.0
+    config.batch_size = config.eval_batch_size = SCENES
+    config.ema_decay = 0.0
+    config.data.train_split = config.data.eval_split = f'train[:{SCENES}]'
+    config.data.train_short_sides = (config.data.short_side,)
+    config.data.train_empty = True
+    # In the place of all that is there, of whatever optimizer it is.
+    config.optimizer = ml_collections.ConfigDict(
+        dict(
+            name='sgd',
+            options=dict(momentum=0.9, nesterov=True),
+            learning_rate=0.03,
+            base_batch_size=SCENES,
+            weight_decay=0.0,
+            decay_mask='kernels',
+            clip_norm=10.0,
+            frozen=(),
+            schedule='cosine',
+            schedule_options=dict(final_fraction=0.0),
+            warmup_epochs=20.0,
+            warmup_start_fraction=0.01,
+        )
+    )
+  return config
+
+
+@pytest.fixture(scope='module')
+def learnt(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('learnt')
+  return watched_run.train(by_heart(), workdir, devices=1)
+
+
+def test_eight_images_are_learnt_by_heart(learnt):
+  assert learnt.result.step == 200
+  assert learnt.result.metrics['num_images'] == SCENES
+  assert learnt.result.metrics['AP50'] > 0.95, learnt.result.metrics
+
+
+def pycocotools_on(folder: pathlib.Path) -> dict[str, float]:
+  """Returns what pycocotools makes of the files alone."""
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO(str(folder / 'ground_truth.json'))
+    found = truth.loadRes(str(folder / 'results.json'))
+    evaluation = COCOeval(truth, found, 'bbox')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+  return dict(zip(METRICS, evaluation.stats, strict=True))
+
+
+def predictions(run, split: str, output: pathlib.Path, devices: int):
+  """Returns the metrics that the tool says on some devices; it writes JSON."""
+  config = evaluate.choose(
+      evaluate.read_config(run.workdir),
+      name=None,
+      split=split,
+      data_dir=None,
+      batch_size=8,
+      max_bad_fraction=None,
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    watched_run.use_devices(patch, devices)
+    return predict.run(config, str(run.workdir), str(output), max_images=0)
+
+
+def test_what_is_written_is_worth_what_is_said_on_any_devices(learnt, tmp_path):
+  # 11 more than were learnt, so that not all is found.
+  split, images = 'train[:19]', 19
+  source = sources.open_source('digit_scenes', None, split)
+  ids = sorted(source[i]['image_id'] for i in range(images))
+  said = {}
+  for devices in (1, 8):
+    folder = tmp_path / str(devices)
+    said[devices] = predictions(learnt, split, folder, devices)
+    truth = json.loads((folder / 'ground_truth.json').read_text())
+    assert [image['id'] for image in truth['images']] == ids
+    outside = pycocotools_on(folder)
+    assert 0.3 < outside['AP50'] < 1
+    for name in METRICS:
+      # JSON keeps every digit.
+      want = pytest.approx(outside[name], abs=1e-12)
+      assert said[devices][name] == want, name
+  for name in METRICS:
+    assert said[8][name] == pytest.approx(said[1][name], abs=1e-6), name
+  assert said[8]['num_images'] == said[1]['num_images'] == images

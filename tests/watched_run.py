@@ -1,0 +1,104 @@
+"""Runs the training loop in process, and keeps what it was made of."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+import pytest
+
+from awconv_jax import (
+    checkpoint,
+    metric_writer,
+    partition,
+    train_loop,
+    train_step,
+)
+from awconv_jax.tasks import detection
+
+
+@dataclasses.dataclass
+class Run:
+  """A run of a detector.
+
+  Attributes:
+    workdir: its directory.
+    result: as of `train_loop.train`.
+    first: the arrays of the first state, by the names they have in checkpoints.
+    evaluators: one for each evaluation.
+    step, predict: the two compiled functions.
+  """
+
+  workdir: pathlib.Path
+  result: Any = None
+  first: Any = None
+  evaluators: list = dataclasses.field(default_factory=list)
+  step: Any = None
+  predict: Any = None
+
+  @property
+  def rows(self) -> list[dict[str, float]]:
+    """The rows of metrics."""
+    return metric_writer.read(self.workdir / 'metrics.jsonl')
+
+  def logged(self, name: str) -> list[float]:
+    """Returns the values of one metric in the order of the steps."""
+    return [row[name] for row in self.rows if name in row]
+
+  def last(self) -> dict[str, np.ndarray]:
+    """Returns the arrays of the last checkpoint, by name."""
+    directory = self.workdir / 'checkpoints'
+    with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
+      return checkpointer.read(self.result.step)
+
+
+def use_devices(patch: pytest.MonkeyPatch, number: int) -> None:
+  """Has all that runs use the first devices only."""
+  mesh = Mesh(np.array(jax.devices()[:number]), (partition.DATA_AXIS,))
+  patch.setattr(partition, 'create_mesh', lambda: mesh)
+
+
+def train(config: Any, workdir: Any, devices: int) -> Run:
+  """Trains by `train_loop.train` on some devices.
+
+  Args:
+    config: the whole config.
+    workdir: directory of the run.
+    devices: how many of the process's.
+  """
+  run = Run(pathlib.Path(workdir))
+
+  def keep(patch, maker, name, convert=lambda made: made):
+    make = getattr(train_step, maker)
+
+    def keeping(*args, **kwargs):
+      made = make(*args, **kwargs)
+      setattr(run, name, convert(made))
+      return made
+
+    patch.setattr(train_step, maker, keeping)
+
+  def evaluator(*args, **kwargs):
+    run.evaluators.append(create_evaluator(*args, **kwargs))
+    return run.evaluators[-1]
+
+  create_evaluator = detection.CocoEvaluator
+  with pytest.MonkeyPatch.context() as patch:
+    use_devices(patch, devices)
+    keep(patch, 'create_state', 'first', _named_copies)
+    keep(patch, 'create_train_step', 'step')
+    keep(patch, 'create_predict', 'predict')
+    patch.setattr(detection, 'CocoEvaluator', evaluator)
+    run.result = train_loop.train(config, str(workdir))
+  return run
+
+
+def _named_copies(state: Any) -> dict[str, np.ndarray]:
+  """Returns the arrays of a state, which the first step will overwrite."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): np.array(leaf)
+      for path, leaf in leaves
+  }
