@@ -11,8 +11,9 @@ r"""Detects objects with a trained run: results as JSON, pictures, COCO's table.
 Without --input the run's own eval split is looked at. The output directory gets
   results.json       every detection in COCO's format, in pixels of the file
                      (of --input, once a camera's EXIF data have turned it)
-  ground_truth.json  of the eval split, and metrics.json: COCO's average
-                     precision and recall, and the AP of every category
+  ground_truth.json  of the eval split
+  metrics.json, .txt COCO's average precision and recall, and the AP of every
+                     category; -1 where the split has no such objects
   images.json        of files instead: which of them each image_id is
   pictures/          with the boxes whose score is at least --score; those of
                      the ground truth are white
@@ -206,6 +207,8 @@ def run(
   metrics = {} if files else report(evaluator)
   for name, content in _contents(evaluator, metrics, files).items():
     (folder / f'{name}.json').write_text(json.dumps(content))
+  if metrics:
+    (folder / 'metrics.txt').write_text(f'{table(metrics)}\n')
   return metrics
 
 
