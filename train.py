@@ -54,7 +54,9 @@ def _compared(config_path: str, arguments: Sequence[str], plain: bool):
       a
       for a in arguments
       if a.startswith('--config.')
-      and not a.startswith('--config.model.aw_conv')
+      and not a.startswith(
+          ('--config.model.aw_conv', '--config.model.backbone.aw_conv')
+      )
   ]
   return [f'--config={path}:{",".join(items)}', *overrides]
 

@@ -84,8 +84,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
   Raises:
     InputError: a pattern is that of no parameter.
   """
-  leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-  paths = ['/'.join(str(key.key) for key in path) for path, _ in leaves]
+  paths = _paths(params)
   for pattern in patterns:
     if not fnmatch.filter(paths, pattern):
       tops = ', '.join(sorted({path.split('/')[0] for path in paths}))
@@ -93,11 +92,33 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
           f'config.optimizer.frozen: {pattern!r} is the path of no parameter; '
           f'they are under {tops}, see parameters.txt of a run'
       )
+  return _matches(params, patterns)
+
+
+def keep_frozen(old: Any, new: Any, patterns: Sequence[str]) -> Any:
+  """Returns new statistics, but the old ones of what is frozen.
+
+  Args:
+    old, new: trees like those of the parameters, such as 'batch_stats'.
+    patterns: as of `frozen`; some may be of parameters alone.
+  """
+  return jax.tree.map(
+      lambda keep, a, b: a if keep else b, _matches(new, patterns), old, new
+  )
+
+
+def _paths(tree: Any) -> list[str]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return ['/'.join(str(key.key) for key in path) for path, _ in leaves]
+
+
+def _matches(tree: Any, patterns: Sequence[str]) -> Any:
+  """Returns a tree of bools: whether any pattern is that of the path."""
   matches = [
       any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
-      for path in paths
+      for path in _paths(tree)
   ]
-  return jax.tree_util.tree_unflatten(tree, matches)
+  return jax.tree.unflatten(jax.tree.structure(tree), matches)
 
 
 def create_schedule(
@@ -111,7 +132,7 @@ def create_schedule(
 
   Args:
     config: `config.optimizer`; read are `schedule`, `schedule_options`,
-      `warmup_epochs` and `warmup_start_fraction`.
+      `warmup_epochs` or `warmup_steps`, and `warmup_start_fraction`.
     base_learning_rate: the highest rate, already scaled to the batch size.
     total_steps: steps of the whole training, warm-up included.
     steps_per_epoch: steps per epoch; durations are rounded to whole steps.
@@ -131,7 +152,15 @@ def create_schedule(
   longest = epochs + 1 / steps_per_epoch
   _check('warmup_epochs', config.warmup_epochs, 0, longest)
   _check('warmup_start_fraction', config.warmup_start_fraction, 0, 1)
-  warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+  _check('warmup_steps', config.warmup_steps, 0, total_steps)
+  if config.warmup_steps and config.warmup_epochs:
+    raise InputError(
+        f'config.optimizer.warmup_steps={config.warmup_steps} and '
+        f'warmup_epochs={config.warmup_epochs} are both given; set one to 0'
+    )
+  warmup_steps = config.warmup_steps or round(
+      config.warmup_epochs * steps_per_epoch
+  )
   fraction = build(warmup_steps, total_steps, steps_per_epoch, **options)
   start = config.warmup_start_fraction
 

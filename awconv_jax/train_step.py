@@ -172,7 +172,8 @@ def create_train_step(
     accumulation_steps: parts the batch is computed in, one after the other.
     ema_decay: share of the old averages, after t steps at most
       (1 + t) / (10 + t); unused if the state has none.
-    frozen: patterns of parameters that get no gradient; see `optim.frozen`.
+    frozen: patterns of parameters that get no gradient and of statistics that
+      stay; see `optim.frozen`.
 
   Metrics are scalars: loss, the task's own, learning_rate, and the norms of
   the gradients and of the parameters after the step (both become non-finite
@@ -195,6 +196,10 @@ def create_train_step(
     (loss, (metrics, model_state)), grads = _accumulate(
         loss_and_grads, state, batch, rng, accumulation_steps
     )
+    model_state = {
+        name: optim.keep_frozen(state.model_state[name], tree, frozen)
+        for name, tree in model_state.items()
+    }
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema

@@ -99,6 +99,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               boundaries_epochs=(60.0, 120.0, 160.0), factor=0.2
           ),
           warmup_epochs=0.0,
+          warmup_steps=0,
           warmup_start_fraction=0.0,
       )
   )

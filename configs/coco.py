@@ -9,19 +9,21 @@
   python train.py --config=configs/coco.py:data=coco_json:owls,num_classes=5 ...
 
 The settings are mmdetection's (1906.07155, faster-rcnn_r50_fpn_1x_coco): 16
-images a step, 0.02 with momentum 0.9, a tenth of it at 8 and 11 of 12 epochs
-(3x: at 28 and 34 of 36), the stem and the first stage frozen, batch norm's
+images a step, 0.02 with momentum 0.9, a tenth of it at 8 and 11 of 12 epochs,
+500 steps of warm-up, the stem and the first stage frozen, batch norm's
 statistics frozen. Its R50 reaches 37.4 AP and its R101 39.4, without attention,
-from ImageNet weights; runs differ by about 0.2. THIS PROJECT HAS NOT RUN IT: no
-result of its own is known, and the suite takes a few small steps.
+from ImageNet weights; runs differ by about 0.2. schedule=3x is 36 epochs with
+steps at 28 and 34 and short sides of 640 to 800, after detectron2's. THIS
+PROJECT HAS NOT RUN IT: no result of its own is known, and the suite takes a few
+small steps.
 
 A network for classification gives its weights to the backbone. That of an AW
 one should be an AW network (a run of configs/imagenet.py): what a plain one
 lacks would keep its random values in the frozen first stage.
 
-Where we differ: images lie on one of two canvases, so that shapes are static;
-RoIAlign takes 2x2 samples, which are 2x2 to 4x4 there; the warm-up is rounded
-to the epoch's share.
+Where we differ: images lie on one of two canvases, so that shapes are static,
+and what is computed of an image does not see the padding (mask_padding);
+RoIAlign takes 2x2 samples, which are 2x2 to 4x4 there.
 
 The numbers of the network are in common.DETECTORS. preset=torchvision has that
 library's, for its weights (91 classes, of which one is the background:
@@ -34,8 +36,16 @@ import ml_collections
 from configs import common
 
 SCHEDULES = {
-    '1x': dict(num_epochs=12.0, boundaries_epochs=(8.0, 11.0)),
-    '3x': dict(num_epochs=36.0, boundaries_epochs=(28.0, 34.0)),
+    '1x': dict(
+        num_epochs=12.0,
+        boundaries_epochs=(8.0, 11.0),
+        train_short_sides=(800,),
+    ),
+    '3x': dict(
+        num_epochs=36.0,
+        boundaries_epochs=(28.0, 34.0),
+        train_short_sides=(640, 672, 704, 736, 768, 800),
+    ),
 }
 
 
@@ -76,7 +86,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       canvas=(832, 1344) if arg.preset == 'torchvision' else (800, 1344),
       short_side=800,
       long_side=1333,
-      train_short_sides=(800,),
+      train_short_sides=schedule['train_short_sides'],
       flip=0.5,
       scale_jitter=(),
       max_boxes=100,
@@ -114,7 +124,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           schedule_options=dict(
               boundaries_epochs=schedule['boundaries_epochs'], factor=0.1
           ),
-          warmup_epochs=500 / 7330,  # 500 steps of 117,266 images by 16.
+          warmup_epochs=0.0,
+          warmup_steps=500,
           warmup_start_fraction=0.001,
       )
   )

@@ -319,7 +319,6 @@ def detector(
   section = ml_collections.ConfigDict()
   section.name = 'faster_rcnn'
   section.num_classes = num_classes
-  section.preset = preset
   section.backbone = backbone
   # The backbone's classes are the detector's affair.
   del section.backbone['num_classes']

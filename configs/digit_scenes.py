@@ -88,6 +88,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           schedule='cosine',
           schedule_options=dict(final_fraction=0.0),
           warmup_epochs=1.0,
+          warmup_steps=0,
           warmup_start_fraction=0.01,
       )
   )

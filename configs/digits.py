@@ -90,6 +90,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               'schedule', arg.schedule, common.SCHEDULES
           ),
           warmup_epochs=2.0,
+          warmup_steps=0,
           warmup_start_fraction=0.0,
       )
   )

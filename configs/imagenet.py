@@ -91,6 +91,7 @@ def _standard():
           schedule='cosine',
           schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,
+          warmup_steps=0,
           warmup_start_fraction=0.0,
       ),
   )
@@ -123,6 +124,7 @@ def _paper():
               boundaries_epochs=(30.0, 60.0, 90.0), factor=0.1
           ),
           warmup_epochs=0.0,
+          warmup_steps=0,
           warmup_start_fraction=0.0,
       ),
   )
@@ -168,6 +170,7 @@ def _strong(
           schedule='cosine',
           schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,
+          warmup_steps=0,
           warmup_start_fraction=1e-6 / learning_rate,
       ),
   )

@@ -31,8 +31,8 @@ def on_tiny_images(data_dir, **data):
     config.batch_size = config.eval_batch_size = BATCH
     config.num_epochs = STEPS / epoch
     config.log_every_steps = 1
-    # Its 500 steps would be none of so short an epoch.
-    config.optimizer.warmup_epochs = WARMUP_STEPS / epoch
+    # Its 500 steps are more than there are.
+    config.optimizer.warmup_steps = WARMUP_STEPS
     config.data.dir = str(data_dir)
     config.data.num_workers = 0
     config.data.update(data)

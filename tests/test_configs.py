@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from awconv_jax import command_line, data, errors, optim, tasks, train_step
-from configs import common, imagenet
+from configs import coco, common, imagenet
 
 RECIPES = {
     'digits': 'digits.py:',
@@ -21,9 +21,17 @@ RECIPES = {
     'cifar100': 'cifar100.py:',
     **{name: f'imagenet.py:recipe={name},' for name in imagenet.RECIPES},
 }
+DETECTORS = {
+    'digit_scenes': 'digit_scenes.py:',
+    **{name: f'coco.py:schedule={name},' for name in coco.SCHEDULES},
+}
 CHANNELS = {'digits': 1}
 # Of the training split.
-EXAMPLES = {'digits': 1_437, 'cifar10': 50_000, 'cifar100': 50_000}
+EXAMPLES = {
+    **{'digits': 1_437, 'cifar10': 50_000, 'cifar100': 50_000},
+    # Without those that have no boxes to train on.
+    **{'digit_scenes': 824, '1x': 117_266, '3x': 117_266},
+}
 IMAGENET = 1_281_167
 
 
@@ -31,7 +39,7 @@ def load(name, **arguments):
   """Returns a shipped config, as the command line does."""
   given = ','.join(f'{key}={value}' for key, value in arguments.items())
   return command_line.load_config(
-      f'{commands.ROOT}/configs/{RECIPES[name]}{given}'
+      f'{commands.ROOT}/configs/{(RECIPES | DETECTORS)[name]}{given}'
   )
 
 
@@ -47,10 +55,17 @@ RATES = {
     'paper': [(0, 0.1), (29.9, 0.1), (30.1, 0.01), (60.1, 1e-3), (90.1, 1e-4)],
     'a2': [(0, 1e-6), (5, 5e-3), (152.5, 2.5e-3), (300, 0)],
     'a3': [(0, 1e-6), (5, 8e-3), (52.5, 4e-3), (100, 0)],
+    'digit_scenes': [(0, 3e-4), (1, 0.03), (10.5, 0.015), (20, 0)],
+    # Half of the warm-up is 250 steps.
+    '1x': (
+        [(0, 2e-5), (250 / 7329, 0.01001), (7.9, 0.02), (8.1, 2e-3)]
+        + [(10.9, 2e-3), (11.1, 2e-4)]
+    ),
+    '3x': [(0, 2e-5), (27.9, 0.02), (28.1, 2e-3), (33.9, 2e-3), (34.1, 2e-4)],
 }
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', RECIPES | DETECTORS)
 def test_learning_rates_by_epoch(name):
   config = load(name)
   per_epoch = EXAMPLES.get(name, IMAGENET) / config.batch_size
@@ -70,6 +85,14 @@ SGD = dict(clip_norm=0.0, name='sgd')
 LAMB = dict(weight_decay=0.02, decay_mask='kernels', clip_norm=1.0, name='lamb')
 MIXED = dict(loss='bce', bce_threshold=0.2, mixup=0.1, cutmix=1.0)
 PLAIN = dict(loss='softmax', bce_threshold=None, mixup=0.0, cutmix=0.0)
+MMDET = dict(
+    weight_decay=1e-4,
+    decay_mask='all',
+    frozen=('backbone/stem_*', 'backbone/stage1_*'),
+)
+COCO = dict(
+    canvas=(800, 1344), short_side=800, long_side=1333, flip=0.5, max_boxes=100
+)
 # Of the sections optimizer, task, data and model.
 NUMBERS = {
     'digits': dict(
@@ -116,10 +139,29 @@ NUMBERS = {
         | dict(repeats=1),
         model=dict(zero_init_residual=True, stochastic_depth=0.0),
     ),
+    'digit_scenes': dict(
+        optimizer=dict(clip_norm=10.0, name='sgd', weight_decay=1e-4, frozen=())
+        | dict(decay_mask='kernels'),
+        task=dict(name='detection'),
+        data=dict(canvas=(96, 128), flip=0.0, train_short_sides=(80, 88, 96)),
+        model=dict(norm_train=True, num_classes=10),
+    ),
+    '1x': dict(
+        optimizer=SGD | MMDET,
+        task=dict(name='detection'),
+        data=COCO | dict(train_short_sides=(800,)),
+        model=dict(norm_train=False, num_classes=80),
+    ),
+    '3x': dict(
+        optimizer=SGD | MMDET,
+        task=dict(name='detection'),
+        data=COCO | dict(train_short_sides=(640, 672, 704, 736, 768, 800)),
+        model=dict(norm_train=False, num_classes=80),
+    ),
 }
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', RECIPES | DETECTORS)
 def test_numbers_are_those_of_the_sources(name):
   config = load(name)
   for section, numbers in NUMBERS[name].items():
@@ -134,6 +176,8 @@ STEPS = {
     'cifar100': (True, 5e-4, 5e-4),
     'standard': (True, 1e-4, 0.0),
     'paper': (False, 1e-4, 1e-4),
+    'digit_scenes': (True, 1e-4, 0.0),
+    '1x': (False, 1e-4, 1e-4),
 }
 
 
@@ -143,6 +187,9 @@ def test_the_steps_of_sgd(name):
   config = load(name)
   with config.unlocked():
     config.optimizer.warmup_epochs = 0.0
+    config.optimizer.update(
+        warmup_steps=0, learning_rate=0.1, clip_norm=0.0, frozen=()
+    )
   # At the base batch size, and so long that the rate does not change.
   optimizer, _ = optim.create(
       config.optimizer,
@@ -173,6 +220,7 @@ def test_the_steps_of_sgd(name):
         ('cifar10', (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         ('cifar100', (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
         ('standard', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ('1x', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ('a3', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
 )

@@ -18,6 +18,8 @@ def test_presets_of_configs_are_those_of_the_models():
     section = coco.get_config(f'preset={preset}').model.to_dict()
     for name, value in detector_presets.PRESETS[preset].items():
       assert section[name] == value, name
+    # It would do nothing beside all of the options.
+    assert 'preset' not in section
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def make_config(**changes):
           'schedule': 'constant',
           'schedule_options': {},
           'warmup_epochs': 0.0,
+          'warmup_steps': 0,
           'warmup_start_fraction': 0.0,
       }
   )
@@ -82,6 +83,12 @@ def decays(key, mask):
 
 def test_constant_with_warmup_at_every_step():
   _, schedule = create(warmup_epochs=0.75, warmup_start_fraction=0.1)
+  want = [0.05, 0.05 + 0.45 / 3, 0.05 + 0.9 / 3] + [0.5] * 18
+  np.testing.assert_allclose(rates(schedule), want, rtol=1e-6)
+
+
+def test_a_warmup_may_be_given_in_steps():
+  _, schedule = create(warmup_steps=3, warmup_start_fraction=0.1)
   want = [0.05, 0.05 + 0.45 / 3, 0.05 + 0.9 / 3] + [0.5] * 18
   np.testing.assert_allclose(rates(schedule), want, rtol=1e-6)
 
@@ -307,6 +314,11 @@ BOUNDARIES = 'optimizer.schedule_options.boundaries_epochs'
         ({'weight_decay': -1e-4}, ['weight_decay=-0.0001', 'at least 0']),
         ({'clip_norm': -1.0}, ['clip_norm=-1.0', 'at least 0']),
         ({'warmup_epochs': 6}, ['warmup_epochs=6.0', 'at most 5']),
+        ({'warmup_steps': 21}, ['warmup_steps=21', 'at most 20']),
+        (
+            {'warmup_steps': 2, 'warmup_epochs': 1},
+            ['warmup_steps=2', 'warmup_epochs=1.0', 'set one to 0'],
+        ),
         (
             {'warmup_start_fraction': 1.5},
             ['warmup_start_fraction=1.5', 'at least 0 and at most 1'],

@@ -289,7 +289,10 @@ def test_the_hint_compares_the_same_run_with_and_without_aw():
 
   flags = train._compared(
       'configs/imagenet.py:data=folder:birds,aw_conv=true,model=resnet18',
-      ['--config=x', '--config.seed=3', '--config.model.aw_conv=true'],
+      [
+          *('--config=x', '--config.seed=3', '--config.model.aw_conv=true'),
+          '--config.model.backbone.aw_conv=true',
+      ],
       plain=False,
   )
   assert flags == [

@@ -13,7 +13,8 @@ class Sums(NamedTuple):
   """Sums of the losses over the samples of an image, or of several.
 
   Divided by the number of samples only at the end, over all images of a batch
-  and so over all devices: an image with few samples weighs little.
+  and so over all devices: an image with few samples weighs little. Where a
+  batch is computed in parts (`accumulation_steps`), each part is by itself.
 
   Attributes:
     classes: float32 [], of the classification.

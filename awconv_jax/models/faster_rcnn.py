@@ -45,7 +45,8 @@ class FasterRCNN(nn.Module):
     num_classes: C, without the background.
     mask_padding: whether a padded image gives what it gives alone: anchors in
       the padding are left out, convolutions find zeros there, and attention
-      does not see it. Published networks were trained without this.
+      does not see it. Statistics of a batch do, under `norm_train` in training.
+      Published networks were trained without this.
     norm_train: whether the backbone's norms use and update the statistics of
       the batch in training, and stochastic depth is on; else the statistics are
       frozen.
