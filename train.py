@@ -61,7 +61,9 @@ def _compared(config_path: str, arguments: Sequence[str], plain: bool):
   return [f'--config={path}:{",".join(items)}', *overrides]
 
 
-def _summarize(result, workdir: str, config_path: str, plain: bool) -> None:
+def _summarize(
+    result, workdir: str, config_path: str, split: str, plain: bool
+) -> None:
   """Prints where things are and what to try next."""
   workdir = workdir.rstrip('/')
   from awconv_jax.tools import plot_curves
@@ -69,13 +71,13 @@ def _summarize(result, workdir: str, config_path: str, plain: bool) -> None:
   curves = plot_curves.plot([workdir], f'{workdir}/curves.png')
   if 'top1' in result.metrics:
     count = int(result.metrics['num_examples'])
-    print(f'test top-1: {100 * result.metrics["top1"]:.2f} % of {count}')
+    print(f'{split} top-1: {100 * result.metrics["top1"]:.2f} % of {count}')
   if 'AP' in result.metrics:
     count = int(result.metrics['num_images'])
     shown = '  '.join(
         f'{name} {100 * result.metrics[name]:.2f} %' for name in ('AP', 'AP50')
     )
-    print(f'test: {shown} on {count} images')
+    print(f'{split}: {shown} on {count} images')
   print(
       f'checkpoints: {workdir}/checkpoints\n'
       f'metrics:     {workdir}/metrics.jsonl\n'
@@ -132,6 +134,7 @@ def main(arguments):
       result,
       _WORKDIR.value,
       config_path,
+      _CONFIG.value.data.eval_split,
       plain=not _network(_CONFIG.value.model).aw_conv,
   )
 

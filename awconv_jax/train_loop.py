@@ -166,11 +166,14 @@ def _describe(config, task, shapes, state, train_batches, eval_batches) -> str:
       task.forward, state.variables(), {'image': image}
   )
   table = complexity.format_table(*complexity.rows(state.params, macs))
+  left_out = getattr(train_batches, 'num_left_out', 0)
   devices = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
   return '\n'.join(
       [
           f'{config.model.name} on {config.data.name}: '
-          f'{train_batches.num_examples:,} examples to train on, '
+          f'{train_batches.num_examples:,} examples to train on'
+          + (f' ({left_out:,} with nothing on them left out)' * bool(left_out))
+          + ', '
           f'{eval_batches.num_examples:,} to evaluate on',
           f'{devices}, {jax.process_count()} process(es), batches of '
           f'{config.batch_size}, seed {config.seed}',
@@ -392,6 +395,8 @@ class _Run:
     eval_every = _every(config.eval_every_epochs, self._steps_per_epoch)
     save_every = _every(config.checkpoint_every_epochs, self._steps_per_epoch)
     metrics, stopped_by, complete = {}, None, step >= total
+    if self._first and not complete:
+      print('compiling; the first step takes its time', flush=True)
     try:
       while step < total and not stopped_by:
         before = time.monotonic()

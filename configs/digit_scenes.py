@@ -6,6 +6,9 @@
 1,000 images to train on and 200 to test on, of about 96 x 128 pixels, made of
 what comes with scikit-learn: nothing is downloaded. Nothing leaks: the digits
 of the test are of other scans, on other parts of the photographs.
+
+Expected: AP 62 to 66 and AP50 88 to 91 after 7 minutes on two cores, see
+docs/detection.md.
 """
 
 import ml_collections

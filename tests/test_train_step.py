@@ -92,6 +92,11 @@ def test_no_gradient_reaches_what_is_frozen():
   assert [row['grad_norm'] for row in metrics] == [0, 0]
 
 
+def test_statistics_of_what_is_frozen_stay():
+  state, _ = steps(2, frozen=('*',))
+  assert state.model_state['batch_stats']['n'] == 0
+
+
 def test_averages_of_parameters_and_statistics():
   state, _ = steps(5, ema_decay=0.3)
   w, n = np.ones(3), 0.0

@@ -89,7 +89,7 @@ def _open(data: Any, train: bool) -> Any:
     lines = [f'{split}: {f}' for split, fs in faulty.items() for f in fs]
     raise InputError(
         f'{count} fault(s) in {data.name}; mend them, or leave out what is '
-        f'faulty by config.data.drop_bad=true: {"; ".join(lines)}'
+        'faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(lines)
     )
   first, *others = opened.values()
   for other in others:
@@ -219,6 +219,7 @@ class TrainBatches(pipeline.TrainBatches):
 
   Attributes:
     num_examples: N, images that are trained on.
+    num_left_out: images of the split that are not, having no boxes.
     batches_per_epoch: N / batch_size; what an orientation leaves over at the
       end of an epoch begins a batch of the next.
     label_to_category_id: the data set's number of each label.
@@ -235,6 +236,7 @@ class TrainBatches(pipeline.TrainBatches):
   ):
     super().__init__(reader, source, unreadable, seed, repeats=1)
     self.num_examples = sum(map(len, examples))
+    self.num_left_out = len(source) - self.num_examples
     self.batches_per_epoch = self.num_examples / reader.share.batch_size
     _describe(self, source)
 
