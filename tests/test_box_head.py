@@ -8,7 +8,7 @@ import naive_detection
 import numpy as np
 import pytest
 
-from awconv_jax.models import box_head, postprocess
+from awconv_jax.models import box_head, fpn, postprocess, rpn
 from awconv_jax.models.detector_presets import PRESETS
 from awconv_jax.weights import names
 
@@ -71,6 +71,43 @@ def test_regions_are_proposals_and_ground_truth_with_their_labels():
       )
       np.testing.assert_allclose(regions.targets[n], target, atol=1e-4)
   assert 4 <= regions.positive.sum() < regions.valid.sum()
+
+
+def xavier(ways_in, ways_out):
+  return (2 / (ways_in + ways_out)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    'module, inputs, wanted',
+    [
+        (
+            fpn.FPN(features=24),
+            ({'c2': np.ones((1, 1, 1, 60))}, [None]),
+            dict(lateral2=xavier(60, 24), output2=xavier(9 * 24, 9 * 24)),
+        ),
+        (
+            rpn.RPNHead(anchors=3, features=40),
+            (np.ones((1, 1, 1, 10)),),
+            dict(shared_conv=0.01, cls_logits=0.01, bbox_pred=0.01),
+        ),
+        (
+            box_head.BoxHead(features=64),
+            (np.ones((1, 2, 2, 6)),),
+            dict(fc6=xavier(24, 64), fc7=xavier(64, 64)),
+        ),
+        (
+            box_head.BoxPredictor(CLASSES),
+            (np.ones((1, 100)),),
+            dict(cls_score=0.01, bbox_pred=0.001),
+        ),
+    ],
+    ids=['pyramid', 'rpn', 'head', 'predictor'],
+)
+def test_first_values_are_as_spread_as_in_mmdetection(module, inputs, wanted):
+  params = jax.jit(module.init)(jax.random.key(0), *inputs)['params']
+  spreads = {name: np.std(own['kernel']) for name, own in params.items()}
+  assert spreads == pytest.approx(wanted, rel=0.12)
+  assert not any(np.any(own['bias']) for own in params.values())
 
 
 def test_padded_ground_truth_is_no_region_and_no_match():

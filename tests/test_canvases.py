@@ -47,6 +47,25 @@ def test_boxes_follow_the_pixels_when_resized(size):
   )
 
 
+@pytest.mark.parametrize(
+    'row, wanted',
+    [
+        # Centres at -0.25, 0.25, 0.75, ...: beyond the border is the border.
+        ([0, 80, 160, 240], [0, 20, 60, 100, 140, 180, 220, 240]),
+        # Centres at 1.5 and 5.5: two pixels each, not the mean of all four.
+        ([0, 40, 80, 240, 0, 100, 200, 4], [60, 150]),
+    ],
+)
+def test_pixels_are_mixed_linearly_by_the_places_of_their_centres(row, wanted):
+  line = np.repeat(np.array(row, np.uint8)[None, :, None], 3, 2)
+  nothing = objects.create([], [], [], [])
+  wide, _ = canvases.resize(line, nothing, (1, len(wanted)))
+  high, _ = canvases.resize(line.swapaxes(0, 1), nothing, (len(wanted), 1))
+  for channel in range(3):
+    assert wide[0, :, channel].tolist() == wanted
+    assert high[:, 0, channel].tolist() == wanted
+
+
 def test_boxes_follow_the_pixels_when_flipped():
   pixels, scenery = scene(30, 40, [(8, 4, 20, 22)])
   flipped, moved = canvases.flip(pixels, scenery)

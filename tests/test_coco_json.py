@@ -82,6 +82,12 @@ def spoil(content):
   annotation(99, image_id=777)
   annotation(99)
   annotation(None)
+  annotation(101, iscrowd='0')
+  annotation(102, iscrowd=2)
+  annotation(103, area=-5)
+  annotation(104, area=float('nan'))
+  annotation(105, area='20')
+  annotation(106, area=True)
   images.append(dict(images[1]))
   images.append(images[1] | {'id': 500, 'file_name': 'missing.jpg'})
   images.append(images[1] | {'id': 501, 'file_name': 'text.jpg'})
@@ -104,6 +110,12 @@ def spoil(content):
       'annotation 99 (image 777): there is no image 777',
       'annotation 99 (image 0): the id is that of another one',
       'annotation number ',
+      "annotation 101 (image 0): iscrowd is '0', want 0 or 1",
+      'annotation 102 (image 0): iscrowd is 2, want 0 or 1',
+      'annotation 103 (image 0): area is -5, want square pixels',
+      'annotation 104 (image 0): area is nan, want square pixels',
+      "annotation 105 (image 0): area is '20', want square pixels",
+      'annotation 106 (image 0): area is True, want square pixels',
       'image 1 (000000000001.jpg): the id is that of another one',
       'image 500 (missing.jpg): there is no file ',
       'image 501 (text.jpg): ',
@@ -155,6 +167,25 @@ def test_less_than_a_pixel_outside_is_cut_off(root):
   source = sources.open_source(f'coco_json:{root}', None, 'train')
   assert source.faults == ()
   assert source[0]['objects'].boxes[0].tolist() == [0, 3, 40, 30]
+
+
+def test_crowds_may_be_booleans_and_values_may_be_left_out(root):
+  def change(content):
+    boxes = content['annotations']
+    first = dict(boxes[0], bbox=[3, 4, 5, 6])
+    boxes[:] = [
+        first | {'iscrowd': True, 'area': 0},
+        first | {'id': 2, 'iscrowd': False, 'area': 7.5},
+        first | {'id': 3, 'iscrowd': None, 'area': None},
+        {k: first[k] for k in ('image_id', 'category_id', 'bbox')} | {'id': 4},
+    ]
+
+  rewrite(root, 'train', change)
+  source = sources.open_source(f'coco_json:{root}', None, 'train')
+  assert source.faults == ()
+  found = source[0]['objects']
+  assert found.crowd.tolist() == [True, False, False, False]
+  assert found.area.tolist() == [0, 7.5, 30, 30]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +270,34 @@ def test_an_image_that_breaks_is_replaced_by_one_of_its_orientation(root):
   for b in taken:
     portrait = b['image'].shape[1] > b['image'].shape[2]
     assert {i % 3 == 1 for i in b['image_id']} == {portrait}
+
+
+@pytest.mark.parametrize('seed, other', [(12, 13), (13, 12)])
+def test_an_image_that_is_turned_later_is_named_and_masked(root, seed, other):
+  batches = create(root, train=False, max_bad_fraction=0.2)
+  (root / f'test/{seed:012}.jpg').write_bytes(fake_coco.image(other))
+  shown = [i for b in batches for i in b['image_id'][b['mask']]]
+  assert sorted(shown) == sorted(set(range(12, 20)) - {seed})
+  (line,) = batches.unreadable.news()
+  assert f'{seed:012}.jpg cannot be read' in line
+
+
+def test_images_that_are_turned_later_are_replaced_or_all_named(root):
+  batches = create(root, max_bad_fraction=0.5)
+  turned = (1, 4)  # Portraits; 7 and 10 remain.
+  for seed in turned:
+    (root / f'train/{seed:012}.jpg').write_bytes(fake_coco.image(0))
+  taken = [next(batches) for _ in range(12)]
+  batches.close()
+  assert {i for b in taken for i in b['image_id']} == set(range(12)) - {1, 4}
+  assert len(batches.unreadable) == 2
+  batches = create(root, max_bad_fraction=1.0, drop_bad=True)
+  for seed in (7, 10):
+    (root / f'train/{seed:012}.jpg').write_bytes(fake_coco.image(0))
+  with pytest.raises(InputError, match='in succession.*jpg.*40 x 30 pixels'):
+    for _ in range(12):
+      next(batches)
+  batches.close()
 
 
 def test_pixels_are_those_of_the_file(root):

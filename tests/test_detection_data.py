@@ -8,7 +8,7 @@ import pytest
 
 from awconv_jax import data
 from awconv_jax.data import sources
-from awconv_jax.data.detection import objects, rows
+from awconv_jax.data.detection import objects, order, rows
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 26, 11
@@ -241,6 +241,20 @@ def test_empty_images_can_be_left_out(create):
 def test_bad_values_are_refused(create, changes, message):
   with pytest.raises(InputError, match=message):
     create(**changes)
+
+
+def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
+  source = sources.open_source(f'coco_json:{root}', None, 'train')
+  geometry = rows.Geometry((48, 64), 48, 60, (48,), 0.5, (), 1)
+  counts = {False: source.index.objects, True: source.index.trainable}
+  parts = order.groups(source.index.sizes)
+  evaluated = rows.EvalStream(source, geometry, order.EvalOrder(parts, 1))
+  trained = rows.train_stream(
+      source, geometry, order.TrainOrder(parts, 1, seed=0), seed=0
+  )
+  for train, stream in ((False, evaluated), (True, trained)):
+    left_out = {int(stream[i]['unreadable']) for i in range(N_TRAIN)} - {-1}
+    assert left_out == set(np.flatnonzero(counts[train] > 1))
 
 
 def test_rows_load_in_worker_processes(root):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import sources
+from awconv_jax.data import decode, sources
 from awconv_jax.data.detection import digit_scenes, scenes, tfds_objects
 from awconv_jax.errors import InputError
 from awconv_jax.tools import prepare
@@ -217,10 +217,14 @@ def test_the_index_is_kept_beside_the_data(coco):
   wanted = source.index
   assert len(wanted.sizes) == 4 and path.exists()
   table = np.load(path)
-  np.save(path, table + 7)
+  np.save(path, np.vstack([table[:-1] + 7, table[-1:]]))
   again = sources.open_source('coco/2017', str(coco), 'train[:4]')
   np.testing.assert_array_equal(again.index.sizes, wanted.sizes + 7)
-  # A broken one, or that of another version, is made anew.
+  # A broken one, or that of other files, is made anew.
+  (record_file,) = path.parent.glob('*-train.array_record-*')
+  os.utime(record_file, ns=(1, 1))
+  again = sources.open_source('coco/2017', str(coco), 'train[:4]')
+  np.testing.assert_array_equal(again.index.sizes, wanted.sizes)
   whole = path.read_bytes()
   np.save(path, table[1:])
   for content in (path.read_bytes(), b'', whole[:-3]):
@@ -228,6 +232,27 @@ def test_the_index_is_kept_beside_the_data(coco):
     again = sources.open_source('coco/2017', str(coco), 'train[:4]')
     np.testing.assert_array_equal(again.index.sizes, wanted.sizes)
   assert not [n for n in os.listdir(path.parent) if n.startswith('tmp')]
+
+
+def test_an_image_that_is_unreadable_but_once_is_looked_at_again(
+    coco, monkeypatch
+):
+  def open_split():
+    return sources.open_source('coco/2017', str(coco), 'train[:5]')
+
+  source = open_split()
+  read, failed = source._record, []
+
+  def flaky(index):
+    if index == 2 and not failed:
+      failed.append(index)
+      raise decode.UnreadableError('a disk far away')
+    return read(index)
+
+  monkeypatch.setattr(source, '_record', flaky)
+  assert source.index.sizes.all(1).tolist() == [True, True, False, True, True]
+  assert open_split().index.sizes.all()
+  assert (coco / 'coco/2017/1.1.0/image_index-train%5B%3A5%5D.npy').exists()
 
 
 def test_sets_without_boxes_are_refused(data_dir):

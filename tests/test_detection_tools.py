@@ -4,8 +4,8 @@ import json
 
 import commands
 import fake_coco
-import numpy as np
 import pytest
+import random_values
 
 from awconv_jax import models, weights
 from awconv_jax.errors import InputError
@@ -14,23 +14,6 @@ from configs import coco
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 FLAGS = ('name', 'split', 'data_dir', 'batch_size', 'max_bad_fraction')
-
-
-def random_values(shapes):
-  """Returns variables that find something, without compiling an init."""
-  import jax
-
-  rng = np.random.default_rng(0)
-
-  def value(path, leaf):
-    values = rng.normal(size=leaf.shape)
-    if path[-1].key in ('scale', 'var'):
-      values = 1 + 0.2 * np.tanh(values)
-    elif path[-1].key == 'kernel':
-      values /= np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
-    return values.astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(value, shapes)
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +30,7 @@ def made(tmp_path_factory):
     model.pyramid.features = model.head.features = 8
     model.proposals.update(candidates=16, number=8)
     model.detections.number = 4
-  variables = random_values(
+  variables = random_values.like(
       models.detector_shapes(models.create_detector(**config.model.to_dict()))
   )
   convert.write_run(root / 'run', variables)

@@ -6,6 +6,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 import pytest
+import random_values
 import tiny
 
 from awconv_jax import errors, models, optim, train_loop, warm_start, weights
@@ -29,21 +30,7 @@ def images(n=2, side=40):
 def random_variables(model, seed=0):
   """Returns variables of a network as if it had been trained."""
   init = functools.partial(model.init, train=False)
-  return random_values(jax.eval_shape(init, KEY, images()), seed)
-
-
-def random_values(shapes, seed=0):
-  rng = np.random.default_rng(seed)
-
-  def value(path, leaf):
-    values = rng.normal(size=leaf.shape)
-    if path[-1].key in ('scale', 'var'):
-      values = 1 + 0.2 * np.tanh(values)
-    elif path[-1].key == 'kernel':
-      values /= np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
-    return values.astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(value, shapes)
+  return random_values.like(jax.eval_shape(init, KEY, images()), seed)
 
 
 @pytest.fixture(scope='module')
@@ -71,6 +58,7 @@ def test_an_aw_network_starts_as_the_plain_one_and_then_moves_away(plain):
     return jax.jit(functools.partial(model.apply, train=False))(variables, x)
 
   expected = logits(model, variables)
+  assert np.all(np.isfinite(expected))  # NaN would equal NaN.
   np.testing.assert_allclose(
       logits(aw_model, start), expected, rtol=1e-5, atol=1e-5
   )
@@ -147,7 +135,7 @@ def random_detector(seed, num_classes=3, **options):
       pyramid=dict(features=4),
       head=dict(features=4),
   )
-  return random_values(models.detector_shapes(model), seed)
+  return random_values.like(models.detector_shapes(model), seed)
 
 
 def write(kind, path, variables):

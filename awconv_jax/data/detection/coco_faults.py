@@ -195,13 +195,25 @@ def _annotations(
       return f'there is no image {image}'
     if not isinstance(category, int) or category not in categories:
       return f'there is no category {category}'
-    return _box_fault(entry.get('bbox'), sizes.get(image))
+    return _box_fault(entry.get('bbox'), sizes.get(image)) or _value_fault(
+        entry.get('iscrowd'), entry.get('area')
+    )
 
   found = {image: [] for image in sizes}
   for entry in _unique('annotation', entries, fault_of, faults):
     if entry['image_id'] in sizes:
       found[entry['image_id']].append(entry)
   return found
+
+
+def _value_fault(crowd: Any, area: Any) -> str | None:
+  """Returns what is wrong with `iscrowd` and `area`; None is not given."""
+  if crowd not in (0, 1, None):  # Which True and False equal.
+    return f'iscrowd is {crowd!r}, want 0 or 1'
+  number = isinstance(area, int | float) and not isinstance(area, bool)
+  if area is not None and not (number and 0 <= area < math.inf):
+    return f'area is {area!r}, want square pixels'
+  return None
 
 
 def _box_fault(box: Any, size: tuple[int, int] | None) -> str | None:

@@ -9,7 +9,6 @@ of the split are numbered 0, 1, ... in its order instead, in results, too.
 """
 
 import json
-import math
 import os
 from typing import Any
 
@@ -76,7 +75,7 @@ class CocoJson:
     self._objects = create(
         _corners([entry['bbox'] for entry in entries], limits),
         [labels[entry['category_id']] for entry in entries],
-        [bool(entry.get('iscrowd', 0)) for entry in entries],
+        [bool(entry.get('iscrowd')) for entry in entries],
         [_area(entry) for entry in entries],
     )
 
@@ -168,6 +167,4 @@ def _corners(boxes: list[list[float]], limits: np.ndarray) -> np.ndarray:
 def _area(entry: coco_faults.Entry) -> float:
   """Returns the area of the object, or that of its box if none is given."""
   area = entry.get('area')
-  if isinstance(area, int | float) and math.isfinite(area):
-    return area
-  return entry['bbox'][2] * entry['bbox'][3]
+  return entry['bbox'][2] * entry['bbox'][3] if area is None else area

@@ -12,7 +12,7 @@ from awconv_jax.data import decode
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import Objects, create
 from awconv_jax.data.detection.order import PORTRAIT, EvalOrder, TrainOrder
-from awconv_jax.data.rows import NONE, reason
+from awconv_jax.data.rows import NONE
 from awconv_jax.errors import InputError
 
 Row = dict[str, Any]
@@ -113,24 +113,23 @@ class _TrainRow:
   def __call__(self, position: int, rng: np.random.Generator) -> Row:
     group, place = self.order.find(position)
     first = self.order.example(group, place)
-    unreadable = NONE
+    unreadable, reason = NONE, ''
     for step in range(min(_TRIES, self.order.group_size(group))):
       index = self.order.example(group, place + step)
       try:
-        record = self.source[index]
-        pixels = decode.Picture(record['image'], 3).pixels()
-      except decode.UnreadableError:
-        unreadable = first
+        image_id, pixels, objects = _read(
+            self.source, index, group, self.geometry.max_boxes, train=True
+        )
+      except decode.UnreadableError as error:
+        unreadable, reason = first, reason or str(error)
         continue
-      objects = record['objects']
-      objects = objects.take(objects.trainable())
       size = pixels.shape[:2]
       pixels, objects = self.geometry.augmented(pixels, objects, group, rng)
       row = _row(self.geometry, group, pixels, objects)
-      return row | _identity(record['image_id'], size, True, unreadable)
+      return row | _identity(image_id, size, True, unreadable)
     raise InputError(
         f'{_TRIES} images of an orientation in succession cannot be read, the '
-        'first: ' + self.source.describe(first, reason(self.source, first))
+        'first: ' + self.source.describe(first, reason)
     )
 
 
@@ -146,14 +145,15 @@ class EvalStream:
     if index is None:
       return self._blank_row(group, NONE)
     try:
-      record = self._source[index]
-      pixels = decode.Picture(record['image'], 3).pixels()
+      image_id, pixels, objects = _read(
+          self._source, index, group, self._geometry.max_boxes, train=False
+      )
     except decode.UnreadableError:
       return self._blank_row(group, index)
     size = pixels.shape[:2]
-    pixels, objects = self._geometry.plain(pixels, record['objects'])
+    pixels, objects = self._geometry.plain(pixels, objects)
     row = self._row(group, pixels, objects)
-    return row | _identity(record['image_id'], size, True, NONE)
+    return row | _identity(image_id, size, True, NONE)
 
   def _row(self, group: int, pixels: np.ndarray, objects: Objects) -> Row:
     most = self._geometry.max_boxes
@@ -167,6 +167,32 @@ class EvalStream:
     pixels = np.zeros((1, 1, 3), np.uint8)
     row = self._row(group, pixels, create([], [], [], []))
     return row | _identity(NONE, (1, 1), False, unreadable)
+
+
+def _read(
+    source: Any, index: int, group: int, most: int, *, train: bool
+) -> tuple[int, np.ndarray, Objects]:
+  """Returns an image's id, its pixels and the objects on it, or the trainable.
+
+  Raises:
+    UnreadableError: there is no image, or none as the index has it: the file
+      has changed since that was made, or could not be read then.
+  """
+  record = source[index]
+  objects = record['objects']
+  if train:
+    objects = objects.take(objects.trainable())
+  pixels = decode.Picture(record['image'], 3).pixels()
+  height, width = pixels.shape[:2]
+  if (height > width) != (group == PORTRAIT):
+    raise decode.UnreadableError(
+        f'its {width} x {height} pixels are of another orientation than before'
+    )
+  if len(objects) > most:
+    raise decode.UnreadableError(
+        f'it has {len(objects)} boxes, more than config.data.max_boxes={most}'
+    )
+  return record['image_id'], pixels, objects
 
 
 def _row(

@@ -6,6 +6,7 @@ xmax] in 0..1, labels 0..K-1 stand for the sorted ids of the categories.
 """
 
 import functools
+import hashlib
 import os
 import tempfile
 from typing import Any
@@ -69,14 +70,17 @@ class TfdsObjects(TfdsSource):
     """Sizes and counts of objects, which have to be looked up in all images.
 
     It takes 0.2 ms an image [one core], 20 s for COCO, or as long as reading
-    all files takes; so it is kept beside the data, where that can be written.
+    all files takes; so it is kept beside the data, where that can be written
+    and all images can be read: those that cannot may do so the next time.
     """
     name = urllib.parse.quote(self._split, safe='')
     path = os.path.join(self._directory, f'image_index-{name}.npy')
-    table = _load(path, len(self))
+    key = _fingerprint([file.filename for file in self._files])
+    table = _load(path, len(self), key)
     if table is None:
       table = np.array([self._line(i) for i in range(len(self))], np.int32)
-      _save(path, table)
+      if table[:, 0].all():
+        _save(path, table, key)
     return Index(table[:, :2], table[:, 2], table[:, 3])
 
   def _line(self, index: int) -> tuple[int, int, int, int]:
@@ -97,22 +101,31 @@ def _objects(record: dict[str, Any], height: int, width: int) -> Objects:
   return create(boxes, record['label'], record['is_crowd'], record['area'])
 
 
-def _load(path: str, length: int) -> np.ndarray | None:
-  """Returns the table that `_save` wrote, if it is there and whole."""
+def _fingerprint(paths: list[str]) -> np.ndarray:
+  """Returns int32 [4] that are others when the files have been made anew."""
+  stats = [(os.path.basename(path), os.stat(path)) for path in paths]
+  known = repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
+  digest = hashlib.blake2b(known.encode(), digest_size=16).digest()
+  return np.frombuffer(digest, np.int32)
+
+
+def _load(path: str, length: int, key: np.ndarray) -> np.ndarray | None:
+  """Returns the table that `_save` wrote, if it is whole and of these files."""
   try:
     table = np.load(path)
   except (OSError, ValueError, EOFError):
     return None
-  return table if table.shape == (length, 4) else None
+  sound = table.shape == (length + 1, 4) and np.array_equal(table[-1], key)
+  return table[:-1] if sound else None
 
 
-def _save(path: str, table: np.ndarray) -> None:
+def _save(path: str, table: np.ndarray, key: np.ndarray) -> None:
   """Writes a table, in one step as other processes may read; or does not."""
   try:
     with tempfile.NamedTemporaryFile(
         dir=os.path.dirname(path), suffix='.npy', delete=False
     ) as file:
-      np.save(file, table)
+      np.save(file, np.vstack([table, key]))
     os.chmod(file.name, 0o644)  # Temporary files are for their owner alone.
     os.replace(file.name, path)
   except OSError:
