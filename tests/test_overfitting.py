@@ -53,6 +53,7 @@ def by_heart():
             schedule='cosine',
             schedule_options=dict(final_fraction=0.0),
             warmup_epochs=20.0,
+            warmup_steps=0,
             warmup_start_fraction=0.01,
         )
     )
