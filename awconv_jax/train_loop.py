@@ -33,6 +33,9 @@ from awconv_jax import workdir as workdirs
 
 # In a run's directory: the names of its classes, in the order of labels.
 CLASSES = 'classes.json'
+# In a run's directory, where labels stand for numbers of the data set: those,
+# and the names, in the order of labels.
+CATEGORIES = 'categories.json'
 # In a run's directory: the images that could not be read, one a line.
 UNREADABLE = 'unreadable.txt'
 # Of them, so many are shown at a time.
@@ -183,6 +186,25 @@ def _describe(config, task, shapes, state, train_batches, eval_batches) -> str:
   )
 
 
+def write_classes(workdir: pathlib.Path, batches: Any) -> None:
+  """Writes what the labels stand for into a run's directory.
+
+  Args:
+    workdir: of the run.
+    batches: have `class_names`, and `label_to_category_id` if the data set
+      numbers its classes.
+  """
+  names = list(batches.class_names)
+  (workdir / CLASSES).write_text(json.dumps(names) + '\n')
+  ids = getattr(batches, 'label_to_category_id', None)
+  if ids is not None:
+    rows = [
+        {'id': int(number), 'name': name}
+        for number, name in zip(ids, names, strict=True)
+    ]
+    (workdir / CATEGORIES).write_text(json.dumps(rows) + '\n')
+
+
 class _Log:
   """Collects the metrics of steps and writes their means."""
 
@@ -250,6 +272,7 @@ def train(config: Any, workdir: str) -> Result:
   Args:
     config: the whole config, such as `configs/digits.py` gives.
     workdir: directory of the run. It gets config.json, parameters.txt,
+      classes.json (and categories.json, if classes have numbers),
       metrics.jsonl, tensorboard/ and checkpoints/, and unreadable.txt if there
       are images that cannot be read.
 
@@ -354,8 +377,7 @@ class _Run:
           state.params, include_stats=False
       )
       (self._workdir / 'parameters.txt').write_text(overview + '\n')
-      names = json.dumps(list(self._batches.class_names))
-      (self._workdir / CLASSES).write_text(names + '\n')
+      write_classes(self._workdir, self._batches)
     with checkpointer:
       step = 0
       restored = checkpointer.restore_latest(state)

@@ -3,13 +3,14 @@
 import json
 
 import commands
+import cv2
 import fake_coco
 import pytest
 import random_values
 
 from awconv_jax import models, weights
 from awconv_jax.errors import InputError
-from awconv_jax.tools import convert, evaluate, predict
+from awconv_jax.tools import convert, detector, evaluate, predict
 from configs import coco
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -63,6 +64,27 @@ def test_both_tools_agree_on_a_run_and_on_a_file_of_weights(made, tmp_path):
   assert {k: found[k] for k in metrics} == metrics
   assert found['num_unreadable'] == found['num_unlabelled'] == 0
   assert again['num_images'] == 11
+
+
+@pytest.mark.slow
+def test_a_real_run_gives_for_an_array_what_it_gives_for_the_file(
+    made, tmp_path
+):
+  run, photo = str(made / 'run'), str(made / 'set/test/000000000020.jpg')
+  predict.run(config_of(run), run, str(tmp_path), inputs=[photo])
+  rows = json.loads((tmp_path / 'results.json').read_text())
+
+  found = detector.load_detector(run)(cv2.imread(photo)[..., ::-1])
+
+  assert len(rows) > 0 and found.boxes.dtype == np.float32
+  x1, y1, x2, y2 = found.boxes.T
+  boxes = np.stack([x1, y1, x2 - x1, y2 - y1], 1)
+  expected = np.array([r['bbox'] for r in rows])
+  np.testing.assert_allclose(boxes, expected, atol=1e-2)
+  scores = [r['score'] for r in rows]
+  np.testing.assert_allclose(found.scores, scores, atol=1e-4)
+  ids = [(3, 5, 9)[label] for label in found.labels]
+  assert ids == [r['category_id'] for r in rows]
 
 
 def edited(made, tmp_path, change):
@@ -131,6 +153,29 @@ def test_a_config_that_is_no_json_object_is_one_line(tmp_path):
   (tmp_path / 'config.json').write_text('{')
   with pytest.raises(InputError, match='cannot read .*config.json: Expecting'):
     evaluate.read_config(tmp_path)
+
+
+def test_the_remedy_says_how_a_tool_is_given_a_key(made, tmp_path):
+  def change(content):
+    content['data']['max_boxes'] = 1
+
+  run = edited(made, tmp_path, change)
+  for tool in ('predict', 'evaluate'):
+    code, _, err = commands.run(
+        *('-m', f'awconv_jax.tools.{tool}', f'--run={run}'),
+        f'--output={tmp_path}/out{tool}',
+    )
+    assert code == 1 and err.count('\n') == 1
+    assert 'more than config.data.max_boxes=1; raise it (beside --run' in err
+    assert '--config.data.<key>=<value>' in err
+
+
+def test_only_errors_of_keys_say_how_one_is_given():
+  for given, text in ((True, 'config.data.drop_bad=true'), (False, 'no run')):
+    with pytest.raises(InputError) as caught:
+      with evaluate.naming_the_flag(given):
+        raise InputError(text)
+    assert str(caught.value) == text
 
 
 def test_the_command_without_a_run_is_one_line(tmp_path):

@@ -188,7 +188,7 @@ def test_the_command_prints_a_table_and_writes_json(two_classes, tmp_path):
       if line.startswith('|')
   )
   assert table.pop('measure') == 'value'
-  assert table == {key: evaluate._format(v) for key, v in result.items()}
+  assert table == {k: evaluate._format(k, v) for k, v in result.items()}
 
 
 def test_a_file_of_weights_with_a_config(run, sets, tmp_path):

@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import re
 import types
 
+import commands
 import cv2
 import jax.numpy as jnp
 import ml_collections
@@ -13,7 +15,13 @@ import pytest
 
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators import coco
-from awconv_jax.tools import convert, draw_boxes, image_files, predict
+from awconv_jax.tools import (
+    convert,
+    detector,
+    draw_boxes,
+    image_files,
+    predict,
+)
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 CANVAS = (24, 32)
@@ -98,6 +106,7 @@ def run(tmp_path, monkeypatch):
   config = ml_collections.ConfigDict(
       dict(
           task=dict(name='detection'),
+          model=dict(name='faster_rcnn'),
           seed=0,
           eval_batch_size=8,
           data=dict(
@@ -124,6 +133,9 @@ def run(tmp_path, monkeypatch):
   convert.write_run(tmp_path / 'run', {'params': {'level': np.uint8([100])[0]}})
   made = types.SimpleNamespace(create=lambda config: FindsRectangles())
   monkeypatch.setattr(predict, 'tasks', made)
+  monkeypatch.setattr(detector, 'tasks', made)
+  text = json.dumps(config.to_dict())
+  (tmp_path / 'run/config.json').write_text(text)
 
   def call(**options):
     output = tmp_path / 'out'
@@ -273,6 +285,44 @@ def test_nothing_found_at_all(run):
   assert 'AP of bright' in predict.table(metrics)
 
 
+def test_files_that_are_no_images_are_an_error(run, tmp_path):
+  _, call = run
+  (tmp_path / 'notes.txt').write_text('no image')
+  with pytest.raises(InputError, match='none of the files .*notes.txt cannot'):
+    call(inputs=[str(tmp_path / 'notes.txt')])
+
+
+def test_files_that_all_break_when_decoded_are_an_error(run, tmp_path, capsys):
+  _, call = run
+  path = tmp_path / 'half.jpg'
+  noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+  assert cv2.imwrite(str(path), noise)
+  path.write_bytes(path.read_bytes()[:1500])  # Its header is in good order.
+  with pytest.raises(InputError, match='no image can be read, of 1'):
+    call(inputs=[str(path)])
+  assert f'{path} cannot be read' in capsys.readouterr().out
+  assert not (tmp_path / 'out/results.json').exists()
+
+
+def test_a_split_without_objects_does_not_look_like_a_result(run):
+  config, call = run
+  folder = pathlib.Path(config.data.name.removeprefix('coco_json:'))
+  path = folder / 'annotations/instances_test.json'
+  content = json.loads(path.read_text())
+  path.write_text(json.dumps(content | {'annotations': []}))
+  metrics, files, _ = call()
+  assert files['metrics']['AP'] == files['metrics']['per_class'][0]['AP'] == -1
+  text = predict.table(metrics)
+  assert '-1' not in text and text.count('n/a') == 12 + 2
+  assert text.splitlines()[-1].startswith('no image of this split has an obj')
+  assert text.count('AP of bright') == 1
+  twice = metrics | {'per_class': metrics['per_class'][1:] * 2}
+  assert predict.table(twice).count('AP of bright') == 2
+  # Where some sizes are lacking only, the line is, too.
+  some = predict.table(metrics | {'AP': 0.5, 'APl': -1.0})
+  assert 'no image' not in some and some.count('n/a') == 11 + 2
+
+
 def test_flipping_merges_as_the_network_does(run, monkeypatch):
   _, call = run
   monkeypatch.setattr(FindsRectangles.model, 'detections', {'threshold': 2.0})
@@ -298,6 +348,14 @@ def test_classes_keep_their_names_and_their_order(run, tmp_path, monkeypatch):
     _, files, _ = call(inputs=[str(tmp_path / 'a.png')])
   categories = files['images']['categories']
   assert categories == [{'id': i, 'name': str(i)} for i in (1, 2, 3)]
+  # What the run itself has kept comes first.
+  kept = [{'id': 3, 'name': 'heron'}, {'id': 20, 'name': 'gull'}]
+  (tmp_path / 'run/categories.json').write_text(json.dumps(kept))
+  _, files, _ = call(inputs=[str(tmp_path / 'a.png')])
+  assert files['images']['categories'] == kept
+  (tmp_path / 'run/categories.json').write_text('[3, 20]')
+  with pytest.raises(InputError, match='categories.json is no list of'):
+    call(inputs=[str(tmp_path / 'a.png')])
   names.write_text('["bright", "dim"]')
   with pytest.raises(InputError, match="label 0 is the class 'dim' there, and"):
     call()
@@ -310,6 +368,9 @@ def test_mistakes_are_one_line(run, tmp_path):
   (tmp_path / 'empty').mkdir()
   with pytest.raises(InputError, match='holds no images .*.jpg'):
     image_files.find([str(tmp_path / 'empty')])
+  for score in (7, -0.1, float('nan')):
+    with pytest.raises(InputError, match=f'--score={score} is not in 0..1'):
+      call(score=score)
   with pytest.raises(InputError, match='--max_images=-1'):
     call(max_images=-1)
   (tmp_path / 'out').write_text('a file')
@@ -318,3 +379,89 @@ def test_mistakes_are_one_line(run, tmp_path):
   config.task.name = 'classification'
   with pytest.raises(InputError, match='is a run of classification'):
     call()
+
+
+@pytest.mark.parametrize('number', [1, 2, 3])
+def test_an_array_gives_what_its_file_gives(run, tmp_path, number):
+  _, call = run
+  path = tmp_path / 'a.png'
+  write_image(path, number)
+  _, files, _ = call(inputs=[str(path)])
+
+  detect = detector.load_detector(str(tmp_path / 'run'))
+  found = detect(cv2.imread(str(path))[..., ::-1])
+
+  x1, y1, x2, y2 = found.boxes.T
+  rows = np.stack([x1, y1, x2 - x1, y2 - y1], 1)
+  np.testing.assert_array_equal(rows, [r['bbox'] for r in files['results']])
+  assert found.boxes[0].tolist() != found.boxes[1].tolist()
+  assert found.scores.tolist() == [0.75, 0.25]  # The third is not valid.
+  assert found.boxes.dtype == np.float32 and found.labels.dtype == np.int32
+  assert [CATEGORIES[i]['name'] for i in found.labels] == found.names
+  assert found.names == [('dim', 'bright')[number % 2]] * 2
+
+
+def test_the_best_come_first_and_a_canvas_is_traced_once():
+  traced = []
+
+  class Finds:
+
+    def predict(self, variables, batch):
+      traced.append(batch['image'].shape[1:3])
+      scores = jnp.float32([[0.25, 0.75, jnp.nan, 0.5]])
+      boxes = jnp.ones((1, 4, 4)).at[0, 3].set(jnp.inf)
+      labels = jnp.int32([[0, 1, 1, 1]])
+      valid = jnp.ones((1, 4), bool)
+      return dict(boxes=boxes, scores=scores, labels=labels, valid=valid)
+
+  data = types.SimpleNamespace(
+      canvas=CANVAS,
+      short_side=24,
+      long_side=32,
+      train_short_sides=(24,),
+      flip=0,
+      scale_jitter=(),
+      max_boxes=4,
+      max_bad_fraction=0.0,
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('awconv_jax.data.detection.pipeline._check_keys', id)
+    detect = detector.Detector(Finds(), {}, data, ['dim', 'bright'])
+  for size in ((48, 64), (7, 9), (64, 48), (9, 3), (5, 5)):
+    found = detect(np.zeros((*size, 3), np.uint8))
+    assert found.scores.tolist() == [0.75, 0.25]
+    assert found.names == ['bright', 'dim']
+  assert traced == [CANVAS, CANVAS[::-1]]
+  for wrong in (
+      np.zeros((4, 4, 3), np.float32),
+      np.zeros((4, 4), np.uint8),
+      np.zeros((1, 4, 4, 3), np.uint8),
+      np.zeros((4, 4, 4), np.uint8),
+      np.zeros((0, 4, 3), np.uint8),
+  ):
+    with pytest.raises(ValueError, match=r'image is \w+ \[.*want uint8 \[H'):
+      detect(wrong)
+
+
+def test_the_python_code_of_the_docs_runs(run, tmp_path, monkeypatch, capsys):
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'run').rename(tmp_path / 'runs/digit_scenes')
+  write_image(tmp_path / 'photo.png', 1)
+  monkeypatch.chdir(tmp_path)
+  text = (commands.ROOT / 'docs/detection.md').read_text()
+  section = text.partition('## In Python')[2].partition('\n## ')[0]
+  (code,) = re.findall(r'^```python\n(.*?)^```$', section, re.M | re.S)
+
+  namespace = {}
+  exec(code, namespace)
+
+  x, y, w, h = box_of(1)[0]
+  assert namespace['found'].boxes[0].tolist() == [x, y, x + w, y + h]
+  assert capsys.readouterr().out.startswith('bright 0.75 [')
+
+
+def test_only_runs_of_detection_are_detectors(run, tmp_path):
+  config, _ = run
+  config.task.name = 'classification'
+  with pytest.raises(InputError, match='is a run of classification, want'):
+    detector.load_detector(str(tmp_path / 'run'), config)

@@ -613,6 +613,9 @@ def test_other_formats_are_refused_with_the_remedy(tmp_path):
   big = torch_zip.save(tmp_path / 'big.pth', {'a': np.ones(2)}, b'big')
   assert 'big-endian' in refusal(big)
   assert 'there is no file' in refusal(tmp_path / 'absent.pth')
+  message = refusal(tmp_path)
+  assert f'{tmp_path} is a directory' in message
+  assert f'awconv_jax.tools.convert --input={tmp_path} --output=' in message
   assert "'.npz'; known: .bin, .pt" in refusal(tmp_path / 'weights.npz')
   with pytest.raises(InputError, match="'.pth'; known: .safetensors"):
     weights.save(tmp_path / 'ours.pth', {'params': {}})

@@ -197,18 +197,30 @@ class CocoEvaluator:
     return self._scores
 
 
+def in_original_pixels(
+    boxes: np.ndarray, size: Sequence[int], original_size: Sequence[int]
+) -> np.ndarray:
+  """Returns boxes on the canvas in pixels of the image as it was.
+
+  Args:
+    boxes: [N, 4], x1, y1, x2, y2.
+    size: height and width that the image has on the canvas.
+    original_size: height and width that it had before.
+
+  Returns:
+    float64 [N, 4].
+  """
+  # In float64, or boxes would lose pixels' fractions on their way to JSON.
+  scale = np.asarray(original_size, np.float64) / np.asarray(size, np.float64)
+  return np.asarray(boxes, np.float64) * np.tile(scale[::-1], 2)
+
+
 def _original_xywh(
     one: Mapping[str, np.ndarray], boxes: np.ndarray
 ) -> np.ndarray:
   """Returns boxes on the canvas [N, 4] as x, y, w, h in the file's pixels."""
-  # In float64, or boxes would lose pixels' fractions on their way to JSON.
-  size, original = (
-      one[key].astype(np.float64) for key in ('image_size', 'original_size')
-  )
-  scale = (original / size)[::-1]
-  boxes = boxes.astype(np.float64)
-  low, high = boxes[:, :2] * scale, boxes[:, 2:] * scale
-  return np.concatenate([low, high - low], axis=1)
+  boxes = in_original_pixels(boxes, one['image_size'], one['original_size'])
+  return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def score(

@@ -15,7 +15,8 @@ once; where several labels are right, as in ImageNet-ReaL
 one do not count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -52,6 +53,9 @@ SETS = {
 }
 # What every config has; what lacks inside of a section its readers say.
 _NUMBERS, _SECTIONS = ('seed', 'eval_batch_size'), ('data', 'task', 'model')
+_NO_OBJECT = (
+    'no image of this split has an object, crowds aside: AP is undefined'
+)
 # Data sets whose classes have the names that their owner gave them.
 _OWN_NAMES = ('folder:', 'coco_json:')
 
@@ -256,10 +260,49 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   }
 
 
-def _format(value: Any) -> str:
+def _is_undefined(name: str, value: Any) -> bool:
+  """Returns whether COCO's -1 stands there: nothing to find."""
+  return name.startswith(('AP', 'AR')) and value == -1
+
+
+def _format(name: str, value: Any) -> str:
+  if _is_undefined(name, value):
+    return 'n/a'
   if isinstance(value, float):
     return f'{value:.4f}'
   return text_table.thousands(value)
+
+
+def table(measures: Iterable[tuple[str, Any]]) -> str:
+  """Returns names and values of measures as text.
+
+  Where COCO has -1, as there is nothing to find, the table has 'n/a'; a line
+  below it says so if that is true of all objects.
+  """
+  measures = list(measures)
+  rows = [Row(name, _format(name, value)) for name, value in measures]
+  text = text_table.make(rows, str)
+  if ('AP', -1) in measures:
+    text += f'\n{_NO_OBJECT}'
+  return text
+
+
+@contextlib.contextmanager
+def naming_the_flag(config_given: bool) -> Iterator[None]:
+  """Completes errors that want another config: how a tool is given one.
+
+  Args:
+    config_given: whether --config, and so --config.data.key, is in use.
+  """
+  try:
+    yield
+  except errors.InputError as error:
+    if config_given or 'config.data.' not in str(error):
+      raise
+    raise errors.InputError(
+        f'{error} (beside --run, keys are set of a whole config: --config=<the '
+        "run's config file> --config.data.<key>=<value>)"
+    ) from error
 
 
 def write(result: Mapping[str, Any], output: str) -> None:
@@ -295,9 +338,9 @@ def main(arguments: Sequence[str]) -> None:
       batch_size=FLAGS.batch_size,
       max_bad_fraction=FLAGS.max_bad_fraction,
   )
-  result = evaluate(config, FLAGS.run)
-  rows = [Row(name, _format(value)) for name, value in result.items()]
-  print(text_table.make(rows, str))
+  with naming_the_flag(FLAGS.config is not None):
+    result = evaluate(config, FLAGS.run)
+  print(table(result.items()))
   if FLAGS.output:
     write(result, FLAGS.output)
 

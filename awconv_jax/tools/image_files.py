@@ -130,9 +130,14 @@ def batches(source: ImageFiles, data: Any, batch_size: int) -> EvalBatches:
     batch_size: rows of a batch.
 
   Raises:
-    InputError: the sizes cannot be used.
+    InputError: the sizes cannot be used, or not one of the files.
   """
   geometry = check_geometry(data)
+  if not source.index.sizes.any():
+    first = source.describe(0, reading.reason(source, 0))
+    raise InputError(
+        f'none of the files of --input can be read, such as: {first}'
+    )
   ordered = order.EvalOrder(order.groups(source.index.sizes), batch_size)
   reader = reading.Reader(
       rows.EvalStream(source, geometry, ordered),

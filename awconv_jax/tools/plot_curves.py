@@ -24,6 +24,8 @@ PANELS = {
 
 def _series(rows, name):
   points = [(row['step'], row[name]) for row in rows if name in row]
+  if name.startswith('eval/AP'):  # -1 is of a split without any object.
+    points = [(step, value) for step, value in points if value != -1]
   return [list(axis) for axis in zip(*points, strict=True)] or [[], []]
 
 
@@ -73,7 +75,8 @@ def plot(workdirs: Sequence[str], output: str) -> str:
             values,
             color=f'C{color}',
             alpha=1 if split == 'eval' or len(names) == 1 else 0.4,
-            marker='.' if split == 'eval' else None,
+            # A line of a single point is not to be seen.
+            marker='.' if split == 'eval' or len(steps) == 1 else None,
             label=f'{pathlib.Path(workdir).name}, {split}',
         )
     axis.set(title=title, xlabel='step')

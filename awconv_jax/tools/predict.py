@@ -13,7 +13,7 @@ Without --input the run's own eval split is looked at. The output directory gets
                      (of --input, once a camera's EXIF data have turned it)
   ground_truth.json  of the eval split
   metrics.json, .txt COCO's average precision and recall, and the AP of every
-                     category; -1 where the split has no such objects
+                     category; -1 ('n/a') where the split has no such objects
   images.json        of files instead: which of them each image_id is
   pictures/          with the boxes whose score is at least --score; those of
                      the ground truth are white
@@ -22,7 +22,6 @@ The newest checkpoint is used, the averages where the run has them.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -38,40 +37,14 @@ from awconv_jax import (
     errors,
     partition,
     tasks,
-    text_table,
     train_step,
 )
-from awconv_jax.data import sources
 from awconv_jax.evaluators.coco import CocoEvaluator
-from awconv_jax.tools import evaluate, image_files
+from awconv_jax.tools import categories, evaluate, image_files
 from awconv_jax.tools.flipped import Flipped
 from awconv_jax.tools.pictures import Pictures
 
 FLAGS = flags.FLAGS
-
-
-@dataclasses.dataclass
-class Row:
-  """One line of the table."""
-
-  measure: str
-  value: float | int
-
-
-def _categories(config: Any, num_classes: int, workdir: str):
-  """Returns ids and names of the categories that a run was trained on."""
-  section = config.data
-  try:
-    source = sources.open_source(section.name, section.dir, section.eval_split)
-    if source.num_classes == num_classes:
-      return source.label_to_category_id, source.class_names
-    reason = f'{section.name} has {source.num_classes}'
-  except errors.InputError as error:
-    reason = str(error)
-  print(f'the {num_classes} categories are numbered from 1: {reason}')
-  numbers = range(1, num_classes + 1)
-  names = evaluate.class_names(workdir) or ()
-  return numbers, names if len(names) == num_classes else numbers
 
 
 def create_batches(
@@ -90,8 +63,8 @@ def create_batches(
   """
   size = config.eval_batch_size
   if files:
-    categories = _categories(config, task.num_classes, workdir)
-    source = image_files.ImageFiles(files, *categories)
+    ids_and_names = categories.find(config, task.num_classes, workdir)
+    source = image_files.ImageFiles(files, *ids_and_names)
     return image_files.batches(source, config.data, size)
   batches = data.create(config, train=False, batch_size=size, seed=config.seed)
   if batches.num_classes != task.num_classes:
@@ -116,6 +89,9 @@ def detect(
 
   Returns:
     An evaluator that holds the detections, and the ground truth if any.
+
+  Raises:
+    InputError: not one image can be read.
   """
   evaluator = CocoEvaluator(batches.label_to_category_id, batches.class_names)
   mesh = partition.create_mesh()
@@ -132,6 +108,11 @@ def detect(
         place += 1
   for line in batches.unreadable.news():
     print(line)
+  if not place:
+    raise errors.InputError(
+        f'no image can be read, of {batches.num_examples:,}; each is named '
+        'above'
+    )
   return evaluator
 
 
@@ -147,11 +128,10 @@ def report(evaluator: CocoEvaluator) -> dict[str, Any]:
 
 def table(metrics: Mapping[str, Any]) -> str:
   """Returns what `report` returned as text."""
-  rows = [Row(k, v) for k, v in metrics.items() if k != 'per_class']
-  rows += [Row(f'AP of {c["name"]}', c['AP']) for c in metrics['per_class']]
-  return text_table.make(
-      rows, lambda v: f'{v:.4f}' if isinstance(v, float) else str(v)
-  )
+  rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
+  # Two categories may have one name.
+  rows += [(f'AP of {c["name"]}', c['AP']) for c in metrics['per_class']]
+  return evaluate.table(rows)
 
 
 def run(
@@ -181,7 +161,7 @@ def run(
   Raises:
     InputError: the run, the images or the directory cannot be used.
   """
-  _check(config, workdir, max_images)
+  _check(config, workdir, score, max_images)
   files = image_files.find(inputs) if inputs else []
   folder = _folder(output)
   task = tasks.create(config)
@@ -212,13 +192,15 @@ def run(
   return metrics
 
 
-def _check(config: Any, workdir: str, max_images: int) -> None:
+def _check(config: Any, workdir: str, score: float, max_images: int) -> None:
   """Raises InputError for what can be seen to be wrong at once."""
   if config.task.name != 'detection':
     raise errors.InputError(
         f'--run={workdir} is a run of {config.task.name}; boxes are predicted '
         'by runs of detection'
     )
+  if not 0 <= score <= 1:
+    raise errors.InputError(f'--score={score} is not in 0..1')
   if max_images < 0:
     raise errors.InputError(f'--max_images={max_images} must be at least 0')
   mesh = partition.create_mesh()
@@ -270,15 +252,16 @@ def main(arguments: Sequence[str]) -> None:
       batch_size=FLAGS.batch_size,
       max_bad_fraction=None,
   )
-  metrics = run(
-      config,
-      FLAGS.run,
-      FLAGS.output,
-      inputs=FLAGS.input,
-      flip=FLAGS.flip,
-      score=FLAGS.score,
-      max_images=FLAGS.max_images,
-  )
+  with evaluate.naming_the_flag(FLAGS.config is not None):
+    metrics = run(
+        config,
+        FLAGS.run,
+        FLAGS.output,
+        inputs=FLAGS.input,
+        flip=FLAGS.flip,
+        score=FLAGS.score,
+        max_images=FLAGS.max_images,
+    )
   if metrics:
     print(table(metrics))
   print(f'results.json and pictures are in {FLAGS.output}')

@@ -57,9 +57,15 @@ def read(
     Arrays in torch's layout, of the file's dtypes.
 
   Raises:
-    InputError: the suffix is unknown, or the file not there, damaged, or
-      holding more than arrays.
+    InputError: the suffix is unknown, or the file not there, a directory,
+      damaged, or holding more than arrays.
   """
+  if pathlib.Path(path).is_dir():
+    raise errors.InputError(
+        f'{path} is a directory, want a file of weights; if that is a run, '
+        f'convert it first: python -m awconv_jax.tools.convert --input={path} '
+        '--output=x.safetensors'
+    )
   reader = _by_suffix(path, READERS)
   if not pathlib.Path(path).is_file():
     raise errors.InputError(f'there is no file {path}')
