@@ -1,6 +1,7 @@
 """What the README says is so: its code runs, its commands parse, its counts."""
 
 import re
+import shlex
 
 import commands
 import jax
@@ -10,10 +11,11 @@ import pytest
 from awconv_jax import command_line, complexity, models, tasks
 
 README = (commands.ROOT / 'README.md').read_text()
+DOCS = sorted((commands.ROOT / 'docs').glob('*.md'))
 
 
-def blocks(language):
-  found = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+  found = re.findall(r'^```(\w*)\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
   return [text for kind, text in found if kind == language]
 
 
@@ -25,11 +27,13 @@ def test_the_python_code_runs():
 
 
 def test_the_commands_parse():
-  lines = [line for block in blocks('bash') for line in block.splitlines()]
+  texts = [README, *(path.read_text() for path in DOCS)]
+  found = [block for text in texts for block in blocks('bash', text)]
+  lines = [line for block in found for line in block.splitlines()]
   trainings = [line for line in lines if line.startswith('python train.py')]
-  assert len(trainings) >= 4
+  assert len(trainings) >= 8
   for line in trainings:
-    arguments = line.split()[2:]
+    arguments = shlex.split(line, comments=True)[2:]
     command_line.check_overrides(arguments)
     value = next(a for a in arguments if a.startswith('--config='))
     config = command_line.load_config(value.partition('=')[2])
