@@ -5,6 +5,7 @@ import json
 import commands
 import cv2
 import fake_coco
+import numpy as np
 import pytest
 import random_values
 
