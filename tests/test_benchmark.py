@@ -90,6 +90,7 @@ def tiny_network(monkeypatch):
   return dict(name='tiny', batches=[2], side=8, dtype='float32', seconds=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'variants, reference',
     [
@@ -367,6 +368,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
+@pytest.mark.slow
 def test_the_command_measures_a_network_on_devices(tmp_path):
   output = tmp_path / 'table'
   code, out, err = commands.run(

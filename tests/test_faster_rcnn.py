@@ -230,6 +230,7 @@ def plain():
   return model, random_variables(model)
 
 
+@pytest.mark.slow
 def test_neither_losses_nor_detections_change_with_the_canvas():
   # What pools over the image must not see the padding, either.
   model = small(
@@ -297,6 +298,7 @@ def test_losses_are_means_over_the_samples_of_all_images(plain):
   assert share['rpn_class'] == pytest.approx(want, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_losses_of_the_regions_do_not_train_the_proposals(plain):
   model, variables = plain
   arrays = (on_canvas(64, 64), SIZES, *truth(OBJECTS))

@@ -47,6 +47,7 @@ def silent(line):
   del line
 
 
+@pytest.mark.slow
 def test_an_aw_network_starts_as_the_plain_one_and_then_moves_away(plain):
   model, variables, path = plain
   aw_model = create(attention='se', aw_conv=True, aw_options=IDENTITY)
@@ -84,6 +85,7 @@ def test_an_aw_network_starts_as_the_plain_one_and_then_moves_away(plain):
   assert not np.allclose(logits(aw_model, moved), expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_an_identity_start_the_logits_differ(plain):
   # So that the equality above is no matter of course.
   model, variables, path = plain
