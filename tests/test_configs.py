@@ -443,11 +443,10 @@ ATTENTION = [
     for attention in common.ATTENTION
 ]
 ALL = [(name, *rest) for name, rest in itertools.product(RECIPES, ATTENTION)]
-# Every recipe with AW alone, and every attention, by turns of the recipes.
+# Every recipe with AW alone, and most attention, by turns of the recipes.
 FEW = [(name, 'none', 'true') for name in RECIPES]
 FEW += [
     ('standard', 'none', 'false'),
-    ('standard', 'se', 'true'),
     ('paper', 'cbam', 'true'),
     ('paper', 'bam', 'false'),
     ('a2', 'eca', 'false'),

@@ -174,7 +174,10 @@ def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
     assert 'belongs to a run with another config' in err
 
 
-@pytest.mark.parametrize('signal_number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    'signal_number',
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_signal_stops_two_processes_after_the_same_step(
     tmp_path, signal_number
 ):
