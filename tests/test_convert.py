@@ -22,8 +22,13 @@ NARROW = dict(
     stem='cifar',
     num_classes=10,
 )
-# The network of tests/tiny.py without AW-convolutions.
-CONFIG = (f'{commands.TINY}:aw_conv=false', '--channels=1')
+# The network of tests/tiny.py with a second stage, without AW-convolutions.
+CONFIG = (
+    f'{commands.TINY}:aw_conv=false',
+    '--config.model.stage_sizes=(1,1)',
+    '--config.model.aw_stages=(1,2)',
+    '--channels=1',
+)
 
 
 def run(*arguments):

@@ -12,6 +12,8 @@ from scipy import stats
 from awconv_jax import partition
 from awconv_jax.ops import mixing
 
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
 ON = dict(mixup=0.2, cutmix=1.0, probability=1.0, switch_probability=0.5)
 MIXUP = ON | dict(cutmix=0.0)
 CUTMIX = ON | dict(mixup=0.0)

@@ -17,6 +17,8 @@ from awconv_jax import (
 )
 from awconv_jax import workdir as workdirs
 
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
 
 def config(arg=None, **overrides):
   """Returns the tiny config with dotted keys overridden."""

@@ -9,6 +9,8 @@ import pytest
 from awconv_jax import partition, train_step
 from awconv_jax.tasks import classification
 
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
 
 class Linear:
   """Least squares, with a running count as its other variable."""
