@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 from awconv_jax import text_table
 from awconv_jax.ops.aw_conv_forms import MULTIPLY_ADDS
@@ -46,13 +47,35 @@ def _repeats(equation: core.JaxprEqn) -> int:
   return equation.params['length'] if name == 'scan' else 1
 
 
+def _inner(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+  """Returns the jaxprs inside an equation that are to be counted."""
+  inner = list(core.jaxprs_in_params(equation.params))
+  if equation.primitive.name == 'cond' and any(map(_has_kernel, inner)):
+    # The forms of one function for different platforms. What the programs of a
+    # kernel do is not seen; another form does the same, less what it makes and
+    # nobody uses.
+    other = next(jaxpr for jaxpr in inner if not _has_kernel(jaxpr))
+    return [partial_eval.dce_jaxpr(other, [True] * len(other.outvars))[0]]
+  return inner
+
+
+def _has_kernel(jaxpr: core.Jaxpr) -> bool:
+  """Tells whether a jaxpr calls a kernel in Pallas."""
+  return any(
+      equation.primitive.name == 'pallas_call'
+      or any(map(_has_kernel, core.jaxprs_in_params(equation.params)))
+      for equation in jaxpr.eqns
+  )
+
+
 def _walk(jaxpr: core.Jaxpr, scope: str, times: int, macs: Counter) -> None:
   for equation in jaxpr.eqns:
     stack = str(equation.source_info.name_stack)
     inner_scope = '/'.join(filter(None, (scope, stack)))
     macs[inner_scope] += times * _own_macs(equation, inner_scope)
-    for inner in core.jaxprs_in_params(equation.params):
-      _walk(inner, inner_scope, times * _repeats(equation), macs)
+    repeats = times * _repeats(equation)
+    for inner in _inner(equation):
+      _walk(inner, inner_scope, repeats, macs)
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> dict[str, int]:

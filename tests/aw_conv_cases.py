@@ -5,8 +5,9 @@ import numpy as np
 
 from awconv_jax.ops import aw_conv as op
 
-IMPLEMENTATIONS = ('auto', *op.IMPLEMENTATIONS)
-FAST = [name for name in op.IMPLEMENTATIONS if name != 'vmap']
+# `fused` has tiles for wider kernels than these; see test_aw_conv_fused.py.
+IMPLEMENTATIONS = [name for name in op.IMPLEMENTATIONS if name != 'fused']
+FAST = [name for name in IMPLEMENTATIONS if name != 'vmap']
 BASE = dict(
     n=2,
     size=(5, 4),

@@ -1,4 +1,4 @@
-"""All forms of the AW-convolution agree with numpy loops, and with `vmap`.
+"""The forms of the AW-convolution agree with numpy loops, and with `vmap`.
 
 Values and all three gradients; float64 within 1e-10, float32 within 1e-4 and
 bfloat16 within 2e-2 of the largest value expected.
@@ -10,6 +10,7 @@ from aw_conv_cases import (
     BASE,
     CASES,
     FAST,
+    IMPLEMENTATIONS,
     cases,
     draw,
     options_of,
@@ -22,7 +23,6 @@ import naive
 import numpy as np
 import pytest
 
-from awconv_jax.ops import aw_conv as op
 from awconv_jax.ops.aw_conv import aw_conv
 
 TOLERANCES = {'float64': 1e-10, 'float32': 1e-4, 'bfloat16': 2e-2}
@@ -155,7 +155,7 @@ def test_auto_equals_the_loop(name):
 @PROPERTY(max_examples=8)
 @given(case=cases(), seed=st.integers(0, 99))
 def test_any_mixture_of_options_equals_the_loop(case, seed):
-  check(op.IMPLEMENTATIONS, case, WIDE, seed)
+  check(IMPLEMENTATIONS, case, WIDE, seed)
 
 
 @pytest.mark.usefixtures('quick_compiles')
@@ -164,7 +164,7 @@ def test_any_mixture_of_options_equals_the_loop(case, seed):
 def test_any_mixture_of_options_equals_vmap(case, seed):
   with jax.enable_x64(True):
     operands, weights = prepare(case, WIDE, seed)
-    results = run_forms(op.IMPLEMENTATIONS, case, operands, weights)
+    results = run_forms(IMPLEMENTATIONS, case, operands, weights)
   expected = results['vmap']
   assert len(expected) == (4 if vmap_gradient_compiles(case) else 1)
   found = []
@@ -180,7 +180,7 @@ def test_any_mixture_of_options_equals_vmap(case, seed):
 @example(case=DEPTHWISE, seed=0)
 @example(case=SHIFTED, seed=0)
 def test_any_mixture_of_options_in_float32(case, seed):
-  check(op.IMPLEMENTATIONS, case, ('float32',) * 3, seed)
+  check(IMPLEMENTATIONS, case, ('float32',) * 3, seed)
 
 
 @pytest.mark.usefixtures('quick_compiles')
@@ -190,14 +190,14 @@ def test_any_mixture_of_options_in_float32(case, seed):
 @example(case=DEPTHWISE, seed=0)
 @example(case=SHIFTED, seed=0)
 def test_any_mixture_of_options_in_bfloat16(case, seed):
-  check(op.IMPLEMENTATIONS, case, ('bfloat16',) * 3, seed)
+  check(IMPLEMENTATIONS, case, ('bfloat16',) * 3, seed)
 
 
 @pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('dtypes', MIXED, ids='-'.join)
 @pytest.mark.parametrize('case', [BASE, MIXED_OPTIONS], ids=['plain', 'mixed'])
 def test_mixed_dtypes(case, dtypes):
-  check(op.IMPLEMENTATIONS, case, dtypes)
+  check(IMPLEMENTATIONS, case, dtypes)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_mixed_dtypes(case, dtypes):
 def test_long_sums_of_bfloat16_are_taken_in_float32(case):
   # Sums of positive bfloat16 stop growing after some 256 terms.
   case = BASE | dict(g=1, p=1) | case
-  check(op.IMPLEMENTATIONS, case, ('bfloat16',) * 3)
+  check(IMPLEMENTATIONS, case, ('bfloat16',) * 3)
 
 
 @pytest.mark.parametrize('name', ['plain', 'groups_2', 'negative_with_stride'])

@@ -54,7 +54,7 @@ def close(a, b, tolerance=1e-5):
   np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=op.IMPLEMENTATIONS)
+@pytest.fixture(params=IMPLEMENTATIONS)
 def run(request):
 
   def run(x, kernel, maps, **options):
@@ -207,6 +207,26 @@ def test_vmap_and_checkpoint_over_the_whole_operation(implementation):
     close(own, naive.aw_conv(*operands), 1e-4)
 
 
+@pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
+@pytest.mark.parametrize('empty', ['samples', 'positions'])
+def test_nothing_to_compute(implementation, empty):
+  case = BASE | dict(channels=16, features=16, p=16, padding='VALID')
+  case |= dict(n=0) if empty == 'samples' else dict(size=(2, 2))
+  run = functools.partial(
+      aw_conv, implementation=implementation, **options_of(case)
+  )
+
+  def both(*operands):
+    out, pullback = jax.vjp(run, *operands)
+    return out, *pullback(out)
+
+  operands = floats(case)
+  out, *gradients = jax.jit(both)(*operands)
+  assert out.size == 0
+  for gradient, operand in zip(gradients, operands, strict=True):
+    np.testing.assert_array_equal(gradient, np.zeros_like(operand))
+
+
 @pytest.mark.parametrize('compiled', [False, True])
 def test_bfloat16_kernel_is_rounded_once(compiled):
   rng = np.random.default_rng(0)
@@ -280,7 +300,7 @@ def test_unknown_implementation_lists_the_known_ones():
     aw_conv(*floats(), implementation='loop')
 
 
-def sharded_gradient(mesh, run, count):
+def sharded_gradient(mesh, run, case):
   """Returns HLO and results over a batch on that mesh, and those without."""
   spec = jax.sharding.PartitionSpec
   batch = jax.sharding.NamedSharding(mesh, spec('data'))
@@ -291,8 +311,10 @@ def sharded_gradient(mesh, run, count):
     out, pullback = jax.vjp(run, x, kernel, maps)
     return out, pullback(weights)
 
-  operands = floats(BASE | dict(n=count))
-  operands.append(floats(BASE | dict(n=count), seed=1)[0])
+  operands = floats(case)
+  shape = (*operands[0].shape[:3], case['features'])
+  weights = np.random.default_rng(1).normal(size=shape)
+  operands.append(weights.astype(np.float32))
   expected = jax.jit(both)(*operands)
   places = (batch, shared, batch, batch)
   with jax.set_mesh(mesh):
@@ -301,14 +323,14 @@ def sharded_gradient(mesh, run, count):
   return compiled.as_text(), result, expected
 
 
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
 def test_a_sharded_batch_is_not_gathered(implementation):
   if jax.device_count() < 8:
     pytest.skip('needs XLA_FLAGS=--xla_force_host_platform_device_count=8')
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   run = functools.partial(aw_conv, implementation=implementation)
-  count = 2 * jax.device_count()
-  text, result, expected = sharded_gradient(mesh, run, count)
+  case = BASE | dict(n=2 * jax.device_count())
+  text, result, expected = sharded_gradient(mesh, run, case)
   for own, wanted in zip(
       jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
   ):

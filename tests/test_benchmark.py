@@ -57,6 +57,24 @@ def test_the_operation(tiny):
   assert len(lines) == 6 and lines[0].startswith('forward, vmap: ratio ')
 
 
+def test_the_operation_with_a_stride(tiny, monkeypatch):
+  monkeypatch.setattr(op, 'STRIDED', ((8, 5, 2),))
+  rows = list(op.run(implementations=['map'], strided=True, **tiny))
+  assert [r.stride for r in rows] == 2 * (3 * [1] + 3 * [2])
+  assert rows[3].side == 5 and max(r.error for r in rows) < 1e-4
+  # Of 5 rows and columns three are seen.
+  assert rows[3].gflop == pytest.approx(2e-9 * 2 * 9 * 576)
+
+
+def test_the_form_for_gpu_is_not_timed_elsewhere():
+  code, _, err = commands.run(*TOOL, 'op', '--implementations=map,fused')
+  assert code == 1
+  assert err == (
+      "error: --implementations=map,fused: 'fused' is for GPU; on 'cpu' it is "
+      'no measure, leave it out\n'
+  )
+
+
 @pytest.fixture
 def nothing_timed(monkeypatch):
   monkeypatch.setattr(
@@ -114,9 +132,12 @@ def test_what_a_network_is_compared_with_is_no_row(tiny_network, monkeypatch):
     return (1 + 1e-3) * right(*args, **options)
 
   monkeypatch.setitem(aw_conv.IMPLEMENTATIONS, 'im2col', nearly)
-  rows = list(model.run(variants=['aw:im2col'], **tiny_network))
-  assert [r.variant for r in rows] == ['plain', 'aw:im2col', 'aw:branch']
-  assert rows[0].error == 0 < rows[1].error < model.TOLERANCES['float32']
+  rows = list(model.run(variants=['se', 'aw:im2col'], **tiny_network))
+  variants = [r.variant for r in rows]
+  assert variants == ['plain', 'se', 'aw:im2col', 'aw:branch']
+  assert rows[0].error == rows[1].error == 0
+  assert 0 < rows[2].error < model.TOLERANCES['float32']
+  assert model.summarize(rows)[0].endswith(' % of aw:im2col, batch 2')
 
 
 def test_gradients_are_compared_one_by_one():
@@ -195,13 +216,14 @@ def test_what_is_refused_was_called_once():
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_pytorch_beside_it(tiny, monkeypatch, dtype):
   pytest.importorskip('torch')
-  monkeypatch.setattr(op, 'SHAPES', ((8, 5),))
+  monkeypatch.setattr(op, 'SHAPES', ((8, 5), (8, 6, 2), (8, 5, 2)))
   rows = list(
       op.run(implementations=[], torch=True, **(tiny | dict(dtype=dtype)))
   )
   names = ['plain', 'vmap', 'torch:plain', 'torch:grouped']
-  assert [r.implementation for r in rows] == names + names
-  for plain, vmap, torch_plain, grouped in (rows[:4], rows[4:]):
+  assert [r.implementation for r in rows] == 6 * names
+  for at in range(0, len(rows), 4):
+    plain, vmap, torch_plain, grouped = rows[at : at + 4]
     assert torch_plain.ratio == 1 and grouped.temporary_mib is None
     assert grouped.ratio == grouped.milliseconds / torch_plain.milliseconds
     assert (torch_plain.gflop, grouped.gflop) == (plain.gflop, vmap.gflop)
@@ -212,8 +234,8 @@ def test_a_wrong_form_of_pytorch_is_not_timed(tiny, monkeypatch, nothing_timed):
   pytest.importorskip('torch')
   right = torch_grouped.FORMS['torch:grouped']
 
-  def wrong(torch, x, kernel, maps):
-    return right(torch, x, kernel, maps - 1)
+  def wrong(torch, x, kernel, maps, stride):
+    return right(torch, x, kernel, maps - 1, stride)
 
   monkeypatch.setitem(torch_grouped.FORMS, 'torch:grouped', wrong)
   with pytest.raises(errors.ReportedError, match='torch:grouped differs'):
@@ -300,14 +322,14 @@ def test_bytes_on_paper_are_those_counted_by_hand(name, direction, count):
 @pytest.mark.parametrize('direction', traffic.PASSES)
 @pytest.mark.parametrize('name', ['plain', 'im2col', 'vmap', 'taps'])
 def test_flops_on_paper_are_those_of_the_program(name, direction):
-  inputs = op._inputs(8, 5, 3, 4, 'float32', 0)
+  inputs = op._inputs(traffic.Convolution(8, 5), 3, 4, 'float32', 0)
   macs = complexity.count_macs(op._function(name, direction), *inputs)
   conv = traffic.Convolution(8, 5)
   assert traffic.count_flops(name, direction, conv, 3) == 2 * sum(macs.values())
 
 
 def test_every_implementation_is_on_paper():
-  assert set(traffic.FORMS) == {'plain', 'fused', *aw_conv.IMPLEMENTATIONS}
+  assert set(traffic.FORMS) == {'plain', *aw_conv.IMPLEMENTATIONS}
   strided, dense = traffic.Convolution(8, 6, 2), traffic.Convolution(8, 3)
   assert strided.positions == dense.positions == 9
   # With a stride this form takes the other's way back.
@@ -346,6 +368,7 @@ def test_the_command_names_mistakes():
       (('op', '--dtype=int8'), ["'int8'", 'float32']),
       (('roofline', '--expansion=-3'), ['--expansion=-3', 'at least 1']),
       (('model', '--side=0'), ['--side=0', 'at least 1']),
+      (('model', '--attentions=es'), ["'es'", 'cbam']),
       (('op', '--seconds=nan'), ['--seconds=nan', 'finite']),
       (('model', '--cpu_devices=2', '--batches=3'), ['2 devices', '3 images']),
   ):

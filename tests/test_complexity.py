@@ -1,5 +1,7 @@
 """MACs from the jaxpr against written-out products, also inside loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -53,6 +55,18 @@ def test_an_aw_convolution_is_its_convolution_and_its_modulation(
   count = total(function, (4, 6, 6, 8), (3, 3, 8, 5), (4, 3, 3, 2, 5))
   kernel = 3 * 3 * 8 * 5
   assert count == 4 * (6 * 6 * kernel + kernel)
+
+
+def test_a_fused_aw_convolution_counts_once_of_all_platforms():
+  def both(x, kernel, attention):
+    run = functools.partial(op.aw_conv, implementation='fused')
+    out, pullback = jax.vjp(run, x, kernel, attention)
+    return pullback(out)
+
+  count = total(both, (4, 6, 6, 16), (3, 3, 16, 32), (4, 3, 3, 2, 32))
+  # Three products. The kernel times the maps for each of the two images; the
+  # gradient of the sample's kernel times the maps, and times the kernel.
+  assert count == 4 * (3 * 6 * 6 + 4) * (3 * 3 * 16 * 32)
 
 
 @pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))

@@ -19,7 +19,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from awconv_jax.ops import aw_conv_forms, aw_conv_loops
+from awconv_jax.ops import aw_conv_forms, aw_conv_fused, aw_conv_loops
 from awconv_jax.ops.data_shards import over_data_shards
 
 Padding = str | Sequence[tuple[int, int]]
@@ -32,6 +32,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     'taps': aw_conv_forms.taps,
     'loop_dot': aw_conv_loops.loop_dot,
     'loop_conv': aw_conv_loops.loop_conv,
+    'fused': aw_conv_fused.fused,
 }
 
 # Forms that can take the samples in chunks; the others take one at a time.
@@ -223,7 +224,9 @@ def aw_conv(
       `IMPLEMENTATIONS`: 'vmap' (the reference, per-sample kernels under
       `jax.vmap`), 'map' (one sample after the other), 'im2col' and 'taps'
       (batched products), 'loop_dot' and 'loop_conv' (loops with a backward
-      pass of their own; fastest on CPU, but not for `jax.jvp`).
+      pass of their own; fastest on CPU, but not for `jax.jvp`), 'fused' (for
+      GPU: kernels scaled on their way to the matrix unit; 'im2col' on other
+      accelerators and for what it has no tiles for, see docs/performance.md).
     chunk: samples at a time, to bound the memory of 'vmap', 'im2col' and
       'taps', whose patches and kernels are then formed again in the backward
       pass; None for all at once. The others take one at a time in any case.
@@ -249,10 +252,12 @@ def aw_conv(
     padding = lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
   x, padding = _crop(x, _check_padding(padding))
   window = dict(strides=strides, padding=padding, dilation=dilation)
-  if implementation == 'auto':
-    positions = math.prod(
-        aw_conv_forms.output_size(x.shape[1:3], kernel.shape[:2], **window)
-    )
+  positions = math.prod(
+      aw_conv_forms.output_size(x.shape[1:3], kernel.shape[:2], **window)
+  )
+  if 0 in (x.shape[0], positions):
+    implementation = 'vmap'  # Nothing to compute; not all forms can.
+  elif implementation == 'auto':
     implementation, own_chunk = _auto(x.shape[0], kernel, groups, positions)
     chunk = chunk or own_chunk
   function = functools.partial(

@@ -289,3 +289,21 @@ def im2col(x, kernel, attention, *, residual, chunk=None, **options):
 def taps(x, kernel, attention, *, residual, chunk=None, **options):
   """A batched product per tap of the kernel, summed: no patches in memory."""
   return _batched(add_taps_one, x, kernel, attention, residual, chunk, options)
+
+
+def in_reverse_only(apply, *operands):
+  """Returns apply(*operands), which has a backward pass of its own.
+
+  Raises:
+    TypeError: it is derived forward; the message says what to do.
+  """
+  try:
+    return apply(*operands)
+  except TypeError as error:
+    if 'forward-mode' not in str(error):
+      raise
+    raise TypeError(
+        "aw_conv: the loops (on CPU also what 'auto' takes) and the fused form "
+        'have reverse derivatives only; for jax.jvp, jacfwd or hessian, '
+        "forward-mode, say implementation='map'"
+    ) from error

@@ -250,16 +250,7 @@ def _loop(forward, choose_backward):
       return backward(*saved, grad)
 
     apply.defvjp(apply_forward, apply_backward)
-    try:
-      return apply(x, kernel, attention)
-    except TypeError as error:
-      if 'forward-mode' not in str(error):
-        raise
-      raise TypeError(
-          "aw_conv: the loops (on CPU also what 'auto' takes) have reverse "
-          'derivatives only; for jax.jvp, jacfwd or hessian, forward-mode, say '
-          "implementation='map'"
-      ) from error
+    return forms.in_reverse_only(apply, x, kernel, attention)
 
   return form
 

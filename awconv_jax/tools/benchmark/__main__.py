@@ -22,6 +22,7 @@ from absl import flags
 import jax
 
 from awconv_jax import command_line, errors
+from awconv_jax.models.attention import ATTENTION
 from awconv_jax.ops import aw_conv
 from awconv_jax.tools.benchmark import (
     data,
@@ -34,12 +35,20 @@ from awconv_jax.tools.benchmark import (
 
 FLAGS = flags.FLAGS
 SUBJECTS = {'op': op, 'model': model, 'roofline': roofline, 'data': data}
+# The form for GPU; its time elsewhere would say nothing.
+_GPU_ONLY = 'fused'
+# What is compared with the reference.
+_FORMS = [n for n in aw_conv.IMPLEMENTATIONS if n not in ('vmap', _GPU_ONLY)]
 # What a flag is where it is not given, by subject.
 DEFAULTS = {
     'op': dict(
         implementations=[
             'auto',
-            *(n for n in aw_conv.IMPLEMENTATIONS if n != 'vmap'),
+            *(
+                n
+                for n in aw_conv.IMPLEMENTATIONS
+                if n not in ('vmap', _GPU_ONLY)
+            ),
         ],
         batches=['8', '32'],
         seconds=0.6,
@@ -80,11 +89,24 @@ def _settings(subject: str) -> dict:
   known = {'auto', *aw_conv.IMPLEMENTATIONS}
   if subject == 'roofline':
     known |= set(traffic.FORMS)
-  for name in settings['implementations']:
+  names = settings['implementations']
+  for name in names:
     if name not in known:
       raise errors.unknown_name('implementation', name, known)
+  if subject in ('op', 'model'):
+    on_gpu = jax.default_backend() == 'gpu'
+    if _GPU_ONLY in names and not on_gpu:
+      raise errors.InputError(
+          f'--implementations={",".join(names)}: {_GPU_ONLY!r} is for GPU; on '
+          f'{jax.default_backend()!r} it is no measure, leave it out'
+      )
+    if on_gpu and subject == 'op' and FLAGS.implementations is None:
+      settings['implementations'] = [*names, _GPU_ONLY]
   if FLAGS.dtype not in op.TOLERANCES:
     raise errors.unknown_name('dtype', FLAGS.dtype, op.TOLERANCES)
+  for name in FLAGS.attentions:
+    if name not in ATTENTION:
+      raise errors.unknown_name('attention', name, ATTENTION)
   batches = settings['batches']
   if not batches or not all(b.isdigit() and int(b) for b in batches):
     raise errors.InputError(f'--batches={batches}: want numbers above 0')
@@ -94,14 +116,19 @@ def _settings(subject: str) -> dict:
 
 
 def _run_op(settings):
-  return op.run(expansion=FLAGS.expansion, torch=FLAGS.torch, **settings)
+  return op.run(
+      expansion=FLAGS.expansion,
+      strided=FLAGS.strided,
+      torch=FLAGS.torch,
+      **settings,
+  )
 
 
 def _run_model(settings):
   names = settings.pop('implementations')
   return model.run(
       name=FLAGS.model,
-      variants=[f'aw:{name}' for name in names],
+      variants=[*FLAGS.attentions, *(f'aw:{name}' for name in names)],
       side=FLAGS.side,
       **settings,
   )
@@ -146,9 +173,9 @@ def main(arguments: Sequence[str]) -> None:
   if len(arguments) != 1 or arguments[0] not in SUBJECTS:
     raise errors.unknown_name('subject', ' '.join(arguments), SUBJECTS)
   name, subject = arguments[0], SUBJECTS[arguments[0]]
+  _use_cpu_devices(FLAGS.cpu_devices)
   settings = _settings(name)
   report.check_output(FLAGS.output)
-  _use_cpu_devices(FLAGS.cpu_devices)
   print(json.dumps(report.environment()), flush=True)
   rows = report.show(RUNS[name](dict(settings)))
   summary = subject.summarize(rows)
@@ -171,7 +198,7 @@ def _define_flags() -> None:
       'implementations',
       None,
       'Which to measure, beside plain and (op) the vmapped form. Default: op '
-      'and roofline all, model auto.',
+      f'and roofline all ({_GPU_ONLY} on GPU), model auto.',
   )
   flags.DEFINE_list(
       'batches',
@@ -186,6 +213,9 @@ def _define_flags() -> None:
   flags.DEFINE_integer(
       'expansion', 16, 'Input channels that share a value (op, roofline).'
   )
+  flags.DEFINE_bool(
+      'strided', False, 'Measure the convolutions of stride 2, too (op).'
+  )
   flags.DEFINE_string('dtype', 'float32', 'Of the computation.')
   flags.DEFINE_string('output', 'benchmark', 'Path of the files, no suffix.')
   flags.DEFINE_integer(
@@ -195,6 +225,9 @@ def _define_flags() -> None:
       'torch', False, "Measure PyTorch's grouped convolution, too (op)."
   )
   flags.DEFINE_string('model', 'resnet50', 'Network (model).')
+  flags.DEFINE_list(
+      'attentions', [], 'Attentions to measure without AW, as se,cbam (model).'
+  )
   flags.DEFINE_integer('side', 224, 'Height and width of images (model, data).')
   flags.DEFINE_float(
       'bandwidth_gbs',

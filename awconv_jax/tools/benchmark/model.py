@@ -37,8 +37,9 @@ class Row:
 
   Attributes:
     model: name of the network.
-    variant: 'plain'; 'aw:' and the implementation; or 'aw:branch', the
-      attention branches of all AW-convolutions alone, forward and backward.
+    variant: 'plain'; the attention of activations, such as 'se'; 'aw:' and
+      the implementation; or 'aw:branch', the attention branches of all
+      AW-convolutions alone, forward and backward.
     batch: images a step.
     side: height and width of the images.
     devices: that share the batch.
@@ -97,9 +98,13 @@ def _check_errors(differences, *, dtype, reference):
       )
 
 
+def _is_aw(variant: str) -> bool:
+  return variant.startswith('aw:')
+
+
 def _choose_reference(variants: Sequence[str]) -> str | None:
   """Returns what AW variants are compared with; None where there are none."""
-  if all(variant == 'plain' for variant in variants):
+  if not any(map(_is_aw, variants)):
     return None
   return next((r for r in REFERENCES if r in variants), REFERENCES[-1])
 
@@ -130,7 +135,7 @@ def _measure(
       )
       for variant, network in networks.items()
   }
-  aw = [variant for variant in variants if variant != 'plain']
+  aw = list(filter(_is_aw, variants))
   reference = _choose_reference(variants)
   check = {variant: reference for variant in aw if variant != reference}
   untimed = {v: ready.pop(v) for v in networks if v not in variants}
@@ -163,8 +168,9 @@ def run(
 
   Args:
     name: of the network, such as 'resnet50'.
-    variants: 'aw:<implementation>', besides 'plain'. They are compared with
-      'aw:vmap' or 'aw:map', which takes one step more if neither is here.
+    variants: 'aw:<implementation>' and names of attentions, besides 'plain'.
+      Those with AW are compared with 'aw:vmap' or 'aw:map', which takes one
+      step more if neither is here.
     batches: batch sizes; each is shared by all devices.
     side: height and width of the images.
     dtype: of the computation.
@@ -211,9 +217,9 @@ def run(
 
 def _fields(variant: str) -> dict:
   """Returns the fields of a network that make it the variant."""
-  kind, _, implementation = variant.partition(':')
-  if kind == 'plain':
-    return {}
+  _, _, implementation = variant.partition(':')
+  if not _is_aw(variant):
+    return {} if variant == 'plain' else dict(attention=variant)
   return dict(aw_conv=True, aw_options=dict(implementation=implementation))
 
 
@@ -226,7 +232,7 @@ def summarize(rows: Sequence[Row]) -> list[str]:
     step = next(
         r
         for r in rows
-        if r.batch == branch.batch and r.variant not in ('plain', BRANCH)
+        if r.batch == branch.batch and _is_aw(r.variant) and r != branch
     )
     share = 100 * branch.milliseconds / step.milliseconds
     lines.append(

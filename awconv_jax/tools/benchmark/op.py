@@ -14,8 +14,10 @@ from awconv_jax import complexity, errors
 from awconv_jax.ops import aw_conv as op
 from awconv_jax.tools.benchmark import picture, timing, torch_grouped, traffic
 
-# Channels and side of the images at the 3x3 convolutions of ResNet-50.
+# Channels and side of the images at the 3x3 convolutions of ResNet-50; with the
+# stride where it is not 1.
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
+STRIDED = ((128, 56, 2), (256, 28, 2), (512, 14, 2))
 PASSES = traffic.PASSES
 # Relative differences between the forms that are rounding, on CPU. Matrix units
 # of other devices round what they multiply, so that there float32 is no better.
@@ -26,7 +28,7 @@ BASES = {'torch:plain': 'torch:plain', 'torch:grouped': 'torch:plain'}
 SAME_WORK = {'torch:plain': 'plain', 'torch:grouped': 'vmap'}
 PICTURE = picture.Picture(
     bars='implementation',
-    groups=('channels', 'side', 'batch', 'direction'),
+    groups=('channels', 'side', 'stride', 'batch', 'direction'),
     height='ratio',
     title='time, ratio to plain',
 )
@@ -38,6 +40,7 @@ class Row:
 
   Attributes:
     channels, side, batch: of the input, [batch, side, side, channels].
+    stride: in both directions.
     direction: 'forward', or 'both' for forward and backward.
     implementation: its name; 'plain' is the convolution without attention.
     milliseconds: median time of a call.
@@ -55,6 +58,7 @@ class Row:
 
   channels: int
   side: int
+  stride: int
   batch: int
   direction: str
   implementation: str
@@ -68,30 +72,35 @@ class Row:
   error: float
 
 
-def plain(x, kernel, attention):
+def plain(x, kernel, attention, *, strides=(1, 1)):
   """Returns the convolution without attention."""
   del attention
   return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      x, kernel, strides, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
 
 
-def _inputs(channels, side, batch, expansion, dtype, seed):
+def _inputs(conv, batch, expansion, dtype, seed):
   """Returns random x, kernel, attention and gradient of the output."""
   rng = np.random.default_rng(seed)
+  channels = conv.channels
   groups = max(channels // expansion, 1)
-  x = rng.normal(size=(batch, side, side, channels))
+  x = rng.normal(size=(batch, conv.side, conv.side, channels))
   kernel = rng.normal(size=(3, 3, channels, channels)) / (3 * channels**0.5)
   attention = rng.uniform(size=(batch, 3, 3, groups, channels))
-  grad = rng.normal(size=x.shape)
+  out_side = -(-conv.side // conv.stride)
+  grad = rng.normal(size=(batch, out_side, out_side, channels))
   return tuple(jnp.asarray(a, dtype) for a in (x, kernel, attention, grad))
 
 
-def _function(name, direction):
+def _function(name, direction, stride=1):
+  strides = (stride, stride)
   if name == 'plain':
-    forward = plain
+    forward = functools.partial(plain, strides=strides)
   else:
-    forward = functools.partial(op.aw_conv, implementation=name)
+    forward = functools.partial(
+        op.aw_conv, implementation=name, strides=strides
+    )
   if direction == 'forward':
     return lambda x, kernel, attention, grad: forward(x, kernel, attention)
 
@@ -121,7 +130,9 @@ def _rows(ready, inputs, measured, conv, direction, expansion) -> Iterator[Row]:
   batch, itemsize = inputs[0].shape[0], inputs[0].dtype.itemsize
   for name, m in measured.items():
     work = SAME_WORK.get(name, name)
-    macs = complexity.count_macs(_function(work, direction), *inputs)
+    macs = complexity.count_macs(
+        _function(work, direction, conv.stride), *inputs
+    )
     gflop = 2 * sum(macs.values()) / 1e9
     moved = traffic.count_bytes(
         work,
@@ -135,6 +146,7 @@ def _rows(ready, inputs, measured, conv, direction, expansion) -> Iterator[Row]:
     yield Row(
         channels=conv.channels,
         side=conv.side,
+        stride=conv.stride,
         batch=batch,
         direction=direction,
         implementation=name,
@@ -156,6 +168,7 @@ def run(
     expansion: int,
     dtype: str,
     seconds: float,
+    strided: bool = False,
     torch: bool = False,
 ) -> Iterator[Row]:
   """Measures, and yields rows as they come.
@@ -167,6 +180,7 @@ def run(
     expansion: e, input channels that share a value of the maps.
     dtype: of everything.
     seconds: time for each measurement.
+    strided: whether to measure the convolutions of stride 2, too.
     torch: whether to measure PyTorch's grouped convolution, too.
 
   Raises:
@@ -179,20 +193,20 @@ def run(
   if torch:
     torch_grouped.load()  # Or fail before anything is measured.
     check |= {'torch:plain': 'plain', 'torch:grouped': 'vmap'}
-  for direction, batch, shape in itertools.product(PASSES, batches, SHAPES):
+  shapes = SHAPES + STRIDED if strided else SHAPES
+  for direction, batch, shape in itertools.product(PASSES, batches, shapes):
     conv = traffic.Convolution(*shape)
-    inputs = [
-        _inputs(*shape, batch, expansion, dtype, seed) for seed in range(2)
-    ]
+    inputs = [_inputs(conv, batch, expansion, dtype, seed) for seed in range(2)]
     ready = {
-        n: timing.compile_jax(_function(n, direction), inputs) for n in names
+        n: timing.compile_jax(_function(n, direction, conv.stride), inputs)
+        for n in names
     }
     if torch:
-      ready |= torch_grouped.prepare(inputs, direction)
+      ready |= torch_grouped.prepare(inputs, direction, conv.stride)
     refuse = functools.partial(
         _check_errors,
         dtype=dtype,
-        where=f'{shape} (channels, side), batch {batch}',
+        where=f'{shape} (channels, side, stride), batch {batch}',
     )
     measured = timing.measure(
         ready, seconds=seconds, check=check, refuse=refuse

@@ -7,6 +7,7 @@ brought into PyTorch's layout beforehand, so that no call copies it.
 """
 
 from collections.abc import Sequence
+import functools
 import os
 
 import jax
@@ -59,17 +60,28 @@ def _operands(torch, name, inputs):
   )
 
 
-def _plain(torch, x, kernel, maps):
+def _convolve(torch, x, kernel, stride, groups=1):
+  """Returns a 3x3 convolution padded as 'SAME' is."""
+  if stride == 1:
+    return torch.nn.functional.conv2d(x, kernel, padding=1, groups=groups)
+  # 'SAME' puts the odd row and column at the end.
+  below = [max(3 - (n % stride or stride), 0) for n in reversed(x.shape[2:])]
+  pads = [part for n in below for part in (n // 2, n - n // 2)]
+  x = torch.nn.functional.pad(x, pads)
+  return torch.nn.functional.conv2d(x, kernel, stride=stride, groups=groups)
+
+
+def _plain(torch, x, kernel, maps, stride):
   del maps
-  return torch.nn.functional.conv2d(x, kernel, padding=1)
+  return _convolve(torch, x, kernel, stride)
 
 
-def _grouped(torch, x, kernel, maps):
+def _grouped(torch, x, kernel, maps, stride):
   n, d, g, _, kh, kw = maps.shape
   c = kernel.shape[1]
   split = kernel.reshape(1, d, g, c // g, kh, kw)
   own = (split * (1 + maps)).reshape(n * d, c, kh, kw)
-  return torch.nn.functional.conv2d(x, own, padding=1, groups=n)
+  return _convolve(torch, x, own, stride, groups=n)
 
 
 FORMS = {'torch:plain': _plain, 'torch:grouped': _grouped}
@@ -93,11 +105,11 @@ def _back(inputs, results):
   return back[0] if len(back) == 1 else (back[0], tuple(back[1:]))
 
 
-def _ready(torch, name, inputs, direction):
+def _ready(torch, name, inputs, direction, stride):
   """Returns one of the forms, ready to be timed."""
   operands = [_operands(torch, name, own) for own in inputs]
   used = slice(2) if name == 'torch:plain' else slice(3)  # Without maps: two.
-  form = FORMS[name]
+  form = functools.partial(FORMS[name], stride=stride)
 
   def forward(turn):
     with torch.inference_mode():
@@ -119,17 +131,20 @@ def _ready(torch, name, inputs, direction):
 
 
 def prepare(
-    inputs: Sequence[tuple[jax.Array, ...]], direction: str
+    inputs: Sequence[tuple[jax.Array, ...]], direction: str, stride: int = 1
 ) -> dict[str, timing.Ready]:
   """Returns PyTorch's plain and grouped convolution, ready to be timed.
 
   Args:
     inputs: sets of x [N, H, W, C], kernel [3, 3, C, D], maps [N, 3, 3, G, D]
-      and gradient of the output [N, H, W, D].
+      and gradient of the output [N, H', W', D].
     direction: 'forward', or 'both' for values and all gradients.
+    stride: in both directions.
 
   Raises:
     InputError: there is no PyTorch, or this is not the CPU.
   """
   torch = load()
-  return {name: _ready(torch, name, inputs, direction) for name in FORMS}
+  return {
+      name: _ready(torch, name, inputs, direction, stride) for name in FORMS
+  }

@@ -108,8 +108,8 @@ _LOOP_BACK = (_MODULATE_IN_LOOP, _SEE, *_MULTIPLY_BACK, *_SPLIT_IN_LOOP)
 
 FORMS = {
     'plain': Form((('x k', 'y'),), (('y k', 'x'), ('x y', 'k')), (0, 0)),
-    # No implementation: the steps of 'plain', with the maps multiplied in on
-    # the way, so that no sample's kernel is ever in memory.
+    # The steps of 'plain', with the maps multiplied in on the way, so that no
+    # sample's kernel is ever in memory.
     'fused': Form(
         (('x k maps', 'y'),),
         (('y k maps', 'x'), ('x y k maps', 'k maps')),

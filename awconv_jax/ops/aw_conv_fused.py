@@ -1,0 +1,119 @@
+"""AW-convolution fused: kernels scaled on their way to the matrix unit.
+
+A form for GPU, in three Pallas kernels (`ops/aw_conv_tiles.py`), with a
+backward pass of its own. What they have no tiles for, and other devices, take
+`im2col`; on CPU they run in Pallas' interpreter, which is slow and there for
+tests.
+"""
+
+import functools
+import numbers
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from awconv_jax.ops import aw_conv_forms as forms
+
+_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+
+def has_tiles(x, kernel, *, strides, dilation, groups) -> bool:
+  """Tells whether the kernels take such operands.
+
+  Args:
+    x: input, [N, H, W, C].
+    kernel: shared kernel, [kh, kw, C/groups, D].
+    strides, dilation: pairs.
+    groups: channel groups.
+  """
+  from awconv_jax.ops import aw_conv_tiles  # Not needed by the other forms.
+
+  return (
+      groups == 1
+      and x.dtype in _DTYPES
+      and all(map(aw_conv_tiles.fits_channels, kernel.shape[2:]))
+      and all(min(pair) == 1 for pair in zip(strides, dilation, strict=True))
+      # A size may be symbolic, in what is exported.
+      and all(isinstance(size, numbers.Integral) for size in x.shape)
+  )
+
+
+def _by_platform(in_tiles, otherwise, operands):
+  """Runs in_tiles(*operands, interpret=...) where there are such kernels."""
+  return lax.platform_dependent(
+      *operands,
+      cpu=functools.partial(in_tiles, interpret=True),
+      cuda=functools.partial(in_tiles, interpret=False),
+      default=otherwise,
+  )
+
+
+def fused(x, kernel, attention, *, residual, **options):
+  """The shared kernel's tiles, scaled for each sample on their way."""
+  from awconv_jax.ops import aw_conv_tiles as tiles
+
+  otherwise = functools.partial(forms.im2col, residual=residual, **options)
+  precision, groups = options.pop('precision'), options.pop('groups')
+  size = forms.output_size(x.shape[1:3], kernel.shape[:2], **options)
+  padding = options.pop('padding')
+  if not has_tiles(x, kernel, groups=groups, **options):
+    return otherwise(x, kernel, attention)
+  geometry = tiles.Geometry(
+      size=x.shape[1:3],
+      output=size,
+      kernel_size=kernel.shape[:2],
+      before=tuple(low for low, _ in padding),
+      **options,
+  )
+  number, c, d = x.shape[0], *kernel.shape[2:]
+
+  def operands_of(kernel, attention, interpret):
+    """Returns kernel and maps with numbered taps, and what else is needed."""
+    return (
+        kernel.reshape(-1, c, d),
+        attention.reshape(number, -1, *attention.shape[3:]),
+        geometry,
+        tiles.Options(residual, precision, interpret),
+    )
+
+  def in_tiles(x, kernel, attention, *, interpret):
+    out = tiles.forward(
+        x.reshape(number, -1, c), *operands_of(kernel, attention, interpret)
+    )
+    return out.reshape(number, *size, d)
+
+  def gradients_in_tiles(x, kernel, attention, grad, *, interpret):
+    flat, grad = x.reshape(number, -1, c), grad.reshape(number, -1, d)
+    kernel_flat, maps, *rest = operands_of(kernel, attention, interpret)
+    image = tiles.input_gradient(grad, kernel_flat, maps, *rest)
+    kernel_grad, maps_grad = tiles.kernel_gradient(
+        flat, kernel_flat, maps, grad, *rest
+    )
+    return (
+        image.reshape(x.shape),
+        kernel_grad.reshape(kernel.shape),
+        maps_grad.reshape(attention.shape),
+    )
+
+  def gradients_otherwise(x, kernel, attention, grad):
+    return jax.vjp(otherwise, x, kernel, attention)[1](grad)
+
+  @jax.custom_vjp
+  def gradients(*operands):
+    return _by_platform(gradients_in_tiles, gradients_otherwise, operands)
+
+  @jax.custom_vjp
+  def apply(*operands):
+    return _by_platform(in_tiles, otherwise, operands)
+
+  # Derivatives of the gradients are rarely asked for: those of `im2col`.
+  gradients.defvjp(
+      lambda *operands: (gradients(*operands), operands),
+      lambda saved, along: jax.vjp(gradients_otherwise, *saved)[1](along),
+  )
+  apply.defvjp(
+      lambda *operands: (apply(*operands), operands),
+      lambda saved, grad: gradients(*saved, grad),
+  )
+  return forms.in_reverse_only(apply, x, kernel, attention)

@@ -1,0 +1,247 @@
+"""The fused AW-convolution: its kernels in Pallas' interpreter, and for CUDA.
+
+In the interpreter a result is not a number where no program writes it.
+"""
+
+import functools
+import re
+
+from aw_conv_cases import BASE, CASES, draw, floats, options_of
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import pytest
+from test_aw_conv_agreement import TOLERANCES, check
+from test_aw_conv_op import sharded_gradient
+
+from awconv_jax.ops import aw_conv_tiles
+from awconv_jax.ops.aw_conv import aw_conv
+from awconv_jax.ops.aw_conv_forms import modulate
+from awconv_jax.tools.benchmark import roofline
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+WIDE = BASE | dict(channels=16, features=32, g=2, p=32)
+TILED = {
+    'plain': {},
+    'three_samples': dict(n=3),  # An odd number shares no tile of the kernel.
+    'many_positions': dict(n=1, size=(13, 11)),  # Two tiles of them.
+    'stride_2': dict(strides=(2, 2), size=(7, 5)),
+    'stride_2_even': dict(strides=(2, 2), size=(6, 6), n=3),
+    'stride_3_1': dict(strides=(3, 1), size=(8, 5)),
+    'kernel_1x1': dict(kernel_size=(1, 1)),
+    'kernel_1x1_stride_2': dict(kernel_size=(1, 1), strides=(2, 2)),
+    'kernel_4x5_stride_2_3': dict(
+        kernel_size=(4, 5), size=(7, 9), strides=(2, 3), n=1
+    ),
+    'dilation': dict(dilation=(2, 3), size=(7, 6)),
+    'dilation_and_stride': dict(dilation=(2, 1), strides=(1, 2), size=(7, 6)),
+    'valid': dict(padding='VALID', strides=(2, 2), size=(6, 5)),
+    'pairs': dict(padding=((0, 2), (3, 0)), strides=(2, 2)),
+    'negative': dict(padding=((-1, 0), (0, -2)), size=(6, 7)),
+    'no_residual': dict(residual=False),
+    'one_map_for_all': dict(g=1, p=1),
+    'maps_per_input': dict(g=16, p=1),
+    'shared_by_pairs_of_outputs': dict(g=8, p=16),
+    'full_maps': dict(g=16, p=32),
+    'three_runs_of_16': dict(channels=48, g=3, p=32),
+    'sixteen_runs_of_3': dict(channels=48, g=16, p=32),
+    # Four tiles of terms, two of outputs.
+    'many_channels': dict(channels=128, features=256, g=8, p=256, size=(3, 2)),
+    'many_outputs': dict(channels=256, features=128, g=16, p=8, size=(2, 2)),
+}
+SINGLE, HALF = ('float32',) * 3, ('bfloat16',) * 3
+
+
+@pytest.fixture
+def tiled(monkeypatch):
+  """Counts the calls of the kernels."""
+  calls = []
+  for name in ('forward', 'input_gradient', 'kernel_gradient'):
+    right = getattr(aw_conv_tiles, name)
+
+    def spy(*operands, name=name, right=right):
+      calls.append(name)
+      return right(*operands)
+
+    monkeypatch.setattr(aw_conv_tiles, name, spy)
+  return calls
+
+
+@pytest.mark.parametrize('name', TILED)
+def test_values_and_gradients_equal_the_loop(name, tiled):
+  check(['fused'], WIDE | TILED[name], SINGLE)
+  # Traced for CPU and for CUDA.
+  assert set(tiled) == {'forward', 'input_gradient', 'kernel_gradient'}
+
+
+@pytest.mark.parametrize(
+    'dtypes',
+    [HALF, ('bfloat16', 'bfloat16', 'float32'), ('float16',) * 3],
+    ids='-'.join,
+)
+def test_half_precision_equals_the_loop(dtypes, monkeypatch):
+  monkeypatch.setitem(TOLERANCES, 'float16', TOLERANCES['bfloat16'])
+  check(['fused'], WIDE | TILED['stride_2_even'], dtypes)
+
+
+def test_half_precision_is_within_a_hundredth_of_vmap():
+  # Normal numbers of both signs, and the norm of the difference.
+  operands = [
+      jnp.asarray(a, jnp.bfloat16)
+      for a in draw(WIDE | dict(n=4, size=(14, 14), channels=128, g=8))
+  ]
+
+  def both(name):
+    run = functools.partial(aw_conv, implementation=name)
+    out, pullback = jax.vjp(run, *operands)
+    return out, *pullback(jnp.cos(out.astype(jnp.float32)).astype(out.dtype))
+
+  for own, wanted in zip(
+      jax.jit(both, static_argnums=0)('fused'),
+      jax.jit(both, static_argnums=0)('vmap'),
+      strict=True,
+  ):
+    own, wanted = np.float64(own), np.float64(wanted)
+    assert np.linalg.norm(own - wanted) <= 1e-2 * np.linalg.norm(wanted)
+
+
+def test_the_samples_kernel_is_rounded_once():
+  case = dict(size=(4, 4), kernel_size=(1, 1), g=16)
+  _, kernel, maps = (jnp.asarray(a, jnp.bfloat16) for a in draw(WIDE | case))
+  # Each position picks one row of the kernel.
+  x = jnp.tile(
+      jnp.eye(16, dtype=jnp.bfloat16).reshape(1, 4, 4, 16), (2, 1, 1, 1)
+  )
+  out = aw_conv(x, kernel, maps, implementation='fused')
+  for own, one in zip(out, maps, strict=True):
+    own, wanted = np.float32(own), np.float32(modulate(kernel, one)[0, 0])
+    np.testing.assert_array_equal(own.reshape(16, 32), wanted)
+
+
+@pytest.mark.parametrize(
+    'case, dtype',
+    [
+        (BASE, 'float32'),  # Four channels.
+        (WIDE | dict(channels=24, g=2), 'float32'),
+        (WIDE | dict(features=40, p=40), 'float32'),
+        (WIDE | dict(groups=2, channels=32, g=1), 'float32'),
+        (WIDE | CASES['stride_and_dilation'], 'float32'),
+        (WIDE, 'float64'),
+    ],
+)
+def test_operands_without_tiles_take_another_form(case, dtype, tiled):
+  with jax.enable_x64(dtype == 'float64'):
+    check(['fused'], case, (dtype,) * 3)
+  assert not tiled
+
+
+def lowered_for_cuda(conv, dtype, batch, both=True):
+  """Returns the program of a convolution of ResNet-50, with its gradients."""
+  c, side = conv.channels, conv.side
+  shapes = (
+      (batch, side, side, c),
+      (3, 3, c, c),
+      (batch, 3, 3, c // 16, c),
+  )
+
+  def run(*operands):
+    forward = functools.partial(
+        aw_conv, implementation='fused', strides=(conv.stride,) * 2
+    )
+    if not both:
+      return forward(*operands)
+    out, pullback = jax.vjp(forward, *operands)
+    return out, *pullback(out)
+
+  traced = jax.jit(run).trace(*(jax.ShapeDtypeStruct(s, dtype) for s in shapes))
+  return traced.lower(lowering_platforms=('cuda',)).as_text()
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_all_of_it_is_kernels_on_cuda(dtype):
+  for conv in roofline.RESNET50:
+    text = lowered_for_cuda(conv, dtype, batch=256)
+    names = re.findall(r'call @__gpu\$xla.gpu.triton.*?name = "(\w+)"', text)
+    assert names == ['forward', 'input_gradient', 'kernel_gradient']
+    assert 'stablehlo.convolution' not in text
+    assert 'stablehlo.dot_general' not in text
+    # No array is as large as the samples' own kernels.
+    shapes = re.findall(r'tensor<((?:\d+x)+)(?:bf16|f32)>', text)
+    sizes = [np.prod([int(n) for n in s.split('x')[:-1]]) for s in shapes]
+    images, own = 256 * conv.side**2 * conv.channels, 256 * 9 * conv.channels**2
+    assert max(sizes) <= max(images, own // 16)
+
+
+def test_on_other_devices_there_is_no_kernel():
+  operands = floats(WIDE)
+  run = functools.partial(aw_conv, implementation='fused')
+  traced = jax.jit(run).trace(*operands)
+  text = traced.lower(lowering_platforms=('tpu',)).as_text()
+  assert 'triton' not in text and 'stablehlo.dot_general' in text
+
+
+def test_a_sharded_batch_is_not_gathered():
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+  run = functools.partial(aw_conv, implementation='fused')
+  case = WIDE | dict(n=2 * len(jax.devices()), size=(3, 3))
+  text, result, expected = sharded_gradient(mesh, run, case)
+  for own, wanted in zip(
+      jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
+  assert 'all-gather' not in text and 'all-to-all' not in text
+  assert text.count(' all-reduce(') == 1
+
+
+def test_vmap_and_checkpoint_over_the_whole_operation():
+  many = [floats(WIDE, seed) for seed in range(2)]
+  operands = [np.stack(own) for own in zip(*many, strict=True)]
+  run = functools.partial(aw_conv, implementation='fused')
+  out = jax.jit(jax.vmap(jax.checkpoint(run)))(*operands)
+  for own, one in zip(out, many, strict=True):
+    np.testing.assert_allclose(own, naive.aw_conv(*one), rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_of_gradient():
+  operands = floats(WIDE | dict(n=1, size=(2, 2)))
+
+  def second(name):
+    def loss(*operands):
+      return jnp.sum(aw_conv(*operands, implementation=name) ** 2)
+
+    def slope(*operands):
+      own = jax.grad(loss, argnums=(0, 1, 2))(*operands)
+      return sum(jnp.vdot(g, jnp.cos(o)) for g, o in zip(own, operands))  # noqa: B905
+
+    return jax.jit(jax.grad(slope, argnums=(0, 1, 2)))(*operands)
+
+  for own, wanted in zip(second('fused'), second('map'), strict=True):
+    limit = 1e-4 * np.abs(wanted).max()
+    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=limit)
+
+
+def test_forward_derivatives_are_refused_clearly():
+  operands = tuple(floats(WIDE))
+  run = functools.partial(aw_conv, implementation='fused')
+  with pytest.raises(TypeError, match="forward-mode, say implementation='map'"):
+    jax.jvp(run, operands, operands)
+
+
+def test_export_with_a_symbolic_batch_size_takes_another_form():
+  x, kernel, maps = floats(WIDE)
+  (n,) = jax.export.symbolic_shape('n')
+  shapes = [
+      jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
+      kernel,
+      jax.ShapeDtypeStruct((n, *maps.shape[1:]), maps.dtype),
+  ]
+  run = functools.partial(aw_conv, implementation='fused')
+  exported = jax.export.export(jax.jit(run))(*shapes)
+  np.testing.assert_allclose(
+      exported.call(x, kernel, maps),
+      naive.aw_conv(x, kernel, maps, **options_of(WIDE)),
+      rtol=1e-4,
+      atol=1e-4,
+  )
