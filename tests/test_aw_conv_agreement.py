@@ -152,14 +152,14 @@ def test_auto_equals_the_loop(name):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@PROPERTY(max_examples=8)
+@PROPERTY(max_examples=5)
 @given(case=cases(), seed=st.integers(0, 99))
 def test_any_mixture_of_options_equals_the_loop(case, seed):
   check(IMPLEMENTATIONS, case, WIDE, seed)
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@PROPERTY(max_examples=7)
+@PROPERTY(max_examples=5)
 @given(case=cases(), seed=st.integers(0, 99))
 def test_any_mixture_of_options_equals_vmap(case, seed):
   with jax.enable_x64(True):
@@ -174,7 +174,7 @@ def test_any_mixture_of_options_equals_vmap(case, seed):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@PROPERTY(max_examples=8)
+@PROPERTY(max_examples=5)
 @given(case=cases(), seed=st.integers(0, 99))
 @example(case=MIXED_OPTIONS, seed=0)
 @example(case=DEPTHWISE, seed=0)
@@ -184,7 +184,7 @@ def test_any_mixture_of_options_in_float32(case, seed):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@PROPERTY(max_examples=8)
+@PROPERTY(max_examples=5)
 @given(case=cases(), seed=st.integers(0, 99))
 @example(case=MIXED_OPTIONS, seed=0)
 @example(case=DEPTHWISE, seed=0)

@@ -15,7 +15,7 @@ import pytest
 from test_aw_conv_agreement import TOLERANCES, check
 from test_aw_conv_op import sharded_gradient
 
-from awconv_jax.ops import aw_conv_tiles
+from awconv_jax.ops import aw_conv_kernels
 from awconv_jax.ops.aw_conv import aw_conv
 from awconv_jax.ops.aw_conv_forms import modulate
 from awconv_jax.tools.benchmark import roofline
@@ -59,13 +59,13 @@ def tiled(monkeypatch):
   """Counts the calls of the kernels."""
   calls = []
   for name in ('forward', 'input_gradient', 'kernel_gradient'):
-    right = getattr(aw_conv_tiles, name)
+    right = getattr(aw_conv_kernels, name)
 
     def spy(*operands, name=name, right=right):
       calls.append(name)
       return right(*operands)
 
-    monkeypatch.setattr(aw_conv_tiles, name, spy)
+    monkeypatch.setattr(aw_conv_kernels, name, spy)
   return calls
 
 

@@ -55,7 +55,7 @@ def close(a, b, tolerance=1e-5):
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def run(request):
+def run(request, quick_compiles):
 
   def run(x, kernel, maps, **options):
     options['implementation'] = request.param
@@ -131,6 +131,7 @@ def test_forward_derivatives_of_the_loops_are_refused_clearly(implementation):
     jax.jvp(run, tuple(operands), tuple(operands))
 
 
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('implementation', FAST)
 @pytest.mark.parametrize('name', ['plain', 'stride_2', 'groups_2'])
 def test_export_with_a_symbolic_batch_size(implementation, name):
@@ -149,6 +150,7 @@ def test_export_with_a_symbolic_batch_size(implementation, name):
     close(exported.call(*operands), naive.aw_conv(*operands, **options), 1e-4)
 
 
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('implementation', DERIVED)
 def test_jvp(implementation):
   x, kernel, maps = floats()
@@ -167,6 +169,7 @@ def test_jvp(implementation):
   close(tangent, expected[1], 1e-4)
 
 
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('implementation', FAST)
 def test_gradient_of_gradient(implementation):
   case = BASE | dict(size=(2, 2), n=1)
@@ -197,6 +200,7 @@ def test_gradient_of_gradient(implementation):
   np.testing.assert_allclose(along, expected, rtol=1e-4)
 
 
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('implementation', FAST)
 def test_vmap_and_checkpoint_over_the_whole_operation(implementation):
   many = [floats(seed=s) for s in range(3)]

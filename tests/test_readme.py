@@ -60,7 +60,15 @@ def test_the_tree_names_what_is_there():
       assert path.name in tree, path.name
 
 
-@pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
+@pytest.mark.parametrize(
+    'depth',
+    [
+        18,
+        34,
+        50,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (101, 152)),
+    ],
+)
 def test_the_table_of_parameters_and_multiply_adds(depth):
   row = re.search(rf'\| ResNet-{depth} \|(.*)\|', README)[1].split('|')
   plain, with_aw, added, macs, macs_aw = [cell.strip() for cell in row]

@@ -412,16 +412,20 @@ def pad(x, h, w, value=0.0):
   return np.pad(x, pads, constant_values=value)
 
 
-@pytest.mark.parametrize(
-    'stem, features', [('imagenet', True), ('cifar', True), ('cifar', False)]
+PADDED = (
+    (BASIC, {}),
+    (BOTTLENECK, dict(version='v1')),
+    (BASIC, SE_OF_2 | dict(aw_conv=True)),
+    (BOTTLENECK, SE_OF_2 | dict(aw_conv=True, aw_where='all')),
 )
+
+
 @pytest.mark.parametrize(
-    'base, options',
+    'base, options, stem, features',
     [
-        (BASIC, {}),
-        (BASIC, SE_OF_2 | dict(aw_conv=True)),
-        (BOTTLENECK, dict(version='v1')),
-        (BOTTLENECK, SE_OF_2 | dict(aw_conv=True, aw_where='all')),
+        *((*own, 'imagenet', True) for own in PADDED),
+        *((*own, 'cifar', True) for own in PADDED[2:]),
+        *((*own, 'cifar', False) for own in PADDED[2:]),
     ],
 )
 def test_a_padded_image_gives_what_the_image_alone_does(
@@ -463,28 +467,28 @@ def test_valid_size_of_another_shape_is_refused():
 def test_the_norms_options_reach_the_attention_branches():
   x = images(2, 6, 5)
 
-  def outcome(**options):
+  def create(**options):
     model = tiny(BASIC, aw_conv=True, **options)
-    variables = random_variables(model)
+    return model, random_variables(model)
+
+  def moved(**options):
+    model, variables = create(**options)
     _, moved = apply(model, variables, x, ['batch_stats'], train=True)
     changed = jax.tree.map(
         lambda a, b: bool(np.any(a != b)),
         variables['batch_stats'],
         moved['batch_stats'],
     )['stage1_block1']
-    norm, branch = (
-        set(jax.tree.leaves(changed[slot])) for slot in ('norm1', 'conv1')
-    )
-    return norm, branch, apply(model, variables, x)
+    return [set(jax.tree.leaves(changed[slot])) for slot in ('norm1', 'conv1')]
 
   # A momentum of 1 leaves the statistics where they are.
-  frozen = outcome(norm_momentum=1.0)
-  assert frozen[:2] == ({False}, {False})
-  own = outcome(norm_momentum=1.0, aw_options=dict(norm_momentum=0.5))
-  assert own[:2] == ({False}, {True})
-  both = outcome(norm_epsilon=2.0)[2]
-  given = outcome(norm_epsilon=2.0, aw_options=dict(norm_epsilon=2.0))[2]
-  other = outcome(norm_epsilon=2.0, aw_options=dict(norm_epsilon=1e-5))[2]
+  assert moved(norm_momentum=1.0) == [{False}, {False}]
+  own = moved(norm_momentum=1.0, aw_options=dict(norm_momentum=0.5))
+  assert own == [{False}, {True}]
+  both, given, other = (
+      apply(*create(norm_epsilon=2.0, aw_options=options), x)
+      for options in ({}, dict(norm_epsilon=2.0), dict(norm_epsilon=1e-5))
+  )
   np.testing.assert_array_equal(both, given)
   assert not np.allclose(both, other, rtol=1e-3)
 

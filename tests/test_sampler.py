@@ -10,6 +10,8 @@ from scipy import stats
 
 from awconv_jax.ops import sampler
 
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
 
 def draw(labels, *, seed=0, draws=1, **options):
   """Samples of the same labels by as many keys, as NumPy arrays."""

@@ -1,6 +1,6 @@
 """AW-convolution fused: kernels scaled on their way to the matrix unit.
 
-A form for GPU, in three Pallas kernels (`ops/aw_conv_tiles.py`), with a
+A form for GPU, in three Pallas kernels (`ops/aw_conv_kernels.py`), with a
 backward pass of its own. What they have no tiles for, and other devices, take
 `im2col`; on CPU they run in Pallas' interpreter, which is slow and there for
 tests.
@@ -27,12 +27,12 @@ def has_tiles(x, kernel, *, strides, dilation, groups) -> bool:
     strides, dilation: pairs.
     groups: channel groups.
   """
-  from awconv_jax.ops import aw_conv_tiles  # Not needed by the other forms.
+  from awconv_jax.ops import aw_conv_kernels  # The other forms need none.
 
   return (
       groups == 1
       and x.dtype in _DTYPES
-      and all(map(aw_conv_tiles.fits_channels, kernel.shape[2:]))
+      and all(map(aw_conv_kernels.fits_channels, kernel.shape[2:]))
       and all(min(pair) == 1 for pair in zip(strides, dilation, strict=True))
       # A size may be symbolic, in what is exported.
       and all(isinstance(size, numbers.Integral) for size in x.shape)
@@ -51,7 +51,7 @@ def _by_platform(in_tiles, otherwise, operands):
 
 def fused(x, kernel, attention, *, residual, **options):
   """The shared kernel's tiles, scaled for each sample on their way."""
-  from awconv_jax.ops import aw_conv_tiles as tiles
+  from awconv_jax.ops import aw_conv_kernels as kernels
 
   otherwise = functools.partial(forms.im2col, residual=residual, **options)
   precision, groups = options.pop('precision'), options.pop('groups')
@@ -59,7 +59,7 @@ def fused(x, kernel, attention, *, residual, **options):
   padding = options.pop('padding')
   if not has_tiles(x, kernel, groups=groups, **options):
     return otherwise(x, kernel, attention)
-  geometry = tiles.Geometry(
+  geometry = kernels.Geometry(
       size=x.shape[1:3],
       output=size,
       kernel_size=kernel.shape[:2],
@@ -74,11 +74,11 @@ def fused(x, kernel, attention, *, residual, **options):
         kernel.reshape(-1, c, d),
         attention.reshape(number, -1, *attention.shape[3:]),
         geometry,
-        tiles.Options(residual, precision, interpret),
+        kernels.Options(residual, precision, interpret),
     )
 
   def in_tiles(x, kernel, attention, *, interpret):
-    out = tiles.forward(
+    out = kernels.forward(
         x.reshape(number, -1, c), *operands_of(kernel, attention, interpret)
     )
     return out.reshape(number, *size, d)
@@ -86,8 +86,8 @@ def fused(x, kernel, attention, *, residual, **options):
   def gradients_in_tiles(x, kernel, attention, grad, *, interpret):
     flat, grad = x.reshape(number, -1, c), grad.reshape(number, -1, d)
     kernel_flat, maps, *rest = operands_of(kernel, attention, interpret)
-    image = tiles.input_gradient(grad, kernel_flat, maps, *rest)
-    kernel_grad, maps_grad = tiles.kernel_gradient(
+    image = kernels.input_gradient(grad, kernel_flat, maps, *rest)
+    kernel_grad, maps_grad = kernels.kernel_gradient(
         flat, kernel_flat, maps, grad, *rest
     )
     return (

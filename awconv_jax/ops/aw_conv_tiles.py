@@ -1,33 +1,16 @@
-"""The fused AW-convolution's three kernels, in Pallas for Triton (GPU).
+"""What the fused AW-convolution's kernels share: where taps look, and tiles.
 
-Each is an implicit matrix product: a program computes one tile of a result and
-goes through the kernel's taps and blocks of channels, where a tile of the
-shared kernel K is scaled by (1 + A[n]) in registers on its way to the matrix
-unit. So neither patches nor a sample's own kernel ever lie in device memory.
-
-  forward          O[n]  = sum over taps t of  I[n] seen by t  @  Kn[t]
-  input_gradient   dI[n] = sum over taps t of  G[n] seen back by t  @  Kn[t]^T
-  kernel_gradient  dKn[t] = (I[n] seen by t)^T @ G[n],  in registers, then
-                   dK += dKn * (1 + A[n]),  dA[n] = sum over runs of dKn * K
-
-with Kn = K * (1 + A[n]) and G the gradient of the output. Sums are in float32.
-Positions are numbered row by row; taps, too.
+All but `Geometry` and `Options` works inside of a Pallas kernel for Triton.
+Positions of an image are numbered row by row; taps of a kernel, too.
 """
 
 import dataclasses
-import functools
 import math
 
-import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
-
-# As many programs as keep the multiprocessors of a large GPU busy.
-_PROGRAMS = 256
-# A product of Triton has at least as many rows, columns and terms.
-_LEAST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,49 +48,18 @@ class Options:
   interpret: bool
 
 
-def largest_power(number: int, most: int) -> int:
-  """Returns the largest power of two, up to `most`, that divides a number."""
-  return min(number & -number, most)
-
-
-def fits_channels(number: int) -> bool:
-  """Tells whether tiles can divide so many channels."""
-  return number % _LEAST == 0
-
-
-def _rows(positions, most):
-  """Returns the rows of a tile for so many positions."""
-  return min(most, max(_LEAST, pl.next_power_of_2(positions)))
-
-
-def _depth(dtype):
-  """Returns how many terms of a product a step takes at most: 128 bytes."""
-  return 128 // jnp.dtype(dtype).itemsize
-
-
-def _call(kernel, operands, results, grid, options, *, warps):
-  """Runs a kernel on whole arrays, of which each program takes its own part."""
-  return pl.pallas_call(
-      kernel,
-      out_shape=results,
-      grid=grid,
-      interpret=options.interpret,
-      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=3),
-      name=kernel.func.__name__.strip('_'),
-  )(*operands)
-
-
-def _divide(number, by):
+def divide(number, by):
   """Returns quotient and remainder of a number that is not negative."""
   by = jnp.int32(by)
   return lax.div(number, by), lax.rem(number, by)
 
 
-def _span(start, size):
+def span(start, size):
+  """Returns the numbers of the start-th run of so many."""
   return start * size + jnp.arange(size, dtype=jnp.int32)
 
 
-def _factors(maps, sample, tap, inputs, outputs, shape, residual):
+def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
   """Returns what a tile of the kernel is multiplied by, in float32.
 
   Args:
@@ -128,25 +80,25 @@ def _factors(maps, sample, tap, inputs, outputs, shape, residual):
   return 1 + own if residual else own
 
 
-def _scaled(shared, factors):
+def scaled(shared, factors):
   """Returns K * (1 + A), formed in float32 and rounded once."""
   return (shared.astype(jnp.float32) * factors).astype(shared.dtype)
 
 
-def _place(row, column, size, valid):
+def place_of(row, column, size, valid):
   """Returns the numbers of positions, 0 beyond the image, and which are in."""
   inside = valid & (row >= 0) & (row < size[0])
   inside &= (column >= 0) & (column < size[1])
   return jnp.where(inside, row * size[1] + column, 0), inside
 
 
-def _read(image, sample, place, inside, channels):
+def read(image, sample, place, inside, channels):
   """Returns an image's values [positions, channels], 0 where not inside."""
   own = image.at[sample, place[:, None], channels[None, :]]
   return triton.load(own, mask=inside[:, None], other=0)
 
 
-def _write(image, sample, place, inside, channels, values):
+def write(image, sample, place, inside, channels, values):
   """Writes an image's values [positions, channels] where inside.
 
   Other positions must lie beyond the image: no two may be the same.
@@ -158,114 +110,47 @@ def _write(image, sample, place, inside, channels, values):
   )
 
 
-def _seen(geometry, row, column, tap, valid):
+def seen(geometry, row, column, tap, valid):
   """Returns where a tap sees the input, for positions of the output."""
   moved = [
       place * stride + index * gap - before
       for place, stride, index, gap, before in zip(
           (row, column),
           geometry.strides,
-          _divide(tap, geometry.kernel_size[1]),
+          divide(tap, geometry.kernel_size[1]),
           geometry.dilation,
           geometry.before,
           strict=True,
       )
   ]
-  return _place(*moved, geometry.size, valid)
+  return place_of(*moved, geometry.size, valid)
 
 
-def _forward(x, kernel, maps, out, *, geometry, options, tile):
-  rows, columns, depth, samples = tile
-  shape = kernel.shape[1:]
-  positions = _span(pl.program_id(1), rows)
-  valid = positions < math.prod(geometry.output)
-  row, column = _divide(positions, geometry.output[1])
-  outputs = _span(pl.program_id(0), columns)
-  here = pl.ds(pl.program_id(0) * columns, columns)
-  first = pl.program_id(2) * samples
-  blocks = shape[0] // depth
+def phase_of(geometry, rows):
+  """Returns this program's phase, and the rows and columns of its positions.
 
-  def add(step, sums):
-    tap, block = _divide(step, blocks)
-    place, inside = _seen(geometry, row, column, tap, valid)
-    inputs, now = _span(block, depth), pl.ds(block * depth, depth)
-    shared = triton.load(kernel.at[tap, now, here])
-    for s in range(samples):  # They share the tile of K.
-      factors = _factors(
-          maps, first + s, tap, inputs, outputs, shape, options.residual
-      )
-      sums[s] += triton.dot(
-          _read(x, first + s, place, inside, inputs),
-          _scaled(shared, factors),
-          precision=options.precision,
-      )
-    return sums
-
-  zeros = jnp.zeros((rows, columns), jnp.float32)
-  steps = math.prod(geometry.kernel_size) * blocks
-  sums = lax.fori_loop(0, steps, add, [zeros] * samples)
-  for s in range(samples):
-    _write(out, first + s, positions, valid, outputs, sums[s])
-
-
-def _samples_together(number, positions):
-  """Returns how many samples share a loaded tile of K.
-
-  At 7x7 a sample has one tile of positions, so that reading all of K for each
-  would take longer than the products.
+  Positions of the input that leave the same remainders by the strides see the
+  same taps. They are a phase; a program takes positions of one.
   """
-  return 2 if number % 2 == 0 and positions <= 64 else 1
-
-
-def forward(x, kernel, maps, geometry: Geometry, options: Options):
-  """Returns O, [N, H' * W', D].
-
-  Args:
-    x: input, [N, H * W, C].
-    kernel: K, [taps, C, D], of x's dtype.
-    maps: A, [N, taps, G, D'].
-    geometry: of the convolution.
-    options: see there.
-  """
-  number, (_, c, d) = x.shape[0], kernel.shape
-  positions = math.prod(geometry.output)
-  samples = _samples_together(number, positions)
-  rows, columns = _rows(positions, 128), largest_power(d, 128)
-  tile = rows, columns, largest_power(c, _depth(x.dtype)), samples
-  return _call(
-      functools.partial(
-          _forward, geometry=geometry, options=options, tile=tile
-      ),
-      (x, kernel, maps),
-      jax.ShapeDtypeStruct((number, positions, d), x.dtype),
-      (d // columns, pl.cdiv(positions, rows), number // samples),
-      options,
-      warps=_warps(rows * columns * samples),
-  )
-
-
-def _warps(sums):
-  """Returns how many warps a program has for so many sums in registers."""
-  return 8 if sums > 128 * 64 else 4
-
-
-def _input_gradient(grad, kernel, maps, out, *, geometry, options, tile):
-  """Positions of the input that share a remainder by the strides see the same
-  taps; a program takes positions of one such phase, and no others' taps."""
-  rows, columns, depth, samples = tile
-  shape = kernel.shape[1:]
-  phases_across = geometry.strides[1]
   tiles = pl.num_programs(1) // math.prod(geometry.strides)
-  phase, own_tile = lax.div(pl.program_id(1), tiles), lax.rem(
-      pl.program_id(1), tiles
-  )
-  phase = _divide(phase, phases_across)
+  phase, tile = divide(pl.program_id(1), tiles)
+  phase = divide(phase, geometry.strides[1])
   across = pl.cdiv(geometry.size[1], geometry.strides[1])
-  row, column = _divide(_span(own_tile, rows), across)
-  row = row * geometry.strides[0] + phase[0]
-  column = column * geometry.strides[1] + phase[1]
-  place, valid = _place(row, column, geometry.size, row >= 0)
-  # The first tap that a phase sees, and how many: every stride-th.
+  places = divide(span(tile, rows), across)
+  places = [
+      place * stride + own
+      for place, stride, own in zip(
+          places, geometry.strides, phase, strict=True
+      )
+  ]
+  return phase, places
+
+
+def taps_of(geometry, phase):
+  """Returns the first tap that a phase sees, and how many: every stride-th.
+
+  Both are pairs, vertical and horizontal.
+  """
   firsts, counts = [], []
   for own, stride, before, size in zip(
       phase,
@@ -277,176 +162,28 @@ def _input_gradient(grad, kernel, maps, out, *, geometry, options, tile):
     first = lax.rem(own + before, jnp.int32(stride))
     firsts.append(first)
     counts.append(lax.div(jnp.maximum(size - first + stride - 1, 0), stride))
-  inputs = _span(pl.program_id(0), columns)
-  here = pl.ds(pl.program_id(0) * columns, columns)
-  first_sample = pl.program_id(2) * samples
-  blocks = shape[1] // depth
+  return firsts, counts
 
-  def add(step, sums):
-    index, block = _divide(step, blocks)
-    turns = lax.div(index, counts[1]), lax.rem(index, counts[1])
-    taps, source = [], []
-    for own, turn, first, stride, gap, before in zip(
-        (row, column),
-        turns,
-        firsts,
-        geometry.strides,
-        geometry.dilation,
-        geometry.before,
-        strict=True,
-    ):
-      tap = first + turn * stride
-      taps.append(tap)
+
+def seen_back(geometry, places, taps, valid):
+  """Returns which outputs see positions of the input by a tap of their phase.
+
+  Args:
+    geometry: of the convolution.
+    places: rows and columns of the positions.
+    taps: row and column of the tap.
+    valid: which of the positions there are.
+  """
+  source = [
       # A multiple of the stride, by the choice of the taps.
-      moved = own + before - tap * gap
-      source.append(lax.div(moved, jnp.int32(stride)))
-    tap = taps[0] * geometry.kernel_size[1] + taps[1]
-    source, inside = _place(*source, geometry.output, valid)
-    outputs, now = _span(block, depth), pl.ds(block * depth, depth)
-    shared = triton.load(kernel.at[tap, here, now])
-    for s in range(samples):
-      factors = _factors(
-          maps, first_sample + s, tap, inputs, outputs, shape, options.residual
+      lax.div(own + before - tap * gap, jnp.int32(stride))
+      for own, tap, stride, gap, before in zip(
+          places,
+          taps,
+          geometry.strides,
+          geometry.dilation,
+          geometry.before,
+          strict=True,
       )
-      sums[s] += triton.dot(
-          _read(grad, first_sample + s, source, inside, outputs),
-          _scaled(shared, factors),
-          trans_b=True,
-          precision=options.precision,
-      )
-    return sums
-
-  zeros = jnp.zeros((rows, columns), jnp.float32)
-  steps = counts[0] * counts[1] * blocks
-  sums = lax.fori_loop(0, steps, add, [zeros] * samples)
-  # Beyond the image, so that no two rows of the tile name one position.
-  place = jnp.where(valid, place, math.prod(geometry.size))
-  for s in range(samples):
-    _write(out, first_sample + s, place, valid, inputs, sums[s])
-
-
-def input_gradient(grad, kernel, maps, geometry: Geometry, options: Options):
-  """Returns dI, [N, H * W, C].
-
-  Args:
-    grad: gradient of the output, [N, H' * W', D].
-    kernel: K, [taps, C, D], of grad's dtype.
-    maps: A, [N, taps, G, D'].
-    geometry: of the convolution.
-    options: see there.
-  """
-  number, (_, c, d) = grad.shape[0], kernel.shape
-  positions = math.prod(map(pl.cdiv, geometry.size, geometry.strides))
-  samples = _samples_together(number, positions)
-  rows, columns = _rows(positions, 128), largest_power(c, 128)
-  tile = rows, columns, largest_power(d, _depth(grad.dtype)), samples
-  tiles = pl.cdiv(positions, rows) * math.prod(geometry.strides)
-  return _call(
-      functools.partial(
-          _input_gradient, geometry=geometry, options=options, tile=tile
-      ),
-      (grad, kernel, maps),
-      jax.ShapeDtypeStruct((number, math.prod(geometry.size), c), grad.dtype),
-      (c // columns, tiles, number // samples),
-      options,
-      warps=_warps(rows * columns * samples),
-  )
-
-
-def _kernel_gradient(
-    x, kernel, maps, grad, kernel_grad, maps_grad, *, geometry, options, tile
-):
-  """A program sums over the samples of one group."""
-  rows, columns, depth, samples, run = tile
-  shape = kernel.shape[1:]
-  tap, group = pl.program_id(0), pl.program_id(2)
-  row_tile, column_tile = _divide(pl.program_id(1), shape[1] // columns)
-  inputs, outputs = _span(row_tile, rows), _span(column_tile, columns)
-  here_in = pl.ds(row_tile * rows, rows)
-  here_out = pl.ds(column_tile * columns, columns)
-  here_runs = pl.ds(row_tile * (rows // run), rows // run)
-  number = math.prod(geometry.output)
-  shared = triton.load(kernel.at[tap, here_in, here_out]).astype(jnp.float32)
-  zeros = jnp.zeros((rows, columns), jnp.float32)
-
-  def add_sample(index, total):
-    sample = group * samples + index
-
-    def add(block, sums):
-      positions = _span(block, depth)
-      valid = positions < number
-      row, column = _divide(positions, geometry.output[1])
-      place, inside = _seen(geometry, row, column, tap, valid)
-      source = jnp.where(valid, positions, 0)
-      return sums + triton.dot(
-          _read(x, sample, place, inside, inputs),
-          _read(grad, sample, source, valid, outputs),
-          trans_a=True,
-          precision=options.precision,
-      )
-
-    own = lax.fori_loop(0, pl.cdiv(number, depth), add, zeros)
-    factors = _factors(
-        maps, sample, tap, inputs, outputs, shape, options.residual
-    )
-    by_runs = (own * shared).reshape(rows // run, run, columns).sum(1)
-    triton.store(
-        maps_grad.at[sample, tap, here_runs, here_out],
-        by_runs.astype(maps_grad.dtype),
-    )
-    return total + own * factors
-
-  total = lax.fori_loop(0, samples, add_sample, zeros)
-  triton.store(
-      kernel_grad.at[group, tap, here_in, here_out],
-      total.astype(kernel_grad.dtype),
-  )
-
-
-def kernel_gradient(
-    x, kernel, maps, grad, geometry: Geometry, options: Options
-):
-  """Returns dK [taps, C, D] and dA [N, taps, G, D'], in their dtypes.
-
-  Args:
-    x: input, [N, H * W, C].
-    kernel: K, [taps, C, D], of x's dtype.
-    maps: A, [N, taps, G, D'].
-    grad: gradient of the output, [N, H' * W', D].
-    geometry: of the convolution.
-    options: see there.
-  """
-  number, (taps, c, d) = x.shape[0], kernel.shape
-  runs, parts = maps.shape[2:]
-  rows, columns = largest_power(c, 64), largest_power(d, 128)
-  tiles = (c // rows) * (d // columns)
-  # Groups of samples, summed afterwards, where the tiles alone are too few.
-  groups = 1
-  while number % (2 * groups) == 0 and taps * tiles * groups < _PROGRAMS:
-    groups *= 2
-  # Runs of input channels as far as a tile can sum them up.
-  run = largest_power(c // runs, rows)
-  whole = run * runs == c and parts == d
-  depth = _rows(math.prod(geometry.output), _depth(x.dtype))
-  kernel_grad, maps_grad = _call(
-      functools.partial(
-          _kernel_gradient,
-          geometry=geometry,
-          options=options,
-          tile=(rows, columns, depth, number // groups, run),
-      ),
-      (x, kernel, maps, grad),
-      (
-          jax.ShapeDtypeStruct((groups, taps, c, d), jnp.float32),
-          jax.ShapeDtypeStruct(
-              (number, taps, c // run, d), maps.dtype if whole else jnp.float32
-          ),
-      ),
-      (taps, tiles, groups),
-      options,
-      warps=_warps(2 * rows * columns),  # Of a sample, and of all.
-  )
-  if not whole:
-    split = (number, taps, runs, c // run // runs, parts, d // parts)
-    maps_grad = maps_grad.reshape(split).sum((3, 5)).astype(maps.dtype)
-  return kernel_grad.sum(0).astype(kernel.dtype), maps_grad
+  ]
+  return place_of(*source, geometry.output, valid)
