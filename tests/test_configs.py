@@ -450,7 +450,6 @@ FEW += [
     ('paper', 'cbam', 'true'),
     ('paper', 'bam', 'false'),
     ('a2', 'eca', 'false'),
-    ('a3', 'aa', 'true'),
 ]
 
 
