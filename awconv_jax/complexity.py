@@ -50,7 +50,8 @@ def _repeats(equation: core.JaxprEqn) -> int:
 def _inner(equation: core.JaxprEqn) -> list[core.Jaxpr]:
   """Returns the jaxprs inside an equation that are to be counted."""
   inner = list(core.jaxprs_in_params(equation.params))
-  if equation.primitive.name == 'cond' and any(map(_has_kernel, inner)):
+  by_platform = equation.params.get('branches_platforms') is not None
+  if by_platform and any(map(_has_kernel, inner)):
     # The forms of one function for different platforms. What the programs of a
     # kernel do is not seen; another form does the same, less what it makes and
     # nobody uses.

@@ -8,6 +8,7 @@ import re
 
 from aw_conv_cases import BASE, CASES, draw, floats, options_of
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import naive
 import numpy as np
@@ -30,6 +31,7 @@ TILED = {
     'stride_2': dict(strides=(2, 2), size=(7, 5)),
     'stride_2_even': dict(strides=(2, 2), size=(6, 6), n=3),
     'stride_3_1': dict(strides=(3, 1), size=(8, 5)),
+    'many_positions_stride_2': dict(n=1, size=(25, 25), strides=(2, 2)),
     'kernel_1x1': dict(kernel_size=(1, 1)),
     'kernel_1x1_stride_2': dict(kernel_size=(1, 1), strides=(2, 2)),
     'kernel_4x5_stride_2_3': dict(
@@ -45,6 +47,7 @@ TILED = {
     'maps_per_input': dict(g=16, p=1),
     'shared_by_pairs_of_outputs': dict(g=8, p=16),
     'full_maps': dict(g=16, p=32),
+    'runs_of_both': dict(channels=48, features=48, g=16, p=16),
     'three_runs_of_16': dict(channels=48, g=3, p=32),
     'sixteen_runs_of_3': dict(channels=48, g=16, p=32),
     # Four tiles of terms, two of outputs.
@@ -74,6 +77,18 @@ def test_values_and_gradients_equal_the_loop(name, tiled):
   check(['fused'], WIDE | TILED[name], SINGLE)
   # Traced for CPU and for CUDA.
   assert set(tiled) == {'forward', 'input_gradient', 'kernel_gradient'}
+
+
+@pytest.mark.parametrize('number', [5, 6])
+def test_samples_in_groups_equal_the_loop(number, monkeypatch):
+  # So many programs as make two groups of three samples, or of three and two.
+  monkeypatch.setattr(aw_conv_kernels, '_PROGRAMS', 2 * 9)
+  check(['fused'], WIDE | dict(n=number), SINGLE)
+
+
+def test_single_precision_where_wide_numbers_are_on():
+  with jax.enable_x64(True):
+    check(['fused'], WIDE | TILED['stride_2'], SINGLE)
 
 
 @pytest.mark.parametrize(
@@ -137,32 +152,83 @@ def test_operands_without_tiles_take_another_form(case, dtype, tiled):
   assert not tiled
 
 
-def lowered_for_cuda(conv, dtype, batch, both=True):
-  """Returns the program of a convolution of ResNet-50, with its gradients."""
-  c, side = conv.channels, conv.side
-  shapes = (
-      (batch, side, side, c),
-      (3, 3, c, c),
-      (batch, 3, 3, c // 16, c),
-  )
+def kernels_of(function, *operands):
+  """Returns the equations that call kernels, of CPU and CUDA each."""
 
-  def run(*operands):
-    forward = functools.partial(
-        aw_conv, implementation='fused', strides=(conv.stride,) * 2
-    )
-    if not both:
-      return forward(*operands)
+  def walk(jaxpr):
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == 'pallas_call':
+        yield equation
+      else:
+        for inner in core.jaxprs_in_params(equation.params):
+          yield from walk(inner)
+
+  return list(walk(jax.make_jaxpr(function)(*operands).jaxpr))
+
+
+def equations_in(kernel, name):
+  """Returns the equations of that name in a kernel, in its loops, too."""
+
+  def walk(jaxpr):
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == name:
+        yield equation
+      for inner in core.jaxprs_in_params(equation.params):
+        yield from walk(inner)
+
+  return list(walk(kernel.params['jaxpr']))
+
+
+def with_gradients(**options):
+  """Returns a function of the operands that gives value and gradients."""
+
+  def both(*operands):
+    forward = functools.partial(aw_conv, implementation='fused', **options)
     out, pullback = jax.vjp(forward, *operands)
     return out, *pullback(out)
 
+  return both
+
+
+def test_what_the_interpreter_does_not_show():
+  operands = [jnp.asarray(a, jnp.bfloat16) for a in floats(WIDE)]
+  kernels = kernels_of(with_gradients(precision='highest'), *operands)
+  assert len(kernels) == 2 * 3
+  for kernel in kernels:
+    products = equations_in(kernel, 'dot_general')
+    assert products
+    for product in products:
+      assert product.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2
+      assert product.outvars[0].aval.dtype == jnp.float32
+    # A GPU writes beyond an image unless it is told not to: here 20 positions
+    # are in a tile of 32.
+    stores = equations_in(kernel, 'masked_swap')
+    assert stores
+    for store in stores:
+      masked = store.invars[-1].aval.dtype == bool
+      assert masked == (len(kernel.outvars) == 1)
+  # Sums over groups of samples go on in float32.
+  of_kernel = [k for k in kernels if len(k.outvars) == 2]
+  assert len(of_kernel) == 2
+  assert {k.outvars[0].aval.dtype for k in of_kernel} == {jnp.dtype('float32')}
+
+
+def lowered_for_cuda(conv, dtype, batch, runs):
+  """Returns the program of a convolution of ResNet-50, with its gradients."""
+  c, side = conv.channels, conv.side
+  shapes = (batch, side, side, c), (3, 3, c, c), (batch, 3, 3, *runs)
+  run = with_gradients(strides=(conv.stride,) * 2)
   traced = jax.jit(run).trace(*(jax.ShapeDtypeStruct(s, dtype) for s in shapes))
   return traced.lower(lowering_platforms=('cuda',)).as_text()
 
 
+@pytest.mark.parametrize('axis', ['in', 'out'])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-def test_all_of_it_is_kernels_on_cuda(dtype):
+def test_all_of_it_is_kernels_on_cuda(dtype, axis):
   for conv in roofline.RESNET50:
-    text = lowered_for_cuda(conv, dtype, batch=256)
+    c = conv.channels
+    runs = (c // 16, c) if axis == 'in' else (c, c // 16)
+    text = lowered_for_cuda(conv, dtype, 256, runs)
     names = re.findall(r'call @__gpu\$xla.gpu.triton.*?name = "(\w+)"', text)
     assert names == ['forward', 'input_gradient', 'kernel_gradient']
     assert 'stablehlo.convolution' not in text
@@ -170,7 +236,7 @@ def test_all_of_it_is_kernels_on_cuda(dtype):
     # No array is as large as the samples' own kernels.
     shapes = re.findall(r'tensor<((?:\d+x)+)(?:bf16|f32)>', text)
     sizes = [np.prod([int(n) for n in s.split('x')[:-1]]) for s in shapes]
-    images, own = 256 * conv.side**2 * conv.channels, 256 * 9 * conv.channels**2
+    images, own = 256 * conv.side**2 * c, 256 * 9 * c**2
     assert max(sizes) <= max(images, own // 16)
 
 

@@ -69,6 +69,17 @@ def test_a_fused_aw_convolution_counts_once_of_all_platforms():
   assert count == 4 * (3 * 6 * 6 + 4) * (3 * 3 * 16 * 32)
 
 
+def test_a_condition_around_fused_ones_counts_all_of_its_branches():
+  def either(x, kernel, attention):
+    fused = functools.partial(
+        op.aw_conv, kernel=kernel, attention=attention, implementation='fused'
+    )
+    return jax.lax.cond(x[0, 0, 0, 0] > 0, fused, lambda x: 2 * fused(x), x)
+
+  count = total(either, (4, 6, 6, 16), (3, 3, 16, 16), (4, 3, 3, 2, 16))
+  assert count == 2 * 4 * (6 * 6 + 1) * (3 * 3 * 16 * 16)
+
+
 @pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))
 @pytest.mark.parametrize('features', [8, 16])
 def test_a_depthwise_aw_convolution_counts_too(implementation, features):

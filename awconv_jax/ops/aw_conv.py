@@ -35,7 +35,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     'fused': aw_conv_fused.fused,
 }
 
-# Forms that can take the samples in chunks; the others take one at a time.
+# Forms that can take the samples in chunks.
 CHUNKED = ('vmap', 'im2col', 'taps')
 
 # What 'auto' stands for, by backend and kind of kernel: the form for images of
@@ -126,7 +126,7 @@ def check_implementation(name, chunk):
     )
   if name not in ('auto', *CHUNKED):
     raise ValueError(
-        f'chunk={chunk}: {name!r} takes one sample at a time; chunks are for '
+        f'chunk={chunk}: {name!r} takes no chunks; they are for '
         f'{", ".join(CHUNKED)}'
     )
 
@@ -229,7 +229,7 @@ def aw_conv(
       accelerators and for what it has no tiles for, see docs/performance.md).
     chunk: samples at a time, to bound the memory of 'vmap', 'im2col' and
       'taps', whose patches and kernels are then formed again in the backward
-      pass; None for all at once. The others take one at a time in any case.
+      pass; None for all at once. The others take none.
     precision: as in `lax.conv_general_dilated`.
 
   Returns:

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from awconv_jax.ops import aw_conv_tiles as tiles
 from awconv_jax.ops.aw_conv_tiles import Geometry, Options
 
-# As many programs as keep the multiprocessors of a large GPU busy.
-_PROGRAMS = 256
+# So many programs that the last ones do not leave a large GPU half idle.
+_PROGRAMS = 1024
 # A product of Triton has at least as many rows, columns and terms.
 _LEAST = 16
 
@@ -52,18 +52,27 @@ def _depth(dtype):
   return 128 // jnp.dtype(dtype).itemsize
 
 
+def _depth_of(positions, dtype):
+  """Returns the same where the terms are positions: what wastes the fewest."""
+  most = _depth(dtype)
+  return min(
+      (most, most // 2), key=lambda depth: pl.cdiv(positions, depth) * depth
+  )
+
+
 def _warps(sums):
   """Returns how many warps a program has for so many sums in registers."""
   return 8 if sums > 128 * 64 else 4
 
 
-def _samples_together(number, positions):
+def _samples_together(kernel, maps, positions):
   """Returns how many samples share a loaded tile of K.
 
   At 7x7 a sample has one tile of positions, so that reading all of K for each
-  would take longer than the products.
+  would take longer than the products. Maps wider than K leave no room for two.
   """
-  return 2 if number % 2 == 0 and positions <= 64 else 1
+  fits = maps.dtype.itemsize <= kernel.dtype.itemsize and positions <= 64
+  return 2 if fits and maps.shape[0] % 2 == 0 else 1
 
 
 def _call(kernel, operands, results, grid, options, *, warps):
@@ -124,7 +133,7 @@ def forward(x, kernel, maps, geometry: Geometry, options: Options):
   """
   number, (_, c, d) = x.shape[0], kernel.shape
   positions = math.prod(geometry.output)
-  samples = _samples_together(number, positions)
+  samples = _samples_together(kernel, maps, positions)
   rows, columns = _rows(positions, 128), largest_power(d, 128)
   tile = rows, columns, largest_power(c, _depth(x.dtype)), samples
   return _call(
@@ -196,7 +205,7 @@ def input_gradient(grad, kernel, maps, geometry: Geometry, options: Options):
   """
   number, (_, c, d) = grad.shape[0], kernel.shape
   positions = math.prod(map(pl.cdiv, geometry.size, geometry.strides))
-  samples = _samples_together(number, positions)
+  samples = _samples_together(kernel, maps, positions)
   rows, columns = _rows(positions, 128), largest_power(c, 128)
   tile = rows, columns, largest_power(d, _depth(grad.dtype)), samples
   row_tiles = pl.cdiv(positions, rows) * math.prod(geometry.strides)
@@ -215,8 +224,8 @@ def input_gradient(grad, kernel, maps, geometry: Geometry, options: Options):
 def _kernel_gradient(
     x, kernel, maps, grad, kernel_grad, maps_grad, *, geometry, options, tile
 ):
-  """A program sums over the samples of one group."""
-  rows, columns, depth, samples, run = tile
+  """A program sums over the samples of one group; the last may be smaller."""
+  rows, columns, depth, samples, run, part = tile
   shape = kernel.shape[1:]
   tap, group = pl.program_id(0), pl.program_id(2)
   row_tile, column_tile = tiles.divide(pl.program_id(1), shape[1] // columns)
@@ -224,6 +233,7 @@ def _kernel_gradient(
   here_in = pl.ds(row_tile * rows, rows)
   here_out = pl.ds(column_tile * columns, columns)
   here_runs = pl.ds(row_tile * (rows // run), rows // run)
+  here_parts = pl.ds(column_tile * (columns // part), columns // part)
   number = math.prod(geometry.output)
   shared = triton.load(kernel.at[tap, here_in, here_out]).astype(jnp.float32)
   zeros = jnp.zeros((rows, columns), jnp.float32)
@@ -248,14 +258,15 @@ def _kernel_gradient(
     factors = tiles.factors_of(
         maps, sample, tap, inputs, outputs, shape, options.residual
     )
-    by_runs = (own * shared).reshape(rows // run, run, columns).sum(1)
+    by_runs = (own * shared).reshape(rows // run, run, columns // part, part)
     triton.store(
-        maps_grad.at[sample, tap, here_runs, here_out],
-        by_runs.astype(maps_grad.dtype),
+        maps_grad.at[sample, tap, here_runs, here_parts],
+        by_runs.sum(3).sum(1).astype(maps_grad.dtype),
     )
     return total + own * factors
 
-  total = lax.fori_loop(0, samples, add_sample, zeros)
+  own_samples = jnp.minimum(samples, x.shape[0] - group * samples)
+  total = lax.fori_loop(0, own_samples, add_sample, zeros)
   triton.store(
       kernel_grad.at[group, tap, here_in, here_out],
       total.astype(kernel_grad.dtype),
@@ -281,24 +292,28 @@ def kernel_gradient(
   programs = (c // rows) * (d // columns)
   # Groups of samples, summed afterwards, where the tiles alone are too few.
   groups = 1
-  while number % (2 * groups) == 0 and taps * programs * groups < _PROGRAMS:
+  while groups < number and taps * programs * groups < _PROGRAMS:
     groups *= 2
-  # Runs of input channels as far as a tile can sum them up.
+  samples = pl.cdiv(number, groups)
+  groups = pl.cdiv(number, samples)
+  # Runs of input and output channels as far as a tile can sum them up.
   run = largest_power(c // runs, rows)
-  whole = run * runs == c and parts == d
-  depth = _rows(math.prod(geometry.output), _depth(x.dtype))
+  part = largest_power(d // parts, columns)
+  whole = run * runs == c and part * parts == d
+  depth = _depth_of(math.prod(geometry.output), x.dtype)
   kernel_grad, maps_grad = _call(
       functools.partial(
           _kernel_gradient,
           geometry=geometry,
           options=options,
-          tile=(rows, columns, depth, number // groups, run),
+          tile=(rows, columns, depth, samples, run, part),
       ),
       (x, kernel, maps, grad),
       (
           jax.ShapeDtypeStruct((groups, taps, c, d), jnp.float32),
           jax.ShapeDtypeStruct(
-              (number, taps, c // run, d), maps.dtype if whole else jnp.float32
+              (number, taps, c // run, d // part),
+              maps.dtype if whole else jnp.float32,
           ),
       ),
       (taps, programs, groups),
@@ -306,6 +321,6 @@ def kernel_gradient(
       warps=_warps(2 * rows * columns),  # Of a sample, and of all.
   )
   if not whole:
-    split = (number, taps, runs, c // run // runs, parts, d // parts)
+    split = (number, taps, runs, c // run // runs, parts, d // part // parts)
     maps_grad = maps_grad.reshape(split).sum((3, 5)).astype(maps.dtype)
   return kernel_grad.sum(0).astype(kernel.dtype), maps_grad

@@ -50,13 +50,14 @@ class Options:
 
 def divide(number, by):
   """Returns quotient and remainder of a number that is not negative."""
-  by = jnp.int32(by)
+  # Where `jax_enable_x64` is on, the index of a loop is wider.
+  number, by = jnp.int32(number), jnp.int32(by)
   return lax.div(number, by), lax.rem(number, by)
 
 
 def span(start, size):
   """Returns the numbers of the start-th run of so many."""
-  return start * size + jnp.arange(size, dtype=jnp.int32)
+  return jnp.int32(start) * size + jnp.arange(size, dtype=jnp.int32)
 
 
 def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
@@ -161,7 +162,8 @@ def taps_of(geometry, phase):
   ):
     first = lax.rem(own + before, jnp.int32(stride))
     firsts.append(first)
-    counts.append(lax.div(jnp.maximum(size - first + stride - 1, 0), stride))
+    most = jnp.maximum(size - first + stride - 1, 0)
+    counts.append(lax.div(most, jnp.int32(stride)))
   return firsts, counts
 
 

@@ -198,7 +198,7 @@ def _define_flags() -> None:
       'implementations',
       None,
       'Which to measure, beside plain and (op) the vmapped form. Default: op '
-      f'and roofline all ({_GPU_ONLY} on GPU), model auto.',
+      f'all ({_GPU_ONLY} on GPU alone), roofline all, model auto.',
   )
   flags.DEFINE_list(
       'batches',

@@ -51,7 +51,8 @@ class Row:
     moved_mib: what a call must read and write, by the model in `traffic`:
       counted from the arrays that the implementation makes, not measured.
     gflop: 1e9 multiplications and additions of a call, from the jaxpr:
-      convolutions and matrix products, in loops as often as they run.
+      convolutions and matrix products, in loops as often as they run; with
+      zeros put in where a gradient has a stride.
     gflop_per_second: of the call.
     error: relative to the vmapped form (torch:plain: to plain) in this run.
   """

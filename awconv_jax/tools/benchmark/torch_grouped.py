@@ -25,7 +25,8 @@ def load():
   """
   if jax.default_backend() != 'cpu':
     raise errors.InputError(
-        f'--torch is for the CPU; this run is on {jax.default_backend()}'
+        f'--torch is for the CPU; this run is on {jax.default_backend()}: '
+        'leave it out'
     )
   try:
     import torch
