@@ -142,7 +142,7 @@ def test_auto_takes_little_more_memory_than_a_plain_convolution(channels, side):
         (dict(chunk=0), 'chunk must be .* not 0'),
         (dict(chunk=True), 'chunk must be .* not True'),
         (dict(chunk=2.0), 'chunk must be .* not 2.0'),
-        (dict(chunk=2, implementation='map'), "chunk=2: 'map' takes one"),
+        (dict(chunk=2, implementation='map'), "chunk=2: 'map' takes no chunks"),
         (dict(chunk=2, implementation='loop_dot'), 'vmap, im2col, taps'),
     ],
 )

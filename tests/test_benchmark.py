@@ -1,5 +1,6 @@
 """The benchmark measures what it says, and refuses to time wrong results."""
 
+import dataclasses
 import json
 import sys
 
@@ -248,6 +249,79 @@ def test_without_pytorch_it_says_so(tiny, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   with pytest.raises(errors.InputError, match='pip install torch'):
     list(op.run(implementations=[], torch=True, **tiny))
+
+
+@pytest.mark.parametrize('backend, together', [('cpu', 1), ('gpu', 4)])
+def test_short_calls_are_timed_together_off_cpu(monkeypatch, backend, together):
+  now, runs = [0.0], []
+
+  def run(turn, calls=1):
+    runs.append((turn, calls))
+    now[0] += 0.005 * calls
+    return np.ones(1)
+
+  monkeypatch.setattr(timing.time, 'perf_counter', lambda: now[0])
+  monkeypatch.setattr(timing.jax, 'default_backend', lambda: backend)
+  ready = {'a': timing.Ready(run=run, fetch=lambda result: result)}
+  found = timing.measure(ready, seconds=0.0, check={})['a']
+  # The call that checks took longer than 0 s: the next one is timed.
+  assert runs[-1] == (1, together)
+  assert found.calls == together
+  assert found.milliseconds == pytest.approx(5)
+
+
+def test_calls_together_are_all_computed():
+  inputs = [(jnp.full(3, i),) for i in range(2)]
+  ready = timing.compile_jax(lambda x: 2 * x, inputs)
+  np.testing.assert_array_equal(ready.run(0, calls=4), [2, 2, 2])
+
+
+@pytest.mark.parametrize('later', [False, True])
+def test_a_form_that_cannot_run_is_named_and_left_out(
+    tiny, monkeypatch, capsys, later
+):
+  error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: memory\nand more')
+  right = timing.compile_jax
+
+  def compile_jax(function, inputs, **options):
+    # By what it computes: 'map' is the only one that loops here.
+    ready = right(function, inputs, **options)
+    if 'scan' not in str(jax.make_jaxpr(function)(*inputs[0])):
+      return ready
+    if later:
+      return dataclasses.replace(ready, run=lambda turn: raise_it())
+    raise error
+
+  def raise_it():
+    raise error
+
+  monkeypatch.setattr(timing, 'compile_jax', compile_jax)
+  rows = list(op.run(implementations=['map', 'im2col'], **tiny))
+  assert [r.implementation for r in rows] == 2 * ['plain', 'vmap', 'im2col']
+  line = 'left out: map cannot run here: RESOURCE_EXHAUSTED: memory\n'
+  assert capsys.readouterr().out == 2 * line
+
+
+def test_without_what_others_are_measured_against_nothing_is(tiny, monkeypatch):
+  def fail(*args, **options):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: memory')
+
+  monkeypatch.setitem(aw_conv.IMPLEMENTATIONS, 'vmap', fail)
+  words = 'vmap cannot run here: RESOURCE_EXHAUSTED: memory; others'
+  with pytest.raises(errors.ReportedError, match=words):
+    list(op.run(implementations=['map'], **tiny))
+
+
+def test_rows_before_a_failure_are_kept():
+  shown = []
+
+  def rows():
+    yield op.Row(*range(14))
+    raise errors.ReportedError('no more')
+
+  with pytest.raises(errors.ReportedError):
+    report.show(rows(), shown)
+  assert [row.batch for row in shown] == [3]
 
 
 def test_gathers_are_counted():

@@ -42,14 +42,7 @@ _FORMS = [n for n in aw_conv.IMPLEMENTATIONS if n not in ('vmap', _GPU_ONLY)]
 # What a flag is where it is not given, by subject.
 DEFAULTS = {
     'op': dict(
-        implementations=[
-            'auto',
-            *(
-                n
-                for n in aw_conv.IMPLEMENTATIONS
-                if n not in ('vmap', _GPU_ONLY)
-            ),
-        ],
+        implementations=['auto', *_FORMS],
         batches=['8', '32'],
         seconds=0.6,
     ),
@@ -115,6 +108,10 @@ def _settings(subject: str) -> dict:
   return settings | dict(dtype=FLAGS.dtype)
 
 
+# What is kept with the rows besides the settings of all subjects.
+_KEPT = ('expansion', 'strided', 'model', 'side', 'bandwidth_gbs', 'tflops')
+
+
 def _run_op(settings):
   return op.run(
       expansion=FLAGS.expansion,
@@ -177,7 +174,25 @@ def main(arguments: Sequence[str]) -> None:
   settings = _settings(name)
   report.check_output(FLAGS.output)
   print(json.dumps(report.environment()), flush=True)
-  rows = report.show(RUNS[name](dict(settings)))
+  rows = []
+
+  def save(summary):
+    return report.save(
+        rows,
+        summary,
+        subject.PICTURE,
+        FLAGS.output,
+        subject=name,
+        **{flag: FLAGS[flag].value for flag in _KEPT},
+        **settings,
+    )
+
+  try:
+    report.show(RUNS[name](dict(settings)), rows)
+  except errors.ReportedError:
+    if rows:
+      print(f'written, as far as it came: {", ".join(save([]))}')
+    raise
   summary = subject.summarize(rows)
   if settings['seconds'] and name != 'data':
     summary.append(
@@ -186,10 +201,7 @@ def main(arguments: Sequence[str]) -> None:
         'after the call that checked its result, on other inputs.'
     )
   print('\n'.join(summary))
-  written = report.save(
-      rows, summary, subject.PICTURE, FLAGS.output, subject=name, **settings
-  )
-  print(f'written: {", ".join(written)}')
+  print(f'written: {", ".join(save(summary))}')
 
 
 def _define_flags() -> None:

@@ -128,16 +128,18 @@ def _measure(
     seconds: time for each measurement.
     dtype: of the computation.
   """
-  ready = {
-      variant: timing.compile_jax(
+  reference = _choose_reference(variants)
+  check = {v: reference for v in filter(_is_aw, variants) if v != reference}
+  programs = {
+      variant: dict(
           inputs=[network.arguments(batch) for batch in batches],
           **network.compilation(),
       )
       for variant, network in networks.items()
   }
-  aw = list(filter(_is_aw, variants))
-  reference = _choose_reference(variants)
-  check = {variant: reference for variant in aw if variant != reference}
+  ready = timing.compile_all(programs, check)
+  check = {v: reference for v in check if v in ready}
+  aw = [v for v in variants if _is_aw(v) and v in ready]
   untimed = {v: ready.pop(v) for v in networks if v not in variants}
   if aw:
     first = networks[aw[0]]

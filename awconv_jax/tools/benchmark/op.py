@@ -198,10 +198,11 @@ def run(
   for direction, batch, shape in itertools.product(PASSES, batches, shapes):
     conv = traffic.Convolution(*shape)
     inputs = [_inputs(conv, batch, expansion, dtype, seed) for seed in range(2)]
-    ready = {
-        n: timing.compile_jax(_function(n, direction, conv.stride), inputs)
+    programs = {
+        n: dict(function=_function(n, direction, conv.stride), inputs=inputs)
         for n in names
     }
+    ready = timing.compile_all(programs, check)
     if torch:
       ready |= torch_grouped.prepare(inputs, direction, conv.stride)
     refuse = functools.partial(
@@ -210,7 +211,10 @@ def run(
         where=f'{shape} (channels, side, stride), batch {batch}',
     )
     measured = timing.measure(
-        ready, seconds=seconds, check=check, refuse=refuse
+        ready,
+        seconds=seconds,
+        check={n: check[n] for n in ready if n in check},
+        refuse=refuse,
     )
     yield from _rows(ready, inputs[0], measured, conv, direction, expansion)
 

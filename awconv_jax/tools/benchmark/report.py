@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
+import subprocess
 import tempfile
 from typing import Any
 
@@ -16,12 +18,23 @@ from awconv_jax import errors, text_table
 from awconv_jax.tools.benchmark import picture
 
 
+def _driver() -> str:
+  """Returns the version of NVIDIA's driver; '' where there is none."""
+  if not shutil.which('nvidia-smi'):
+    return ''
+  query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+  found = subprocess.run(query, capture_output=True, text=True, check=False)
+  return found.stdout.partition('\n')[0]
+
+
 def environment() -> dict[str, str]:
   """Returns what the numbers depend on: device, processor and versions."""
   return {
       'device': jax.devices()[0].device_kind,
       'devices': str(jax.device_count()),
       'backend': jax.default_backend(),
+      'platform': jax.devices()[0].client.platform_version,
+      'driver': _driver(),
       'machine': platform.machine(),
       'cores': str(os.cpu_count()),
       'jax': jax.__version__,
@@ -40,14 +53,17 @@ def value_format(value: Any) -> str:
   return str(value)
 
 
-def show(rows: Iterable[Any]) -> list[Any]:
-  """Prints rows as they come, and then all of them as a table."""
-  shown = []
+def show(rows: Iterable[Any], shown: list[Any]) -> None:
+  """Prints rows as they come, and then all of them as a table.
+
+  Args:
+    rows: dataclasses.
+    shown: gets the rows; has those that came first if the others fail.
+  """
   for row in rows:
     shown.append(row)
     print(*map(value_format, dataclasses.astuple(row)), flush=True)
   print(text_table.make(shown, value_format))
-  return shown
 
 
 def check_output(output: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -9,6 +10,9 @@ import jax
 import numpy as np
 
 from awconv_jax import errors
+
+# Off CPU, calls are timed together until they take so long, or are so many.
+_LEAST_SECONDS, _MOST_TOGETHER = 0.02, 100
 
 
 @dataclasses.dataclass
@@ -64,8 +68,10 @@ def compile_jax(
   compiled = jax.jit(function, **options).lower(*inputs[0]).compile()
   analysis = compiled.memory_analysis()
 
-  def run(turn):
-    return jax.block_until_ready(compiled(*inputs[turn % len(inputs)]))
+  def run(turn, calls=1):
+    for own in range(turn, turn + calls):
+      result = compiled(*inputs[own % len(inputs)])
+    return jax.block_until_ready(result)
 
   return Ready(
       run=run,
@@ -110,12 +116,53 @@ def _refuse_meaningless(name: str, result: Any) -> None:
       )
 
 
+def leave_out(name: str, check: Mapping[str, str], error: Exception) -> None:
+  """Says why a function cannot be measured.
+
+  Args:
+    name: of the function.
+    check: by name of a function, which one its results are compared with.
+    error: what it ended with.
+
+  Raises:
+    ReportedError: others are measured against it.
+  """
+  reason = f'{name} cannot run here: {str(error).strip().splitlines()[0]}'
+  if name not in check:
+    raise errors.ReportedError(
+        f'{reason}; others are measured against it'
+    ) from error
+  print(f'left out: {reason}', flush=True)
+
+
+def compile_all(
+    programs: Mapping[str, Mapping[str, Any]], check: Mapping[str, str]
+) -> dict[str, Ready]:
+  """Compiles what can be compiled, and says what cannot.
+
+  Args:
+    programs: arguments of `compile_jax` by name.
+    check: as in `leave_out`.
+  """
+  ready = {}
+  for name, program in programs.items():
+    try:
+      ready[name] = compile_jax(**program)
+    except jax.errors.JaxRuntimeError as error:
+      leave_out(name, check, error)
+  return ready
+
+
 def _first_calls(ready, check):
   """Calls everything once; returns the times in seconds and the errors."""
   times, results = {}, {}
   for name, function in ready.items():
     start = time.perf_counter()
-    result = function.run(0)
+    try:
+      result = function.run(0)
+    except jax.errors.JaxRuntimeError as error:
+      leave_out(name, check, error)
+      continue
     times[name] = time.perf_counter() - start
     result = function.fetch(result)
     _refuse_meaningless(name, result)
@@ -124,15 +171,34 @@ def _first_calls(ready, check):
   return times, {
       name: relative_error(results[name], results[reference])
       for name, reference in check.items()
+      if name in results
   }
 
 
+def _calls_together(seconds):
+  """Returns how many calls are timed as one, where one takes so long.
+
+  A call of another device includes the way there; one after the other without
+  waiting they are as dense as in a network.
+  """
+  if jax.default_backend() == 'cpu':
+    return 1
+  return max(1, min(_MOST_TOGETHER, math.ceil(_LEAST_SECONDS / seconds)))
+
+
 def _time_in_turn(ready, first, seconds):
-  """Returns the times in seconds, by name; `first` are those of a call each."""
+  """Returns how many calls took how long, in seconds, as pairs by name.
+
+  Args:
+    ready: functions by name.
+    first: seconds of a call of each.
+    seconds: time for each function.
+  """
   times = {name: [] for name in ready}
 
   def enough(name):
-    return bool(times[name]) and sum(times[name]) >= seconds
+    spent = sum(took for _, took in times[name])
+    return bool(times[name]) and spent >= seconds
 
   turn = 0
   while not all(map(enough, ready)):
@@ -140,11 +206,16 @@ def _time_in_turn(ready, first, seconds):
     for name, function in ready.items():
       if enough(name):
         continue
-      if times[name] or first[name] <= seconds:
+      once = first[name]
+      if times[name] or once <= seconds:
+        start = time.perf_counter()
         function.run(turn)
+        once = time.perf_counter() - start
+      calls = _calls_together(once)
+      options = dict(calls=calls) if calls > 1 else {}
       start = time.perf_counter()
-      function.run(turn)
-      times[name].append(time.perf_counter() - start)
+      function.run(turn, **options)
+      times[name].append((calls, time.perf_counter() - start))
   return times
 
 
@@ -174,19 +245,20 @@ def measure(
     untimed: functions that others are compared with, and that is all.
 
   Returns:
-    Measurements by name, of `ready`.
+    Measurements by name, of what can run of `ready`.
 
   Raises:
-    ReportedError: a result is zero or not finite.
+    ReportedError: a result is zero or not finite, or what others are measured
+      against cannot run.
   """
   first, differences = _first_calls({**(untimed or {}), **ready}, check)
   refuse(differences)
-  times = _time_in_turn(ready, first, seconds)
+  running = {name: own for name, own in ready.items() if name in first}
   return {
       name: Measurement(
-          milliseconds=1e3 * float(np.median(times[name])),
-          calls=len(times[name]),
+          milliseconds=1e3 * float(np.median([took / n for n, took in times])),
+          calls=sum(n for n, _ in times),
           error=differences.get(name, 0.0),
       )
-      for name in ready
+      for name, times in _time_in_turn(running, first, seconds).items()
   }
