@@ -183,8 +183,9 @@ def test_any_mixture_of_options_in_float32(case, seed):
   check(IMPLEMENTATIONS, case, ('float32',) * 3, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('quick_compiles')
-@PROPERTY(max_examples=5)
+@PROPERTY(max_examples=8)
 @given(case=cases(), seed=st.integers(0, 99))
 @example(case=MIXED_OPTIONS, seed=0)
 @example(case=DEPTHWISE, seed=0)

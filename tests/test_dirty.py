@@ -157,7 +157,9 @@ def test_on_several_hosts_it_is_told_when_all_ask(folder):
   assert sum(counts) == len(broken['val']) and max(counts) > 1.5
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+    'workers', [0, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_the_rest_of_an_evaluation_is_as_it_was(folder, workers):
   root, broken = folder
   settings = config(root, 1.0)

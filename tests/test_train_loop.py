@@ -250,7 +250,9 @@ def test_averages_are_evaluated_in_place_of_the_newest_weights(tmp_path):
   assert averaged.metrics['loss'] != newest.metrics['loss']
 
 
-@pytest.mark.parametrize('optimizer', ['lamb', 'adamw'])
+@pytest.mark.parametrize(
+    'optimizer', ['lamb', pytest.param('adamw', marks=pytest.mark.slow)]
+)
 def test_the_other_optimizers_train_under_accumulation_and_bfloat16(
     tmp_path, optimizer
 ):
