@@ -173,6 +173,7 @@ def test_any_mixture_of_options_equals_vmap(case, seed):
   assert not found, '\n'.join(found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('quick_compiles')
 @PROPERTY(max_examples=5)
 @given(case=cases(), seed=st.integers(0, 99))

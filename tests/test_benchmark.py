@@ -126,6 +126,7 @@ def test_a_network_of_a_wrong_form_is_not_timed(
     list(model.run(variants=variants, **tiny_network))
 
 
+@pytest.mark.slow
 def test_what_a_network_is_compared_with_is_no_row(
     tiny_network, monkeypatch, quick_compiles
 ):

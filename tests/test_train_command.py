@@ -80,6 +80,7 @@ def assert_same_losses_and_evaluation(expected, got):
   assert steps == 30
 
 
+@pytest.mark.slow  # The next has them in two processes.
 def test_eight_devices_train_as_one(one_device, tmp_path):
   train(tmp_path, *THIRTY, devices=8)
   assert_same_losses_and_evaluation(one_device[0], tmp_path)
