@@ -14,7 +14,7 @@ import naive
 import numpy as np
 import pytest
 from test_aw_conv_agreement import TOLERANCES, check
-from test_aw_conv_op import sharded_gradient
+from test_aw_conv_op import check_that_nothing_is_gathered
 
 from awconv_jax.ops import aw_conv_kernels
 from awconv_jax.ops.aw_conv import aw_conv
@@ -160,31 +160,13 @@ def test_operands_without_tiles_take_another_form(case, dtype, tiled):
   assert not tiled
 
 
-def kernels_of(function, *operands):
-  """Returns the equations that call kernels, of CPU and CUDA each."""
-
-  def walk(jaxpr):
-    for equation in jaxpr.eqns:
-      if equation.primitive.name == 'pallas_call':
-        yield equation
-      else:
-        for inner in core.jaxprs_in_params(equation.params):
-          yield from walk(inner)
-
-  return list(walk(jax.make_jaxpr(function)(*operands).jaxpr))
-
-
-def equations_in(kernel, name):
-  """Returns the equations of that name in a kernel, in its loops, too."""
-
-  def walk(jaxpr):
-    for equation in jaxpr.eqns:
-      if equation.primitive.name == name:
-        yield equation
-      for inner in core.jaxprs_in_params(equation.params):
-        yield from walk(inner)
-
-  return list(walk(kernel.params['jaxpr']))
+def equations_in(jaxpr, name):
+  """Yields the equations of that name, those inside of others, too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == name:
+      yield equation
+    for inner in core.jaxprs_in_params(equation.params):
+      yield from equations_in(inner, name)
 
 
 def with_gradients(name='fused', **options):
@@ -200,17 +182,18 @@ def with_gradients(name='fused', **options):
 
 def test_what_the_interpreter_does_not_show():
   operands = [jnp.asarray(a, jnp.bfloat16) for a in floats(WIDE)]
-  kernels = kernels_of(with_gradients(precision='highest'), *operands)
-  assert len(kernels) == 2 * 3
+  traced = jax.make_jaxpr(with_gradients(precision='highest'))(*operands)
+  kernels = list(equations_in(traced.jaxpr, 'pallas_call'))
+  assert len(kernels) == 2 * 3  # For CPU and for CUDA.
   for kernel in kernels:
-    products = equations_in(kernel, 'dot_general')
+    products = list(equations_in(kernel.params['jaxpr'], 'dot_general'))
     assert products
     for product in products:
       assert product.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2
       assert product.outvars[0].aval.dtype == jnp.float32
     # A GPU writes beyond an image unless it is told not to: here 20 positions
     # are in a tile of 32.
-    stores = equations_in(kernel, 'masked_swap')
+    stores = list(equations_in(kernel.params['jaxpr'], 'masked_swap'))
     assert stores
     for store in stores:
       masked = store.invars[-1].aval.dtype == bool
@@ -257,16 +240,7 @@ def test_on_other_devices_there_is_no_kernel():
 
 
 def test_a_sharded_batch_is_not_gathered():
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
-  run = functools.partial(aw_conv, implementation='fused')
-  case = WIDE | dict(n=2 * len(jax.devices()), size=(3, 3))
-  text, result, expected = sharded_gradient(mesh, run, case)
-  for own, wanted in zip(
-      jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
-  assert 'all-gather' not in text and 'all-to-all' not in text
-  assert text.count(' all-reduce(') == 1
+  check_that_nothing_is_gathered('fused', WIDE | dict(size=(3, 3)))
 
 
 def test_vmap_and_checkpoint_over_the_whole_operation():

@@ -327,13 +327,13 @@ def sharded_gradient(mesh, run, case):
   return compiled.as_text(), result, expected
 
 
-@pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
-def test_a_sharded_batch_is_not_gathered(implementation):
+def check_that_nothing_is_gathered(implementation, case):
+  """Compares a batch over all devices with one in one place, and its HLO."""
   if jax.device_count() < 8:
     pytest.skip('needs XLA_FLAGS=--xla_force_host_platform_device_count=8')
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   run = functools.partial(aw_conv, implementation=implementation)
-  case = BASE | dict(n=2 * jax.device_count())
+  case = case | dict(n=2 * jax.device_count())
   text, result, expected = sharded_gradient(mesh, run, case)
   for own, wanted in zip(
       jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
@@ -342,6 +342,11 @@ def test_a_sharded_batch_is_not_gathered(implementation):
   assert 'all-gather' not in text and 'all-to-all' not in text
   # One, for the gradient of the shared kernel.
   assert text.count(' all-reduce(') == 1
+
+
+@pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
+def test_a_sharded_batch_is_not_gathered(implementation):
+  check_that_nothing_is_gathered(implementation, BASE)
 
 
 def test_a_batch_the_mesh_does_not_divide_still_works():

@@ -7,36 +7,11 @@ tests.
 """
 
 import functools
-import numbers
 
 import jax
 from jax import lax
-import jax.numpy as jnp
 
 from awconv_jax.ops import aw_conv_forms as forms
-
-_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
-
-
-def has_tiles(x, kernel, *, strides, dilation, groups) -> bool:
-  """Tells whether the kernels take such operands.
-
-  Args:
-    x: input, [N, H, W, C].
-    kernel: shared kernel, [kh, kw, C/groups, D].
-    strides, dilation: pairs.
-    groups: channel groups.
-  """
-  from awconv_jax.ops import aw_conv_kernels  # The other forms need none.
-
-  return (
-      groups == 1
-      and x.dtype in _DTYPES
-      and all(map(aw_conv_kernels.fits_channels, kernel.shape[2:]))
-      and all(min(pair) == 1 for pair in zip(strides, dilation, strict=True))
-      # A size may be symbolic, in what is exported.
-      and all(isinstance(size, numbers.Integral) for size in x.shape)
-  )
 
 
 def _by_platform(in_tiles, otherwise, operands):
@@ -51,13 +26,13 @@ def _by_platform(in_tiles, otherwise, operands):
 
 def fused(x, kernel, attention, *, residual, **options):
   """The shared kernel's tiles, scaled for each sample on their way."""
-  from awconv_jax.ops import aw_conv_kernels as kernels
+  from awconv_jax.ops import aw_conv_kernels as kernels  # Others need none.
 
   otherwise = functools.partial(forms.im2col, residual=residual, **options)
   precision, groups = options.pop('precision'), options.pop('groups')
   size = forms.output_size(x.shape[1:3], kernel.shape[:2], **options)
   padding = options.pop('padding')
-  if not has_tiles(x, kernel, groups=groups, **options):
+  if not kernels.has_tiles(x, kernel, groups=groups, **options):
     return otherwise(x, kernel, attention)
   geometry = kernels.Geometry(
       size=x.shape[1:3],

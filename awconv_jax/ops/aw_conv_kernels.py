@@ -16,6 +16,7 @@ Positions are numbered row by row; taps, too.
 
 import functools
 import math
+import numbers
 
 import jax
 from jax import lax
@@ -28,18 +29,33 @@ from awconv_jax.ops.aw_conv_tiles import Geometry, Options
 
 # So many programs that the last ones do not leave a large GPU half idle.
 _PROGRAMS = 1024
+_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 # A product of Triton has at least as many rows, columns and terms.
 _LEAST = 16
 
 
-def largest_power(number: int, most: int) -> int:
+def _largest_power(number: int, most: int) -> int:
   """Returns the largest power of two, up to `most`, that divides a number."""
   return min(number & -number, most)
 
 
-def fits_channels(number: int) -> bool:
-  """Tells whether tiles can divide so many channels."""
-  return number % _LEAST == 0
+def has_tiles(x, kernel, *, strides, dilation, groups) -> bool:
+  """Tells whether the kernels take such operands.
+
+  Args:
+    x: input, [N, H, W, C].
+    kernel: shared kernel, [kh, kw, C/groups, D].
+    strides, dilation: pairs.
+    groups: channel groups.
+  """
+  return (
+      groups == 1
+      and x.dtype in _DTYPES
+      and all(channels % _LEAST == 0 for channels in kernel.shape[2:])
+      and all(min(pair) == 1 for pair in zip(strides, dilation, strict=True))
+      # A size may be symbolic, in what is exported.
+      and all(isinstance(size, numbers.Integral) for size in x.shape)
+  )
 
 
 def _rows(positions, most):
@@ -87,6 +103,32 @@ def _call(kernel, operands, results, grid, options, *, warps):
   )(*operands)
 
 
+def _add_products(sums, image, shared, maps, first, at, options, trans_b=False):
+  """Adds a step's product to the sums of each sample, which share a tile of K.
+
+  Args:
+    sums: of the samples, [rows, columns] each.
+    image: what is multiplied, [N, positions, channels].
+    shared: the tile of K.
+    maps: A, [N, taps, G, D'].
+    first: number of the first sample.
+    at: arguments of `tiles.read` after the sample, and those of
+      `tiles.factors_of` after it, without the last.
+    options: of the kernel.
+    trans_b: whether the tile is transposed.
+  """
+  seen, tile = at
+  for s in range(len(sums)):
+    factors = tiles.factors_of(maps, first + s, *tile, options.residual)
+    sums[s] += triton.dot(
+        tiles.read(image, first + s, *seen),
+        tiles.scaled(shared, factors),
+        trans_b=trans_b,
+        precision=options.precision,
+    )
+  return sums
+
+
 def _forward(x, kernel, maps, out, *, geometry, options, tile):
   rows, columns, depth, samples = tile
   shape = kernel.shape[1:]
@@ -103,16 +145,8 @@ def _forward(x, kernel, maps, out, *, geometry, options, tile):
     place, inside = tiles.seen(geometry, row, column, tap, valid)
     inputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
     shared = triton.load(kernel.at[tap, now, here])
-    for s in range(samples):  # They share the tile of K.
-      factors = tiles.factors_of(
-          maps, first + s, tap, inputs, outputs, shape, options.residual
-      )
-      sums[s] += triton.dot(
-          tiles.read(x, first + s, place, inside, inputs),
-          tiles.scaled(shared, factors),
-          precision=options.precision,
-      )
-    return sums
+    at = (place, inside, inputs), (tap, inputs, outputs, shape)
+    return _add_products(sums, x, shared, maps, first, at, options)
 
   zeros = jnp.zeros((rows, columns), jnp.float32)
   steps = math.prod(geometry.kernel_size) * blocks
@@ -134,8 +168,8 @@ def forward(x, kernel, maps, geometry: Geometry, options: Options):
   number, (_, c, d) = x.shape[0], kernel.shape
   positions = math.prod(geometry.output)
   samples = _samples_together(kernel, maps, positions)
-  rows, columns = _rows(positions, 128), largest_power(d, 128)
-  tile = rows, columns, largest_power(c, _depth(x.dtype)), samples
+  rows, columns = _rows(positions, 128), _largest_power(d, 128)
+  tile = rows, columns, _largest_power(c, _depth(x.dtype)), samples
   return _call(
       functools.partial(
           _forward, geometry=geometry, options=options, tile=tile
@@ -172,17 +206,10 @@ def _input_gradient(grad, kernel, maps, out, *, geometry, options, tile):
     source, inside = tiles.seen_back(geometry, places, taps, valid)
     outputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
     shared = triton.load(kernel.at[tap, here, now])
-    for s in range(samples):
-      factors = tiles.factors_of(
-          maps, first_sample + s, tap, inputs, outputs, shape, options.residual
-      )
-      sums[s] += triton.dot(
-          tiles.read(grad, first_sample + s, source, inside, outputs),
-          tiles.scaled(shared, factors),
-          trans_b=True,
-          precision=options.precision,
-      )
-    return sums
+    at = (source, inside, outputs), (tap, inputs, outputs, shape)
+    return _add_products(
+        sums, grad, shared, maps, first_sample, at, options, trans_b=True
+    )
 
   zeros = jnp.zeros((rows, columns), jnp.float32)
   steps = counts[0] * counts[1] * blocks
@@ -206,8 +233,8 @@ def input_gradient(grad, kernel, maps, geometry: Geometry, options: Options):
   number, (_, c, d) = grad.shape[0], kernel.shape
   positions = math.prod(map(pl.cdiv, geometry.size, geometry.strides))
   samples = _samples_together(kernel, maps, positions)
-  rows, columns = _rows(positions, 128), largest_power(c, 128)
-  tile = rows, columns, largest_power(d, _depth(grad.dtype)), samples
+  rows, columns = _rows(positions, 128), _largest_power(c, 128)
+  tile = rows, columns, _largest_power(d, _depth(grad.dtype)), samples
   row_tiles = pl.cdiv(positions, rows) * math.prod(geometry.strides)
   return _call(
       functools.partial(
@@ -288,7 +315,7 @@ def kernel_gradient(
   """
   number, (taps, c, d) = x.shape[0], kernel.shape
   runs, parts = maps.shape[2:]
-  rows, columns = largest_power(c, 64), largest_power(d, 128)
+  rows, columns = _largest_power(c, 64), _largest_power(d, 128)
   programs = (c // rows) * (d // columns)
   # Groups of samples, summed afterwards, where the tiles alone are too few.
   groups = 1
@@ -297,8 +324,8 @@ def kernel_gradient(
   samples = pl.cdiv(number, groups)
   groups = pl.cdiv(number, samples)
   # Runs of input and output channels as far as a tile can sum them up.
-  run = largest_power(c // runs, rows)
-  part = largest_power(d // parts, columns)
+  run = _largest_power(c // runs, rows)
+  part = _largest_power(d // parts, columns)
   whole = run * runs == c and part * parts == d
   depth = _depth_of(math.prod(geometry.output), x.dtype)
   kernel_grad, maps_grad = _call(

@@ -39,6 +39,8 @@ SUBJECTS = {'op': op, 'model': model, 'roofline': roofline, 'data': data}
 _GPU_ONLY = 'fused'
 # What is compared with the reference.
 _FORMS = [n for n in aw_conv.IMPLEMENTATIONS if n not in ('vmap', _GPU_ONLY)]
+# What is kept with the rows besides the settings of all subjects.
+_KEPT = ('expansion', 'strided', 'model', 'side', 'bandwidth_gbs', 'tflops')
 # What a flag is where it is not given, by subject.
 DEFAULTS = {
     'op': dict(
@@ -106,10 +108,6 @@ def _settings(subject: str) -> dict:
   _check_numbers(subject, settings['seconds'])
   settings['batches'] = [int(b) for b in batches]
   return settings | dict(dtype=FLAGS.dtype)
-
-
-# What is kept with the rows besides the settings of all subjects.
-_KEPT = ('expansion', 'strided', 'model', 'side', 'bandwidth_gbs', 'tflops')
 
 
 def _run_op(settings):

@@ -138,7 +138,6 @@ def _measure(
       for variant, network in networks.items()
   }
   ready = timing.compile_all(programs, check)
-  check = {v: reference for v in check if v in ready}
   aw = [v for v in variants if _is_aw(v) and v in ready]
   untimed = {v: ready.pop(v) for v in networks if v not in variants}
   if aw:

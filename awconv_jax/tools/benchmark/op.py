@@ -13,11 +13,14 @@ import numpy as np
 from awconv_jax import complexity, errors
 from awconv_jax.ops import aw_conv as op
 from awconv_jax.tools.benchmark import picture, timing, torch_grouped, traffic
+from awconv_jax.tools.benchmark.roofline import RESNET50
 
 # Channels and side of the images at the 3x3 convolutions of ResNet-50; with the
 # stride where it is not 1.
-SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
-STRIDED = ((128, 56, 2), (256, 28, 2), (512, 14, 2))
+SHAPES = tuple((c.channels, c.side) for c in RESNET50 if c.stride == 1)
+STRIDED = tuple(
+    (c.channels, c.side, c.stride) for c in RESNET50 if c.stride > 1
+)
 PASSES = traffic.PASSES
 # Relative differences between the forms that are rounding, on CPU. Matrix units
 # of other devices round what they multiply, so that there float32 is no better.
@@ -211,10 +214,7 @@ def run(
         where=f'{shape} (channels, side, stride), batch {batch}',
     )
     measured = timing.measure(
-        ready,
-        seconds=seconds,
-        check={n: check[n] for n in ready if n in check},
-        refuse=refuse,
+        ready, seconds=seconds, check=check, refuse=refuse
     )
     yield from _rows(ready, inputs[0], measured, conv, direction, expansion)
 

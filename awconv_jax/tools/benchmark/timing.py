@@ -239,7 +239,8 @@ def measure(
   Args:
     ready: functions by name.
     seconds: time for each function; 0 for one timed call of each.
-    check: by name of a function, which one its results are compared with.
+    check: by name of a function, which one its results are compared with;
+      names that are not in `ready` mean nothing.
     refuse: called with the differences found, as `Measurement.error`, by name,
       before anything is timed; raises what keeps it from being timed.
     untimed: functions that others are compared with, and that is all.
