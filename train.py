@@ -115,7 +115,8 @@ def main(arguments):
   # After the flags, so that --help and a mistake in them answer at once.
   import jax
 
-  from awconv_jax import partition, train_loop
+  from awconv_jax.train import loop as train_loop
+  from awconv_jax.train import partition
 
   partition.initialize_distributed(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value

@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from awconv_jax import text_table
-from awconv_jax.ops.aw_conv_forms import MULTIPLY_ADDS
+from awconv_jax.ops.aw_conv.forms import MULTIPLY_ADDS
 
 
 def _own_macs(equation: core.JaxprEqn, scope: str) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from awconv_jax.ops import aw_conv as op
-from awconv_jax.ops import aw_conv_loops
 from awconv_jax.ops.aw_conv import aw_conv
+from awconv_jax.ops.aw_conv import loops as aw_conv_loops
 
 
 def operands(n=7, side=5, channels=8, features=4, groups=1, runs=4):

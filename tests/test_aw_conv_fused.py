@@ -16,10 +16,10 @@ import pytest
 from test_aw_conv_agreement import TOLERANCES, check
 from test_aw_conv_op import check_that_nothing_is_gathered
 
-from awconv_jax.ops import aw_conv_kernels
 from awconv_jax.ops.aw_conv import aw_conv
-from awconv_jax.ops.aw_conv_forms import modulate
-from awconv_jax.tools.benchmark import roofline
+from awconv_jax.ops.aw_conv import kernels as aw_conv_kernels
+from awconv_jax.ops.aw_conv.forms import modulate
+from benchmarks import roofline
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 

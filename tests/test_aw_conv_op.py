@@ -20,7 +20,7 @@ import pytest
 
 from awconv_jax.ops import aw_conv as op
 from awconv_jax.ops.aw_conv import aw_conv
-from awconv_jax.ops.aw_conv_forms import modulate
+from awconv_jax.ops.aw_conv.forms import modulate
 
 # JAX derives these by itself, so that they can be derived forward, too.
 DERIVED = [name for name in FAST if not name.startswith('loop')]

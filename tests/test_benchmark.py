@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from awconv_jax import complexity, errors, models, partition
+from awconv_jax import complexity, errors, models
 from awconv_jax.models import resnet
 from awconv_jax.ops import aw_conv
-from awconv_jax.tools.benchmark import (
+from awconv_jax.train import partition
+from benchmarks import (
     attention_branch,
     collectives,
     model,
@@ -26,7 +27,7 @@ from awconv_jax.tools.benchmark import (
     traffic,
 )
 
-TOOL = ('-m', 'awconv_jax.tools.benchmark')
+TOOL = ('-m', 'benchmarks')
 
 
 @pytest.fixture
@@ -504,7 +505,7 @@ def test_the_command_needs_neither_tables_nor_pictures_of_others(tmp_path):
       'import runpy, sys\n'
       f'sys.modules.update(dict.fromkeys({absent}))\n'
       f'sys.argv[1:] = ["roofline", "--output={tmp_path}/table"]\n'
-      'runpy.run_module("awconv_jax.tools.benchmark", run_name="__main__")',
+      'runpy.run_module("benchmarks", run_name="__main__")',
   )
   assert code == 0, err
   assert 'no picture' in out and 'time_ratio' not in out

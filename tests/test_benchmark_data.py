@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from awconv_jax import errors, partition
-from awconv_jax.tools.benchmark import (
+from awconv_jax import errors
+from awconv_jax.train import partition
+from benchmarks import (
     data,
     data_consumers,
     data_jpegs,
@@ -21,7 +22,7 @@ from awconv_jax.tools.benchmark import (
     data_tf,
 )
 
-TOOL = ('-m', 'awconv_jax.tools.benchmark', 'data')
+TOOL = ('-m', 'benchmarks', 'data')
 
 
 @pytest.fixture(scope='module')

@@ -8,8 +8,8 @@ import naive_detection
 import numpy as np
 import pytest
 
-from awconv_jax.models import box_head, fpn, postprocess, rpn
-from awconv_jax.models.detector_presets import PRESETS
+from awconv_jax.models.detection import box_head, fpn, postprocess, rpn
+from awconv_jax.models.detection.presets import PRESETS
 from awconv_jax.weights import names
 
 MMDET = PRESETS['mmdet']

@@ -4,7 +4,8 @@ import json
 import types
 
 import awconv_jax
-from awconv_jax import models, train_loop
+from awconv_jax import models
+from awconv_jax.train import loop as train_loop
 
 
 def test_a_run_keeps_numbers_and_names(tmp_path):

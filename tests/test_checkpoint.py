@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from awconv_jax import checkpoint
-from awconv_jax.checkpoint import Checkpointer
 from awconv_jax.errors import InputError
+from awconv_jax.train import checkpoint
+from awconv_jax.train.checkpoint import Checkpointer
 
 ITERATOR = {'epoch': 1, 'position': [3, 4], 'nested': {'seed': None}}
 

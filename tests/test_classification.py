@@ -7,9 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from awconv_jax import errors, optim, partition, train_step
+from awconv_jax import errors
 from awconv_jax.ops import mixing
 from awconv_jax.tasks import classification
+from awconv_jax.train import optim, partition
+from awconv_jax.train import step as train_step
 
 CLASSES, SIDE, ROWS = 4, 3, 8
 MEAN, STD = (120.0, 90.0, 60.0), (60.0, 50.0, 70.0)

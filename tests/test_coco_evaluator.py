@@ -12,8 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 import pytest
 
-from awconv_jax import data, train_loop, train_step
+from awconv_jax import data
 from awconv_jax.evaluators import coco
+from awconv_jax.train import loop as train_loop
+from awconv_jax.train import step as train_step
 
 IDS = (3, 1, 17, 90, 4)  # With gaps, and in no order.
 CANVAS = (96, 128)

@@ -12,7 +12,9 @@ import optax
 import pytest
 import tiny
 
-from awconv_jax import command_line, data, errors, optim, tasks, train_step
+from awconv_jax import command_line, data, errors, tasks
+from awconv_jax.train import optim
+from awconv_jax.train import step as train_step
 from configs import coco, common, imagenet
 
 RECIPES = {

@@ -8,10 +8,10 @@ import pytest
 import torch_zip
 
 from awconv_jax import models, weights
-from awconv_jax.checkpoint import Checkpointer
 from awconv_jax.errors import InputError
 from awconv_jax.tools import convert
-from awconv_jax.train_step import TrainState
+from awconv_jax.train.checkpoint import Checkpointer
+from awconv_jax.train.step import TrainState
 from awconv_jax.weights import state_dict
 from configs import coco, digits
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from awconv_jax import partition
 from awconv_jax.ops import data_shards
+from awconv_jax.train import partition
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 

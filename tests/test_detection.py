@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from awconv_jax import optim, tasks
-from awconv_jax.models import detector_presets
+from awconv_jax import tasks
+from awconv_jax.models.detection import presets as detector_presets
+from awconv_jax.train import optim
 from configs import coco, common
 
 

@@ -7,7 +7,9 @@ import pictures
 import pytest
 import tiny
 
-from awconv_jax import data, errors, metric_writer, train_loop
+from awconv_jax import data, errors
+from awconv_jax.train import loop as train_loop
+from awconv_jax.train import metric_writer
 
 CLASSES = ('ant', 'bee', 'cow', 'doe')
 BROKEN, TOTAL = 200, 2000

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torchvision_case
 
-from awconv_jax import complexity, errors, models, partition
-from awconv_jax.models.detector_presets import PRESETS
+from awconv_jax import complexity, errors, models
+from awconv_jax.models.detection.presets import PRESETS
+from awconv_jax.train import partition
 from awconv_jax.weights import names, state_dict
 
 BODY = {'resnet50': 23_508_032, 'resnet101': 42_500_160}

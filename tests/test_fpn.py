@@ -6,7 +6,7 @@ import naive
 import numpy as np
 import pytest
 
-from awconv_jax.models import fpn
+from awconv_jax.models.detection import fpn
 
 SHAPES = {'c2': (9, 14, 3), 'c3': (5, 7, 4), 'c4': (3, 4, 5)}
 FEATURES = 6

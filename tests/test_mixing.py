@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from awconv_jax import partition
 from awconv_jax.ops import mixing
+from awconv_jax.train import partition
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 

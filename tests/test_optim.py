@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from awconv_jax import optim
 from awconv_jax.errors import InputError
+from awconv_jax.train import optim
 
 ADAM = {'b1': 0.9, 'b2': 0.99, 'eps': 1e-6}
 RNG = np.random.default_rng(0)

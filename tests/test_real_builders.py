@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tiny
 
-from awconv_jax import metric_writer, train_loop
 from awconv_jax.tools import prepare
+from awconv_jax.train import loop as train_loop
+from awconv_jax.train import metric_writer
 from configs import cifar10, cifar100, imagenet
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from awconv_jax import partition
 from awconv_jax.ops import roi_samples
 from awconv_jax.ops.roi_align import assign_levels, roi_align
+from awconv_jax.train import partition
 
 STRIDES = (4, 8)
 SIZES = (9, 12), (5, 6)  # Of a canvas of 36x48 pixels.

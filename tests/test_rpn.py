@@ -9,8 +9,8 @@ import naive_detection
 import numpy as np
 import pytest
 
-from awconv_jax.models import rpn
-from awconv_jax.models.detector_presets import PRESETS
+from awconv_jax.models.detection import rpn
+from awconv_jax.models.detection.presets import PRESETS
 from awconv_jax.ops import anchors as anchor_op
 
 CANVAS, SIZE = (32, 48), np.array([27.0, 41.0], np.float32)

@@ -14,18 +14,12 @@ import flax.linen as nn
 import jax
 import pytest
 
-from awconv_jax import (
-    errors,
-    metric_writer,
-    models,
-    partition,
-    preemption,
-    progress,
-    workdir,
-)
+from awconv_jax import errors, models
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.models import attention
 from awconv_jax.ops import data_shards
+from awconv_jax.train import metric_writer, partition, preemption, progress
+from awconv_jax.train import rundir as workdir
 from configs import common, digits
 
 

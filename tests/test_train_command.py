@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_train_loop import saved_arrays, without_speed
 
-from awconv_jax import metric_writer
+from awconv_jax.train import metric_writer
 
 # Thirty steps of float32; the learning rate of a usual start, so that rounding
 # differences between the ways to sum are not blown up by the training itself.

@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
-from awconv_jax import (
-    checkpoint,
-    errors,
-    metric_writer,
-    preemption,
-    train_loop,
-)
-from awconv_jax import workdir as workdirs
+from awconv_jax import errors
+from awconv_jax.train import checkpoint, metric_writer, preemption
+from awconv_jax.train import loop as train_loop
+from awconv_jax.train import rundir as workdirs
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 

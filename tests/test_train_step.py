@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from awconv_jax import partition, train_step
 from awconv_jax.tasks import classification
+from awconv_jax.train import partition
+from awconv_jax.train import step as train_step
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 

@@ -9,8 +9,10 @@ import pytest
 import random_values
 import tiny
 
-from awconv_jax import errors, models, optim, train_loop, warm_start, weights
+from awconv_jax import errors, models, weights
 from awconv_jax.tools import convert
+from awconv_jax.train import loop as train_loop
+from awconv_jax.train import optim, warm_start
 
 KEY = jax.random.key(0, impl='rbg')
 IDENTITY = dict(gate='tanh', identity_start=True)

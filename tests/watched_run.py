@@ -9,14 +9,10 @@ from jax.sharding import Mesh
 import numpy as np
 import pytest
 
-from awconv_jax import (
-    checkpoint,
-    metric_writer,
-    partition,
-    train_loop,
-    train_step,
-)
 from awconv_jax.tasks import detection
+from awconv_jax.train import checkpoint, metric_writer, partition
+from awconv_jax.train import loop as train_loop
+from awconv_jax.train import step as train_step
 
 
 @dataclasses.dataclass

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax import errors
-from awconv_jax.models import faster_rcnn, mobilenet_v2, resnet, wide_resnet
+from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
+from awconv_jax.models.detection import faster_rcnn
 
 # The class of each network, and the fields that make it.
 MODELS = {

@@ -5,9 +5,10 @@ import json
 import pathlib
 from typing import Any
 
-from awconv_jax import errors, train_loop
+from awconv_jax import errors
 from awconv_jax.data import sources
 from awconv_jax.tools import evaluate
+from awconv_jax.train import loop as train_loop
 
 
 def find(

@@ -34,15 +34,8 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from awconv_jax import (
-    checkpoint,
-    command_line,
-    errors,
-    models,
-    tasks,
-    warm_start,
-    weights,
-)
+from awconv_jax import command_line, errors, models, tasks, weights
+from awconv_jax.train import checkpoint, warm_start
 
 FLAGS = flags.FLAGS
 SIDE = 224  # Of the images that arrays are shaped for.

@@ -29,19 +29,11 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from awconv_jax import (
-    command_line,
-    data,
-    errors,
-    partition,
-    tasks,
-    text_table,
-    train_loop,
-    train_step,
-    warm_start,
-    weights,
-)
-from awconv_jax.tools.benchmark import report
+from awconv_jax import command_line, data, errors, tasks, text_table, weights
+from awconv_jax.train import loop as train_loop
+from awconv_jax.train import partition, warm_start
+from awconv_jax.train import step as train_step
+from benchmarks import report
 
 FLAGS = flags.FLAGS
 # Short names, with the data set and the split that are meant.

@@ -8,7 +8,8 @@ import pathlib
 
 from absl import flags
 
-from awconv_jax import command_line, errors, metric_writer
+from awconv_jax import command_line, errors
+from awconv_jax.train import metric_writer
 
 # Titles and units, and the scalars of each panel, of which those are drawn that
 # the runs have.

@@ -31,18 +31,13 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from awconv_jax import (
-    command_line,
-    data,
-    errors,
-    partition,
-    tasks,
-    train_step,
-)
+from awconv_jax import command_line, data, errors, tasks
 from awconv_jax.evaluators.coco import CocoEvaluator
 from awconv_jax.tools import categories, evaluate, image_files
 from awconv_jax.tools.flipped import Flipped
 from awconv_jax.tools.pictures import Pictures
+from awconv_jax.train import partition
+from awconv_jax.train import step as train_step
 
 FLAGS = flags.FLAGS
 

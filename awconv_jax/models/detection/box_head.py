@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.models.detection_losses import Sums, cross_entropy, smooth_l1
+from awconv_jax.models.detection.losses import Sums, cross_entropy, smooth_l1
 from awconv_jax.ops import boxes as box_ops
 from awconv_jax.ops.matcher import match_boxes
 from awconv_jax.ops.sampler import sample

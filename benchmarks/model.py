@@ -8,8 +8,9 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from awconv_jax import errors, partition
-from awconv_jax.tools.benchmark import (
+from awconv_jax import errors
+from awconv_jax.train import partition
+from benchmarks import (
     attention_branch,
     collectives,
     network_step,

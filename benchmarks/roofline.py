@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from awconv_jax import errors
-from awconv_jax.tools.benchmark import picture, traffic
+from benchmarks import picture, traffic
 
 PICTURE = picture.Picture(
     bars='implementation',

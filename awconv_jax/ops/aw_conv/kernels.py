@@ -24,8 +24,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
-from awconv_jax.ops import aw_conv_tiles as tiles
-from awconv_jax.ops.aw_conv_tiles import Geometry, Options
+from awconv_jax.ops.aw_conv import tiles
+from awconv_jax.ops.aw_conv.tiles import Geometry, Options
 
 # So many programs that the last ones do not leave a large GPU half idle.
 _PROGRAMS = 1024

@@ -20,16 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax import errors
-from awconv_jax.models import checks, rpn
-from awconv_jax.models.box_head import (
+from awconv_jax.models import checks
+from awconv_jax.models.detection import rpn
+from awconv_jax.models.detection.box_head import (
     BoxHead,
     BoxPredictor,
     box_loss,
     sample_regions,
 )
-from awconv_jax.models.detector_presets import check, merge
-from awconv_jax.models.fpn import FPN, level_sizes
-from awconv_jax.models.postprocess import detections
+from awconv_jax.models.detection.fpn import FPN, level_sizes
+from awconv_jax.models.detection.postprocess import detections
+from awconv_jax.models.detection.presets import check, merge
 from awconv_jax.ops.anchors import pyramid
 from awconv_jax.ops.data_shards import per_image
 from awconv_jax.ops.roi_align import assign_levels, roi_align

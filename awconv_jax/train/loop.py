@@ -15,21 +15,18 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from awconv_jax import (
+from awconv_jax import complexity, data, errors, tasks
+from awconv_jax.train import (
     checkpoint,
-    complexity,
-    data,
-    errors,
     metric_writer,
     optim,
     partition,
     preemption,
     progress,
-    tasks,
-    train_step,
     warm_start,
 )
-from awconv_jax import workdir as workdirs
+from awconv_jax.train import rundir as workdirs
+from awconv_jax.train import step as train_step
 
 # In a run's directory: the names of its classes, in the order of labels.
 CLASSES = 'classes.json'

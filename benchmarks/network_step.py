@@ -6,8 +6,9 @@ import jax
 from jax.sharding import Mesh
 import optax
 
-from awconv_jax import models, partition
-from awconv_jax.tools.benchmark import timing
+from awconv_jax import models
+from awconv_jax.train import partition
+from benchmarks import timing
 
 Images = tuple[jax.Array, jax.Array]
 

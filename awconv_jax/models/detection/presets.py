@@ -10,7 +10,7 @@ from typing import Any
 
 from awconv_jax import errors
 from awconv_jax.models import checks
-from awconv_jax.models.box_head import BACKGROUND
+from awconv_jax.models.detection.box_head import BACKGROUND
 from awconv_jax.ops.boxes import MAX_LOG_RATIO
 from awconv_jax.ops.matcher import LOW_QUALITY
 

@@ -11,7 +11,7 @@ import functools
 import jax
 from jax import lax
 
-from awconv_jax.ops import aw_conv_forms as forms
+from awconv_jax.ops.aw_conv import forms
 
 
 def _by_platform(in_tiles, otherwise, operands):
@@ -26,7 +26,7 @@ def _by_platform(in_tiles, otherwise, operands):
 
 def fused(x, kernel, attention, *, residual, **options):
   """The shared kernel's tiles, scaled for each sample on their way."""
-  from awconv_jax.ops import aw_conv_kernels as kernels  # Others need none.
+  from awconv_jax.ops.aw_conv import kernels as kernels  # Others need none.
 
   otherwise = functools.partial(forms.im2col, residual=residual, **options)
   precision, groups = options.pop('precision'), options.pop('groups')

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from awconv_jax import errors, partition
-from awconv_jax.tools.benchmark import picture
+from awconv_jax import errors
+from awconv_jax.train import partition
+from benchmarks import picture
 
 TF = 'tf.data'
 PICTURE = picture.Picture(
@@ -80,7 +81,7 @@ def cores() -> int:
 
 def _cases(pipelines: Sequence[Any], mesh: jax.sharding.Mesh) -> list[Any]:
   """Returns all pipelines with a product, and the first with steps, too."""
-  from awconv_jax.tools.benchmark import data_consumers, data_rates
+  from benchmarks import data_consumers, data_rates
 
   cases = []
   for pipeline in pipelines:
@@ -107,7 +108,7 @@ def _largest(values: Sequence[float | None]) -> float | None:
 
 
 def _row(case: Any, seen: Sequence[Any], batch: int, side: int) -> Row:
-  from awconv_jax.tools.benchmark import data_rates
+  from benchmarks import data_rates
 
   rate = batch * float(np.median([s.batches_per_second for s in seen]))
   return Row(
@@ -127,7 +128,7 @@ def _row(case: Any, seen: Sequence[Any], batch: int, side: int) -> Row:
 
 def _measure(pipelines, mesh, *, batch, side, seconds) -> list[Row]:
   """Returns the rows of one batch size, that of tf.data last."""
-  from awconv_jax.tools.benchmark import data_rates
+  from benchmarks import data_rates
 
   cases = _cases(pipelines, mesh)
   seen = data_rates.measure(cases, seconds)
@@ -163,7 +164,7 @@ def run(
     InputError: for what cannot be measured.
   """
   # Here, as other subjects are measured without what data need.
-  from awconv_jax.tools.benchmark import data_jpegs, data_readers, data_tf
+  from benchmarks import data_jpegs, data_readers, data_tf
 
   data_readers.check(interpolations)
   mesh = partition.create_mesh()
@@ -206,7 +207,7 @@ def _check(batches: Sequence[int], images: int, mesh: Any) -> None:
 
 def summarize(rows: Sequence[Row]) -> list[str]:
   """Returns lines with the ratios, and the shares of time spent waiting."""
-  from awconv_jax.tools.benchmark import data_tf
+  from benchmarks import data_tf
 
   lines = []
   for row in rows:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from awconv_jax.tools.benchmark import data_memory, data_readers
+from benchmarks import data_memory, data_readers
 
 ROUNDS = 5
 # Calls of a consumer alone, of which the median is taken.

@@ -12,8 +12,8 @@ import numpy as np
 
 from awconv_jax import complexity, errors
 from awconv_jax.ops import aw_conv as op
-from awconv_jax.tools.benchmark import picture, timing, torch_grouped, traffic
-from awconv_jax.tools.benchmark.roofline import RESNET50
+from benchmarks import picture, timing, torch_grouped, traffic
+from benchmarks.roofline import RESNET50
 
 # Channels and side of the images at the 3x3 convolutions of ResNet-50; with the
 # stride where it is not 1.

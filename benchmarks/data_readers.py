@@ -14,7 +14,7 @@ import numpy as np
 
 from awconv_jax import data, errors
 from awconv_jax.data import decode
-from awconv_jax.tools.benchmark import data_jpegs, data_tf
+from benchmarks import data_jpegs, data_tf
 
 
 @dataclasses.dataclass(frozen=True)

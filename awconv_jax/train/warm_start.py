@@ -17,7 +17,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from awconv_jax import checkpoint, errors, surgery, weights
+from awconv_jax import errors, surgery, weights
+from awconv_jax.train import checkpoint
 from awconv_jax.weights import names, state_dict
 
 Report = Callable[[str], object]

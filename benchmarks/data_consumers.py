@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from awconv_jax import partition, train_step
 from awconv_jax.tasks import classification
-from awconv_jax.tools.benchmark import data_jpegs, data_tf
+from awconv_jax.train import partition
+from awconv_jax.train import step as train_step
+from benchmarks import data_jpegs, data_tf
 
 Batch = dict[str, np.ndarray]
 # Takes a batch, starts to compute and returns what can be waited for.

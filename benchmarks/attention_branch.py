@@ -9,9 +9,9 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from awconv_jax import partition
 from awconv_jax.layers import aw_conv
-from awconv_jax.tools.benchmark import timing
+from awconv_jax.train import partition
+from benchmarks import timing
 
 
 def find(

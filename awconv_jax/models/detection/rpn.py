@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.layers.conv import Conv
-from awconv_jax.models.detection_losses import (
+from awconv_jax.models.detection.losses import (
     Sums,
     binary_cross_entropy,
     smooth_l1,

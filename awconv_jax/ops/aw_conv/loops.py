@@ -18,7 +18,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from awconv_jax.ops import aw_conv_forms as forms
+from awconv_jax.ops.aw_conv import forms
 
 # A backward pass holds four arrays of the kernel's size for each sample: K,
 # K * (1 + A), dKn and the sum dK. It goes through blocks of input channels that

@@ -19,7 +19,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from awconv_jax.ops import aw_conv_forms, aw_conv_fused, aw_conv_loops
+from awconv_jax.ops.aw_conv import forms as aw_conv_forms
+from awconv_jax.ops.aw_conv import fused as aw_conv_fused
+from awconv_jax.ops.aw_conv import loops as aw_conv_loops
 from awconv_jax.ops.data_shards import over_data_shards
 
 Padding = str | Sequence[tuple[int, int]]

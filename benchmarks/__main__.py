@@ -1,10 +1,10 @@
 """Measures AW-convolution beside the plain one, and reading, in one run.
 
-  python -m awconv_jax.tools.benchmark op
-  python -m awconv_jax.tools.benchmark op --torch --batches=8
-  python -m awconv_jax.tools.benchmark model --cpu_devices=8
-  python -m awconv_jax.tools.benchmark roofline --bandwidth_gbs=1e3 --tflops=90
-  python -m awconv_jax.tools.benchmark data
+  python -m benchmarks op
+  python -m benchmarks op --torch --batches=8
+  python -m benchmarks model --cpu_devices=8
+  python -m benchmarks roofline --bandwidth_gbs=1e3 --tflops=90
+  python -m benchmarks data
 
 Every row of op and model is a ratio to the plain version, measured in the same
 run and in turn with it; before that, results are checked against the plainest
@@ -24,7 +24,7 @@ import jax
 from awconv_jax import command_line, errors
 from awconv_jax.models.attention import ATTENTION
 from awconv_jax.ops import aw_conv
-from awconv_jax.tools.benchmark import (
+from benchmarks import (
     data,
     model,
     op,

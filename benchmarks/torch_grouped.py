@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from awconv_jax import errors
-from awconv_jax.tools.benchmark import timing
+from benchmarks import timing
 
 
 def load():

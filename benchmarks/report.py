@@ -15,7 +15,7 @@ import jax
 import jaxlib
 
 from awconv_jax import errors, text_table
-from awconv_jax.tools.benchmark import picture
+from benchmarks import picture
 
 
 def _driver() -> str:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from awconv_jax import optim, partition
+from awconv_jax.train import optim, partition
 
 Batch = Mapping[str, jax.Array]
 
