@@ -4,8 +4,9 @@
 every other exception is a defect of ours and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import difflib
+from typing import Any
 
 
 class ReportedError(Exception):
@@ -32,6 +33,24 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     An `InputError` naming the value, the nearest known name and all of them.
   """
   known = sorted(known)
-  near = difflib.get_close_matches(str(name), known, n=1)
-  hint = f' (did you mean {near[0]!r}?)' if near else ''
-  return InputError(f'unknown {kind} {name!r}{hint}; known: {", ".join(known)}')
+  listed = ', '.join(known)
+  return InputError(
+      f'unknown {kind} {name!r}{nearest(name, known)}; known: {listed}'
+  )
+
+
+def look_up(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
+  """Returns the entry of a registry called `name`.
+
+  Raises:
+    InputError: there is none; see `unknown_name`.
+  """
+  if name not in registry:
+    raise unknown_name(kind, name, registry)
+  return registry[name]
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+  """Returns ' (did you mean ...?)' with the nearest known name, or ''."""
+  near = difflib.get_close_matches(str(name), list(known), n=1)
+  return f' (did you mean {near[0]!r}?)' if near else ''

@@ -12,6 +12,8 @@ PACKAGE = commands.ROOT / 'awconv_jax'
 # What each room may import of the package, besides its own files and errors.
 ALLOWED = {
     'errors': set(),
+    'options': set(),
+    'config': set(),
     'ops': set(),
     'layers': {'ops'},
     'models': {'layers', 'ops'},
@@ -61,7 +63,7 @@ def test_a_room_imports_what_it_may(room):
       assert parts[0] not in ('train', 'configs', 'tests'), f'{path}: {name}'
       if parts[0] != 'awconv_jax' or room in ('tools',):
         continue
-      allowed = ALLOWED[room] | {room, 'errors'}
+      allowed = ALLOWED[room] | {room, 'errors', 'options'}
       assert parts[1] in allowed, f'{path.name} imports {name}'
 
 
