@@ -148,7 +148,7 @@ def _lines(path, value, error: pydantic.ValidationError) -> Iterator[str]:
   for fault in error.errors()[:1]:
     message = fault['msg'].removeprefix('Value error, ')
     message = message.replace('Input should be', 'must be')
-    # Numbers are places in a tuple; names are pydantic's, of members of a union.
+    # Numbers are places in a tuple; names, members of a union.
     for place in (p for p in fault['loc'] if isinstance(p, int)):
       path, value = f'{path}[{place}]', value[place]
     line = f'{path}={value!r} {message}'
