@@ -150,6 +150,9 @@ def _lines(path, value, error: pydantic.ValidationError) -> Iterator[str]:
     message = message.replace('Input should be', 'must be')
     # Numbers are places in a tuple; names, members of a union.
     for place in (p for p in fault['loc'] if isinstance(p, int)):
+      if place >= len(value):
+        message = 'must have more entries'
+        break
       path, value = f'{path}[{place}]', value[place]
     line = f'{path}={value!r} {message}'
     if fault['type'] == 'literal_error':

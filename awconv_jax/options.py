@@ -20,12 +20,13 @@ from awconv_jax.errors import look_up
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """Limits of a number: >= ge, > gt, <= le, < lt; always finite."""
+  """Limits of a finite number (>= ge, > gt, <= le, < lt), or of a length."""
 
   ge: float | None = None
   gt: float | None = None
   le: float | None = None
   lt: float | None = None
+  min_length: int | None = None
 
   def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
     limits = {k: v for k, v in vars(self).items() if v is not None}

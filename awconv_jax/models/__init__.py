@@ -16,18 +16,21 @@ from awconv_jax import errors
 from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
 from awconv_jax.models.detection import faster_rcnn
 
-# The class of each network, and the fields that make it.
+# Networks by name: a class, and what the name decides.
 MODELS = {
     **{
-        f'resnet{depth}': (resnet.ResNet, fields)
+        f'resnet{depth}': functools.partial(resnet.ResNet, **fields)
         for depth, fields in resnet.DEPTHS.items()
     },
-    **{name: (resnet.ResNet, own) for name, own in resnet.RESNEXT.items()},
     **{
-        name: (wide_resnet.WideResNet, own)
-        for name, own in wide_resnet.SIZES.items()
+        name: functools.partial(resnet.ResNet, **fields)
+        for name, fields in resnet.RESNEXT.items()
     },
-    'mobilenet_v2': (mobilenet_v2.MobileNetV2, {}),
+    **{
+        name: functools.partial(wide_resnet.WideResNet, **fields)
+        for name, fields in wide_resnet.SIZES.items()
+    },
+    'mobilenet_v2': functools.partial(mobilenet_v2.MobileNetV2),
 }
 
 DETECTORS = {'faster_rcnn': faster_rcnn.create}
@@ -49,12 +52,12 @@ def create(name: str, **options: Any) -> nn.Module:
   """
   if name not in MODELS:
     raise errors.unknown_name('model', name, MODELS)
-  module, defaults = MODELS[name]
+  module = MODELS[name]
   fields = set(inspect.signature(module).parameters) - {'parent', 'name'}
   for option in options:
     if option not in fields:
       raise errors.unknown_name(f'option of model {name}', option, fields)
-  model = module(**(defaults | options))
+  model = module(**options)
   model.check()
   return model
 

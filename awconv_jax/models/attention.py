@@ -58,5 +58,8 @@ ATTENTION = {
     'bam': Attention(BAM, 'stage'),
     'aa': Attention(AugmentedConv, 'conv', own=_CONV_OWN),
 }
+LAYERS = {name: attention.layer for name, attention in ATTENTION.items()}
+# What their place in a network decides.
+GIVEN = ('dtype', 'param_dtype', 'train', *_CONV_OWN)
 # Those that can refine the maps of an AW-convolution, too.
 REFINEMENTS = tuple(n for n, own in ATTENTION.items() if own.place == 'block')

@@ -8,7 +8,7 @@ convolution without activation.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 
@@ -18,8 +18,10 @@ from awconv_jax.models import checks
 from awconv_jax.models.blocks import Padded, strided_size
 from awconv_jax.models.network import Network
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import Bound, Fraction, PositiveFloat, PositiveInt
 
 # Of each stage: factor of the widening, channels, blocks, stride.
+Stage = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -101,10 +103,11 @@ class MobileNetV2(Network):
     aw_where: '3x3', the depthwise convolutions.
   """
 
-  stages: Sequence[Sequence[int]] = STAGES
-  width_factor: float = 1.0
-  stem: str = 'imagenet'
-  dropout: float = 0.2
+  stages: Annotated[tuple[Stage, ...], Bound(min_length=1)] = STAGES
+  width_factor: PositiveFloat = 1.0
+  stem: Literal['imagenet', 'cifar'] = 'imagenet'
+  dropout: Fraction = 0.2
+  aw_where: Literal['3x3'] = '3x3'
 
   @nn.nowrap
   def slots(self) -> Sequence[str]:

@@ -7,7 +7,7 @@ this class puts them together.
 
 from collections.abc import Mapping, Sequence
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -17,15 +17,29 @@ from awconv_jax import errors
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.conv import Conv
 from awconv_jax.models import checks
-from awconv_jax.models.attention import ATTENTION, REFINEMENTS
+from awconv_jax.models.attention import ATTENTION, GIVEN, LAYERS, REFINEMENTS
 from awconv_jax.models.blocks import strided_size
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.options import (
+    Dtype,
+    Fraction,
+    NonNegativeFloat,
+    OneOf,
+    Options,
+    PositiveInt,
+    UnitFloat,
+)
 
 # The fields of an AW-convolution that its place in the network decides.
 AW_OWN = (
     *('features', 'kernel_size', 'strides', 'padding', 'train'),
     *('kernel_dilation', 'feature_group_count'),
+)
+# What else no config decides.
+AW_GIVEN = (
+    *(*AW_OWN, 'use_bias', 'dtype', 'param_dtype', 'precision'),
+    *('kernel_init', 'bias_init', 'norm_momentum', 'norm_epsilon'),
 )
 
 # He initialisation by fan-out, as torchvision's.
@@ -58,18 +72,22 @@ class Network(nn.Module):
     param_dtype: of the parameters.
   """
 
-  num_classes: int | None = 1000
-  attention: str | None = None
-  attention_options: Mapping[str, Any] | None = None
+  num_classes: PositiveInt | None = 1000
+  attention: Annotated[str, OneOf(ATTENTION)] | None = None
+  attention_options: Annotated[
+      Mapping[str, Any] | None, Options(LAYERS, by='attention', given=GIVEN)
+  ] = None
   aw_conv: bool = False
   aw_where: str = '3x3'
-  aw_stages: Sequence[int] | None = None
-  aw_options: Mapping[str, Any] | None = None
-  stochastic_depth: float = 0.0
-  norm_momentum: float = 0.9
-  norm_epsilon: float = 1e-5
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
+  aw_stages: tuple[PositiveInt, ...] | None = None
+  aw_options: Annotated[
+      Mapping[str, Any] | None, Options(AWConv, given=AW_GIVEN)
+  ] = None
+  stochastic_depth: Fraction = 0.0
+  norm_momentum: UnitFloat = 0.9
+  norm_epsilon: NonNegativeFloat = 1e-5
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
 
   # What a network is made of.
 

@@ -9,6 +9,7 @@ https://arxiv.org/abs/2108.08205.
 
 from collections.abc import Sequence
 import functools
+from typing import Annotated, Literal
 
 import flax.linen as nn
 
@@ -18,6 +19,7 @@ from awconv_jax.models import checks
 from awconv_jax.models.blocks import BasicBlock, Bottleneck, strided_size
 from awconv_jax.models.network import Network
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import Bound, PositiveInt
 
 STEMS = ('imagenet', 'cifar')
 VERSIONS = ('v1.5', 'v1')
@@ -58,13 +60,16 @@ class ResNet(Network):
     zero_init_residual: start every block as the identity (last scale 0).
   """
 
-  block: str = 'bottleneck'
-  stage_sizes: Sequence[int] = (3, 4, 6, 3)
-  width: int = 64
-  groups: int = 1
-  group_width: int = 64
-  stem: str = 'imagenet'
-  version: str = 'v1.5'
+  block: Literal['basic', 'bottleneck'] = 'bottleneck'
+  stage_sizes: Annotated[tuple[PositiveInt, ...], Bound(min_length=1)] = (
+      *(3, 4, 6, 3),
+  )
+  width: PositiveInt = 64
+  groups: PositiveInt = 1
+  group_width: PositiveInt = 64
+  stem: Literal['imagenet', 'cifar'] = 'imagenet'
+  version: Literal['v1.5', 'v1'] = 'v1.5'
+  aw_where: Literal['3x3', 'first_3x3', 'all'] = '3x3'
   zero_init_residual: bool = True
 
   @nn.nowrap

@@ -8,7 +8,7 @@ and ReLU before the pooling.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -17,6 +17,7 @@ from awconv_jax.models import checks
 from awconv_jax.models.blocks import Padded
 from awconv_jax.models.network import Network
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import Fraction, PositiveInt
 
 SIZES = {
     'wrn_16_4': dict(blocks=2, widen=4),
@@ -79,10 +80,11 @@ class WideResNet(Network):
     aw_where: '3x3' or 'first_3x3' of each block.
   """
 
-  blocks: int = 4
-  widen: int = 10
-  width: int = 16
-  dropout: float = 0.0
+  blocks: PositiveInt = 4
+  widen: PositiveInt = 10
+  width: PositiveInt = 16
+  dropout: Fraction = 0.0
+  aw_where: Literal['3x3', 'first_3x3'] = '3x3'
 
   @nn.nowrap
   def slots(self) -> Sequence[str]:
