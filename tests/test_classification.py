@@ -15,17 +15,6 @@ from awconv_jax.train import step as train_step
 
 CLASSES, SIDE, ROWS = 4, 3, 8
 MEAN, STD = (120.0, 90.0, 60.0), (60.0, 50.0, 70.0)
-OPTIONS = dict(
-    loss='softmax',
-    label_smoothing=0.0,
-    bce_threshold=None,
-    mixup=0.0,
-    cutmix=0.0,
-    mix_probability=1.0,
-    mix_switch_probability=0.5,
-    mean=MEAN,
-    std=STD,
-)
 
 
 class Linear(nn.Module):
@@ -41,7 +30,7 @@ class Linear(nn.Module):
 
 def create(**changes):
   model = dict(name='resnet18', num_classes=CLASSES)
-  task = classification.Classification(model, **(OPTIONS | changes))
+  task = classification.Classification(model, mean=MEAN, std=STD, **changes)
   task.model = Linear()
   return task
 
@@ -381,39 +370,13 @@ def test_each_part_of_a_batch_is_mixed_by_itself():
 @pytest.mark.parametrize(
     'changes, words',
     [
-        ({'loss': 'bse'}, ["config.task.loss 'bse'", "'bce'", 'softmax']),
-        ({'label_smoothing': 1.0}, ['label_smoothing=1.0', '[0, 1)']),
-        ({'mixup': -0.1}, ['config.task.mixup=-0.1', 'at least 0']),
-        ({'mixup': True}, ['config.task.mixup=True', 'a number']),
-        ({'cutmix': float('inf')}, ['config.task.cutmix=inf', 'finite']),
-        ({'cutmix': float('nan')}, ['config.task.cutmix=nan']),
-        ({'mix_probability': 1.1}, ['task.mix_probability=1.1', '[0, 1]']),
+        ({}, "bce_threshold=0.02 .*loss='bce', which is 'softmax'"),
         (
-            {'mix_switch_probability': -1},
-            ['config.task.mix_switch_probability=-1', '[0, 1]'],
-        ),
-        (
-            {'bce_threshold': 0.2},
-            ['config.task.bce_threshold=0.2', "loss='bce'", "'softmax'"],
-        ),
-        (
-            {'bce_threshold': 1.0, 'loss': 'bce'},
-            ['bce_threshold=1.0', 'at least 0 and below 1'],
-        ),
-        (
-            {'bce_threshold': 0.02, 'loss': 'bce', 'label_smoothing': 0.1},
-            ['bce_threshold=0.02', 'at least 0.025 and below 0.925'],
-        ),
-        (
-            {'bce_threshold': 'low', 'loss': 'bce'},
-            ["bce_threshold='low'", 'a number'],
+            {'loss': 'bce', 'label_smoothing': 0.1},
+            'bce_threshold=0.02 .*at least 0.025 and below 0.925',
         ),
     ],
 )
-def test_impossible_options_are_one_line(changes, words):
-  with pytest.raises(errors.InputError) as error:
-    create(**changes)
-  message = str(error.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
+def test_a_threshold_that_divides_nothing(changes, words):
+  with pytest.raises(errors.InputError, match=words):
+    create(bce_threshold=0.02, **changes)

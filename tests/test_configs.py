@@ -72,7 +72,7 @@ def test_learning_rates_by_epoch(name):
   config = load(name)
   per_epoch = EXAMPLES.get(name, IMAGENET) / config.batch_size
   _, schedule = optim.create(
-      config.optimizer,
+      **config.optimizer,
       batch_size=config.batch_size,
       total_steps=round(config.num_epochs * per_epoch),
       steps_per_epoch=per_epoch,
@@ -194,7 +194,7 @@ def test_the_steps_of_sgd(name):
     )
   # At the base batch size, and so long that the rate does not change.
   optimizer, _ = optim.create(
-      config.optimizer,
+      **config.optimizer,
       batch_size=config.optimizer.base_batch_size,
       total_steps=10**6,
       steps_per_epoch=10**6 / config.num_epochs,
@@ -407,7 +407,7 @@ def one_step(name, **arguments):
   mesh, task = one_device(), tasks.create(config)
   # So few steps that none of them is for the warm-up, whose first rate is 0.
   optimizer, schedule = optim.create(
-      config.optimizer,
+      **config.optimizer,
       batch_size=config.batch_size,
       total_steps=4,
       steps_per_epoch=4 / config.num_epochs,

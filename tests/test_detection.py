@@ -42,5 +42,5 @@ def test_coco_traces_at_full_size(arg):
   loss, (parts, _) = jax.eval_shape(task.loss, variables, shapes, key)
   assert loss.shape == () and len(parts) == 4
   patterns = config.optimizer.frozen
-  kept = jax.tree.leaves(optim.frozen(variables['params'], patterns))
+  kept = jax.tree.leaves(optim.is_frozen(variables['params'], patterns))
   assert 0 < sum(kept) < len(kept)

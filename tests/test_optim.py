@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -17,32 +16,17 @@ PARAMS = {k: RNG.normal(size=s) + 1 for k, s in SHAPES.items()}
 GRADS = [{k: RNG.normal(size=s) for k, s in SHAPES.items()} for _ in range(3)]
 
 
-def make_config(**changes):
-  config = ml_collections.ConfigDict(
-      {
-          'name': 'sgd',
-          'options': {'momentum': 0.9, 'nesterov': False},
-          'learning_rate': 0.5,
-          'base_batch_size': 4,
-          'weight_decay': 0.0,
-          'decay_mask': 'kernels',
-          'clip_norm': 0.0,
-          'frozen': (),
-          'schedule': 'constant',
-          'schedule_options': {},
-          'warmup_epochs': 0.0,
-          'warmup_steps': 0,
-          'warmup_start_fraction': 0.0,
-      }
-  )
-  for key, value in changes.items():
-    config[key] = value
-  return config.lock()
+OPTIONS = dict(
+    options={'momentum': 0.9, 'nesterov': False},
+    learning_rate=0.5,
+    base_batch_size=4,
+    schedule='constant',
+)
 
 
 def create(batch_size=4, **changes):
   return optim.create(
-      make_config(**changes),
+      **(OPTIONS | changes),
       batch_size=batch_size,
       total_steps=20,
       steps_per_epoch=4,
@@ -285,122 +269,37 @@ def test_ema_keeps_its_dtype_and_averages_in_it():
 
 # --- what cannot be used -----------------------------------------------------
 
-STEP = {'schedule': 'step'}
-BOUNDARIES = 'optimizer.schedule_options.boundaries_epochs'
+
+def boundaries(*epochs):
+  return dict(schedule='step', schedule_options={'boundaries_epochs': epochs})
 
 
 @pytest.mark.parametrize(
     'changes, words',
     [
-        ({'name': 'sdg'}, ["unknown optimizer 'sdg'", "'sgd'", 'lamb']),
-        ({'schedule': 'cos'}, ["schedule 'cos'", 'constant, cosine, step']),
-        ({'decay_mask': 'kernel'}, ["decay_mask 'kernel'", 'all, kernels']),
         (
-            {'options': {'momentum': 0.9, 'nestrov': True}},
-            ['optimizer.options.nestrov', "'sgd'", 'momentum, nesterov'],
+            {'name': 'sdg'},
+            "optimizer 'sdg' .*'sgd'.*: adamw, lamb, sgd",
         ),
+        ({'schedule': 'cos'}, "schedule 'cos'.*: constant, cosine, step"),
+        ({'decay_mask': 'kernel'}, "decay mask 'kernel'.*: all, kernels"),
+        ({'warmup_epochs': 6.0}, 'warm-up of 24 steps .* 20 steps'),
+        ({'warmup_steps': 21}, 'warm-up of 21 steps .* 20 steps'),
         (
-            {'options': {'momentum': 0.9}},
-            ['optimizer.options.nesterov is missing', "'sgd'"],
+            {'warmup_steps': 2, 'warmup_epochs': 1.0},
+            'warmup_steps=2 and warmup_epochs=1.0 .*set one to 0',
         ),
+        (boundaries(3.0, 3.0), r'boundaries_epochs=\(3.0, 3.0\) must rise'),
         (
-            {'schedule_options': {'factor': 0.1}},
-            ['schedule_options.factor', "'constant'", 'known: none'],
-        ),
-        ({'learning_rate': -0.1}, ['optimizer.learning_rate=-0.1', 'least 0']),
-        ({'learning_rate': float('nan')}, ['learning_rate=nan']),
-        ({'learning_rate': float('inf')}, ['learning_rate=inf']),
-        ({'base_batch_size': 0}, ['base_batch_size=0', 'above 0']),
-        ({'weight_decay': -1e-4}, ['weight_decay=-0.0001', 'at least 0']),
-        ({'clip_norm': -1.0}, ['clip_norm=-1.0', 'at least 0']),
-        ({'warmup_epochs': 6}, ['warmup_epochs=6.0', 'at most 5']),
-        ({'warmup_steps': 21}, ['warmup_steps=21', 'at most 20']),
-        (
-            {'warmup_steps': 2, 'warmup_epochs': 1},
-            ['warmup_steps=2', 'warmup_epochs=1.0', 'set one to 0'],
-        ),
-        (
-            {'warmup_start_fraction': 1.5},
-            ['warmup_start_fraction=1.5', 'at least 0 and at most 1'],
-        ),
-        (
-            {'options': {'momentum': 1.0, 'nesterov': True}},
-            ['options.momentum=1.0', 'at least 0 and below 1'],
-        ),
-        (
-            {'options': {'momentum': 0.9, 'nesterov': 1}},
-            ['options.nesterov=1', 'True or False'],
-        ),
-        (
-            {'name': 'adamw', 'options': ADAM | {'b1': 1.0}},
-            ['options.b1=1.0', 'below 1'],
-        ),
-        (
-            {'name': 'lamb', 'options': ADAM | {'b2': -0.1}},
-            ['options.b2=-0.1', 'below 1'],
-        ),
-        (
-            {'name': 'lamb', 'options': ADAM | {'eps': 0.0}},
-            ['options.eps=0.0', 'above 0'],
-        ),
-        (
-            STEP
-            | {
-                'schedule_options': {
-                    'boundaries_epochs': (3, 3),
-                    'factor': 0.1,
-                }
-            },
-            [f'{BOUNDARIES}[1]=3', 'above 3'],
-        ),
-        (
-            STEP
-            | {
-                'warmup_epochs': 2,
-                'schedule_options': {'boundaries_epochs': (1,), 'factor': 0.1},
-            },
-            [f'{BOUNDARIES}[0]=1', 'above 2'],
-        ),
-        (
-            STEP
-            | {'schedule_options': {'boundaries_epochs': 3, 'factor': 0.1}},
-            [f'{BOUNDARIES}=3', 'tuple'],
-        ),
-        (
-            STEP
-            | {'schedule_options': {'boundaries_epochs': (3,), 'factor': 0}},
-            ['schedule_options.factor=0', 'above 0 and at most 1'],
-        ),
-        (
-            {'schedule': 'cosine', 'schedule_options': {'final_fraction': 2}},
-            ['final_fraction=2', 'at most 1'],
+            boundaries(1.0) | {'warmup_epochs': 2.0},
+            r'boundaries_epochs=\(1.0,\) .*warm-up of 2 epochs',
         ),
     ],
 )
-def test_errors_name_key_value_and_range(changes, words):
-  with pytest.raises(InputError) as error:
+def test_what_contradicts_itself_is_one_line(changes, words):
+  with pytest.raises(InputError, match=words) as error:
     create(**changes)
-  message = str(error.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
-
-
-def test_every_key_is_read():
-  read = set()
-
-  class Spy:
-
-    def __init__(self, config):
-      self._config = config
-
-    def __getattr__(self, key):
-      read.add(key)
-      return self._config[key]
-
-  config = make_config()
-  optim.create(Spy(config), batch_size=4, total_steps=20, steps_per_epoch=4)
-  assert read == set(config)
+  assert '\n' not in str(error.value)
 
 
 TREE = {
@@ -430,7 +329,7 @@ def test_frozen_parameters_never_move_whatever_else_pulls_at_them(name):
     params = optax.apply_updates(params, updates)
 
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, TREE)
-  kept = optim.frozen(TREE, patterns)
+  kept = optim.is_frozen(TREE, patterns)
   assert moved == jax.tree.map(lambda k: not k, kept)
   assert kept['head'] == {'kernel': False, 'bias': True}
   assert kept['backbone']['stage1_block1']['conv1']['kernel']
@@ -439,4 +338,4 @@ def test_frozen_parameters_never_move_whatever_else_pulls_at_them(name):
 
 def test_a_pattern_of_no_parameter_is_named():
   with pytest.raises(InputError, match=r"frozen: 'body/\*' .* backbone, head"):
-    optim.frozen(TREE, ('head/*', 'body/*'))
+    optim.is_frozen(TREE, ('head/*', 'body/*'))

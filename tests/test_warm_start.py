@@ -193,7 +193,7 @@ def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
   source = write('file', tmp_path / 'a', random_variables(classifier, seed=1))
   fresh = random_detector(seed=2, aw_conv=True)
   start = warm_start.load(source, fresh, report=silent)
-  frozen = optim.frozen(fresh['params'], ['backbone/stem_*', '*/stage1_*'])
+  frozen = optim.is_frozen(fresh['params'], ['backbone/stem_*', '*/stage1_*'])
 
   def names(params):
     return warm_start.fixed_at_random(fresh['params'], params, frozen)

@@ -8,10 +8,9 @@ A task has the attributes `model` and `num_classes`, and these methods:
   evaluator() -> an object with update(outputs) and compute()
 """
 
-import inspect
 from typing import Any
 
-from awconv_jax import errors
+from awconv_jax.errors import look_up
 from awconv_jax.tasks import classification, detection
 
 TASKS = {
@@ -24,22 +23,12 @@ def create(config: Any) -> Any:
   """Returns the task that `config.task.name` names, with its model.
 
   Args:
-    config: the whole config; `config.task` holds the task's own options.
+    config: the whole config; `config.task` holds the options of the task, and
+      `config.model` those of the model.
 
   Raises:
-    InputError: unknown task, model or option.
+    InputError: an unknown name, or options that contradict each other.
   """
   options = config.task.to_dict()
-  name = options.pop('name')
-  if name not in TASKS:
-    raise errors.unknown_name('task', name, TASKS)
-  known = [*inspect.signature(TASKS[name]).parameters][1:]
-  for option in options:
-    if option not in known:
-      raise errors.unknown_name('config.task', option, known)
-  lacking = [option for option in known if option not in options]
-  if lacking:
-    raise errors.InputError(
-        f'config.task lacks {", ".join(lacking)}; the configs show all'
-    )
-  return TASKS[name](config.model.to_dict(), **options)
+  task = look_up('task', options.pop('name'), TASKS)
+  return task(config.model.to_dict(), **options)

@@ -5,8 +5,7 @@ targets mixed by mixup and CutMix, https://arxiv.org/abs/2110.00476.
 """
 
 from collections.abc import Mapping, Sequence
-import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,13 @@ import optax
 from awconv_jax import errors, models
 from awconv_jax.evaluators.top_k import TopK
 from awconv_jax.ops import mixing
+from awconv_jax.options import (
+    Fraction,
+    NonNegativeFloat,
+    OneOf,
+    PositiveFloat,
+    UnitFloat,
+)
 from awconv_jax.tasks import pixels
 
 Variables = Mapping[str, Any]
@@ -38,44 +44,6 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 LOSSES = {'softmax': optax.softmax_cross_entropy, 'bce': binary_cross_entropy}
-# Where each number must lie, in words, and whether it does.
-_RANGES = {
-    'label_smoothing': ('in [0, 1)', lambda x: 0 <= x < 1),
-    'mixup': ('at least 0 (off) and finite', lambda x: 0 <= x < math.inf),
-    'cutmix': ('at least 0 (off) and finite', lambda x: 0 <= x < math.inf),
-    'mix_probability': ('in [0, 1]', lambda x: 0 <= x <= 1),
-    'mix_switch_probability': ('in [0, 1]', lambda x: 0 <= x <= 1),
-}
-
-
-def _check_number(name: str, value: Any, words: str, fits: Any) -> None:
-  number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not (number and fits(value)):
-    raise errors.InputError(
-        f'config.task.{name}={value!r} must be a number {words}'
-    )
-
-
-def _check_threshold(
-    threshold: float | None, loss: str, smoothing: float, classes: int
-) -> None:
-  """Raises InputError unless the threshold divides right from wrong."""
-  if threshold is None:
-    return
-  if loss != 'bce':
-    raise errors.InputError(
-        f"config.task.bce_threshold={threshold} needs config.task.loss='bce', "
-        f'which is {loss!r}'
-    )
-  low = smoothing / classes
-  high = 1 - smoothing + low
-  _check_number(
-      'bce_threshold',
-      threshold,
-      f'at least {low:g} and below {high:g}, the targets of wrong and right '
-      f'classes with config.task.label_smoothing={smoothing}',
-      lambda x: low <= x < high,
-  )
 
 
 class Classification:
@@ -93,37 +61,35 @@ class Classification:
     mean, std: per channel (one value serves all), in units of 0..255.
 
   Raises:
-    InputError: a value is impossible.
+    InputError: the threshold does not divide right from wrong.
   """
 
   def __init__(
       self,
       model: Mapping[str, Any],
       *,
-      loss: str,
-      label_smoothing: float,
-      bce_threshold: float | None,
-      mixup: float,
-      cutmix: float,
-      mix_probability: float,
-      mix_switch_probability: float,
-      mean: Sequence[float],
-      std: Sequence[float],
+      loss: Annotated[str, OneOf(LOSSES)] = 'softmax',
+      label_smoothing: Fraction = 0.0,
+      bce_threshold: float | None = None,
+      mixup: NonNegativeFloat = 0.0,
+      cutmix: NonNegativeFloat = 0.0,
+      mix_probability: UnitFloat = 1.0,
+      mix_switch_probability: UnitFloat = 0.5,
+      mean: Sequence[float] = pixels.MEAN,
+      std: Sequence[PositiveFloat] = pixels.STD,
   ):
-    if loss not in LOSSES:
-      raise errors.unknown_name('config.task.loss', loss, LOSSES)
-    numbers = dict(
-        label_smoothing=label_smoothing,
-        mixup=mixup,
-        cutmix=cutmix,
-        mix_probability=mix_probability,
-        mix_switch_probability=mix_switch_probability,
-    )
-    for name, value in numbers.items():
-      _check_number(name, value, *_RANGES[name])
     self.model = models.create(**model)
     self.num_classes = self.model.num_classes
-    _check_threshold(bce_threshold, loss, label_smoothing, self.num_classes)
+    wrong = label_smoothing / self.num_classes
+    right = 1 - label_smoothing + wrong
+    if bce_threshold is not None and not (
+        loss == 'bce' and wrong <= bce_threshold < right
+    ):
+      raise errors.InputError(
+          f'config.task.bce_threshold={bce_threshold} needs config.task.loss='
+          f"'bce', which is {loss!r}, and must divide targets of wrong "
+          f'and right classes: at least {wrong:g} and below {right:g}'
+      )
     self._loss = LOSSES[loss]
     self._label_smoothing = label_smoothing
     self._threshold = bce_threshold

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from awconv_jax import models
 from awconv_jax.evaluators.coco import CocoEvaluator
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import PositiveFloat
 from awconv_jax.tasks import pixels
 
 Variables = Mapping[str, Any]
@@ -43,8 +44,8 @@ class Detection:
       self,
       model: Mapping[str, Any],
       *,
-      mean: Sequence[float],
-      std: Sequence[float],
+      mean: Sequence[float] = pixels.MEAN,
+      std: Sequence[PositiveFloat] = pixels.STD,
   ):
     self.model = models.create_detector(**model)
     self.num_classes = self.model.num_classes

@@ -299,7 +299,7 @@ class _Run:
     self._steps_per_epoch = self._batches.batches_per_epoch
     self._total = _every(config.num_epochs, self._steps_per_epoch)
     self._optimizer, self._schedule = optim.create(
-        config.optimizer,
+        **config.optimizer,
         batch_size=config.batch_size,
         total_steps=self._total,
         steps_per_epoch=self._steps_per_epoch,
@@ -361,7 +361,7 @@ class _Run:
       first = state.params
       if config.init_from:
         state = self._warm_start(state, say)
-      frozen = optim.frozen(first, config.optimizer.frozen)
+      frozen = optim.is_frozen(first, config.optimizer.frozen)
       names = warm_start.fixed_at_random(first, state.params, frozen)
       if names:
         say(_warning_of_frozen(names))

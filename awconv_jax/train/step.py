@@ -173,7 +173,7 @@ def create_train_step(
     ema_decay: share of the old averages, after t steps at most
       (1 + t) / (10 + t); unused if the state has none.
     frozen: patterns of parameters that get no gradient and of statistics that
-      stay; see `optim.frozen`.
+      stay; see `optim.is_frozen`.
 
   Metrics are scalars: loss, the task's own, learning_rate, and the norms of
   the gradients and of the parameters after the step (both become non-finite
@@ -183,7 +183,7 @@ def create_train_step(
   def loss_and_grads(params, model_state, batch, rng):
     def loss(params):
       # So that no gradient is computed for what the optimizer leaves alone.
-      kept = optim.frozen(params, frozen)
+      kept = optim.is_frozen(params, frozen)
       params = jax.tree.map(
           lambda keep, p: jax.lax.stop_gradient(p) if keep else p, kept, params
       )

@@ -228,7 +228,7 @@ def fixed_at_random(first: Any, params: Any, frozen: Any) -> list[str]:
   Args:
     first: parameters as the network made them.
     params: the same tree, which training starts with.
-    frozen: the same tree of bools, as of `optim.frozen`.
+    frozen: the same tree of bools, as of `optim.is_frozen`.
   """
   leaves = zip(
       jax.tree_util.tree_leaves_with_path(jax.device_get(params)),
