@@ -39,13 +39,11 @@ def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     bases = [b for b in plain.__mro__ if not b.__module__.startswith('flax.')]
     declared = set().union(*map(inspect.get_annotations, bases))
     declared -= {'parent', 'name'} if issubclass(plain, nn.Module) else set()
-  elif isinstance(plain, type):
-    plain = plain.__init__
-  hints = typing.get_type_hints(plain, include_extras=True)
   return {
-      name: parameter.replace(annotation=hints[name])
+      name: parameter
       for name, parameter in inspect.signature(target).parameters.items()
-      if name in (declared or hints)
+      if parameter.annotation is not inspect.Parameter.empty
+      and (declared is None or name in declared)
   }
 
 

@@ -27,7 +27,7 @@ from awconv_jax.options import (
 )
 
 # Of the parameters that decay, a tree of bools like theirs.
-Mask = Callable[[optax.Params], Any]
+Mask = Callable[[Any], Any]
 
 
 def sgd(
