@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from awconv_jax import data, errors
@@ -44,7 +43,7 @@ def check(interpolations: Sequence[str]) -> None:
 
 
 def _config(path, side, interpolation, workers, threads, prefetch):
-  """Returns a config whose `data` is as in the recipes for ImageNet."""
+  """Returns options as in the recipes for ImageNet."""
   crop = dict(area=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
   section = dict(
       name=f'folder:{path}',
@@ -65,7 +64,7 @@ def _config(path, side, interpolation, workers, threads, prefetch):
       num_threads=threads,
       prefetch=prefetch,
   )
-  return ml_collections.ConfigDict(dict(data=section))
+  return section
 
 
 def _own(

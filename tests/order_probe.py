@@ -6,7 +6,8 @@ import numpy as np
 class Numbers:
   """A source of N examples without pictures: each image is its number."""
 
-  channels, num_classes, class_names = 1, 10, tuple('0123456789')
+  channels, num_classes, category_ids = 1, 10, None
+  class_names = tuple('0123456789')
 
   def __init__(self, length):
     self._length = length

@@ -10,7 +10,7 @@ from awconv_jax.train import loop as train_loop
 
 def test_a_run_keeps_numbers_and_names(tmp_path):
   batches = types.SimpleNamespace(
-      class_names=('heron', 'gull'), label_to_category_id=(3, 20)
+      class_names=('heron', 'gull'), category_ids=(3, 20)
   )
   train_loop.write_classes(tmp_path, batches)
   found = json.loads((tmp_path / 'categories.json').read_text())

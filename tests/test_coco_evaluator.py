@@ -185,9 +185,8 @@ def test_a_file_that_is_read_and_fed_back_is_perfect_by_pycocotools(tmp_path):
   fake_coco.write(tmp_path, {'test': range(23)})
   section = fake_coco.config(f'coco_json:{tmp_path}', short_side=29)
   section.train_short_sides = (29,)
-  config = type('Config', (), {'data': section})
-  rows = data.create(config, train=False, batch_size=4, seed=0)
-  evaluator = coco.CocoEvaluator(rows.label_to_category_id, rows.class_names)
+  rows = data.create(section, train=False, batch_size=4, seed=0)
+  evaluator = coco.CocoEvaluator(rows.category_ids, rows.class_names)
   for batch in rows:
     scores = np.where(batch['gt_valid'], np.float32(0.5), 0)
     found = {'boxes': batch['gt_boxes'], 'labels': batch['gt_labels']}

@@ -22,8 +22,7 @@ def root(tmp_path):
 
 def create(root, train=True, **changes):
   section = fake_coco.config(f'coco_json:{root}', **changes)
-  config = type('Config', (), {'data': section})
-  return data.create(config, train=train, batch_size=2, seed=0)
+  return data.create(section, train=train, batch_size=2, seed=0)
 
 
 def rewrite(root, split, change):
@@ -37,13 +36,13 @@ def rewrite(root, split, change):
 def test_records_hold_what_the_json_says(root):
   source = sources.open_source(f'coco_json:{root}', None, 'train')
   assert len(source) == 12 and source.faults == ()
-  assert source.label_to_category_id == (3, 5, 9)
+  assert source.category_ids == (3, 5, 9)
   assert source.class_names == ('thing 3', 'thing 5', 'thing 9')
   for i, seed in enumerate(SEEDS['train']):
     record, wanted = source[i], fake_coco.annotations(seed, (3, 5, 9))
     assert record['image'] == fake_coco.image(seed)
     assert record['image_id'] == seed
-    ids = [source.label_to_category_id[k] for k in record['objects'].labels]
+    ids = [source.category_ids[k] for k in record['objects'].labels]
     assert ids == [a['category_id'] for a in wanted]
     boxes = np.reshape([a['bbox'] for a in wanted], (-1, 4))
     boxes[:, 2:] += boxes[:, :2]

@@ -1,5 +1,6 @@
 """Batches: what they hold, in which order, on how many hosts and threads."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -10,12 +11,11 @@ import subprocess
 import sys
 import time
 
-import ml_collections
 import numpy as np
 import pictures
 import pytest
 
-from awconv_jax import data
+from awconv_jax import config, data
 from awconv_jax.data import augment, decode, digits, rows, sources
 from awconv_jax.errors import InputError
 
@@ -37,7 +37,7 @@ def create(data_dir):
   created = []
 
   def create(*, batch_size=64, seed=0, train=True, hosts=(0, 1), **changes):
-    config = {
+    section = {
         'name': 'digits',
         'dir': data_dir,
         'train_split': 'train',
@@ -54,7 +54,7 @@ def create(data_dir):
         'prefetch': 2,
     }
     batches = data.create(
-        ml_collections.ConfigDict({'data': config | changes}),
+        section | changes,
         train=train,
         batch_size=batch_size,
         seed=seed,
@@ -206,13 +206,12 @@ def test_hosts_change_nothing(create, whole, count):
 
 
 WORKERS = """
-import ml_collections, sys
+import sys
 sys.path.insert(0, 'tests')
 import test_data
 from awconv_jax import data
 if __name__ == '__main__':
-  config = ml_collections.ConfigDict({config})
-  batches = data.create(config, train=True, batch_size=64, seed=0)
+  batches = data.create({config}, train=True, batch_size=64, seed=0)
   batches.set_state(batches.get_state() | {{'batches': 21}})
   print(test_data.digest(test_data.take(batches, 5)))
 """
@@ -237,7 +236,7 @@ def test_workers_change_nothing(whole, data_dir, tmp_path):
       'prefetch': 2,
   }
   script = tmp_path / 'script.py'
-  script.write_text(WORKERS.format(config={'data': config}))
+  script.write_text(WORKERS.format(config=config))
   root = Path(__file__).parent.parent
 
   done = subprocess.run(
@@ -369,12 +368,6 @@ def test_image_size(create):
     assert next(iter(batches))['image'].shape == (400, side, side, 1)
 
 
-def test_what_the_config_lacks_is_named(data_dir):
-  config = ml_collections.ConfigDict({'data': {'name': 'digits', 'repeats': 1}})
-  with pytest.raises(InputError, match='config.data lacks dir, train_split'):
-    data.create(config, train=True, batch_size=8, seed=0)
-
-
 def test_several_labels_are_not_trained_on(create, data_dir, monkeypatch):
   class Several(type(sources.open_source('digits', data_dir, 'train'))):
 
@@ -391,6 +384,33 @@ def test_several_labels_are_not_trained_on(create, data_dir, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    'name, options, message',
+    [
+        ('digits', {'eval_interpolation': 'cubik'}, "mean 'cubic'"),
+        ('digits', {'eval_crop': 0.0}, 'config.eval_crop=0.0 must be greater'),
+        ('digits', {'repeats': 0}, 'config.repeats=0 must be greater'),
+        ('coco/2017', {'canvas': (8, 8, 8)}, 'config.canvas=.* at most 2'),
+        ('coco/2017', {'train_empti': True}, "mean 'train_empty'"),
+    ],
+)
+def test_options_of_a_reader_are_checked_by_its_signature(
+    name, options, message
+):
+  needed = dict(image_size=8, eval_image_size=8)
+  if name == 'coco/2017':
+    needed = dict(
+        canvas=(8, 8), short_side=8, long_side=8, train_short_sides=(8,)
+    )
+  given = functools.partial(
+      data.reader_of(name), train=True, batch_size=8, seed=0
+  )
+  settings = config.complete(needed, given)
+  assert settings.dir is None and settings.max_bad_fraction == 0.0
+  with pytest.raises(InputError, match=message):
+    config.complete(needed | options, given)
+
+
+@pytest.mark.parametrize(
     'arguments, message',
     [
         ({'batch_size': 9, 'hosts': (0, 2)}, 'batch_size 9 .* among 2 hosts'),
@@ -400,15 +420,6 @@ def test_several_labels_are_not_trained_on(create, data_dir, monkeypatch):
         ({'name': 'digit'}, "unknown dataset 'digit'"),
         ({'train_split': 'tain'}, "unknown split 'tain'.*known: test, train"),
         ({'eval_split': 'val', 'train': False}, "unknown split 'val'"),
-        ({'seed': -1}, 'config.seed=-1 must be at least 0'),
-        ({'image_size': 0}, 'config.data.image_size=0 must be at least 1'),
-        ({'repeats': 0}, 'config.data.repeats=0 must be at least 1'),
-        ({'eval_crop': 0.0}, r'eval_crop=0.0 is not in \(0, 1\]'),
-        ({'max_bad_fraction': 1.5}, r'max_bad_fraction=1.5 is not in \[0, 1\]'),
-        (
-            {'eval_interpolation': 'cubik'},
-            r"'cubik' \(did you mean 'cubic'\?\)",
-        ),
         ({'augment': (('flop', {}),)}, r"'flop' \(did you mean 'flip'\?\)"),
     ],
 )

@@ -30,7 +30,7 @@ def create(root):
   def create(*, train=True, batch_size=4, seed=0, hosts=(0, 1), **changes):
     section = fake_coco.config(f'coco_json:{root}', **changes)
     batches = data.create(
-        type('Config', (), {'data': section}),
+        section,
         train=train,
         batch_size=batch_size,
         seed=seed,
@@ -80,7 +80,7 @@ def test_train_batch_contract(create):
   assert {b['image'].shape[1] for b in taken} == {48, 64}
   assert (batches.num_examples, batches.num_classes) == (N_TRAIN, 3)
   assert batches.batches_per_epoch == N_TRAIN / 4
-  assert batches.label_to_category_id == (3, 5, 9)
+  assert batches.category_ids == (3, 5, 9)
 
 
 def boxes_of(seed, crowds):
@@ -222,19 +222,14 @@ def test_empty_images_can_be_left_out(create):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(canvas=(64, 48)), 'canvas=.* is not landscape'),
-        (dict(canvas=(48, 64, 64)), r'canvas=\(48, .* want \(height, width'),
-        (dict(short_side=49), 'short_side=49 must be in'),
-        (dict(long_side=65), 'long_side=65 is more than the 64'),
-        (dict(train_short_sides=()), r'train_short_sides=\(\) must be one'),
+        (dict(canvas=(64, 48)), 'canvas=.* landscape'),
+        (dict(short_side=49), 'short_side=49 must be at most 48'),
+        (dict(long_side=65), 'long_side=65 must be at most 64'),
+        (dict(train_short_sides=()), 'train_short_sides=.* must be one'),
         (dict(train_short_sides=(48, 61)), 'train_short_sides=.* must be'),
-        (dict(flip=1.5), r'flip=1.5 is not in \[0, 1\]'),
         (dict(scale_jitter=(2.0, 1.0)), 'scale_jitter=.* must be'),
-        (dict(max_boxes=0), 'max_boxes=0 is less than 1'),
-        (dict(max_boxes=2), r'image \d+ of .* has 3 boxes, more than'),
-        (dict(max_bad_fraction=2.0), 'max_bad_fraction=2.0 is not'),
+        (dict(max_boxes=2), r'image \d+ has 3 boxes, more than'),
         (dict(batch_size=27), 'batch_size 27 is more than the 26 examples'),
-        (dict(seed=-1), 'config.seed=-1 must be at least 0'),
         (dict(hosts=(0, 3)), 'cannot be divided among 3 hosts'),
     ],
 )

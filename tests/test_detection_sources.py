@@ -68,7 +68,7 @@ def test_scenes_are_of_every_kind(splits):
 
 
 def test_category_ids_have_gaps_and_are_kept_with_the_set(splits):
-  ids = splits['test'].label_to_category_id
+  ids = splits['test'].category_ids
   assert ids == digit_scenes.LABEL_TO_CATEGORY_ID
   assert len(set(ids)) == 10 and list(ids) == sorted(ids)
   assert max(ids) > 11 and splits['train'].class_names == tuple('0123456789')
@@ -138,11 +138,10 @@ def test_batches_of_scenes(data_dir):
       long_side=128,
       train_short_sides=(96,),
   )
-  config = type('Config', (), {'data': section})
-  batches = data.create(config, train=False, batch_size=16, seed=0)
+  batches = data.create(section, train=False, batch_size=16, seed=0)
   rows = [b for b in batches]
   assert sum(b['mask'].sum() for b in rows) == batches.num_examples == 200
-  assert batches.label_to_category_id == digit_scenes.LABEL_TO_CATEGORY_ID
+  assert batches.category_ids == digit_scenes.LABEL_TO_CATEGORY_ID
   for b in rows:
     high = b['image_size'][:, None, ::-1]
     assert (b['gt_boxes'][..., 2:] <= high + 1e-3)[b['gt_valid']].all()
@@ -151,7 +150,7 @@ def test_batches_of_scenes(data_dir):
 def test_coco_records(coco):
   source = sources.open_source('coco/2017', str(coco), 'train')
   assert len(source) == len(TRAIN) and source.num_classes == 80
-  assert source.label_to_category_id == fake_coco.COCO_IDS
+  assert source.category_ids == fake_coco.COCO_IDS
   assert source.class_names[0] == 'thing 1'
   found = {record['image_id']: record for record in records(source)}
   assert found.keys() == set(TRAIN)
@@ -159,7 +158,7 @@ def test_coco_records(coco):
     wanted = fake_coco.annotations(seed)
     assert record['image'] == fake_coco.image(seed)
     labels = record['objects'].labels
-    ids = [source.label_to_category_id[label] for label in labels]
+    ids = [source.category_ids[label] for label in labels]
     assert ids == [a['category_id'] for a in wanted]
     boxes = np.reshape([a['bbox'] for a in wanted], (-1, 4))
     boxes[:, 2:] += boxes[:, :2]
@@ -177,12 +176,11 @@ def test_coco_ids_are_those_of_the_80_categories():
 
 def test_coco_batches(coco):
   section = fake_coco.config('coco/2017', coco, eval_split='validation')
-  config = type('Config', (), {'data': section})
-  batches = data.create(config, train=False, batch_size=2, seed=0)
+  batches = data.create(section, train=False, batch_size=2, seed=0)
   ids = [i for b in batches for i in b['image_id'][b['mask']]]
   assert sorted(ids) == list(VAL)
-  assert batches.label_to_category_id == fake_coco.COCO_IDS
-  train = data.create(config, train=True, batch_size=2, seed=0)
+  assert batches.category_ids == fake_coco.COCO_IDS
+  train = data.create(section, train=True, batch_size=2, seed=0)
   assert {int(i) for _ in range(6) for i in next(train)['image_id']} == set(
       TRAIN
   )
@@ -200,8 +198,7 @@ def test_a_broken_image_is_masked_even_as_the_first(monkeypatch, tmp_path):
   )
   for tolerated in (1.0, 0.1):
     section.max_bad_fraction = tolerated
-    config = type('Config', (), {'data': section})
-    batches = data.create(config, train=False, batch_size=2, seed=0)
+    batches = data.create(section, train=False, batch_size=2, seed=0)
     if tolerated < 1:
       with pytest.raises(InputError, match='record 0 .*: it is no image'):
         list(batches)

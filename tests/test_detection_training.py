@@ -74,10 +74,10 @@ def test_a_run_trains_and_counts_every_image_once(eight):
 
 def test_every_canvas_is_compiled_once(eight):
   config = tiny_scenes.get_config()
-  batches = data.create(config, train=True, batch_size=8, seed=config.seed)
+  batches = data.create(config.data, train=True, batch_size=8, seed=config.seed)
   trained = [next(batches) for _ in range(STEPS)]
   batches.close()
-  shown = data.create(config, train=False, batch_size=8, seed=config.seed)
+  shown = data.create(config.data, train=False, batch_size=8, seed=config.seed)
   for function, met in ((eight.step, trained), (eight.predict, list(shown))):
     assert {b['image'].shape[1:3] for b in met} == {(96, 128), (128, 96)}
     sizes = {tuple(size) for b in met for size in b['image_size'].tolist()}

@@ -131,7 +131,9 @@ def test_too_many_stop_the_run_with_their_names(folder, tmp_path):
 
 def test_too_many_in_evaluation_stop_the_run_too(folder):
   root, broken = folder
-  batches = data.create(config(root, 0.05), train=False, batch_size=8, seed=0)
+  batches = data.create(
+      config(root, 0.05).data, train=False, batch_size=8, seed=0
+  )
   with pytest.raises(errors.InputError, match=f'4 of {EVAL_TOTAL} examples'):
     list(batches)
   assert len(batches.unreadable) == 4 < len(broken['val'])
@@ -143,7 +145,7 @@ def test_on_several_hosts_it_is_told_when_all_ask(folder):
   counts = []
   for host in range(2):
     batches = data.create(
-        config(root, 0.05),
+        config(root, 0.05).data,
         train=False,
         batch_size=8,
         seed=0,
@@ -167,7 +169,7 @@ def test_the_rest_of_an_evaluation_is_as_it_was(folder, workers):
   settings = config(root, 1.0)
   with settings.unlocked():
     settings.data.num_workers = workers
-  batches = data.create(settings, train=False, batch_size=16, seed=0)
+  batches = data.create(settings.data, train=False, batch_size=16, seed=0)
   rows = {
       key: np.concatenate([batch[key] for batch in batches])
       for key in ('index', 'mask', 'image')
@@ -183,7 +185,9 @@ def test_the_rest_of_an_evaluation_is_as_it_was(folder, workers):
 
 def test_each_broken_image_is_replaced_by_the_next_that_can_be_read(folder):
   root, broken = folder
-  batches = data.create(config(root, 1.0), train=True, batch_size=TOTAL, seed=0)
+  batches = data.create(
+      config(root, 1.0).data, train=True, batch_size=TOTAL, seed=0
+  )
   batch = next(batches)
 
   counts = np.bincount(batch['index'], minlength=TOTAL)
@@ -201,6 +205,8 @@ def test_each_broken_image_is_replaced_by_the_next_that_can_be_read(folder):
 def test_a_folder_of_nothing_but_broken_images_ends_in_one_line(tmp_path):
   for split in ('train', 'val'):
     write(tmp_path / split, 120, 120)
-  batches = data.create(config(tmp_path, 1.0), train=True, batch_size=8, seed=0)
+  batches = data.create(
+      config(tmp_path, 1.0).data, train=True, batch_size=8, seed=0
+  )
   with pytest.raises(errors.InputError, match='100 examples in succession'):
     next(batches)

@@ -66,7 +66,7 @@ def predictions(run, name, data_dir):
   _, config, task, variables = run
   config = config.copy_and_resolve_references().unlock()
   config.data.name, config.data.dir = name, str(data_dir)
-  batches = data.create(config, train=False, batch_size=1, seed=0)
+  batches = data.create(config.data, train=False, batch_size=1, seed=0)
   forward = jax.jit(task.forward)
   rows = list(batches)
   logits = [np.asarray(forward(variables, row))[0] for row in rows]

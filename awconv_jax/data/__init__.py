@@ -9,28 +9,36 @@ A batch is a dict of numpy arrays, b rows of a global batch per host:
 Batches of images with boxes are described in `data.detection`.
 """
 
+from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 
 # Imported when called, so that models can be used without Grain and TFDS.
-def _images() -> Any:
-  from awconv_jax.data import pipeline
+def reader_of(name: str) -> Callable[..., Any]:
+  """Returns the function that makes batches of a data set.
 
-  return pipeline
+  Args:
+    name: of the data set, see `sources.open_source`.
 
+  Returns:
+    `(*, train, batch_size, seed, process_index, process_count, **options) ->
+    batches`, whose other options are those of `config.data`; see
+    `pipeline.images` and `detection.pipeline.boxed_images`.
 
-def _objects() -> Any:
-  from awconv_jax.data.detection import pipeline
+  Raises:
+    InputError: for unknown names.
+  """
+  from awconv_jax.data import pipeline, sources
+  from awconv_jax.data.detection import pipeline as detection
 
-  return pipeline
-
-
-# By what the data sets hold; `sources.kind` says it of each.
-PIPELINES = {'images': _images, 'objects': _objects}
+  readers = {'images': pipeline.images, 'objects': detection.boxed_images}
+  reader = readers[sources.kind(name)]
+  return functools.partial(reader, functools.partial(sources.open_source, name))
 
 
 def create(
-    config: Any,
+    options: Mapping[str, Any],
     *,
     train: bool,
     batch_size: int,
@@ -38,16 +46,38 @@ def create(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Any:
-  """Returns the batches of `config.data`; see `create` of the pipelines."""
-  from awconv_jax.data import sources
+  """Returns the train or eval batches of a data set.
 
-  return PIPELINES[sources.kind(config.data.name)]().create(
-      config,
+  All batches have the attributes
+    num_examples: N, examples that are read in an epoch.
+    num_left_out: of the split, as there is nothing on them to train on.
+    num_classes: labels are 0..num_classes-1.
+    class_names: the name of each label.
+    category_ids: the data set's number of each label, or None.
+    batches_per_epoch: N / batch_size in training, where batches may straddle
+      epochs; a whole number in evaluation.
+    unreadable: what could not be read so far; see `pipeline.Unreadable`.
+
+  Args:
+    options: `config.data`: the `name` and the options of its reader.
+    train: endless shuffled augmented batches, or one pass in order.
+    batch_size: rows of a batch over all hosts.
+    seed: at least 0; fixes order and augmentation, and evaluation has no use
+      for it.
+    process_index: this host.
+    process_count: all hosts.
+
+  Raises:
+    InputError: for a data set or options that cannot be used.
+  """
+  options = dict(options)
+  return reader_of(options.pop('name'))(
       train=train,
       batch_size=batch_size,
       seed=seed,
       process_index=process_index,
       process_count=process_count,
+      **options,
   )
 
 

@@ -1,127 +1,110 @@
 """Batches for training and evaluation, by Grain, the same on any machine."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from awconv_jax.data import augment, crops, decode, rows, sources
-from awconv_jax.errors import InputError, unknown_name
+from awconv_jax.data import augment as augmentations
+from awconv_jax.data import crops, decode, rows
+from awconv_jax.errors import InputError
+from awconv_jax.options import (
+    Bound,
+    NonNegativeInt,
+    OneOf,
+    PositiveInt,
+    UnitFloat,
+)
 
 Batch = dict[str, np.ndarray]
 
 
-def create(
-    config: Any,
+def images(
+    open_split: Callable[[str | None, str], Any],
     *,
     train: bool,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    batch_size: PositiveInt,
+    seed: NonNegativeInt,
+    process_index: NonNegativeInt = 0,
+    process_count: PositiveInt = 1,
+    image_size: PositiveInt,
+    eval_image_size: PositiveInt,
+    dir: str | None = None,
+    train_split: str = 'train',
+    eval_split: str = 'test',
+    augment: Sequence[tuple[str, dict[str, Any]]] = (),
+    repeats: PositiveInt = 1,
+    eval_crop: Annotated[float, Bound(gt=0, le=1)] = 1.0,
+    eval_interpolation: Annotated[str, OneOf(decode.INTERPOLATIONS)] = 'area',
+    max_bad_fraction: UnitFloat = 0.0,
+    num_workers: NonNegativeInt = 0,
+    num_threads: NonNegativeInt = 1,
+    prefetch: NonNegativeInt = 4,
 ) -> 'TrainBatches | EvalBatches':
-  """Returns the train or eval batches of the data set in `config.data`.
+  """Returns the train or eval batches of images with labels.
 
   Args:
-    config: has `data` with
-      name, dir: of the data set; see `sources.open_source`.
-      train_split, eval_split: of it.
-      image_size, eval_image_size: pixels of an image's side in training and in
-        evaluation.
-      augment: a tuple of (name, options) pairs; see `augment.Chain`.
-      repeats: rows in succession that show the same example, in training.
-      eval_crop: side of the central square that is evaluated, over the image's
-        shorter side.
-      eval_interpolation: a key of `decode.INTERPOLATIONS`.
-      max_bad_fraction: share of the split that may be unreadable.
-      num_workers, num_threads, prefetch: see `rows.Reader`.
+    open_split: `(dir, split) -> source`; see `sources`.
     train: endless shuffled augmented batches, or one pass in order.
     batch_size: rows of a batch over all hosts.
-    seed: at least 0; fixes order and augmentation, and evaluation has no use
-      for it.
+    seed: fixes order and augmentation, and evaluation has no use for it.
     process_index: this host.
     process_count: all hosts.
+    image_size, eval_image_size: pixels of an image's side in training and in
+      evaluation.
+    dir: directory of prepared data sets; None is $TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+    train_split, eval_split: of the data set.
+    augment: (name, options) pairs; see `augment.Chain`.
+    repeats: rows in succession that show the same example, in training.
+    eval_crop: side of the central square that is evaluated, over the image's
+      shorter side.
+    eval_interpolation: a key of `decode.INTERPOLATIONS`.
+    max_bad_fraction: share of the split that may be unreadable.
+    num_workers, num_threads, prefetch: see `rows.Reader`.
 
   Raises:
-    InputError: for a config, a data set or sizes that cannot be used.
+    InputError: for a data set or sizes that cannot be used.
   """
-  if seed < 0:
-    raise InputError(f'config.seed={seed} must be at least 0')
-  data = config.data
-  _check(data)
-  share = share_of(batch_size, process_index, process_count)
-  # Checked for evaluation too, so that a mistake shows whichever comes first.
-  chain = augment.Chain(data.augment, data.image_size)
-  split = data.train_split if train else data.eval_split
-  source = sources.open_source(data.name, data.dir, split)
-  reading = (share, data.num_workers, data.num_threads, data.prefetch)
+  shard = share_of(batch_size, process_index, process_count)
+  # Made for evaluation too, so that a mistake shows whichever comes first.
+  chain = augmentations.Chain(augment, image_size)
+  split = train_split if train else eval_split
+  source = open_split(dir, split)
+  reading = (shard, num_workers, num_threads, prefetch)
   unreadable = Unreadable(
       source,
-      tolerated(data, source, train, process_count),
+      tolerated(max_bad_fraction, source, train, process_count),
       prompt=process_count == 1,
   )
   if not train:
     crop = functools.partial(
         crops.center_crop,
-        size=data.eval_image_size,
-        share=data.eval_crop,
-        interpolation=data.eval_interpolation,
+        size=eval_image_size,
+        share=eval_crop,
+        interpolation=eval_interpolation,
     )
     stream = rows.EvalStream(source, crop)
     return EvalBatches(rows.Reader(stream, *reading), source, unreadable)
-  check_fits(batch_size, source, f'split {split!r} of {data.name}')
+  check_fits(batch_size, source, split)
   if np.ndim(source[0]['label']):
     raise InputError(
-        f'the images of {data.name} have several labels each, to be evaluated '
-        'with, not to be trained on'
+        f'the images of split {split!r} have several labels each, to be '
+        'evaluated with, not to be trained on'
     )
-  stream = rows.train_stream(source, chain, seed, data.repeats)
+  stream = rows.train_stream(source, chain, seed, repeats)
   reader = rows.Reader(stream, *reading)
-  return TrainBatches(reader, source, unreadable, seed, data.repeats)
+  return TrainBatches(reader, source, unreadable, seed, repeats)
 
 
-_KEYS = (
-    *('name', 'dir', 'train_split', 'eval_split', 'image_size'),
-    *('eval_image_size', 'eval_crop', 'eval_interpolation', 'augment'),
-    *('repeats', 'max_bad_fraction', 'num_workers', 'num_threads', 'prefetch'),
-)
-_LEAST = {'image_size': 1, 'eval_image_size': 1, 'repeats': 1}
-
-
-def _check(data: Any) -> None:
-  """Raises InputError for what `config.data` lacks or has out of range."""
-  lacking = [key for key in _KEYS if key not in data]
-  if lacking:
-    raise InputError(
-        f'config.data lacks {", ".join(lacking)}; configs/digits.py shows all'
-    )
-  for key, least in _LEAST.items():
-    if data[key] < least:
-      raise InputError(
-          f'config.data.{key}={data[key]} must be at least {least}'
-      )
-  if not 0 < data.eval_crop <= 1:
-    raise InputError(f'config.data.eval_crop={data.eval_crop} is not in (0, 1]')
-  if not 0 <= data.max_bad_fraction <= 1:
-    raise InputError(
-        f'config.data.max_bad_fraction={data.max_bad_fraction} is not in [0, 1]'
-    )
-  if data.eval_interpolation not in decode.INTERPOLATIONS:
-    raise unknown_name(
-        'config.data.eval_interpolation',
-        data.eval_interpolation,
-        decode.INTERPOLATIONS,
-    )
-
-
-def check_fits(batch_size: int, source: Any, place: str) -> None:
+def check_fits(batch_size: int, source: Any, split: str) -> None:
   """Raises InputError for a batch of more rows than there are examples."""
   if batch_size > len(source):
     raise InputError(
         f'batch_size {batch_size} is more than the {len(source)} examples of'
-        f' {place}; choose a smaller one'
+        f' split {split!r}; choose a smaller one'
     )
 
 
@@ -137,12 +120,14 @@ def share_of(batch_size: int, index: int, count: int) -> rows.Share:
   return rows.Share(batch_size, index, count)
 
 
-def tolerated(data: Any, source: Any, train: bool, process_count: int) -> float:
+def tolerated(
+    fraction: float, source: Any, train: bool, process_count: int
+) -> float:
   """Returns how many examples may be unreadable on a host."""
   # In evaluation a host meets its own part of the split, in training, in the
   # course of time, all of it.
   met = len(source) if train else len(source) / process_count
-  return data.max_bad_fraction * met
+  return fraction * met
 
 
 class Unreadable:
@@ -229,6 +214,8 @@ class TrainBatches:
     self.num_examples = len(source)
     self.num_classes = source.num_classes
     self.class_names = source.class_names
+    self.category_ids = source.category_ids
+    self.num_left_out = 0
     self.batches_per_epoch = len(source) / reader.share.batch_size
     self._reader = reader
     self._seed, self._repeats = seed, repeats
@@ -308,6 +295,8 @@ class EvalBatches:
     self.num_examples = len(source)
     self.num_classes = source.num_classes
     self.class_names = source.class_names
+    self.category_ids = source.category_ids
+    self.num_left_out = 0
     self.batches_per_epoch = math.ceil(len(source) / reader.share.batch_size)
     self._reader = reader
 

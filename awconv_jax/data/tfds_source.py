@@ -26,6 +26,8 @@ _CHECKED = 100
 class TfdsSource:
   """One split of a prepared TFDS data set; its builder code is not needed."""
 
+  category_ids = None
+
   def __init__(self, directory: str, split: str, embedded: bool = False):
     """Opens a split.
 

@@ -34,7 +34,7 @@ def find(
   try:
     source = sources.open_source(section.name, section.dir, section.eval_split)
     if source.num_classes == num_classes:
-      return source.label_to_category_id, source.class_names
+      return source.category_ids, source.class_names
     reason = f'{section.name} has {source.num_classes}'
   except errors.InputError as error:
     reason = str(error)

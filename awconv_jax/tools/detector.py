@@ -13,7 +13,7 @@ import numpy as np
 
 from awconv_jax import errors, tasks
 from awconv_jax.data.detection import canvases, objects, order
-from awconv_jax.data.detection.pipeline import check_geometry
+from awconv_jax.data.detection.rows import Geometry
 from awconv_jax.evaluators import coco
 from awconv_jax.tools import categories, evaluate
 
@@ -54,7 +54,7 @@ class Detector:
       self, task: Any, variables: Any, data: Any, names: Sequence[str]
   ):
     self.names = list(names)
-    self._geometry = check_geometry(data)
+    self._geometry = Geometry.of(data)
     self._variables = jax.device_put(variables)
     self._predict = jax.jit(task.predict)
 

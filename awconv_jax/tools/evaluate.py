@@ -212,7 +212,10 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
   task = tasks.create(config)
   batches = data.create(
-      config, train=False, batch_size=config.eval_batch_size, seed=config.seed
+      config.data,
+      train=False,
+      batch_size=config.eval_batch_size,
+      seed=config.seed,
   )
   name, split = config.data.name, config.data.eval_split
   if task.num_classes != batches.num_classes:

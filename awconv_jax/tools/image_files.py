@@ -19,7 +19,7 @@ from awconv_jax.data import pipeline
 from awconv_jax.data import rows as reading
 from awconv_jax.data.decode import Picture, UnreadableError
 from awconv_jax.data.detection import objects, order, rows
-from awconv_jax.data.detection.pipeline import EvalBatches, check_geometry
+from awconv_jax.data.detection.pipeline import EvalBatches
 from awconv_jax.data.folder_source import EXTENSIONS
 from awconv_jax.errors import InputError
 
@@ -68,7 +68,7 @@ class ImageFiles:
   def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
     """Takes the files, and what the network's labels stand for."""
     self.paths = list(paths)
-    self.label_to_category_id = tuple(ids)
+    self.category_ids = tuple(ids)
     self.class_names = tuple(map(str, names))
     self.num_classes = len(self.class_names)
 
@@ -132,7 +132,7 @@ def batches(source: ImageFiles, data: Any, batch_size: int) -> EvalBatches:
   Raises:
     InputError: the sizes cannot be used, or not one of the files.
   """
-  geometry = check_geometry(data)
+  geometry = rows.Geometry.of(data)
   if not source.index.sizes.any():
     first = source.describe(0, reading.reason(source, 0))
     raise InputError(

@@ -61,7 +61,9 @@ def create_batches(
     ids_and_names = categories.find(config, task.num_classes, workdir)
     source = image_files.ImageFiles(files, *ids_and_names)
     return image_files.batches(source, config.data, size)
-  batches = data.create(config, train=False, batch_size=size, seed=config.seed)
+  batches = data.create(
+      config.data, train=False, batch_size=size, seed=config.seed
+  )
   if batches.num_classes != task.num_classes:
     raise errors.InputError(
         f'{config.data.name} has {batches.num_classes} classes, and the '
@@ -88,7 +90,7 @@ def detect(
   Raises:
     InputError: not one image can be read.
   """
-  evaluator = CocoEvaluator(batches.label_to_category_id, batches.class_names)
+  evaluator = CocoEvaluator(batches.category_ids, batches.class_names)
   mesh = partition.create_mesh()
   place = 0
   with jax.set_mesh(mesh):

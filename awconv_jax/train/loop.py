@@ -104,7 +104,9 @@ def _create_data(config: Any) -> tuple[Any, Any]:
   )
 
   def create(train, batch_size):
-    return data.create(config, train=train, batch_size=batch_size, **shared)
+    return data.create(
+        config.data, train=train, batch_size=batch_size, **shared
+    )
 
   return partition.agree(
       lambda: (
@@ -166,7 +168,7 @@ def _describe(config, task, shapes, state, train_batches, eval_batches) -> str:
       task.forward, state.variables(), {'image': image}
   )
   table = complexity.format_table(*complexity.rows(state.params, macs))
-  left_out = getattr(train_batches, 'num_left_out', 0)
+  left_out = train_batches.num_left_out
   devices = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
   return '\n'.join(
       [
@@ -188,12 +190,11 @@ def write_classes(workdir: pathlib.Path, batches: Any) -> None:
 
   Args:
     workdir: of the run.
-    batches: have `class_names`, and `label_to_category_id` if the data set
-      numbers its classes.
+    batches: have `class_names`, and `category_ids`, or None.
   """
   names = list(batches.class_names)
   (workdir / CLASSES).write_text(json.dumps(names) + '\n')
-  ids = getattr(batches, 'label_to_category_id', None)
+  ids = batches.category_ids
   if ids is not None:
     rows = [
         {'id': int(number), 'name': name}

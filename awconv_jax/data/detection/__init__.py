@@ -7,7 +7,7 @@ images of a batch lie on canvases of one size, (H, W) or (W, H):
     device.
   image_size: int32 [b, 2], height and width of the image on the canvas.
   gt_boxes: float32 [b, M, 4].
-  gt_labels: int32 [b, M], 0-based; `label_to_category_id` has the categories.
+  gt_labels: int32 [b, M], 0-based; `category_ids` has the categories.
   gt_valid: bool [b, M]; the boxes come first, then rows of zeros.
   image_id: int32 [b], as in the data set; -1 in blank rows.
   original_size: int32 [b, 2], height and width of the image as it was.

@@ -57,7 +57,7 @@ class CocoJson:
       reasons = '; '.join(self.faults) or 'it lists none'
       raise InputError(f'no image of {self.place} can be used: {reasons}')
     self.class_names = tuple(c['name'] for c in checked.categories)
-    self.label_to_category_id = tuple(c['id'] for c in checked.categories)
+    self.category_ids = tuple(c['id'] for c in checked.categories)
     self.num_classes = len(self.class_names)
     self._keep(checked)
 
@@ -70,7 +70,7 @@ class CocoJson:
     lists = [checked.annotations[image['id']] for image in images]
     self._ends = np.cumsum([len(entries) for entries in lists])
     entries = [entry for entries in lists for entry in entries]
-    labels = {c: label for label, c in enumerate(self.label_to_category_id)}
+    labels = {c: label for label, c in enumerate(self.category_ids)}
     limits = np.repeat(self._sizes[:, ::-1], [len(e) for e in lists], axis=0)
     self._objects = create(
         _corners([entry['bbox'] for entry in entries], limits),

@@ -1,7 +1,7 @@
 """The objects of one image, and what a source of such images offers.
 
 A source has `len(source)`, `channels` (3), `num_classes`, `class_names`,
-`label_to_category_id`, `faults` (lines about what it left out; those of a
+`category_ids`, `faults` (lines about what it left out; those of a
 file that the user wrote) and
   source[i]: a record `{'image': bytes, 'image_id': int, 'objects': Objects}`;
     one that cannot be read raises `UnreadableError`.

@@ -1,6 +1,6 @@
 """The rows of batches of images with boxes; see `data.detection`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import sys
 from typing import Any
@@ -42,6 +42,36 @@ class Geometry:
   flip: float
   scale_jitter: Sequence[float]
   max_boxes: int
+
+  def __post_init__(self):
+    height, width = self.canvas
+    most = min(height, self.long_side)
+    sides, jitter = self.train_short_sides, self.scale_jitter
+    for key, sound, want in (
+        ('canvas', height <= width, '(height, width), landscape'),
+        ('long_side', self.long_side <= width, f'at most {width}, the canvas'),
+        ('short_side', self.short_side <= most, f'at most {most}'),
+        (
+            'train_short_sides',
+            0 < len(sides) and max(sides) <= most,
+            f'one or more, at most {most}',
+        ),
+        (
+            'scale_jitter',
+            not jitter or (len(jitter) == 2 and jitter[0] <= jitter[1]),
+            '(smallest, largest) factor, or () for none',
+        ),
+    ):
+      if not sound:
+        raise InputError(
+            f'config.data.{key}={getattr(self, key)} must be {want}'
+        )
+
+  @classmethod
+  def of(cls, options: Mapping[str, Any]) -> 'Geometry':
+    """Returns what `config.data` says of sizes."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: options[name] for name in fields})
 
   def canvas_of(self, group: int) -> tuple[int, int]:
     """Returns height and width of a group's canvas."""

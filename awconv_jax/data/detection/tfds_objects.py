@@ -54,7 +54,7 @@ class TfdsObjects(TfdsSource):
     # Kept with the set, or COCO's, or without gaps.
     kept = (info.metadata or {}).get('label_to_category_id')
     known = CATEGORY_IDS.get(info.name, range(1, self.num_classes + 1))
-    self.label_to_category_id = tuple(int(i) for i in kept or known)
+    self.category_ids = tuple(int(i) for i in kept or known)
 
   def _example(self, record: dict[str, Any], index: int) -> dict[str, Any]:
     # Of the header only: the pixels are not needed yet.
