@@ -414,7 +414,7 @@ def test_the_best_come_first_and_a_canvas_is_traced_once():
       valid = jnp.ones((1, 4), bool)
       return dict(boxes=boxes, scores=scores, labels=labels, valid=valid)
 
-  data = types.SimpleNamespace(
+  data = dict(
       canvas=CANVAS,
       short_side=24,
       long_side=32,
@@ -424,9 +424,7 @@ def test_the_best_come_first_and_a_canvas_is_traced_once():
       max_boxes=4,
       max_bad_fraction=0.0,
   )
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('awconv_jax.data.detection.pipeline._check_keys', id)
-    detect = detector.Detector(Finds(), {}, data, ['dim', 'bright'])
+  detect = detector.Detector(Finds(), {}, data, ['dim', 'bright'])
   for size in ((48, 64), (7, 9), (64, 48), (9, 3), (5, 5)):
     found = detect(np.zeros((*size, 3), np.uint8))
     assert found.scores.tolist() == [0.75, 0.25]
