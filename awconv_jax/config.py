@@ -146,6 +146,9 @@ def _lines(path, value, error: pydantic.ValidationError) -> Iterator[str]:
   for fault in error.errors()[:1]:
     message = fault['msg'].removeprefix('Value error, ')
     message = message.replace('Input should be', 'must be')
+    if fault['type'] == 'missing':
+      yield f'{path}={value!r} has too few values'
+      continue
     # Numbers are places in a tuple; names, members of a union.
     for place in (p for p in fault['loc'] if isinstance(p, int)):
       if place >= len(value):

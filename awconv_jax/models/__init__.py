@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from awconv_jax import errors
 from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
-from awconv_jax.models.detection import faster_rcnn
+from awconv_jax.models.detection import faster_rcnn, presets
 
 # Networks by name: a class, and what the name decides.
 MODELS = {
@@ -33,7 +33,7 @@ MODELS = {
     'mobilenet_v2': functools.partial(mobilenet_v2.MobileNetV2),
 }
 
-DETECTORS = {'faster_rcnn': faster_rcnn.create}
+DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
 
 
 def create(name: str, **options: Any) -> nn.Module:
@@ -66,7 +66,7 @@ def create_detector(
     name: str = 'faster_rcnn',
     *,
     backbone: str | Mapping[str, Any] = 'resnet50',
-    num_classes: int = 80,
+    preset: str = 'mmdet',
     **options: Any,
 ) -> nn.Module:
   """Returns a detector by name.
@@ -75,8 +75,9 @@ def create_detector(
     name: one of `DETECTORS`.
     backbone: name of a network in `MODELS`, or its name and options as for
       `create`: dict(name='resnet50', aw_conv=True).
-    num_classes: of objects, without the background.
-    **options: of the detector, such as preset; see `faster_rcnn.create`.
+    preset: name in `detection.presets.PRESETS`, of the options not given.
+    **options: of the detector, such as num_classes; see `FasterRCNN`. Groups
+      need not be complete.
 
   Returns:
     A Flax module with the methods `detect` and `losses`.
@@ -84,16 +85,10 @@ def create_detector(
   Raises:
     InputError: a name or an option is unknown, or a value impossible.
   """
-  if name not in DETECTORS:
-    raise errors.unknown_name('detector', name, DETECTORS)
-  fields = dict(name=backbone) if isinstance(backbone, str) else dict(backbone)
-  if fields.pop('num_classes', None) is not None:
-    raise errors.InputError(
-        'model.backbone.num_classes must be None or left out: a backbone has '
-        'no head; give model.num_classes'
-    )
+  detector = errors.look_up('detector', name, DETECTORS)
+  fields = dict(name=backbone) if isinstance(backbone, str) else backbone
   network = create(**fields, num_classes=None)
-  return DETECTORS[name](network, num_classes=num_classes, **options)
+  return detector(network, **presets.with_preset(preset, **options))
 
 
 def detector_shapes(model: nn.Module, side: int = 64, channels: int = 3) -> Any:

@@ -13,14 +13,16 @@ apart from 512 on; boxes in half precision are refused.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
+from awconv_jax.options import PositiveFloat
+
 # Of d_w and d_h: an anchor grows at most from 16 pixels to 1000.
 MAX_LOG_RATIO = math.log(1000 / 16)
-ONES = (1.0, 1.0, 1.0, 1.0)
 
 
 def as_boxes(boxes: jax.Array, name: str = 'boxes') -> jax.Array:
@@ -138,6 +140,23 @@ def clip(boxes: jax.Array, size: jax.Array | Sequence) -> jax.Array:
   return jnp.clip(boxes, 0, jnp.stack([width, height, width, height]))
 
 
+def is_large(boxes: jax.Array, min_size: float) -> jax.Array:
+  """Returns which boxes have sides above 0, and of at least so many pixels.
+
+  Args:
+    boxes: [..., 4].
+    min_size: least length of a side, in pixels.
+
+  Returns:
+    bool [...].
+
+  Raises:
+    ValueError: these are no boxes.
+  """
+  shorter = sides(boxes).min(-1)
+  return (shorter > 0) & (shorter >= min_size)
+
+
 def flip(boxes: jax.Array, width: jax.Array | float) -> jax.Array:
   """Returns the boxes of the mirrored image.
 
@@ -155,67 +174,72 @@ def flip(boxes: jax.Array, width: jax.Array | float) -> jax.Array:
   return jnp.stack([width - x2, y1, width - x1, y2], -1)
 
 
-def encode(
-    boxes: jax.Array, anchors: jax.Array, weights: Sequence[float] = ONES
-) -> jax.Array:
-  """Returns the deltas that lead from the anchors to the boxes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coder:
+  """Deltas of boxes, and boxes of deltas.
 
-  Sides that are not positive count as 1 pixel. What comes of such a box, as of
-  padding, means nothing; but it is finite, as is its gradient, so that a mask
-  over the loss removes it.
-
-  Args:
-    boxes: [..., 4].
-    anchors: [..., 4], anchors or proposals, one for each box.
+  Attributes:
     weights: what d_x, d_y, d_w and d_h are multiplied by.
-
-  Returns:
-    float32 [..., 4], d_x, d_y, d_w, d_h.
-
-  Raises:
-    ValueError: these are no boxes.
-  """
-  boxes, anchors = as_boxes(boxes), as_boxes(anchors, 'anchors')
-  size, size_a = sides(boxes), sides(anchors)
-  shift = boxes[..., :2] + 0.5 * size - (anchors[..., :2] + 0.5 * size_a)
-  # Before the division and the logarithm: a choice after them would still
-  # multiply an infinite derivative by zero.
-  size, size_a = (jnp.where(s > 0, s, 1) for s in (size, size_a))
-  deltas = jnp.concatenate([shift / size_a, jnp.log(size / size_a)], -1)
-  return deltas * jnp.asarray(weights, deltas.dtype)
-
-
-def decode(
-    deltas: jax.Array,
-    anchors: jax.Array,
-    weights: Sequence[float] = ONES,
-    clamp: float = MAX_LOG_RATIO,
-    *,
-    clamp_below: bool = False,
-) -> jax.Array:
-  """Returns the boxes that the deltas lead to, the inverse of `encode`.
-
-  Args:
-    deltas: [..., 4] of any dtype. For several of an anchor, as one for each
-      class, [..., C, 4] and anchors [..., 1, 4].
-    anchors: [..., 4], anchors or proposals.
-    weights: those of `encode`.
-    clamp: largest d_w and d_h.
+    clamp: largest d_w and d_h that are decoded.
     clamp_below: whether they are at least -clamp, too, as in mmdetection;
       torchvision and detectron2 bound them above only.
-
-  Returns:
-    float32 [..., 4], not clipped to the image.
-
-  Raises:
-    ValueError: the anchors are no boxes.
   """
-  anchors = as_boxes(anchors, 'anchors')
-  deltas = jnp.asarray(deltas).astype(anchors.dtype)
-  deltas = deltas / jnp.asarray(weights, anchors.dtype)
-  low = -clamp if clamp_below else None
-  growth = jnp.exp(jnp.clip(deltas[..., 2:], low, clamp))
-  size_a = sides(anchors)
-  centre = deltas[..., :2] * size_a + anchors[..., :2] + 0.5 * size_a
-  half = 0.5 * growth * size_a
-  return jnp.concatenate([centre - half, centre + half], -1)
+
+  weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
+      1.0,
+      1.0,
+      1.0,
+      1.0,
+  )
+  clamp: PositiveFloat = MAX_LOG_RATIO
+  clamp_below: bool = True
+
+  def encode(self, boxes: jax.Array, anchors: jax.Array) -> jax.Array:
+    """Returns the deltas that lead from the anchors to the boxes.
+
+    Sides that are not positive count as 1 pixel. What comes of such a box, as
+    of padding, means nothing; but it is finite, as is its gradient, so that a
+    mask over the loss removes it.
+
+    Args:
+      boxes: [..., 4].
+      anchors: [..., 4], anchors or proposals, one for each box.
+
+    Returns:
+      float32 [..., 4], d_x, d_y, d_w, d_h.
+
+    Raises:
+      ValueError: these are no boxes.
+    """
+    boxes, anchors = as_boxes(boxes), as_boxes(anchors, 'anchors')
+    size, size_a = sides(boxes), sides(anchors)
+    shift = boxes[..., :2] + 0.5 * size - (anchors[..., :2] + 0.5 * size_a)
+    # Before the division and the logarithm: a choice after them would still
+    # multiply an infinite derivative by zero.
+    size, size_a = (jnp.where(s > 0, s, 1) for s in (size, size_a))
+    deltas = jnp.concatenate([shift / size_a, jnp.log(size / size_a)], -1)
+    return deltas * jnp.asarray(self.weights, deltas.dtype)
+
+  def decode(self, deltas: jax.Array, anchors: jax.Array) -> jax.Array:
+    """Returns the boxes that the deltas lead to, the inverse of `encode`.
+
+    Args:
+      deltas: [..., 4] of any dtype. For several of an anchor, as one for each
+        class, [..., C, 4] and anchors [..., 1, 4].
+      anchors: [..., 4], anchors or proposals.
+
+    Returns:
+      float32 [..., 4], not clipped to the image.
+
+    Raises:
+      ValueError: the anchors are no boxes.
+    """
+    anchors = as_boxes(anchors, 'anchors')
+    deltas = jnp.asarray(deltas).astype(anchors.dtype)
+    deltas = deltas / jnp.asarray(self.weights, anchors.dtype)
+    low = -self.clamp if self.clamp_below else None
+    growth = jnp.exp(jnp.clip(deltas[..., 2:], low, self.clamp))
+    size_a = sides(anchors)
+    centre = deltas[..., :2] * size_a + anchors[..., :2] + 0.5 * size_a
+    half = 0.5 * growth * size_a
+    return jnp.concatenate([centre - half, centre + half], -1)

@@ -4,126 +4,46 @@
 positive where its IoU with some ground truth is high, or where no anchor has a
 higher IoU with that ground truth; it is negative where its IoU with all of it
 is low; and the others are not trained on.
-
-Ground truth is gone through row by row, so that beside the anchors a few
-numbers for each are held and never all pairs.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from awconv_jax.errors import InputError, look_up
 from awconv_jax.ops.boxes import as_boxes, paired_iou
+from awconv_jax.options import OneOf, UnitFloat
+
+# What an anchor is assigned to, of the ground truth that it overlaps most, and
+# the last ground truth whose best it is, or -1.
+LOW_QUALITY = {
+    'gt': lambda index, last: jnp.where(last >= 0, last, index),
+    'own': lambda index, last: index,
+}
 
 
-def _own(index, last):
-  """torchvision, detectron2: the ground truth that the anchor overlaps most."""
-  del last
-  return index
-
-
-def _gt(index, last):
-  """mmdetection: the one whose best it is, the last of several."""
-  return jnp.where(last >= 0, last, index)
-
-
-# What an anchor is assigned to that is the best of some ground truth.
-LOW_QUALITY = {'own': _own, 'gt': _gt}
-
-
-def _scan(row_of, rows, gt_valid, number, min_positive):
-  """Goes through the ground truth.
-
-  Args:
-    row_of: gives the IoU with all anchors, [A], from a row of rows.
-    rows: [G, ...].
-    gt_valid: bool [G].
-    number: A.
-    min_positive: that of `match`.
-
-  Returns:
-    best: [A], highest IoU of each anchor; -1 without ground truth.
-    index: int32 [A], the first ground truth it is had with.
-    last: int32 [A], the last ground truth whose best the anchor is, or -1.
-  """
-
-  def step(state, row):
-    best, index, last = state
-    g, values, is_valid = row
-    # Once and for all: an equal number is looked for in it.
-    own = lax.optimization_barrier(row_of(values))
-    index = jnp.where(is_valid & (own > best), g, index)
-    best = jnp.where(is_valid, jnp.maximum(own, best), best)
-    if min_positive is not None:
-      top = own.max()
-      # Padding overlaps nothing: every anchor would be its best, at 0.
-      counts = is_valid & (top >= min_positive) & (top > 0)
-      last = jnp.where(counts & (own == top), g, last)
-    return (best, index, last), None
-
-  rows = lax.stop_gradient(rows)
-  numbers = jnp.arange(len(rows), dtype=jnp.int32)
-  none = jnp.full(number, -1, jnp.int32)
-  start = jnp.full(number, -1, rows.dtype), jnp.zeros_like(none), none
-  return lax.scan(step, start, (numbers, rows, jnp.asarray(gt_valid, bool)))[0]
-
-
-def _match(
-    row_of: Callable[[jax.Array], jax.Array],
-    rows: jax.Array,
+def match_boxes(
+    gt_boxes: jax.Array,
     gt_valid: jax.Array,
-    number: int,
+    anchors: jax.Array,
     *,
-    positive: float,
-    negative: float,
-    min_positive: float | None = None,
-    low_quality: str = 'gt',
-    anchor_valid: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """`match` with row_of, rows and number as of `_scan`."""
-  if not negative <= positive:
-    raise ValueError(f'{negative=} is above {positive=}: want it at most that')
-  if low_quality not in LOW_QUALITY:
-    raise ValueError(
-        f'unknown {low_quality=}: known are {", ".join(LOW_QUALITY)}'
-    )
-  all_valid = anchor_valid is None
-  if not all_valid and jnp.shape(anchor_valid) != (number,):
-    raise ValueError(
-        f'anchor_valid {jnp.shape(anchor_valid)} does not fit {number} anchors:'
-        f' want ({number},)'
-    )
-
-  def masked(values):
-    return values if all_valid else jnp.where(anchor_valid, values, -1)
-
-  best, index, last = _scan(
-      lambda row: masked(row_of(row)), rows, gt_valid, number, min_positive
-  )
-  label = jnp.where(best < negative, 0, -1)
-  label = jnp.where((best >= positive) | (last >= 0), 1, label)
-  label = masked(label).astype(jnp.int8)
-  return LOW_QUALITY[low_quality](index, last), label
-
-
-def match(
-    iou: jax.Array,
-    gt_valid: jax.Array,
-    *,
-    positive: float,
-    negative: float,
-    min_positive: float | None = None,
-    low_quality: str = 'gt',
+    positive: UnitFloat,
+    negative: UnitFloat,
+    min_positive: UnitFloat | None = None,
+    low_quality: Annotated[str, OneOf(LOW_QUALITY)] = 'gt',
     anchor_valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Assigns ground truth to the anchors of one image.
 
+  Ground truth is gone through row by row, so that beside the anchors a few
+  numbers for each are held and never the IoU of all pairs.
+
   Args:
-    iou: [G, A], of ground truth and anchors.
+    gt_boxes: [G, 4].
     gt_valid: bool [G], False for padding, which nothing is assigned to.
+    anchors: [A, 4].
     positive: an anchor whose highest IoU is at least this is positive.
     negative: one whose highest IoU is below this is negative; so are all where
       there is no ground truth.
@@ -133,7 +53,7 @@ def match(
     low_quality: which ground truth those are assigned to. 'gt': that one, even
       where the anchor overlaps another one more; the last, if it is the best of
       several (mmdetection). 'own': the one that the anchor overlaps most
-      (torchvision).
+      (torchvision, detectron2).
     anchor_valid: bool [A], False for those that do not take part, such as
       anchors in the padding; nobody's best, and labelled -1. None means all do.
 
@@ -142,59 +62,48 @@ def match(
     label: int8 [A], 1 positive, 0 negative, -1 neither.
 
   Raises:
-    ValueError: shapes or thresholds do not fit, or low_quality is unknown.
-  """
-  iou = jnp.asarray(iou)
-  if iou.ndim != 2 or jnp.shape(gt_valid) != iou.shape[:1]:
-    raise ValueError(
-        f'iou {iou.shape} and gt_valid {jnp.shape(gt_valid)} do not fit: want'
-        ' [G, A] and [G]'
-    )
-  return _match(
-      lambda row: row,
-      iou,
-      gt_valid,
-      iou.shape[1],
-      positive=positive,
-      negative=negative,
-      min_positive=min_positive,
-      low_quality=low_quality,
-      anchor_valid=anchor_valid,
-  )
-
-
-def match_boxes(
-    gt_boxes: jax.Array,
-    gt_valid: jax.Array,
-    anchors: jax.Array,
-    **options: Any,
-) -> tuple[jax.Array, jax.Array]:
-  """Does `match(iou(gt_boxes, anchors), ...)` without holding that matrix.
-
-  Args:
-    gt_boxes: [G, 4].
-    gt_valid: bool [G], False for padding, which nothing is assigned to.
-    anchors: [A, 4].
-    **options: those of `match`.
-
-  Returns:
-    index: int32 [A], the ground truth; of no meaning where label is not 1.
-    label: int8 [A], 1 positive, 0 negative, -1 neither.
-
-  Raises:
-    ValueError: as `match`, or these are no boxes.
+    ValueError: shapes or thresholds do not fit, or these are no boxes.
   """
   gt_boxes, anchors = as_boxes(gt_boxes, 'gt_boxes'), as_boxes(anchors)
-  if jnp.shape(gt_valid) != gt_boxes.shape[:1] or anchors.ndim != 2:
+  number = len(anchors)
+  if anchor_valid is None:
+    anchor_valid = jnp.ones(number, bool)
+  shapes = gt_boxes.shape, jnp.shape(gt_valid), jnp.shape(anchor_valid)
+  if shapes != ((len(gt_boxes), 4), (len(gt_boxes),), (number,)):
     raise ValueError(
-        f'gt_boxes {gt_boxes.shape}, gt_valid {jnp.shape(gt_valid)} and anchors'
-        f' {anchors.shape} do not fit: want [G, 4], [G] and [A, 4]'
+        f'gt_boxes {shapes[0]}, gt_valid {shapes[1]}, anchors {anchors.shape} '
+        f'and anchor_valid {shapes[2]} do not fit: want [G, 4], [G], [A, 4], '
+        '[A]'
     )
-  anchors = lax.stop_gradient(anchors)
-  return _match(
-      lambda box: paired_iou(box, anchors),
-      gt_boxes,
-      gt_valid,
-      len(anchors),
-      **options,
-  )
+  if negative > positive:
+    raise InputError(
+        f'a matcher has {negative=} above {positive=}; no anchor can be both'
+    )
+  gt_boxes, anchors = lax.stop_gradient((gt_boxes, anchors))
+
+  def step(state, row):
+    best, index, last = state
+    g, box, is_valid = row
+    overlap = jnp.where(anchor_valid, paired_iou(box, anchors), -1)
+    # Once and for all: an equal number is looked for in it.
+    overlap = lax.optimization_barrier(overlap)
+    index = jnp.where(is_valid & (overlap > best), g, index)
+    best = jnp.where(is_valid, jnp.maximum(overlap, best), best)
+    if min_positive is not None:
+      top = overlap.max()
+      # Padding overlaps nothing: every anchor would be its best, at 0.
+      counts = is_valid & (top >= min_positive) & (top > 0)
+      last = jnp.where(counts & (overlap == top), g, last)
+    return (best, index, last), None
+
+  # Of each anchor the highest IoU, the first ground truth it is had with, and
+  # the last ground truth whose best the anchor is.
+  none = jnp.full(number, -1, jnp.int32)
+  start = jnp.full(number, -1, gt_boxes.dtype), jnp.zeros_like(none), none
+  numbers = jnp.arange(len(gt_boxes), dtype=jnp.int32)
+  rows = numbers, gt_boxes, jnp.asarray(gt_valid, bool)
+  (best, index, last), _ = lax.scan(step, start, rows)
+  label = jnp.where(best < negative, 0, -1)
+  label = jnp.where((best >= positive) | (last >= 0), 1, label)
+  label = jnp.where(anchor_valid, label, -1).astype(jnp.int8)
+  return look_up('low_quality', low_quality, LOW_QUALITY)(index, last), label

@@ -12,15 +12,18 @@ Where the samples lie, and what becomes of those beside the map, is up to
 
 from collections.abc import Sequence
 import functools
+from typing import Annotated
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from awconv_jax.errors import look_up
 from awconv_jax.ops import roi_samples
 from awconv_jax.ops.boxes import as_boxes, sides
 from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.options import OneOf, PositiveFloat, PositiveInt
 
 # What is added against rounding, by rule: before and after the logarithm.
 _SLACK = {'mmdet': (1e-6, 0.0), 'torchvision': (0.0, 1e-6)}
@@ -30,8 +33,8 @@ def assign_levels(
     rois: jax.Array,
     number: int = 4,
     *,
-    finest: float = 56.0,
-    rule: str = 'mmdet',
+    finest: PositiveFloat = 56.0,
+    rule: Annotated[str, OneOf(_SLACK)] = 'mmdet',
 ) -> jax.Array:
   """Returns the level of the pyramid that each region is pooled from.
 
@@ -52,9 +55,7 @@ def assign_levels(
   Raises:
     ValueError: the rule is unknown, or these are no boxes.
   """
-  if rule not in _SLACK:
-    raise ValueError(f'unknown rule {rule!r}: want one of {sorted(_SLACK)}')
-  before, after = _SLACK[rule]
+  before, after = look_up('rule', rule, _SLACK)
   size = jnp.maximum(sides(rois), 0).astype(jnp.float32)
   scale = jnp.sqrt(size[..., 0] * size[..., 1]) / finest + before
   # Counts the powers of 2 below: a logarithm is not exact there.
@@ -121,7 +122,7 @@ def _backward(shapes, output, sampling, grid, grad):
 _pool.defvjp(_forward, _backward)
 
 
-def _check(features, rois, levels, strides, **numbers):
+def _check(features, rois, levels, strides):
   """Raises ValueError for what JAX would take for something else."""
   shapes = [tuple(f.shape) for f in features]
   if not shapes or any(len(s) != 3 or 0 in s for s in shapes):
@@ -140,9 +141,6 @@ def _check(features, rois, levels, strides, **numbers):
     raise ValueError(
         f'rois {rois.shape} and levels {levels.shape}: want [K, 4] and [K]'
     )
-  for name, value in numbers.items():
-    if value < 1:
-      raise ValueError(f'{name}={value} must be at least 1')
 
 
 def roi_align(
@@ -152,8 +150,8 @@ def roi_align(
     valid_sizes: Sequence[jax.Array | None] | None = None,
     *,
     strides: Sequence[int],
-    output: int = 7,
-    sampling: int = 2,
+    output: PositiveInt = 7,
+    sampling: PositiveInt = 2,
     adaptive: bool = False,
     aligned: bool = True,
 ) -> jax.Array:
@@ -187,10 +185,10 @@ def roi_align(
     finite.
 
   Raises:
-    ValueError: the arguments do not fit together, or a number is below 1.
+    ValueError: the arguments do not fit together.
   """
   rois = as_boxes(rois, 'rois')
-  _check(features, rois, levels, strides, output=output, sampling=sampling)
+  _check(features, rois, levels, strides)
   if valid_sizes is None:
     valid_sizes = [None] * len(features)
   sizes = [

@@ -8,6 +8,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from awconv_jax.options import PositiveInt, UnitFloat
+
 
 def _highest(order, eligible, number):
   """Returns the first rows by order, [number], and which of them exist."""
@@ -19,7 +21,11 @@ def _highest(order, eligible, number):
 
 
 def sample(
-    label: jax.Array, key: jax.Array, *, number: int, fraction: float
+    label: jax.Array,
+    key: jax.Array,
+    *,
+    number: PositiveInt,
+    fraction: UnitFloat,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Draws from the labelled rows of one image, uniformly, each at most once.
 
@@ -35,14 +41,7 @@ def sample(
     positive: bool [number].
     valid: bool [number], False where there was nothing left to draw, at the
       end; the index is then one of label's rows, but means nothing.
-
-  Raises:
-    ValueError: number is not positive, or fraction not from 0 to 1.
   """
-  if number < 1 or not 0 <= fraction <= 1:
-    raise ValueError(
-        f'cannot sample {number=} with {fraction=}: want at least 1, and 0 to 1'
-    )
   label = jnp.asarray(label)
   limit = int(number * fraction)
   # No row is both, so that one number for each is enough. Of integers fewer

@@ -7,22 +7,22 @@ Everywhere but in the parameters, classes are 0 to C - 1 and C is background.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from awconv_jax.models.detection.losses import Sums, cross_entropy, smooth_l1
-from awconv_jax.ops import boxes as box_ops
+from awconv_jax.ops.boxes import Coder
 from awconv_jax.ops.matcher import match_boxes
 from awconv_jax.ops.sampler import sample
+from awconv_jax.options import PositiveInt
 
-Options = Mapping[str, Any]
-# Where the background lies among the outputs of a published network.
-# mmdetection: last, and without a box. torchvision: first, with a box that
-# nothing trains or reads.
-BACKGROUND = ('last', 'first')
+RegionCoder = functools.partial(Coder, weights=(10.0, 10.0, 5.0, 5.0))
+match_regions = functools.partial(match_boxes, positive=0.5, negative=0.5)
+sample_labels = functools.partial(sample, number=512, fraction=0.25)
 
 
 class BoxHead(nn.Module):
@@ -34,7 +34,7 @@ class BoxHead(nn.Module):
     param_dtype: of the parameters.
   """
 
-  features: int = 1024
+  features: int
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -58,7 +58,9 @@ class BoxPredictor(nn.Module):
 
   Attributes:
     num_classes: C, without the background.
-    background: 'last' or 'first' among the outputs, see `BACKGROUND`.
+    background: where the parameters have it among the outputs. mmdetection:
+      'last', without a box. torchvision: 'first', with a box that nothing
+      trains or reads.
     dtype: of the computation, if it is wider than float32: in half precision
       scores would tie, and boxes be off by pixels.
     param_dtype: of the parameters.
@@ -80,25 +82,39 @@ class BoxPredictor(nn.Module):
       Logits, float32 [..., C + 1], the background last; and deltas, float32
       [..., C, 4].
     """
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
-    fields = dict(dtype=dtype, param_dtype=self.param_dtype)
+    dense = functools.partial(
+        nn.Dense,
+        dtype=jnp.promote_types(self.dtype, jnp.float32),
+        param_dtype=self.param_dtype,
+    )
     first = self.background == 'first'
-    logits = nn.Dense(
-        self.num_classes + 1,
-        kernel_init=nn.initializers.normal(0.01),
-        name='cls_score',
-        **fields,
-    )(x)
-    deltas = nn.Dense(
-        4 * (self.num_classes + first),
-        kernel_init=nn.initializers.normal(0.001),
-        name='bbox_pred',
-        **fields,
-    )(x)
-    deltas = deltas.reshape(*deltas.shape[:-1], -1, 4)
+    normal = nn.initializers.normal
+    classes, boxes = self.num_classes + 1, self.num_classes + first
+    logits = dense(classes, kernel_init=normal(0.01), name='cls_score')(x)
+    deltas = dense(4 * boxes, kernel_init=normal(0.001), name='bbox_pred')(x)
+    deltas = deltas.reshape(*deltas.shape[:-1], boxes, 4)
     if first:
       logits, deltas = jnp.roll(logits, -1, axis=-1), deltas[..., 1:, :]
     return logits, deltas
+
+
+def create_head(
+    num_classes: int,
+    *,
+    features: PositiveInt = 1024,
+    background: Literal['last', 'first'] = 'last',
+    **dtypes: Any,
+) -> tuple[BoxHead, BoxPredictor]:
+  """Returns both modules of the second stage.
+
+  Args:
+    num_classes: C, without the background.
+    features: of the two layers.
+    background: see `BoxPredictor`.
+    **dtypes: dtype and param_dtype, of both.
+  """
+  predictor = BoxPredictor(num_classes, background, **dtypes)
+  return BoxHead(features, **dtypes), predictor
 
 
 class Regions(NamedTuple):
@@ -128,9 +144,9 @@ def sample_regions(
     key: jax.Array,
     *,
     num_classes: int,
-    matcher: Options,
-    sampler: Options,
-    coder: Options,
+    matcher: Mapping[str, Any],
+    sampler: Mapping[str, Any],
+    coder: Coder,
 ) -> Regions:
   """Samples from the proposals of one image and its ground truth.
 
@@ -142,23 +158,22 @@ def sample_regions(
     gt_valid: bool [M], False for rows that are padding.
     key: of the sample.
     num_classes: C.
-    matcher: options of `ops.matcher.match_boxes`.
-    sampler: options of `ops.sampler.sample`.
-    coder: options of `ops.boxes.decode`.
+    matcher: options of `match_regions`.
+    sampler: options of `sample_labels`.
+    coder: of the targets.
   """
-  gt_boxes, gt_labels = jnp.asarray(gt_boxes), jnp.asarray(gt_labels)
   # With the ground truth there are positives from the first step on.
   boxes = jax.lax.stop_gradient(jnp.concatenate([boxes, gt_boxes]))
   valid = jnp.concatenate([valid, gt_valid])
-  index, label = match_boxes(
+  index, label = match_regions(
       gt_boxes, gt_valid, boxes, anchor_valid=valid, **matcher
   )
-  chosen, positive, found = sample(label, key, **sampler)
+  chosen, positive, found = sample_labels(label, key, **sampler)
   boxes, index = boxes[chosen], index[chosen]
   return Regions(
       boxes=boxes,
       labels=jnp.where(positive, gt_labels[index], num_classes),
-      targets=box_ops.encode(gt_boxes[index], boxes, coder['weights']),
+      targets=coder.encode(gt_boxes[index], boxes),
       positive=positive,
       valid=found,
   )
@@ -171,13 +186,13 @@ def box_loss(
 
   Args:
     logits: [S, C + 1], the background last.
-    deltas: [S, C, 4]; of a positive only those of its own class are trained.
+    deltas: [S, C, 4]; of a positive only those of its class are trained.
     regions: what was sampled.
     beta: of `smooth_l1`.
   """
   classes = cross_entropy(logits, regions.labels)
-  own = jnp.minimum(regions.labels, deltas.shape[1] - 1)
-  deltas = jnp.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
+  label = jnp.minimum(regions.labels, deltas.shape[1] - 1)
+  deltas = jnp.take_along_axis(deltas, label[:, None, None], axis=1)[:, 0]
   boxes = smooth_l1(deltas, regions.targets, beta)
   return Sums(
       jnp.where(regions.valid, classes, 0).sum(),

@@ -10,39 +10,54 @@ x1, y1, x2, y2 in pixels of the canvas. All shapes are static; what fills them
 up is marked by masks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
-from typing import Any
+from typing import Annotated, Any
 
+from flax.core import FrozenDict
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax import errors
-from awconv_jax.models import checks
-from awconv_jax.models.detection import rpn
-from awconv_jax.models.detection.box_head import (
-    BoxHead,
-    BoxPredictor,
-    box_loss,
-    sample_regions,
-)
+from awconv_jax.errors import InputError, look_up
+from awconv_jax.models.detection import box_head, postprocess, rpn
 from awconv_jax.models.detection.fpn import FPN, level_sizes
-from awconv_jax.models.detection.postprocess import detections
-from awconv_jax.models.detection.presets import check, merge
-from awconv_jax.ops.anchors import pyramid
+from awconv_jax.ops import roi_align as roi_ops
+from awconv_jax.ops.anchors import Anchors
+from awconv_jax.ops.boxes import Coder
 from awconv_jax.ops.data_shards import per_image
-from awconv_jax.ops.roi_align import assign_levels, roi_align
+from awconv_jax.options import (
+    Dtype,
+    Named,
+    NonNegativeFloat,
+    Options,
+    PositiveInt,
+)
 
-Options = Mapping[str, Any]
+Group = Mapping[str, Any]
+_MATCHED = ('gt_boxes', 'gt_valid', 'anchors', 'anchor_valid')
+_SAMPLED = ('label', 'key')
+_PROPOSED = ('logits', 'deltas', 'inside', 'size', 'anchors', 'coder', 'train')
+_ALIGNED = ('features', 'rois', 'levels', 'valid_sizes', 'strides')
+_DETECTED = ('logits', 'deltas', 'rois', 'valid', 'size', 'coder')
+_DTYPES = ('dtype', 'param_dtype')
+
+
+def _network(name: str) -> Callable[..., nn.Module]:
+  """Returns what makes the backbone of a name."""
+  from awconv_jax import models  # Which has this one among its detectors.
+
+  return look_up('model', name, models.MODELS)
 
 
 class FasterRCNN(nn.Module):
-  """Faster R-CNN with FPN. Options are dicts of arguments of one function each.
+  """Faster R-CNN with FPN; groups of options are of one function each.
+
+  The defaults are mmdetection's; `presets` has what torchvision does otherwise.
 
   Attributes:
-    backbone: a network with `num_classes=None`.
+    backbone: a network with `num_classes=None`; in a config, its options.
     num_classes: C, without the background.
     mask_padding: whether a padded image gives what it gives alone: anchors in
       the padding are left out, convolutions find zeros there, and attention
@@ -52,74 +67,84 @@ class FasterRCNN(nn.Module):
       the batch in training, and stochastic depth is on; else the statistics are
       frozen.
     beta: of the smooth L1 loss of all boxes; 0 is L1.
-    pyramid: of `FPN`: features.
-    anchors: of `ops.anchors.pyramid`; a stride for each level.
-    anchor_matcher, roi_matcher: of `ops.matcher.match_boxes`.
-    anchor_sampler, roi_sampler: of `ops.sampler.sample`, for each image.
-    anchor_coder, roi_coder: of `ops.boxes.decode`.
-    proposals: of `rpn.propose`; candidates and number also for training.
-    roi_levels: of `ops.roi_align.assign_levels`.
-    roi_align: of `ops.roi_align.roi_align`.
-    head: of `BoxHead` and `BoxPredictor`: features, background.
-    detections: of `postprocess.detections`.
+    pyramid: channels of its levels.
+    anchors: a stride for each level, sizes and ratios.
+    anchor_matcher, roi_matcher: which are positive and which negative.
+    anchor_sampler, roi_sampler: how many of an image are trained on.
+    anchor_coder, roi_coder: of boxes to deltas.
+    proposals: candidates and number also for training.
+    roi_levels: which level a region is pooled from.
+    roi_align: how it is pooled.
+    head: features of its layers, and the place of the background.
+    detections: their scores and overlaps, and how many there are at most.
     dtype: of the computation; boxes and losses are float32.
     param_dtype: of the parameters.
   """
 
-  backbone: nn.Module
-  num_classes: int
-  mask_padding: bool
-  norm_train: bool
-  beta: float
-  pyramid: Options
-  anchors: Options
-  anchor_matcher: Options
-  anchor_sampler: Options
-  anchor_coder: Options
-  proposals: Options
-  roi_matcher: Options
-  roi_sampler: Options
-  roi_coder: Options
-  roi_levels: Options
-  roi_align: Options
-  head: Options
-  detections: Options
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
+  backbone: Annotated[
+      nn.Module, Named(_network, 'model', given=('num_classes',))
+  ]
+  num_classes: PositiveInt = 80
+  mask_padding: bool = True
+  norm_train: bool = False
+  beta: NonNegativeFloat = 0.0
+  pyramid: Annotated[Group, Options(FPN, given=_DTYPES)] = FrozenDict()
+  anchors: Annotated[Group, Options(Anchors)] = FrozenDict()
+  anchor_matcher: Annotated[
+      Group, Options(rpn.match_anchors, given=_MATCHED)
+  ] = FrozenDict()
+  anchor_sampler: Annotated[
+      Group, Options(rpn.sample_anchors, given=_SAMPLED)
+  ] = FrozenDict()
+  anchor_coder: Annotated[Group, Options(Coder)] = FrozenDict()
+  proposals: Annotated[Group, Options(rpn.propose, given=_PROPOSED)] = (
+      FrozenDict()
+  )
+  roi_matcher: Annotated[
+      Group, Options(box_head.match_regions, given=_MATCHED)
+  ] = FrozenDict()
+  roi_sampler: Annotated[
+      Group, Options(box_head.sample_labels, given=_SAMPLED)
+  ] = FrozenDict()
+  roi_coder: Annotated[Group, Options(box_head.RegionCoder)] = FrozenDict()
+  roi_levels: Annotated[
+      Group, Options(roi_ops.assign_levels, given=('rois', 'number'))
+  ] = FrozenDict()
+  roi_align: Annotated[Group, Options(roi_ops.roi_align, given=_ALIGNED)] = (
+      FrozenDict()
+  )
+  head: Annotated[
+      Group, Options(box_head.create_head, given=('num_classes', 'dtypes'))
+  ] = FrozenDict()
+  detections: Annotated[
+      Group, Options(postprocess.detections, given=_DETECTED)
+  ] = FrozenDict()
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
 
   def setup(self):
+    depth = getattr(self.backbone, 'stochastic_depth', 0)
+    if depth and not self.norm_train:
+      raise InputError(
+          f'model.backbone.stochastic_depth={depth} needs '
+          'model.norm_train=true: with frozen norms the backbone runs as in '
+          'evaluation'
+      )
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    features = self.pyramid['features']
-    self.fpn = FPN(features, **dtypes)
-    self.rpn = rpn.RPNHead(len(self.anchors['ratios']), features, **dtypes)
-    self.box_head = BoxHead(self.head['features'], **dtypes)
-    self.box_predictor = BoxPredictor(
-        self.num_classes, self.head['background'], **dtypes
+    self._anchors = Anchors(**self.anchors)
+    self._anchor_coder = Coder(**self.anchor_coder)
+    self._roi_coder = box_head.RegionCoder(**self.roi_coder)
+    self.fpn = FPN(**self.pyramid, **dtypes)
+    ratios = len(self._anchors.ratios)
+    self.rpn = rpn.RPNHead(ratios, self.fpn.features, **dtypes)
+    self.box_head, self.box_predictor = box_head.create_head(
+        self.num_classes, **self.head, **dtypes
     )
 
-  @nn.nowrap
   def _valid_sizes(self, image_size):
     """Returns the image's size on every level, or Nones for all of it."""
     size = image_size if self.mask_padding else None
-    return level_sizes(size, self.anchors['strides'])
-
-  @nn.nowrap
-  def _anchors(self, canvas) -> tuple[np.ndarray, ...]:
-    """Returns the anchors of every level, [A, 4]."""
-    return pyramid(canvas, **self.anchors)
-
-  @nn.nowrap
-  def _check_levels(self, features, canvas):
-    """Raises InputError where the strides are not those of the backbone."""
-    strides = self.anchors['strides']
-    want = [tuple(-(-n // s) for n in canvas) for s in strides]
-    got = [x.shape[1:3] for x in features]
-    if want != got:
-      raise errors.InputError(
-          f'model.anchors.strides={tuple(strides)} do not fit the backbone: '
-          f'its pyramid over {canvas[0]}x{canvas[1]} pixels has levels {got}, '
-          f'not {want}; give the stride of each level'
-      )
+    return level_sizes(size, self._anchors.strides)
 
   def features(
       self, images: jax.Array, image_size: jax.Array, *, train: bool = False
@@ -133,49 +158,58 @@ class FasterRCNN(nn.Module):
 
     Returns:
       [N, h, w, features] of every level, the finest first.
+
+    Raises:
+      InputError: the strides are not those of the backbone.
     """
-    sizes = self._valid_sizes(image_size)
     (pixels,) = level_sizes(image_size if self.mask_padding else None, (1,))
     stages = self.backbone(
         images, train=train and self.norm_train, valid_size=pixels
     )
+    sizes = self._valid_sizes(image_size)
     levels = tuple(self.fpn(stages, sizes[:-1]).values())
-    self._check_levels(levels, images.shape[1:3])
+    canvas, strides = images.shape[1:3], self._anchors.strides
+    want = [tuple(-(-n // s) for n in canvas) for s in strides]
+    got = [x.shape[1:3] for x in levels]
+    if want != got:
+      raise InputError(
+          f'model.anchors.strides={strides} do not fit the backbone: its '
+          f'pyramid over {canvas[0]}x{canvas[1]} pixels has levels {got}, not '
+          f'{want}; give the stride of each level'
+      )
     return levels
 
-  def _propose_outputs(self, levels, image_size):
+  def _score_anchors(self, levels, image_size):
     """Returns logits, deltas and masks of the anchors, each by level."""
     sizes = self._valid_sizes(image_size)
     outputs = [self.rpn(*level) for level in zip(levels, sizes, strict=True)]
     logits, deltas = zip(*outputs, strict=True)
-    number = len(self.anchors['ratios'])
+    number = len(self._anchors.ratios)
     inside = tuple(
         rpn.anchors_inside(x.shape, size, number)
         for x, size in zip(levels, sizes, strict=True)
     )
     return logits, deltas, inside
 
-  @nn.nowrap
-  def _proposals(self, outputs, image_size, canvas, train):
+  def _propose(self, outputs, image_size, anchors, train):
     """Returns boxes, scores and validity of every image's proposals."""
-    options = dict(self.proposals)
-    for name in ('candidates', 'number'):
-      in_training = options.pop(f'train_{name}')
-      options[name] = in_training if train else options[name]
-    propose = functools.partial(rpn.propose, coder=self.anchor_coder, **options)
-    anchors = self._anchors(canvas)
-    return per_image(
-        lambda logits, deltas, *rest: propose(logits, deltas, anchors, *rest),
-        *outputs,
-        image_size,
+    propose = functools.partial(
+        rpn.propose,
+        anchors=anchors,
+        coder=self._anchor_coder,
+        train=train,
+        **self.proposals,
     )
+    return per_image(propose, *outputs, image_size)
 
   def _classify(self, levels, rois, image_size):
     """Returns logits [N, K, C + 1] and deltas [N, K, C, 4] of regions."""
-    levels, strides = levels[:-1], self.anchors['strides'][:-1]
+    levels, strides = levels[:-1], self._anchors.strides[:-1]
     sizes = self._valid_sizes(image_size)[:-1]
-    places = assign_levels(rois, len(strides), **self.roi_levels)
-    align = functools.partial(roi_align, strides=strides, **self.roi_align)
+    places = roi_ops.assign_levels(rois, len(strides), **self.roi_levels)
+    align = functools.partial(
+        roi_ops.roi_align, strides=strides, **self.roi_align
+    )
     pooled = per_image(align, levels, rois, places, sizes)
     return self.box_predictor(self.box_head(pooled))
 
@@ -196,7 +230,7 @@ class FasterRCNN(nn.Module):
       [N, K, C + 1], the background last, and deltas [N, K, C, 4].
     """
     levels = self.features(images, image_size)
-    rpn_logits, rpn_deltas, _ = self._propose_outputs(levels, image_size)
+    rpn_logits, rpn_deltas, _ = self._score_anchors(levels, image_size)
     logits, deltas = self._classify(levels, rois, image_size)
     return dict(
         rpn_logits=rpn_logits,
@@ -219,13 +253,12 @@ class FasterRCNN(nn.Module):
       [N, D] from 0, valid bool [N, D].
     """
     levels = self.features(images, image_size)
-    outputs = self._propose_outputs(levels, image_size)
-    rois, _, valid = self._proposals(
-        outputs, image_size, images.shape[1:3], False
-    )
+    outputs = self._score_anchors(levels, image_size)
+    anchors = self._anchors.pyramid(images.shape[1:3])
+    rois, _, valid = self._propose(outputs, image_size, anchors, train=False)
     logits, deltas = self._classify(levels, rois, image_size)
     find = functools.partial(
-        detections, coder=self.roi_coder, **self.detections
+        postprocess.detections, coder=self._roi_coder, **self.detections
     )
     return per_image(find, logits, deltas, rois, valid, image_size)
 
@@ -252,89 +285,44 @@ class FasterRCNN(nn.Module):
     Returns:
       rpn_class, rpn_box, roi_class, roi_box, float32 [].
     """
-    levels = self.features(images, image_size, train=True)
-    outputs = self._propose_outputs(levels, image_size)
-    canvas = images.shape[1:3]
     gt_boxes = jnp.asarray(gt_boxes, jnp.float32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(len(images)))
-    keys = jax.vmap(jax.random.split)(keys)
-    rpn_sums = self._rpn_sums(outputs, canvas, gt_boxes, gt_valid, keys[:, 0])
-    rois, _, valid = self._proposals(outputs, image_size, canvas, True)
+    rpn_keys, roi_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+
+    levels = self.features(images, image_size, train=True)
+    outputs = self._score_anchors(levels, image_size)
+    anchors = self._anchors.pyramid(images.shape[1:3])
+    rpn_loss = functools.partial(
+        rpn.rpn_loss,
+        anchors=np.concatenate(anchors),
+        matcher=self.anchor_matcher,
+        sampler=self.anchor_sampler,
+        coder=self._anchor_coder,
+        beta=self.beta,
+    )
+    joined = [jnp.concatenate(x, axis=1) for x in outputs]
+    rpn_sums = per_image(rpn_loss, *joined, gt_boxes, gt_valid, rpn_keys)
+
+    rois, _, valid = self._propose(outputs, image_size, anchors, train=True)
     choose = functools.partial(
-        sample_regions,
+        box_head.sample_regions,
         num_classes=self.num_classes,
         matcher=self.roi_matcher,
         sampler=self.roi_sampler,
-        coder=self.roi_coder,
+        coder=self._roi_coder,
     )
     regions = per_image(
-        choose, rois, valid, gt_boxes, gt_labels, gt_valid, keys[:, 1]
+        choose, rois, valid, gt_boxes, gt_labels, gt_valid, roi_keys
     )
-    found = self._classify(levels, regions.boxes, image_size)
-    loss = functools.partial(box_loss, beta=self.beta)
+    logits, deltas = self._classify(levels, regions.boxes, image_size)
+    box_loss = functools.partial(box_head.box_loss, beta=self.beta)
+    roi_sums = jax.vmap(box_loss)(logits, deltas, regions)
+
     rpn_class, rpn_box = rpn_sums.means()
-    roi_class, roi_box = jax.vmap(loss)(*found, regions).means()
+    roi_class, roi_box = roi_sums.means()
     return dict(
         rpn_class=rpn_class,
         rpn_box=rpn_box,
         roi_class=roi_class,
         roi_box=roi_box,
     )
-
-  @nn.nowrap
-  def _rpn_sums(self, outputs, canvas, gt_boxes, gt_valid, keys):
-    """Returns the sums of the anchors' losses for every image."""
-    logits, deltas, inside = (jnp.concatenate(x, axis=1) for x in outputs)
-    anchors = np.concatenate(self._anchors(canvas))
-    loss = functools.partial(
-        rpn.rpn_loss,
-        matcher=self.anchor_matcher,
-        sampler=self.anchor_sampler,
-        coder=self.anchor_coder,
-        beta=self.beta,
-    )
-    return per_image(
-        lambda logits, deltas, *rest: loss(logits, deltas, anchors, *rest),
-        *(logits, deltas, inside, gt_boxes, gt_valid, keys),
-    )
-
-
-def create(
-    backbone: nn.Module,
-    *,
-    num_classes: int,
-    preset: str = 'mmdet',
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    **options: Any,
-) -> FasterRCNN:
-  """Returns the detector over a backbone.
-
-  Args:
-    backbone: a network with `num_classes=None`.
-    num_classes: without the background.
-    preset: name in `detector_presets.PRESETS`, of the options not given.
-    dtype, param_dtype: of all but the backbone.
-    **options: see `FasterRCNN`.
-
-  Raises:
-    InputError: the preset or an option is unknown, or a value impossible.
-  """
-  merged = merge(options, preset)
-  check(merged)
-  depth = getattr(backbone, 'stochastic_depth', 0)
-  if depth and not merged['norm_train']:
-    raise errors.InputError(
-        f'model.backbone.stochastic_depth={depth} needs model.norm_train=true: '
-        'with frozen norms the backbone runs as in evaluation'
-    )
-  checks.check_count('num_classes', num_classes)
-  for field, value in (('dtype', dtype), ('param_dtype', param_dtype)):
-    checks.check_dtype(field, value)
-  return FasterRCNN(
-      backbone=backbone,
-      num_classes=num_classes,
-      dtype=dtype,
-      param_dtype=param_dtype,
-      **merged,
-  )

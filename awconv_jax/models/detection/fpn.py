@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from awconv_jax.layers.conv import Conv
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import PositiveInt
 
 
 def level_sizes(
@@ -53,7 +54,7 @@ class FPN(nn.Module):
     param_dtype: of the parameters.
   """
 
-  features: int = 256
+  features: PositiveInt = 256
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 

@@ -4,16 +4,15 @@
 suppression for each class by itself, and the best of all classes.
 """
 
-from collections.abc import Mapping
 import functools
-from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from awconv_jax.ops import boxes as box_ops
+from awconv_jax.ops.boxes import Coder, clip, is_large
 from awconv_jax.ops.nms import nms
+from awconv_jax.options import NonNegativeFloat, PositiveInt, UnitFloat
 
 # Classes whose pairs of boxes are in memory together.
 CLASSES_AT_ONCE = 8
@@ -26,11 +25,11 @@ def detections(
     valid: jax.Array,
     size: jax.Array,
     *,
-    coder: Mapping[str, Any],
-    min_score: float,
-    threshold: float,
-    number: int,
-    min_size: float,
+    coder: Coder,
+    min_score: UnitFloat = 0.05,
+    threshold: UnitFloat = 0.5,
+    number: PositiveInt = 100,
+    min_size: NonNegativeFloat = 0.0,
 ) -> dict[str, jax.Array]:
   """Returns the detections of one image.
 
@@ -43,7 +42,7 @@ def detections(
     rois: [K, 4].
     valid: bool [K].
     size: [2], height and width of the image, which boxes are clipped to.
-    coder: options of `ops.boxes.decode`.
+    coder: of the deltas.
     min_score: probability that a class must exceed.
     threshold: IoU of non-maximum suppression within a class.
     number: detections at most, the best of all classes.
@@ -55,11 +54,8 @@ def detections(
     int32 [number], and valid bool [number]; zeros where there are no more.
   """
   scores = jax.nn.softmax(logits.astype(jnp.float32))[:, :-1]
-  boxes = box_ops.decode(deltas, rois[:, None], **coder)
-  boxes = box_ops.clip(boxes, size)
-  sides = box_ops.sides(boxes)
-  large = jnp.all((sides > 0) & (sides >= min_size), axis=-1)
-  some = valid[:, None] & (scores > min_score) & large
+  boxes = clip(coder.decode(deltas, rois[:, None]), size)
+  some = valid[:, None] & (scores > min_score) & is_large(boxes, min_size)
   keep = lax.map(
       lambda of_class: nms(*of_class, threshold),
       jax.tree.map(

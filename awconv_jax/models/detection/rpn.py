@@ -5,6 +5,7 @@ of one image and without parameters; anchors are numpy constants.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -19,13 +20,17 @@ from awconv_jax.models.detection.losses import (
     binary_cross_entropy,
     smooth_l1,
 )
-from awconv_jax.ops import boxes as box_ops
+from awconv_jax.ops.boxes import Coder, clip, is_large
 from awconv_jax.ops.matcher import match_boxes
 from awconv_jax.ops.nms import nms
 from awconv_jax.ops.sampler import sample
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import NonNegativeFloat, PositiveInt, UnitFloat
 
-Options = Mapping[str, Any]
+match_anchors = functools.partial(
+    match_boxes, positive=0.7, negative=0.3, min_positive=0.3
+)
+sample_anchors = functools.partial(sample, number=256, fraction=0.5)
 
 
 class RPNHead(nn.Module):
@@ -40,7 +45,7 @@ class RPNHead(nn.Module):
   """
 
   anchors: int
-  features: int = 256
+  features: int
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -92,55 +97,35 @@ def anchors_inside(
   return inside.repeat(anchors, axis=-1).reshape(shape[0], -1)
 
 
-def _best_of_level(
-    logits,
-    deltas,
-    anchors,
-    inside,
-    *,
-    size,
-    coder,
-    candidates,
-    threshold,
-    min_size,
-):
-  """Returns boxes of one level and their scores, -1 for what does not stay."""
-  logits = jnp.where(inside, logits, -jnp.inf)
-  logits, index = lax.top_k(logits, min(candidates, len(logits)))
-  boxes = box_ops.decode(deltas[index], jnp.asarray(anchors)[index], **coder)
-  boxes = box_ops.clip(boxes, size)
-  scores = jax.nn.sigmoid(logits)
-  sides = box_ops.sides(boxes)
-  large = jnp.all((sides > 0) & (sides >= min_size), axis=-1)
-  valid = large & (logits > -jnp.inf)
-  keep = nms(boxes, scores, valid, threshold)
-  return boxes, jnp.where(keep, scores, -1.0)
-
-
 def propose(
     logits: Sequence[jax.Array],
     deltas: Sequence[jax.Array],
-    anchors: Sequence[np.ndarray],
     inside: Sequence[jax.Array],
     size: jax.Array,
     *,
-    coder: Options,
-    candidates: int,
-    number: int,
-    threshold: float,
-    min_size: float,
+    anchors: Sequence[np.ndarray],
+    coder: Coder,
+    train: bool,
+    train_candidates: PositiveInt = 2000,
+    candidates: PositiveInt = 1000,
+    train_number: PositiveInt = 1000,
+    number: PositiveInt = 1000,
+    threshold: UnitFloat = 0.7,
+    min_size: NonNegativeFloat = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns the proposals of one image; no gradient flows through them.
 
   Args:
     logits: [A] of each level.
     deltas: [A, 4] of each level.
-    anchors: [A, 4] of each level.
     inside: bool [A] of each level, False in the padding.
     size: [2], height and width of the image, which boxes are clipped to.
-    coder: options of `ops.boxes.decode`.
-    candidates: best anchors of each level that go on.
-    number: proposals at most, the best of all levels.
+    anchors: [A, 4] of each level.
+    coder: of the deltas.
+    train: whether they are to be trained on.
+    train_candidates, candidates: best anchors of each level that go on, in
+      training and otherwise.
+    train_number, number: proposals at most, the best of all levels.
     threshold: IoU of non-maximum suppression within a level.
     min_size: boxes with a shorter side, in pixels, are left out, and empty ones
       in any case.
@@ -150,18 +135,18 @@ def propose(
     scores: float32 [K], from high to low.
     valid: bool [K]; what is not valid means nothing.
   """
-  logits, deltas = lax.stop_gradient((list(logits), list(deltas)))
-  levels = [
-      _best_of_level(
-          *level,
-          size=size,
-          coder=coder,
-          candidates=candidates,
-          threshold=threshold,
-          min_size=min_size,
-      )
-      for level in zip(logits, deltas, anchors, inside, strict=True)
-  ]
+  if train:
+    candidates, number = train_candidates, train_number
+  levels = []
+  for of_level in zip(logits, deltas, inside, anchors, strict=True):
+    logit, delta, is_inside, anchor = lax.stop_gradient(of_level)
+    logit = jnp.where(is_inside, logit, -jnp.inf)
+    logit, index = lax.top_k(logit, min(candidates, len(logit)))
+    boxes = coder.decode(delta[index], jnp.asarray(anchor)[index])
+    boxes, scores = clip(boxes, size), jax.nn.sigmoid(logit)
+    valid = is_large(boxes, min_size) & (logit > -jnp.inf)
+    keep = nms(boxes, scores, valid, threshold)
+    levels.append((boxes, jnp.where(keep, scores, -1.0)))
   boxes, scores = map(jnp.concatenate, zip(*levels, strict=True))
   scores, index = lax.top_k(scores, min(number, len(scores)))
   valid = scores >= 0
@@ -171,15 +156,15 @@ def propose(
 def rpn_loss(
     logits: jax.Array,
     deltas: jax.Array,
-    anchors: np.ndarray,
     inside: jax.Array,
     gt_boxes: jax.Array,
     gt_valid: jax.Array,
     key: jax.Array,
     *,
-    matcher: Options,
-    sampler: Options,
-    coder: Options,
+    anchors: np.ndarray,
+    matcher: Mapping[str, Any],
+    sampler: Mapping[str, Any],
+    coder: Coder,
     beta: float,
 ) -> Sums:
   """Returns the losses of a sample of one image's anchors (equation 1).
@@ -187,25 +172,22 @@ def rpn_loss(
   Args:
     logits: [A], of all levels.
     deltas: [A, 4].
-    anchors: [A, 4].
     inside: bool [A], False in the padding; those are never sampled.
     gt_boxes: [M, 4].
     gt_valid: bool [M], False for rows that are padding.
     key: of the sample.
-    matcher: options of `ops.matcher.match_boxes`.
-    sampler: options of `ops.sampler.sample`.
-    coder: options of `ops.boxes.decode`.
+    anchors: [A, 4].
+    matcher: options of `match_anchors`.
+    sampler: options of `sample_anchors`.
+    coder: of the targets.
     beta: of `smooth_l1`.
   """
-  gt_boxes, anchors = jnp.asarray(gt_boxes), jnp.asarray(anchors)
   # An anchor in the padding must not be the best one of any ground truth.
-  index, label = match_boxes(
+  index, label = match_anchors(
       gt_boxes, gt_valid, anchors, anchor_valid=inside, **matcher
   )
-  chosen, positive, valid = sample(label, key, **sampler)
-  targets = box_ops.encode(
-      gt_boxes[index[chosen]], anchors[chosen], coder['weights']
-  )
+  chosen, positive, valid = sample_anchors(label, key, **sampler)
+  targets = coder.encode(gt_boxes[index[chosen]], jnp.asarray(anchors)[chosen])
   classes = binary_cross_entropy(logits[chosen], positive)
   boxes = smooth_l1(deltas[chosen], targets, beta)
   return Sums(
