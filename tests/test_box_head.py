@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from awconv_jax.models.detection import box_head, fpn, postprocess, rpn
-from awconv_jax.models.detection.presets import PRESETS
 from awconv_jax.weights import names
 
-MMDET = PRESETS['mmdet']
-CODER = MMDET['roi_coder']
+CODER = box_head.RegionCoder()
 CLASSES = 4
 SIZE = np.array([40.0, 60.0], np.float32)
 GT = np.array([[5, 5, 30, 25], [0, 0, 0, 0], [30, 8, 58, 38]], np.float32)
@@ -41,7 +39,7 @@ def sample(sampler=ALL, gt=GT, labels=LABELS, gt_valid=VALID, seed=0):
   draw = functools.partial(
       box_head.sample_regions,
       num_classes=CLASSES,
-      matcher=MMDET['roi_matcher'],
+      matcher={},
       sampler=sampler,
       coder=CODER,
   )
@@ -66,9 +64,7 @@ def test_regions_are_proposals_and_ground_truth_with_their_labels():
     assert regions.labels[n] == label
     assert regions.positive[n] == (label < CLASSES)
     if label < CLASSES:
-      target = naive_detection.encode(
-          GT[best], regions.boxes[n], CODER['weights']
-      )
+      target = naive_detection.encode(GT[best], regions.boxes[n], CODER.weights)
       np.testing.assert_allclose(regions.targets[n], target, atol=1e-4)
   assert 4 <= regions.positive.sum() < regions.valid.sum()
 
@@ -140,14 +136,14 @@ def test_without_proposals_and_objects_there_is_no_region_and_no_loss():
   draw = functools.partial(
       box_head.sample_regions,
       num_classes=CLASSES,
-      matcher=MMDET['roi_matcher'],
+      matcher={},
       sampler=ALL,
       coder=CODER,
   )
 
   def total(logits, deltas):
-    truth = GT, LABELS, np.zeros_like(VALID), jax.random.key(0)
-    regions = draw(boxes, np.zeros_like(valid), *truth)
+    rows = boxes, np.zeros_like(valid), GT, LABELS, np.zeros_like(VALID)
+    regions = draw(*map(jnp.asarray, rows), jax.random.key(0))
     loss = sum(box_head.box_loss(logits, deltas, regions, beta=0).means())
     return loss, regions
 
@@ -156,9 +152,7 @@ def test_without_proposals_and_objects_there_is_no_region_and_no_loss():
   assert not regions.valid.any() and not regions.positive.any()
   assert loss == 0 and all(not np.any(g) for g in grads)
   # Nor is there a detection.
-  find = functools.partial(
-      postprocess.detections, coder=CODER, **MMDET['detections']
-  )
+  find = functools.partial(postprocess.detections, coder=CODER)
   count = len(boxes)
   found = jax.jit(find)(
       logits[:count], deltas[:count], boxes, np.zeros_like(valid), SIZE
@@ -206,13 +200,13 @@ def naive_detections(logits, deltas, rois, valid, options):
   """Every class by itself, and then the best of all."""
   scores = np.exp(np.float64(logits))
   scores /= scores.sum(-1, keepdims=True)
-  clamp = CODER['clamp']
+  clamp = CODER.clamp
   found = []
   for c in range(CLASSES):
     boxes = [
         np.clip(
             naive_detection.decode(
-                deltas[k, c], rois[k], CODER['weights'], -clamp, clamp
+                deltas[k, c], rois[k], CODER.weights, -clamp, clamp
             ),
             0,
             [SIZE[1], SIZE[0]] * 2,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from awconv_jax.ops import boxes as box_ops
+from awconv_jax.ops.boxes import Coder
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -82,11 +83,12 @@ def test_flip_is_that_of_the_image():
 @pytest.mark.parametrize('weights', WEIGHTS)
 def test_deltas_equal_the_loop_and_lead_back(weights):
   boxes, anchors = random_boxes(20), random_boxes(20, 1)
-  deltas = jax.jit(box_ops.encode)(boxes, anchors, weights)
+  coder = Coder(weights=weights, clamp=10.0)
+  deltas = jax.jit(coder.encode)(boxes, anchors)
   pairs = list(zip(boxes, anchors, strict=True))
   want = [naive.encode(b, a, weights) for b, a in pairs]
   np.testing.assert_allclose(deltas, want, rtol=1e-4, atol=1e-5)
-  back = jax.jit(box_ops.decode)(deltas, anchors, weights, 10.0)
+  back = jax.jit(coder.decode)(deltas, anchors)
   np.testing.assert_allclose(back, boxes, atol=1e-3)
 
 
@@ -102,12 +104,14 @@ def test_decoding_is_clamped(weights, below):
       naive.decode(d, a, weights, lowest, limit)
       for d, a in zip(deltas, anchors, strict=True)
   ]
-  got = box_ops.decode(deltas, anchors, weights, clamp_below=below)
+  coder = Coder(weights=weights, clamp_below=below)
+  got = coder.decode(deltas, anchors)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-2)
   growth = np.asarray(box_ops.sides(got) / box_ops.sides(anchors))
   assert growth.max() == pytest.approx(62.5, rel=1e-3)
   assert (growth.min() > 0.0159) == below
-  tighter = box_ops.decode(deltas, anchors, weights, math.log(2))
+  coder = Coder(weights=weights, clamp=math.log(2))
+  tighter = coder.decode(deltas, anchors)
   growth = box_ops.sides(tighter) / box_ops.sides(anchors)
   assert growth.max() == pytest.approx(2, rel=1e-3)
 
@@ -115,18 +119,18 @@ def test_decoding_is_clamped(weights, below):
 def test_deltas_for_every_class_of_an_anchor():
   anchors = random_boxes(3)
   deltas = np.float32(np.random.default_rng(3).normal(0, 1, (3, 5, 4)))
-  got = box_ops.decode(deltas, anchors[:, None])
+  got = Coder().decode(deltas, anchors[:, None])
   assert got.shape == (3, 5, 4)
   for c in range(5):
-    want = box_ops.decode(deltas[:, c], anchors)
+    want = Coder().decode(deltas[:, c], anchors)
     np.testing.assert_allclose(got[:, c], want, rtol=1e-6)
 
 
 def masked_sums(boxes, anchors):
   """A loss in which the empty boxes of the padding have no part."""
   real = (box_ops.area(boxes) > 0) & (box_ops.area(anchors) > 0)
-  deltas = jnp.where(real[:, None], box_ops.encode(boxes, anchors), 0)
-  back = jnp.where(real[:, None], box_ops.decode(boxes, anchors), 0)
+  deltas = jnp.where(real[:, None], Coder().encode(boxes, anchors), 0)
+  back = jnp.where(real[:, None], Coder().decode(boxes, anchors), 0)
   overlaps = jnp.where(real, box_ops.paired_iou(boxes, anchors), 0)
   return (jnp.abs(deltas).sum(1) + back.sum(1) * 1e-3 + overlaps).sum()
 
@@ -135,7 +139,7 @@ def test_values_and_gradients_of_empty_boxes_are_finite_and_masked():
   real = random_boxes(len(EMPTY))
   boxes = np.concatenate([real, EMPTY, EMPTY])
   anchors = np.concatenate([real + 1, real, EMPTY])
-  for function in (box_ops.encode, box_ops.decode, box_ops.paired_iou):
+  for function in (Coder().encode, Coder().decode, box_ops.paired_iou):
     assert np.isfinite(function(boxes, anchors)).all()
     total = jax.grad(lambda *x, f=function: f(*x).sum(), (0, 1))
     assert all(np.isfinite(g).all() for g in jax.jit(total)(boxes, anchors))
@@ -152,9 +156,9 @@ def test_gradients_equal_differences(name):
   with jax.enable_x64(True):
     boxes, anchors = (random_boxes(4, s, np.float64) for s in range(2))
     first = boxes / 50 if name == 'decode' else boxes
-    got = getattr(box_ops, name)(first, anchors)
-    assert got.dtype == np.float64
-    check_grads(getattr(box_ops, name), (first, anchors), 1, ['rev'])
+    function = getattr(box_ops if name == 'paired_iou' else Coder(), name)
+    assert function(first, anchors).dtype == np.float64
+    check_grads(function, (first, anchors), 1, ['rev'])
 
 
 def test_half_precision_is_refused_for_boxes_and_widened_for_deltas():
@@ -165,16 +169,16 @@ def test_half_precision_is_refused_for_boxes_and_widened_for_deltas():
       lambda: box_ops.iou(boxes, coarse),
       lambda: box_ops.clip(coarse, (9, 9)),
       lambda: box_ops.flip(coarse.astype(jnp.float16), 9),
-      lambda: box_ops.encode(coarse, boxes),
-      lambda: box_ops.decode(coarse, coarse),
+      lambda: Coder().encode(coarse, boxes),
+      lambda: Coder().decode(coarse, coarse),
   ]
   for call in calls:
     with pytest.raises(ValueError, match='float16, too coarse for pixels'):
       call()
   deltas = jnp.ones((3, 4), jnp.bfloat16) / 3
-  got = box_ops.decode(deltas, boxes)
+  got = Coder().decode(deltas, boxes)
   assert got.dtype == jnp.float32
-  want = box_ops.decode(deltas.astype(jnp.float32), boxes)
+  want = Coder().decode(deltas.astype(jnp.float32), boxes)
   np.testing.assert_array_equal(got, want)
   assert box_ops.iou(np.int32(boxes), boxes).dtype == jnp.float32
 
@@ -183,4 +187,4 @@ def test_what_is_not_boxes_is_refused():
   with pytest.raises(ValueError, match=r'boxes \(3, 5\) are no boxes'):
     box_ops.area(np.ones((3, 5)))
   with pytest.raises(ValueError, match=r'anchors \(2,\) are no boxes'):
-    box_ops.encode(np.ones(4), np.ones(2))
+    Coder().encode(np.ones(4), np.ones(2))

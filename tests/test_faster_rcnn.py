@@ -1,8 +1,11 @@
 """Faster R-CNN: counts, torchvision's numbers, and what must not matter."""
 
+from collections.abc import Mapping
 import functools
 import json
+import math
 import re
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,10 @@ import numpy as np
 import pytest
 import torchvision_case
 
-from awconv_jax import complexity, errors, models
+from awconv_jax import complexity, config, errors, models
+from awconv_jax.models.detection import presets
 from awconv_jax.models.detection.presets import PRESETS
+from awconv_jax.options import Named
 from awconv_jax.train import partition
 from awconv_jax.weights import names, state_dict
 
@@ -429,75 +434,98 @@ def test_half_precision_keeps_boxes_and_losses_in_float32():
   assert {x.dtype for x in parts.values()} == {jnp.dtype('float32')}
 
 
-def test_presets_hold_all_options_and_groups_are_merged():
-  assert PRESETS['mmdet'].keys() == PRESETS['torchvision'].keys()
-  for name, group in PRESETS['mmdet'].items():
-    if isinstance(group, dict):
-      assert group.keys() == PRESETS['torchvision'][name].keys()
-  model = models.create_detector(proposals=dict(number=300))
-  assert model.proposals['number'] == 300
-  assert model.proposals['train_number'] == 1000
-  assert PRESETS['mmdet']['proposals']['number'] == 1000
+def complete(**options):
+  """The section `model` of a config, with the options of a detector."""
+
+  def root(
+      model: Annotated[Mapping[str, Any], Named(models.DETECTORS, 'model')],
+  ):
+    del model
+
+  return config.complete({'model': dict(name='faster_rcnn', **options)}, root)
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_a_preset_is_complete_in_a_config_and_makes_what_it_makes_alone(preset):
+  section = complete(
+      **presets.with_preset(
+          preset, backbone=dict(name='resnet18'), proposals=dict(number=300)
+      )
+  ).model.to_dict()
+  assert section['proposals']['number'] == 300
+  assert section['proposals']['train_candidates'] == 2000
+  mmdet = preset == 'mmdet'
+  assert section['proposals']['train_number'] == (1000 if mmdet else 2000)
+  assert section['roi_coder'] == dict(
+      weights=(10.0, 10.0, 5.0, 5.0),
+      clamp=math.log(1000 / 16),
+      clamp_below=mmdet,
+  )
+  assert section['anchor_matcher'] == dict(
+      positive=0.7,
+      negative=0.3,
+      min_positive=0.3 if mmdet else 0.0,
+      low_quality='gt' if mmdet else 'own',
+  )
+  assert PRESETS[preset].get('proposals', {}).get('number') is None
+  # The sections are all the arguments that there are.
+  whole = models.create_detector(**section)
+  sparse = models.create_detector(backbone='resnet18', preset=preset)
+  assert models.detector_shapes(whole) == models.detector_shapes(sparse)
+
+
+def test_options_that_cannot_be_are_refused():
+  with pytest.raises(errors.InputError) as caught:
+    complete(
+        backbone=dict(name='resnet18', num_classes=9),
+        proposal={},
+        anchors=dict(strides=(0, 4)),
+        roi_coder=dict(weights=(1.0, 1.0)),
+        roi_levels=dict(rule='none'),
+        detections=dict(threshold=1.5),
+    )
+  said = str(caught.value)
+  for part in (
+      'unknown config.model.backbone.num_classes',
+      "unknown config.model.proposal (did you mean 'proposals'?)",
+      'config.model.anchors.strides[0]=0 must be greater',
+      'config.model.roi_coder.weights=(1.0, 1.0) has too few values',
+      "config.model.roi_levels.rule='none' must be 'mmdet' or 'torchvision'",
+      'config.model.detections.threshold=1.5 must be less',
+  ):
+    assert part in said
+  with pytest.raises(errors.InputError, match="unknown preset 'det'.*mmdet"):
+    models.create_detector(preset='det')
+  with pytest.raises(errors.InputError, match="unknown detector 'faster'"):
+    models.create_detector('faster')
 
 
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(preset='detectron'), "unknown preset 'detectron'.*mmdet"),
-        (dict(name='faster'), "unknown detector 'faster'.*faster_rcnn"),
-        (dict(proposal={}), "option of the detector 'proposal'.*'proposals'"),
         (
-            dict(proposals=dict(nms=0.5)),
-            "option in model.proposals 'nms'.*threshold",
-        ),
-        (dict(anchors=8), 'model.anchors=8 must hold options by name'),
-        (dict(head=dict(background='none')), "head.background 'none'"),
-        (dict(roi_sampler=dict(number=0)), 'roi_sampler.number=0'),
-        (dict(num_classes=0), 'num_classes=0'),
-        (
-            dict(backbone=dict(name='resnet50', num_classes=9)),
-            'model.num_classes',
-        ),
-        (dict(roi_levels=dict(rule='none')), "roi_levels.rule 'none'"),
-        (
-            dict(anchor_matcher=dict(positive=0.2)),
-            r'anchor_matcher.negative=0.3.*anchor_matcher.positive=0.2',
-        ),
-        (
-            dict(detections=dict(threshold=1.5)),
-            r'detections.threshold=1.5.*\[0, 1\]',
-        ),
-        (dict(beta=-1.0), 'model.beta=-1.0 must be at least 0'),
-        (dict(norm_train='false'), "norm_train='false' must be True or False"),
-        (dict(roi_align=dict(aligned=None)), 'roi_align.aligned=None must be'),
-        (dict(proposals=dict(min_size=-1)), 'proposals.min_size=-1 must be at'),
-        (dict(anchors=dict(scale=0)), 'anchors.scale=0 must be above 0'),
-        (dict(anchors=dict(ratios=(1, -2))), r'anchors.ratios\[1\]=-2 must be'),
-        (dict(anchors=dict(ratios=())), r'anchors.ratios=\(\) must be a seq'),
-        (
-            dict(roi_coder=dict(weights=(1, 1))),
-            r'roi_coder.weights=\(1, 1\).*4',
-        ),
-        (
-            dict(anchor_matcher=dict(min_positive=2)),
-            'anchor_matcher.min_positive=2 is not in',
-        ),
-        (
-            dict(backbone=dict(name='resnet18', stochastic_depth=0.1)),
+            dict(backbone=dict(stochastic_depth=0.1)),
             'stochastic_depth=0.1 needs model.norm_train=true',
         ),
+        (
+            dict(anchor_matcher=dict(positive=0.2)),
+            'negative=0.3 above positive=0.2',
+        ),
+        (dict(backbone=dict(stem='cifar')), 'strides.*do not fit.*64x64'),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, message):
+def test_options_that_do_not_fit_each_other_are_refused(options, message):
+  model = small(**options)
+  shapes = [(1, 64, 64, 3), (1, 2), (1, 6, 4), (1, 6), (1, 6)]
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
+  init = functools.partial(model.init, method='losses')
+  key = jax.random.key(0)
   with pytest.raises(errors.InputError, match=message):
-    models.create_detector(**options)
+    jax.eval_shape(init, key, *arrays, key)
 
 
-def test_strides_that_are_not_the_backbones_are_refused():
-  model = small(dict(stem='cifar'))
-  with pytest.raises(errors.InputError, match='strides.*do not fit.*64x64'):
-    models.detector_shapes(model)
-  right = small(
+def test_strides_of_another_stem():
+  model = small(
       dict(stem='cifar'), anchors=dict(strides=(1, 2, 4, 8, 16), scale=4.0)
   )
-  assert 'rpn' in models.detector_shapes(right)['params']
+  assert 'rpn' in models.detector_shapes(model)['params']

@@ -8,9 +8,7 @@ import naive_detection as naive
 import numpy as np
 import pytest
 
-from awconv_jax.ops import anchors as anchor_ops
-from awconv_jax.ops import boxes as box_ops
-from awconv_jax.ops import matcher
+from awconv_jax.ops.matcher import match_boxes
 
 RPN = dict(positive=0.7, negative=0.3, min_positive=0.3)
 RULES = {
@@ -21,20 +19,28 @@ RULES = {
 ROWS = 6  # Of ground truth, with its padding.
 
 
-def compiled(rule):
-  return jax.jit(functools.partial(matcher.match, **RULES[rule]))
+def intervals(*ends):
+  """Boxes one pixel high, so that their overlaps can be told by hand."""
+  return np.float32([(low, 0, high, 1) for low, high in ends])
 
 
-def overlaps(rng, gt, count):
-  """Of few values, so that there are many ties, also at the thresholds."""
-  return rng.choice(np.float32([0, 0, 0, 0.1, 0.3, 0.5, 0.7, 0.8]), (gt, count))
+def problem(seed):
+  """Whole pixels, so that many overlaps tie, also at the thresholds.
+
+  The rows of padding may be anything, also what an anchor is exactly.
+  """
+  rng = np.random.default_rng(seed)
+  anchors = intervals(*np.sort(rng.integers(0, 14, (40, 2))))
+  gt_boxes = anchors[rng.integers(0, 40, ROWS)]
+  gt_boxes[:, 2] += rng.integers(0, 4, ROWS)
+  return gt_boxes, rng.random(ROWS) < (seed % 5) / 4, anchors
 
 
-def padded(rows):
-  """Rows among padding whose IoU is anything, also the highest."""
-  full = np.full((ROWS, rows.shape[1]), 0.9, np.float32)
-  full[: len(rows)] = rows
-  return full, np.arange(ROWS) < len(rows)
+def naive_match(gt_boxes, gt_valid, anchors, **options):
+  overlaps = naive.ious(gt_boxes[gt_valid], anchors)
+  overlaps = overlaps.reshape(-1, len(anchors)).astype(np.float32)
+  index, label = naive.match(overlaps, **options)
+  return np.append(np.flatnonzero(gt_valid), 0)[index], label
 
 
 def assert_matched(got, want):
@@ -45,96 +51,65 @@ def assert_matched(got, want):
 
 
 @pytest.mark.parametrize('rule', RULES)
-def test_equals_the_loop(rule):
-  rng, match = np.random.default_rng(0), compiled(rule)
+def test_equals_the_loop_whatever_the_padding_is(rule):
+  options = RULES[rule]
+  match = jax.jit(functools.partial(match_boxes, **options))
   seen = set()
-  for _ in range(60):
-    rows = overlaps(rng, rng.integers(0, ROWS + 1), 40)
-    want = naive.match(rows, **RULES[rule])
-    assert_matched(match(*padded(rows)), want)
+  for seed in range(40):
+    rows = problem(seed)
+    want = naive_match(*rows, **options)
+    assert_matched(match(*rows), want)
     seen |= set(want[1])
   assert seen == ({0, 1} if rule == 'roi' else {-1, 0, 1})
+  # And for the images of a batch.
+  gt_boxes, gt_valid, _ = (
+      np.stack(x) for x in zip(*map(problem, range(4)), strict=True)
+  )
+  anchors = problem(3)[2]
+  each = jax.vmap(functools.partial(match_boxes, **options), (0, 0, None))
+  index, label = each(gt_boxes, gt_valid, anchors)
+  for n in range(4):
+    want = naive_match(gt_boxes[n], gt_valid[n], anchors, **options)
+    assert_matched((index[n], label[n]), want)
 
 
 def test_the_two_manners_by_hand():
-  # Anchor 0 overlaps ground truth 0 most, and is the best that 1 has.
-  iou = np.float32([[0.8, 0.9, 0.0, 0.5], [0.6, 0.0, 0.2, 0.0]])
+  # Anchor 0 overlaps ground truth 0 most, by 0.8, and is the best that 1 has.
+  gt_boxes = intervals((0, 10), (7, 10))
+  anchors = intervals((2, 10), (0, 9), (20, 30), (0, 5))
   valid = np.ones(2, bool)
-  index, label = matcher.match(iou, valid, **RULES['mmdet'])
-  assert index[:2].tolist() == [1, 0] and label.tolist() == [1, 1, 0, -1]
-  index, label = matcher.match(iou, valid, **RULES['torchvision'])
-  assert index[:2].tolist() == [0, 0] and label.tolist() == [1, 1, 0, -1]
+  for rule, wanted in (('mmdet', [1, 0]), ('torchvision', [0, 0])):
+    index, label = match_boxes(gt_boxes, valid, anchors, **RULES[rule])
+    assert index[:2].tolist() == wanted and label.tolist() == [1, 1, 0, -1]
   # The best of both, which overlap it equally: the first, or the last.
-  iou = np.float32([[0.5, 0.1], [0.5, 0.1]])
-  for rule, want in (('torchvision', 0), ('mmdet', 1)):
-    index, label = matcher.match(iou, valid, **RULES[rule])
-    assert (index[0], label.tolist()) == (want, [1, 0])
+  gt_boxes, anchors = intervals((0, 10), (0, 10)), intervals((0, 5), (0, 1))
+  for rule, wanted in (('torchvision', 0), ('mmdet', 1)):
+    index, label = match_boxes(gt_boxes, valid, anchors, **RULES[rule])
+    assert (index[0], label.tolist()) == (wanted, [1, 0])
 
 
 def test_the_least_iou_of_a_low_quality_match():
-  iou, valid = np.float32([[0.29, 0.2, 0.29]]), np.ones(1, bool)
+  gt_boxes, valid = intervals((0, 100)), np.ones(1, bool)
+  anchors = intervals((0, 29), (0, 20), (71, 100))
   for least, want in ((0.3, [0, 0, 0]), (0.29, [1, 0, 1]), (0.0, [1, 0, 1])):
-    _, label = matcher.match(iou, valid, **RPN | dict(min_positive=least))
+    options = RPN | dict(min_positive=least)
+    _, label = match_boxes(gt_boxes, valid, anchors, **options)
     assert label.tolist() == want
   # Nothing overlaps it: not everything is its best.
-  _, label = matcher.match(0 * iou, valid, **RPN | dict(min_positive=0.0))
+  _, label = match_boxes(gt_boxes + 200, valid, anchors, **options)
   assert label.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize('rule', RULES)
-@pytest.mark.parametrize(
-    'padding', [[0, 0, 0, 0], [3, 3, 60, 60], [9, 9, 9, 9]]
-)
-def test_padded_ground_truth_never_makes_a_positive(rule, padding):
-  levels = anchor_ops.pyramid((64, 64), strides=(16, 32), scale=2)
-  anchors = np.concatenate(levels)
-  real = np.float32([[4, 4, 44, 40], [0, 0, 63, 63]])
-  rows = np.concatenate([real, np.tile(np.float32(padding), (3, 1))])
-  options = dict(RULES[rule])
-  match = jax.jit(functools.partial(matcher.match_boxes, **options))
-  none = match(rows, np.zeros(5, bool), anchors)
-  np.testing.assert_array_equal(none[1], 0)
-  got = match(rows, np.arange(5) < 2, anchors)
-  want = matcher.match(box_ops.iou(real, anchors), np.ones(2, bool), **options)
-  assert_matched(got, want)
-  # Also where the padding is not behind the others.
-  index, label = match(rows[::-1], np.arange(5) > 2, anchors)
-  np.testing.assert_array_equal(label, want[1])
-  assert set(np.asarray(index)[np.asarray(label) == 1]) <= {3, 4}
-  assert 1 in label
-
-
-@pytest.mark.parametrize('rule', RULES)
-def test_boxes_are_matched_as_by_their_overlaps(rule):
-  """Whole pixels, so that many tie, in one program and in two."""
-  rng = np.random.default_rng(1)
-  anchors = np.float32(rng.integers(0, 12, (300, 4)))
-  anchors[:, 2:] += anchors[:, :2]
-  gt_boxes = anchors[rng.integers(0, 300, (4, ROWS))]
-  gt_boxes[:, 2:] += rng.integers(0, 2, (4, 2, 4))[:, :1]
-  gt_valid = rng.random((4, ROWS)) < 0.7
-
-  def match(boxes, valid):
-    return matcher.match_boxes(boxes, valid, anchors, **RULES[rule])
-
-  got = jax.jit(jax.vmap(match))(gt_boxes, gt_valid)
-  for n in range(4):
-    own = naive.ious(gt_boxes[n], anchors).astype(np.float32)
-    index, label = naive.match(own[gt_valid[n]], **RULES[rule])
-    index = np.flatnonzero(gt_valid[n])[index]
-    assert_matched((got[0][n], got[1][n]), (index, label))
-
-
-@pytest.mark.parametrize('rule', RULES)
 def test_anchors_that_take_no_part_are_nobodys_best(rule):
-  rng = np.random.default_rng(2)
-  match = compiled(rule)
-  for _ in range(20):
-    rows, valid = padded(overlaps(rng, 4, 40))
-    part = rng.random(40) < 0.5
-    index, label = map(np.asarray, match(rows, valid, anchor_valid=part))
+  match = jax.jit(functools.partial(match_boxes, **RULES[rule]))
+  for seed in range(20):
+    gt_boxes, gt_valid, anchors = problem(seed)
+    part = np.random.default_rng(seed).random(len(anchors)) < 0.5
+    got = match(gt_boxes, gt_valid, anchors, anchor_valid=part)
+    index, label = map(np.asarray, got)
     np.testing.assert_array_equal(label[~part], -1)
-    want = naive.match(rows[:4, part], **RULES[rule])
+    want = naive_match(gt_boxes, gt_valid, anchors[part], **RULES[rule])
     assert_matched((index[part], label[part]), want)
 
 
@@ -142,7 +117,7 @@ def test_no_gradient_comes_back():
   boxes = np.float32([[0, 0, 9, 9], [2, 2, 6, 9]])
 
   def loss(anchors):
-    index, label = matcher.match_boxes(boxes, [True, True], anchors, **RPN)
+    index, label = match_boxes(boxes, np.ones(2, bool), anchors, **RPN)
     return jnp.where(label == 1, jnp.abs(boxes[0] - anchors).sum(1), 0).sum()
 
   gradient = jax.jit(jax.grad(loss))(boxes + 1)
@@ -154,21 +129,18 @@ def test_memory_does_not_grow_with_all_pairs():
   anchors = jax.ShapeDtypeStruct((268_569, 4), jnp.float32)
   boxes = jax.ShapeDtypeStruct((100, 4), jnp.float32)
   valid = jax.ShapeDtypeStruct((100,), bool)
-  match = jax.jit(functools.partial(matcher.match_boxes, **RPN))
+  match = jax.jit(functools.partial(match_boxes, **RPN))
   memory = match.lower(boxes, valid, anchors).compile().memory_analysis()
   assert memory.temp_size_in_bytes < 12e6
 
 
-def test_bad_options_are_refused():
-  iou, valid = np.ones((2, 3)), np.ones(2, bool)
-  options = dict(positive=0.5, negative=0.5)
-  with pytest.raises(ValueError, match='negative=0.6 is above positive=0.5'):
-    matcher.match(iou, valid, positive=0.5, negative=0.6)
-  with pytest.raises(ValueError, match="low_quality='all': known are own, gt"):
-    matcher.match(iou, valid, low_quality='all', **options)
-  with pytest.raises(ValueError, match=r'gt_valid \(3,\) do not fit'):
-    matcher.match(iou, np.ones(3, bool), **options)
-  with pytest.raises(ValueError, match='anchor_valid .* does not fit 3'):
-    matcher.match(iou, valid, anchor_valid=valid, **options)
-  with pytest.raises(ValueError, match=r'gt_valid \(2,\) and anchors'):
-    matcher.match_boxes(np.ones((3, 4)), valid, np.ones((5, 4)), **options)
+def test_what_does_not_fit_is_refused():
+  rows = problem(0)
+  with pytest.raises(ValueError, match='negative=0.6 above positive=0.5'):
+    match_boxes(*rows, positive=0.5, negative=0.6)
+  with pytest.raises(ValueError, match="unknown low_quality 'all'.*gt, own"):
+    match_boxes(*rows, **RPN, low_quality='all')
+  with pytest.raises(ValueError, match=r'gt_valid \(3,\), anchors \(40, 4\)'):
+    match_boxes(rows[0], np.ones(3, bool), rows[2], **RPN)
+  with pytest.raises(ValueError, match=r'anchor_valid \(6,\) do not fit'):
+    match_boxes(*rows, anchor_valid=rows[1], **RPN)

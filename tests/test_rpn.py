@@ -11,14 +11,15 @@ import pytest
 
 from awconv_jax.models.detection import rpn
 from awconv_jax.models.detection.presets import PRESETS
-from awconv_jax.ops import anchors as anchor_op
+from awconv_jax.ops.anchors import Anchors
+from awconv_jax.ops.boxes import Coder
 
 CANVAS, SIZE = (32, 48), np.array([27.0, 41.0], np.float32)
 STRIDES, RATIOS = (8, 16), (0.5, 1.0, 2.0)
-LEVELS = anchor_op.pyramid(CANVAS, strides=STRIDES, scale=2.0, ratios=RATIOS)
+LEVELS = Anchors(strides=STRIDES, scale=2.0, ratios=RATIOS).pyramid(CANVAS)
 ANCHORS = np.concatenate(LEVELS)
-CODER = PRESETS['mmdet']['anchor_coder']
-CLAMP = CODER['clamp']
+CODER = Coder()
+CLAMP = CODER.clamp
 ALL = dict(number=2 * len(ANCHORS), fraction=0.5)
 GT = np.array([[3, 4, 20, 19], [18, 6, 40, 26], [0, 0, 0, 0]], np.float32)
 VALID = np.array([True, True, False])
@@ -69,8 +70,10 @@ def naive_proposals(logits, deltas, inside, options):
 def test_proposals_are_those_of_the_loops(number, min_size):
   logits, deltas, inside = outputs()
   options = dict(candidates=40, number=number, threshold=0.4, min_size=min_size)
-  propose = functools.partial(rpn.propose, coder=CODER, **options)
-  boxes, scores, valid = jax.jit(propose)(logits, deltas, LEVELS, inside, SIZE)
+  propose = functools.partial(
+      rpn.propose, anchors=LEVELS, coder=CODER, train=False, **options
+  )
+  boxes, scores, valid = jax.jit(propose)(logits, deltas, inside, SIZE)
   want = naive_proposals(logits, deltas, inside, options)
   # Level two has fewer anchors than candidates.
   assert len(boxes) == min(number, 40 + len(LEVELS[1]))
@@ -86,11 +89,15 @@ def test_proposals_are_those_of_the_loops(number, min_size):
 
 def test_no_gradient_flows_through_proposals():
   logits, deltas, inside = outputs()
-  options = dict(candidates=9, number=9, threshold=0.5, min_size=0.0)
+  options = dict(train_candidates=9, train_number=9, threshold=0.5)
 
   def total(logits, deltas):
     boxes, scores, _ = rpn.propose(
-        logits, deltas, LEVELS, inside, SIZE, coder=CODER, **options
+        *(logits, deltas, inside, SIZE),
+        anchors=LEVELS,
+        coder=CODER,
+        train=True,
+        **options,
     )
     return boxes.sum() + scores.sum()
 
@@ -99,17 +106,23 @@ def test_no_gradient_flows_through_proposals():
   assert total(logits, deltas) > 0
 
 
-def loss_of(deltas, logits, inside, gt=GT, valid=VALID, preset='mmdet'):
+def matching(preset):
   options = PRESETS[preset]
+  return options.get('anchor_matcher', {}), options.get('beta', 0.0)
+
+
+def loss_of(deltas, logits, inside, gt=GT, valid=VALID, preset='mmdet'):
+  matcher, beta = matching(preset)
   loss = functools.partial(
       rpn.rpn_loss,
-      matcher=options['anchor_matcher'],
+      anchors=ANCHORS,
+      matcher=matcher,
       sampler=ALL,
       coder=CODER,
-      beta=options['beta'],
+      beta=beta,
   )
   key = jax.random.key(0)
-  return jax.jit(loss)(logits, deltas, ANCHORS, inside, gt, valid, key)
+  return jax.jit(loss)(logits, deltas, inside, gt, valid, key)
 
 
 def joined(seed=0):
@@ -119,11 +132,11 @@ def joined(seed=0):
 
 def naive_loss(deltas, logits, inside, preset):
   """Sums over all anchors that are labelled, and their number."""
-  options = PRESETS[preset]
+  matcher, beta = matching(preset)
   overlaps = naive_detection.ious(GT[VALID], ANCHORS) * inside
   # Thresholds may be hit exactly: as in float32.
   index, label = naive_detection.match(
-      np.float32(overlaps), **options['anchor_matcher']
+      np.float32(overlaps), **(rpn.match_anchors.keywords | matcher)
   )
   classes = boxes = 0.0
   for a in np.flatnonzero(inside & (label >= 0)):
@@ -132,7 +145,6 @@ def naive_loss(deltas, logits, inside, preset):
     if label[a]:
       target = naive_detection.encode(GT[index[a]], ANCHORS[a], [1] * 4)
       for d in np.abs(target - deltas[a]):
-        beta = options['beta']
         boxes += d**2 / beta / 2 if d < beta else d - beta / 2
   count = np.sum(inside & (label >= 0))
   assert np.sum(inside & (label == 1)) >= 2
@@ -237,16 +249,16 @@ def test_predictions_in_half_precision_are_not_rounded_to_it():
 def test_memory_of_the_loss_does_not_grow_with_all_pairs():
   """268,569 anchors and 100 objects are 107 MB as a matrix."""
   number = 268_569
-  options = PRESETS['mmdet']
   loss = functools.partial(
       rpn.rpn_loss,
-      matcher=options['anchor_matcher'],
-      sampler=options['anchor_sampler'],
+      anchors=np.zeros((number, 4), np.float32),
+      matcher={},
+      sampler={},
       coder=CODER,
       beta=0.0,
   )
-  shapes = [(number,), (number, 4), (number, 4), (number,), (100, 4), (100,)]
-  dtypes = ['float32'] * 3 + ['bool', 'float32', 'bool']
+  shapes = [(number,), (number, 4), (number,), (100, 4), (100,)]
+  dtypes = ['float32', 'float32', 'bool', 'float32', 'bool']
   arrays = map(jax.ShapeDtypeStruct, shapes, dtypes)
   compiled = jax.jit(loss).lower(*arrays, jax.random.key(0)).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 30e6

@@ -93,12 +93,3 @@ def test_the_key_decides():
       labels, jax.random.split(jax.random.key(1), 1)[0], **options
   )
   assert alone[0].tolist() == one[0]
-
-
-@pytest.mark.parametrize(
-    'options',
-    [dict(number=0, fraction=0.5), dict(number=4, fraction=1.5)],
-)
-def test_bad_options_are_refused(options):
-  with pytest.raises(ValueError, match='cannot sample number='):
-    sampler.sample(np.zeros(3), jax.random.key(0), **options)
