@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 import difflib
 import errno
 import importlib.util
+import os
 import pathlib
 import sys
+import tempfile
 from typing import Any
 
 from absl import app, flags
@@ -113,6 +115,19 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
     raise errors.InputError(
         f'unexpected argument {arguments[0]!r}; flags begin with --'
     )
+
+
+def check_output(output: str) -> None:
+  """Raises InputError if nothing can be written where --output says."""
+  folder = os.path.dirname(output) or '.'
+  try:
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise errors.InputError(
+        f'--output={output}: cannot write in the folder {folder}: '
+        f'{error.strerror}; make it, or give another --output'
+    ) from error
 
 
 def run(main: Callable[[list[str]], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Rows of data as a table of text."""
+"""Rows of data as a table of text, which Markdown understands, too."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -24,9 +24,10 @@ def make(rows: Sequence[Any], value_format: Callable[[Any], str]) -> str:
   names = [n for n in values[0] if any(v[n] is not None for v in values)]
   lines = [names, *([value_format(v[n]) for n in names] for v in values)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  rule = '+'.join(['', *('-' * (width + 2) for width in widths), ''])
-  texts = []
-  for line in lines:
-    cells = (f' {t:<{w}} ' for t, w in zip(line, widths, strict=True))
-    texts.append('|'.join(['', *cells, '']))
-  return '\n'.join([rule, texts[0], rule, *texts[1:], rule])
+  lines.insert(1, ['-' * width for width in widths])
+  return '\n'.join(
+      '|'.join(
+          ['', *(f' {t:<{w}} ' for t, w in zip(line, widths, strict=True)), '']
+      )
+      for line in lines
+  )

@@ -1,261 +1,194 @@
 """Measures AW-convolution beside the plain one, and reading, in one run.
 
-  python -m benchmarks op
-  python -m benchmarks op --torch --batches=8
-  python -m benchmarks model --cpu_devices=8
-  python -m benchmarks roofline --bandwidth_gbs=1e3 --tflops=90
+  python -m benchmarks op --batches=8
+  python -m benchmarks network --cpu_devices=8
   python -m benchmarks data
 
-Every row of op and model is a ratio to the plain version, measured in the same
-run and in turn with it; before that, results are checked against the plainest
-form: the vmapped one, or (model, where that is not measured) the loop. Subject
-roofline counts FLOPs and bytes on paper; data reads images, beside tf.data
-where there is a TensorFlow. Writes the table as text to the screen, and as JSON
-and a picture to --output.
+op: every form at the shapes of ResNet-50. network: a training step. data:
+images a second of the pipeline, beside tf.data where there is a TensorFlow.
+What is compared is measured in turn in one run, after its results were
+compared; times are medians. Rows go to the screen, to <output>.json with what
+they depend on (device, versions, seed), and as bars to <output>.png.
 """
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import inspect
 import json
 import math
+import re
+import sys
+import typing
+from typing import Any
 
-from absl import flags
 import jax
 
-from awconv_jax import command_line, errors
-from awconv_jax.models.attention import ATTENTION
-from awconv_jax.ops import aw_conv
-from benchmarks import (
-    data,
-    model,
-    op,
-    report,
-    roofline,
-    traffic,
-)
+from awconv_jax import command_line, errors, text_table
+from awconv_jax.options import Bound, NonNegativeInt
+from benchmarks import data, network, op, timing
 
-FLAGS = flags.FLAGS
-SUBJECTS = {'op': op, 'model': model, 'roofline': roofline, 'data': data}
-# The form for GPU; its time elsewhere would say nothing.
-_GPU_ONLY = 'fused'
-# What is compared with the reference.
-_FORMS = [n for n in aw_conv.IMPLEMENTATIONS if n not in ('vmap', _GPU_ONLY)]
-# What is kept with the rows besides the settings of all subjects.
-_KEPT = ('expansion', 'strided', 'model', 'side', 'bandwidth_gbs', 'tflops')
-# What a flag is where it is not given, by subject.
-DEFAULTS = {
-    'op': dict(
-        implementations=['auto', *_FORMS],
-        batches=['8', '32'],
-        seconds=0.6,
-    ),
-    'model': dict(implementations=['auto'], batches=['8'], seconds=5.0),
-    'roofline': dict(
-        implementations=[n for n in traffic.FORMS if n != 'plain'],
-        batches=['32'],
-        seconds=0.0,
-    ),
-    'data': dict(implementations=[], batches=['64'], seconds=10.0),
-}
-# What must be at least so much, by subject.
-LEAST = {
-    'op': dict(expansion=1),
-    'model': dict(side=1),
-    'roofline': dict(expansion=1),
-    'data': dict(side=1, images=1, workers=0),
-}
+SUBJECTS = {'op': op, 'network': network, 'data': data}
+# Where forms are a measure; elsewhere they only run.
+_PLACES = {'fused': 'gpu', 'torch': 'cpu'}
 
 
-def _check_numbers(subject: str, seconds: float) -> None:
-  """Raises InputError for a number that cannot be measured with."""
-  for name, least in LEAST[subject].items():
-    value = FLAGS[name].value
-    if value is not None and value < least:
-      raise errors.InputError(f'--{name}={value} must be at least {least}')
-  if not 0 <= seconds < math.inf:
-    raise errors.InputError(f'--seconds={seconds} must be finite, at least 0')
+class _Parser(argparse.ArgumentParser):
+  """Says what is wrong in one line, as the other commands do."""
+
+  def error(self, message):
+    command_line.fail(message)
 
 
-def _settings(subject: str) -> dict:
-  """Returns the flags that all subjects have, checked."""
-  settings = {
-      name: default if FLAGS[name].value is None else FLAGS[name].value
-      for name, default in DEFAULTS[subject].items()
-  }
-  known = {'auto', *aw_conv.IMPLEMENTATIONS}
-  if subject == 'roofline':
-    known |= set(traffic.FORMS)
-  names = settings['implementations']
-  for name in names:
-    if name not in known:
-      raise errors.unknown_name('implementation', name, known)
-  if subject in ('op', 'model'):
-    on_gpu = jax.default_backend() == 'gpu'
-    if _GPU_ONLY in names and not on_gpu:
-      raise errors.InputError(
-          f'--implementations={",".join(names)}: {_GPU_ONLY!r} is for GPU; on '
-          f'{jax.default_backend()!r} it is no measure, leave it out'
-      )
-    if on_gpu and subject == 'op' and FLAGS.implementations is None:
-      settings['implementations'] = [*names, _GPU_ONLY]
-  if FLAGS.dtype not in op.TOLERANCES:
-    raise errors.unknown_name('dtype', FLAGS.dtype, op.TOLERANCES)
-  for name in FLAGS.attentions:
-    if name not in ATTENTION:
-      raise errors.unknown_name('attention', name, ATTENTION)
-  batches = settings['batches']
-  if not batches or not all(b.isdigit() and int(b) for b in batches):
-    raise errors.InputError(f'--batches={batches}: want numbers above 0')
-  _check_numbers(subject, settings['seconds'])
-  settings['batches'] = [int(b) for b in batches]
-  return settings | dict(dtype=FLAGS.dtype)
+def _reader(annotation: Any) -> Callable[[str], Any]:
+  """Returns what reads the text of a flag, by the annotation of an option."""
+  if typing.get_origin(annotation) is Sequence:
+    one = _reader(*typing.get_args(annotation))
+    return lambda text: [one(part) for part in text.split(',') if part]
+  kind, *marks = typing.get_args(annotation) or (annotation,)
+
+  def read(text):
+    try:
+      value = kind(text)
+    except ValueError:
+      raise argparse.ArgumentTypeError(f'{text!r} is no number') from None
+    for mark in marks:
+      if not isinstance(mark, Bound):
+        if value not in mark.names:
+          raise argparse.ArgumentTypeError(
+              errors.unknown_name('name', value, mark.names)
+          )
+      elif not mark.ge <= value < math.inf:
+        raise argparse.ArgumentTypeError(f'{text} must be at least {mark.ge}')
+    return value
+
+  return read
 
 
-def _run_op(settings):
-  return op.run(
-      expansion=FLAGS.expansion,
-      strided=FLAGS.strided,
-      torch=FLAGS.torch,
-      **settings,
-  )
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+  """Returns what the arguments say; a fault ends the program with one line.
+
+  The flags of a subject are the options of its `run`.
+  """
+  form = argparse.RawDescriptionHelpFormatter
+  parser = _Parser('benchmarks', description=__doc__, formatter_class=form)
+  subjects = parser.add_subparsers(dest='subject', required=True)
+  for name, subject in SUBJECTS.items():
+    made = subjects.add_parser(name, allow_abbrev=False)
+    texts = re.findall(
+        r'^    (\w+): (.*(?:\n      .*)*)', subject.run.__doc__, re.M
+    )
+    texts = {name: ' '.join(text.split()) for name, text in texts}
+    for option in inspect.signature(subject.run).parameters.values():
+      text = f'{texts[option.name]} Default: {option.default}.'
+      how = dict(type=_reader(option.annotation), default=option.default)
+      if option.annotation is bool:
+        how = dict(action='store_true')
+      made.add_argument(f'--{option.name}', help=text, **how)
+    made.add_argument(
+        '--output', default='benchmark', help='Path of the files, no suffix.'
+    )
+    made.add_argument(
+        '--cpu_devices',
+        type=_reader(NonNegativeInt),
+        default=0,
+        help='Run on so many CPU devices; 0 for what JAX finds.',
+    )
+  return parser.parse_args(arguments)
 
 
-def _run_model(settings):
-  names = settings.pop('implementations')
-  return model.run(
-      name=FLAGS.model,
-      variants=[*FLAGS.attentions, *(f'aw:{name}' for name in names)],
-      side=FLAGS.side,
-      **settings,
-  )
-
-
-def _run_roofline(settings):
-  del settings['seconds']
-  device = roofline.create_device(FLAGS.bandwidth_gbs, FLAGS.tflops)
-  return roofline.run(expansion=FLAGS.expansion, device=device, **settings)
-
-
-def _run_data(settings):
-  return data.run(
-      batches=settings['batches'],
-      seconds=settings['seconds'],
-      side=FLAGS.side,
-      images=FLAGS.images,
-      workers=FLAGS.workers,
-      interpolations=FLAGS.interpolations,
-  )
-
-
-RUNS = {
-    'op': _run_op,
-    'model': _run_model,
-    'roofline': _run_roofline,
-    'data': _run_data,
-}
-
-
-def _use_cpu_devices(number: int) -> None:
-  """Makes JAX run on that many CPU devices; 0 leaves it as it is."""
-  if number < 0:
-    raise errors.InputError(f'--cpu_devices={number} must not be negative')
-  if number:
+def _settle_device(flags: argparse.Namespace) -> None:
+  """Sets the devices, and refuses what would be no measure on them."""
+  if flags.cpu_devices:
     jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', number)
+    jax.config.update('jax_num_cpu_devices', flags.cpu_devices)
+  backend = jax.default_backend()
+  for name in getattr(flags, 'implementations', ()):
+    if _PLACES.get(name, backend) != backend:
+      raise errors.InputError(
+          f'--implementations: {name!r} is for {_PLACES[name]}; on {backend} '
+          'it is no measure, leave it out'
+      )
+
+
+def _format(value: Any) -> str:
+  """Returns a cell's text: three digits, '-' where there is no value."""
+  if value is None:
+    return '-'
+  if isinstance(value, float):
+    return f'{value:.3g}' if abs(value) < 100 else f'{value:,.0f}'
+  return str(value)
+
+
+def plot(rows: Sequence[Any], plot: Mapping[str, Any], path: str) -> None:
+  """Draws bars, a group for each shape.
+
+  Args:
+    rows: dataclasses.
+    plot: `PLOT` of the subject: 'bar', the field by which the bars of a group
+      differ; 'groups', those that name a group; 'height', the field that is
+      drawn; 'label' and 'scale', of its axis.
+    path: of the PNG file.
+
+  Raises:
+    ImportError: there is no matplotlib.
+  """
+  import matplotlib
+
+  matplotlib.use('agg')
+  from matplotlib import pyplot
+
+  groups = {}
+  for row in rows:
+    name = ' '.join(str(getattr(row, field)) for field in plot['groups'])
+    bar = getattr(row, plot['bar'])
+    groups.setdefault(name, {})[bar] = getattr(row, plot['height'])
+  bars = list(dict.fromkeys(bar for group in groups.values() for bar in group))
+  figure, axis = pyplot.subplots(
+      figsize=(4 + len(groups), 5), layout='constrained'
+  )
+  width = 0.8 / len(bars)
+  for i, bar in enumerate(bars):
+    heights = [group.get(bar, math.nan) for group in groups.values()]
+    places = [p + (i - (len(bars) - 1) / 2) * width for p in range(len(groups))]
+    axis.bar(places, heights, width, label=bar)
+  axis.set_yscale(plot['scale'])
+  axis.set(ylabel=plot['label'], xlabel=', '.join(plot['groups']))
+  axis.set_xticks(range(len(groups)), groups, rotation=30, ha='right')
+  axis.grid(axis='y', alpha=0.3)
+  figure.legend(loc='outside right upper', title=plot['bar'])
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
 
 
 def main(arguments: Sequence[str]) -> None:
-  """Measures the subject that is named, and shows and saves the table."""
-  if len(arguments) != 1 or arguments[0] not in SUBJECTS:
-    raise errors.unknown_name('subject', ' '.join(arguments), SUBJECTS)
-  name, subject = arguments[0], SUBJECTS[arguments[0]]
-  _use_cpu_devices(FLAGS.cpu_devices)
-  settings = _settings(name)
-  report.check_output(FLAGS.output)
-  print(json.dumps(report.environment()), flush=True)
+  """Measures the subject that is named; shows, writes and draws its rows."""
+  flags = _parse(arguments)
+  _settle_device(flags)
+  command_line.check_output(flags.output)
+  environment = timing.environment()
+  print(json.dumps(environment), flush=True)
+  options = dict(vars(flags))
+  subject, output = SUBJECTS[options.pop('subject')], options.pop('output')
+  del options['cpu_devices']
   rows = []
-
-  def save(summary):
-    return report.save(
-        rows,
-        summary,
-        subject.PICTURE,
-        FLAGS.output,
-        subject=name,
-        **{flag: FLAGS[flag].value for flag in _KEPT},
-        **settings,
-    )
-
+  for row in subject.run(**options):
+    rows.append(row)
+    print(*map(_format, dataclasses.astuple(row)), flush=True)
+    # At once, so that what is measured is kept whatever comes later.
+    kept = [vars(flags) | environment | dataclasses.asdict(r) for r in rows]
+    with open(f'{output}.json', 'w') as file:
+      json.dump(kept, file, indent=1)
+  print(text_table.make(rows, _format))
   try:
-    report.show(RUNS[name](dict(settings)), rows)
-  except errors.ReportedError:
-    if rows:
-      print(f'written, as far as it came: {", ".join(save([]))}')
-    raise
-  summary = subject.summarize(rows)
-  if settings['seconds'] and name != 'data':
-    summary.append(
-        'Medians. Each timed call follows one that is not timed; what takes '
-        f'more than --seconds={settings["seconds"]} a call is timed once, '
-        'after the call that checked its result, on other inputs.'
-    )
-  print('\n'.join(summary))
-  print(f'written: {", ".join(save(summary))}')
-
-
-def _define_flags() -> None:
-  """Defines the flags; what is None depends on the subject, see DEFAULTS."""
-  flags.DEFINE_list(
-      'implementations',
-      None,
-      'Which to measure, beside plain and (op) the vmapped form. Default: op '
-      f'all ({_GPU_ONLY} on GPU alone), roofline all, model auto.',
-  )
-  flags.DEFINE_list(
-      'batches',
-      None,
-      'Batch sizes. Default: op 8,32; model 8; roofline 32; data 64.',
-  )
-  flags.DEFINE_float(
-      'seconds',
-      None,
-      'Time for each measurement. Default: op 0.6, model 5, data 10.',
-  )
-  flags.DEFINE_integer(
-      'expansion', 16, 'Input channels that share a value (op, roofline).'
-  )
-  flags.DEFINE_bool(
-      'strided', False, 'Measure the convolutions of stride 2, too (op).'
-  )
-  flags.DEFINE_string('dtype', 'float32', 'Of the computation.')
-  flags.DEFINE_string('output', 'benchmark', 'Path of the files, no suffix.')
-  flags.DEFINE_integer(
-      'cpu_devices', 0, 'Run on so many CPU devices; 0 for what JAX finds.'
-  )
-  flags.DEFINE_bool(
-      'torch', False, "Measure PyTorch's grouped convolution, too (op)."
-  )
-  flags.DEFINE_string('model', 'resnet50', 'Network (model).')
-  flags.DEFINE_list(
-      'attentions', [], 'Attentions to measure without AW, as se,cbam (model).'
-  )
-  flags.DEFINE_integer('side', 224, 'Height and width of images (model, data).')
-  flags.DEFINE_float(
-      'bandwidth_gbs',
-      None,
-      "1e9 bytes a second of a device's memory (roofline).",
-  )
-  flags.DEFINE_float('tflops', None, '1e12 FLOPs a second (roofline).')
-  flags.DEFINE_integer('images', 512, 'JPEGs to make and to read (data).')
-  flags.DEFINE_integer(
-      'workers', None, 'Processes that read; none is one each core (data).'
-  )
-  flags.DEFINE_list(
-      'interpolations',
-      ['linear', 'area', 'cubic'],
-      'By which images are resized (data); tf.data does it by cubic.',
-  )
+    plot(rows, subject.PLOT, f'{output}.png')
+    print(f'written: {output}.json, {output}.png')
+  except ImportError as error:
+    print(f'written: {output}.json; no plot: {error}')
 
 
 if __name__ == '__main__':
-  _define_flags()
-  command_line.run(main)
+  try:
+    main(sys.argv[1:])
+  except errors.ReportedError as error:
+    command_line.fail(error)

@@ -1,225 +1,358 @@
-"""Reading images: this project's pipelines, and tf.data where it is installed.
+"""Reading images: this project's pipeline, and tf.data where it is installed.
 
-Batches are read, decoded, cut, resized, mirrored, normalised and put to use;
-'product' is the least use, the others are training steps. On the CPU the
+What is read are JPEGs of about the sizes in pixels and bytes that those of
+ImageNet have (500 x 375 most often, 110 kB on average), made of the two
+photographs that come with scikit-learn. Both pipelines cut a random box of 8 to
+100 % of an image's area, bring it to size and mirror every other one. This
+project's gives bytes, which the consumer normalises on the device; that of
+tf.data is Flax's ImageNet example and gives normalised floats. On the CPU the
 consumer computes on the cores that read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import math
+import functools
+import importlib.util
 import os
+import pathlib
 import tempfile
+import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax import errors
+from awconv_jax import errors, models
+from awconv_jax.options import NonNegativeFloat, NonNegativeInt, PositiveInt
 from awconv_jax.train import partition
-from benchmarks import picture
+from benchmarks import network
 
+# (width, height), and how many of 20 images have it.
+SIZES = {
+    (500, 375): 9,
+    (375, 500): 3,
+    (500, 333): 3,
+    (333, 500): 1,
+    (500, 400): 1,
+    (400, 300): 1,
+    (640, 480): 1,
+    (1024, 768): 1,
+}
+# With these two the files have 110 kB on average. The noise, of 255, is what
+# photographs that were shrunk and enlarged lack.
+_QUALITY, _NOISE = 96, 3.0
+_CLASSES = 10
+_MEAN = np.float32([0.485, 0.456, 0.406]) * 255
+_STD = np.float32([0.229, 0.224, 0.225]) * 255
+ROUNDS = 5
 TF = 'tf.data'
-PICTURE = picture.Picture(
-    bars='label',
+_TF_AHEAD, _TF_THREADS, _TF_SHUFFLED_BATCHES = 10, 48, 16
+PLOT = dict(
+    bar='pipeline',
     groups=('consumer', 'batch', 'side'),
-    height='bar',
-    title='images a second',
+    height='images_per_second',
+    label='images/s',
+    scale='linear',
 )
 
 
 @dataclasses.dataclass
 class Row:
-  """One line of the table; what cannot be measured here is None.
+  """One line of the table.
 
   Attributes:
-    pipeline: 'threads' or 'workers' of this project, or 'tf.data'.
-    interpolation: by which boxes are brought to size.
-    consumer: what takes the batches; see `data_consumers`.
+    pipeline: 'ours' or 'tf.data'.
+    consumer: what takes the batches: 'mean' of every image, the least that
+      reads them as a network does, or 'training', a step of a small ResNet.
     batch: images of a batch.
     side: height and width of the results, in pixels.
     images_per_second: median of the rounds.
-    per_core: of them, for each core.
-    ratio: to tf.data with the same consumer.
-    data_wait: share of the time in which there was no batch to go on with.
-    consumer_ms: of the consumer alone.
-    grown_mib: growth of all processes while they read and use the batches,
-      the largest seen.
-    worker_mib: of that, each worker.
+    ratio: to tf.data with the same consumer; None without it.
+    data_wait: share of the time in which there was no batch to go on with, as
+      'train/data_wait' of a run.
+    consumer_ms: milliseconds of the consumer alone.
   """
 
   pipeline: str
-  interpolation: str
   consumer: str
   batch: int
   side: int
-  images_per_second: float | None = None
-  per_core: float | None = None
-  ratio: float | None = None
-  data_wait: float | None = None
-  consumer_ms: float | None = None
-  grown_mib: float | None = None
-  worker_mib: float | None = None
-
-  @property
-  def label(self) -> str:
-    """Of the bar."""
-    return f'{self.pipeline} {self.interpolation}'
-
-  @property
-  def bar(self) -> float:
-    """Height of the bar."""
-    return self.images_per_second or math.nan
+  images_per_second: float
+  ratio: float | None
+  data_wait: float
+  consumer_ms: float
 
 
-def cores() -> int:
-  """Returns how many cores this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A pipeline and what takes its batches.
 
+  Attributes:
+    pipeline, consumer: as in `Row`.
+    open: starts the pipeline; returns endless batches with a method `close`.
+    ahead: batches that may be ready before they are asked for.
+    consume: takes a batch, starts to compute and returns what can be waited
+      for.
+  """
 
-def _cases(pipelines: Sequence[Any], mesh: jax.sharding.Mesh) -> list[Any]:
-  """Returns all pipelines with a product, and the first with steps, too."""
-  from benchmarks import data_consumers, data_rates
-
-  cases = []
-  for pipeline in pipelines:
-    names = ['product']
-    if pipeline is pipelines[0]:
-      names += data_consumers.TRAINING
-    opened = pipeline.open()
-    try:
-      # By way of JAX, whose memory has the alignment that TensorFlow's has,
-      # too: what has it not is copied with every call.
-      batch = {
-          k: np.asarray(jax.numpy.array(v)) for k, v in next(opened).items()
-      }
-    finally:
-      opened.close()
-    for name in names:
-      consumer = data_consumers.create(name, mesh, batch)
-      cases.append(data_rates.Case(pipeline, name, consumer, batch))
-  return cases
-
-
-def _largest(values: Sequence[float | None]) -> float | None:
-  return max((v for v in values if v is not None), default=None)
-
-
-def _row(case: Any, seen: Sequence[Any], batch: int, side: int) -> Row:
-  from benchmarks import data_rates
-
-  rate = batch * float(np.median([s.batches_per_second for s in seen]))
-  return Row(
-      pipeline=case.pipeline.name,
-      interpolation=case.pipeline.interpolation,
-      consumer=case.consumer_name,
-      batch=batch,
-      side=side,
-      images_per_second=rate,
-      per_core=rate / cores(),
-      data_wait=float(np.median([s.waited for s in seen])),
-      consumer_ms=data_rates.milliseconds(case),
-      grown_mib=_largest([s.grown_mib for s in seen]),
-      worker_mib=_largest([s.worker_mib for s in seen]),
-  )
-
-
-def _measure(pipelines, mesh, *, batch, side, seconds) -> list[Row]:
-  """Returns the rows of one batch size, that of tf.data last."""
-  from benchmarks import data_rates
-
-  cases = _cases(pipelines, mesh)
-  seen = data_rates.measure(cases, seconds)
-  rows = [_row(c, s, batch, side) for c, s in zip(cases, seen, strict=True)]
-  if rows[-1].pipeline != TF:
-    return [*rows, Row(TF, 'cubic', 'product', batch, side)]
-  for row in rows:
-    if row.consumer == rows[-1].consumer:
-      row.ratio = row.images_per_second / rows[-1].images_per_second
-  return rows
+  pipeline: str
+  consumer: str
+  open: Callable[[], Any]
+  ahead: int
+  consume: Callable[[Any], Any]
 
 
 def run(
     *,
-    batches: Sequence[int],
-    side: int,
-    images: int,
-    workers: int | None,
-    interpolations: Sequence[str],
-    seconds: float,
+    batches: Sequence[PositiveInt] = (64,),
+    side: PositiveInt = 224,
+    images: PositiveInt = 512,
+    workers: NonNegativeInt = 0,
+    interpolation: str = 'linear',
+    seconds: NonNegativeFloat = 10.0,
+    seed: NonNegativeInt = 0,
 ) -> Iterator[Row]:
   """Measures, and yields rows as they come.
 
   Args:
     batches: batch sizes.
     side: height and width of the results, in pixels.
-    images: JPEGs to make.
-    workers: processes that read; None for one each core, 0 for none.
-    interpolations: to measure this project's pipeline with.
+    images: JPEGs to make and to read.
+    workers: processes that read; 0 for a thread on each core.
+    interpolation: by which boxes are brought to size; tf.data's is cubic.
     seconds: for each pipeline with each consumer.
+    seed: of the images and of what is drawn of them.
 
   Raises:
-    InputError: for what cannot be measured.
+    InputError: the devices cannot share a batch evenly, it is of more than all
+      images, or there is no such interpolation.
   """
-  # Here, as other subjects are measured without what data need.
-  from benchmarks import data_jpegs, data_readers, data_tf
+  # Other subjects do without what reading needs.
+  from awconv_jax import data as pipelines
+  from awconv_jax.data import decode
 
-  data_readers.check(interpolations)
+  errors.look_up('interpolation', interpolation, decode.INTERPOLATIONS)
   mesh = partition.create_mesh()
-  _check(batches, images, mesh)
-  with tempfile.TemporaryDirectory() as folder:
-    made = data_jpegs.write(folder, images)
-    print(made, flush=True)
-    records = None
-    if data_tf.is_installed():
-      records = os.path.join(folder, 'images.tfrecord')
-      data_tf.write_records(made.files, records)
-    options = dict(
-        side=side,
-        interpolations=interpolations,
-        workers=cores() if workers is None else workers,
-        cores=cores(),
+  network.check_batches(batches, mesh)
+  if max(batches) > images:
+    raise errors.InputError(
+        f'--images={images} are less than a batch of {max(batches)}; make '
+        'more, or give smaller --batches'
     )
+  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+    files = write_jpegs(folder, images, seed)
+    size = np.mean([os.path.getsize(file) for file in files]) / 1e3
+    print(f'{images} JPEGs, on average {size:.1f} kB', flush=True)
+    # Each worker has one more, done, on its way to this process.
+    threads = 1 if workers else os.cpu_count()
+    ahead = 2 * workers or threads
+    options = dict(
+        name=f'folder:{folder}',
+        image_size=side,
+        eval_image_size=side,
+        augment=(
+            # As in the recipes for ImageNet.
+            (
+                'random_resized_crop',
+                dict(
+                    area=(0.08, 1.0),
+                    ratio=(3 / 4, 4 / 3),
+                    interpolation=interpolation,
+                ),
+            ),
+            ('flip', {}),
+        ),
+        num_workers=workers,
+        num_threads=threads,
+        prefetch=threads,
+    )
+    training = _training(mesh, side, seed)
     for batch in batches:
-      pipelines = data_readers.create(made, records, batch=batch, **options)
-      with jax.set_mesh(mesh):
-        yield from _measure(
-            pipelines, mesh, batch=batch, side=side, seconds=seconds
-        )
-
-
-def _check(batches: Sequence[int], images: int, mesh: Any) -> None:
-  """Raises InputError for numbers that do not go together."""
-  for batch in batches:
-    if batch % mesh.size:
-      raise errors.InputError(
-          f'--batches: the {mesh.size} devices cannot share {batch} images '
-          'evenly'
+      start = functools.partial(
+          pipelines.create, options, train=True, batch_size=batch, seed=seed
       )
-    if batch > images:
-      raise errors.InputError(
-          f'--images={images} are less than a batch of {batch}; make more, or '
-          'give smaller --batches'
-      )
+      cases = [
+          Case('ours', 'mean', start, ahead, _mean),
+          Case('ours', 'training', start, ahead, training),
+      ]
+      if importlib.util.find_spec('tensorflow'):
+        start = functools.partial(tf_batches, files, batch, side, seed)
+        cases.append(Case(TF, 'mean', start, _TF_AHEAD, _mean))
+      else:
+        print('tf.data is not measured: TensorFlow is not installed')
+      yield from measure(cases, batch, side, seconds)
 
 
-def summarize(rows: Sequence[Row]) -> list[str]:
-  """Returns lines with the ratios, and the shares of time spent waiting."""
-  from benchmarks import data_tf
+def write_jpegs(path: str, number: int, seed: int) -> list[str]:
+  """Writes JPEGs to `<path>/train/<class>/`, and returns their paths."""
+  import cv2
+  from sklearn import datasets
 
-  lines = []
-  for row in rows:
-    place = f'{row.label}, batch {row.batch}'
-    if row.pipeline != TF and row.ratio is not None:
-      lines.append(f'{place}: {row.ratio:.2f} times tf.data')
-    elif row.consumer != 'product':
-      lines.append(
-          f'{place}: {100 * row.data_wait:.1f} % of the time of training '
-          f'{row.consumer} without a batch; its step alone takes '
-          f'{row.consumer_ms:.0f} ms'
-      )
-  if any(r.pipeline == TF and r.images_per_second is None for r in rows):
-    lines.append(data_tf.REMEDY)
-  return lines
+  photographs = datasets.load_sample_images().images
+  sizes = [size for size, times in SIZES.items() for _ in range(times)]
+  files = []
+  for i in range(number):
+    rng = np.random.default_rng((seed, i))
+    width, height = sizes[i % len(sizes)]
+    photograph = photographs[i // len(sizes) % len(photographs)]
+    most = min(photograph.shape[0] / height, photograph.shape[1] / width)
+    factor = most * rng.uniform(0.6, 1.0)
+    high, wide = int(height * factor), int(width * factor)
+    top = rng.integers(photograph.shape[0] - high + 1)
+    left = rng.integers(photograph.shape[1] - wide + 1)
+    part = photograph[top : top + high, left : left + wide]
+    image = cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
+    image = image + rng.normal(0, _NOISE, image.shape)
+    image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    file = pathlib.Path(path, 'train', f'class{i % _CLASSES}', f'{i:05}.jpg')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
+    if not cv2.imwrite(str(file), image[..., ::-1], quality):
+      raise errors.InputError(f'cannot write {file}')
+    files.append(str(file))
+  return files
+
+
+def tf_batches(
+    files: Sequence[str], batch: int, side: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields endless batches of tf.data, image float32 [B, S, S, 3].
+
+  The steps are those of Flax's ImageNet example: a distorted bounding box, of
+  which alone is decoded; bicubic resizing without antialiasing; flip; mean and
+  standard deviation; AUTOTUNE, a private pool of 48 threads, ten batches ahead.
+  That the order may vary is granted to it beyond the example, as it can only
+  gain by it. Encoded images come from the files, as in this project's pipeline.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], 'GPU')  # It keeps off the accelerator.
+
+  def example(file):
+    encoded = tf.io.read_file(file)
+    begin, extent, _ = tf.image.sample_distorted_bounding_box(
+        tf.io.extract_jpeg_shape(encoded),
+        bounding_boxes=tf.zeros((1, 0, 4)),
+        min_object_covered=0.1,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], extent[:2]], axis=0)
+    image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+    image = tf.image.resize(image, (side, side), tf.image.ResizeMethod.BICUBIC)
+    image = tf.image.random_flip_left_right(image)
+    return {'image': (image - tf.constant(_MEAN)) / tf.constant(_STD)}
+
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = _TF_THREADS
+  options.deterministic = False
+  dataset = tf.data.Dataset.from_tensor_slices(list(files))
+  dataset = dataset.with_options(options).repeat()
+  dataset = dataset.shuffle(_TF_SHUFFLED_BATCHES * batch, seed=seed)
+  dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.batch(batch, drop_remainder=True).prefetch(_TF_AHEAD)
+  for tensors in dataset:
+    # Views of TensorFlow's memory: nothing is copied.
+    yield {name: tensor._numpy() for name, tensor in tensors.items()}
+
+
+@jax.jit
+def _normal(images):
+  """Returns normalised floats; floats are so already."""
+  if images.dtype != jnp.uint8:
+    return images
+  return (images.astype(jnp.float32) - _MEAN) / _STD
+
+
+@jax.jit
+def _means(images):
+  # One after the other: where a whole batch becomes floats at once, the CPU
+  # spends as long on new memory for them as on a quarter of the reading.
+  return jax.lax.map(lambda image: _normal(image).mean((0, 1)), images)
+
+
+def _mean(batch):
+  return _means(batch['image'])
+
+
+def _training(mesh, side, seed):
+  """Returns a training step that takes longer than reading the images."""
+  model = models.create(
+      'resnet18', stage_sizes=(1,), width=8, num_classes=_CLASSES
+  )
+  state, step = network.create_step(model, mesh, (side, side, 3), seed)
+
+  def consume(batch):
+    nonlocal state
+    rows = {name: batch[name] for name in ('image', 'label')}
+    rows = partition.shard_batch(mesh, rows)
+    state, loss = step(state, rows | {'image': _normal(rows['image'])})
+    return loss
+
+  return consume
+
+
+def measure(
+    cases: Sequence[Case], batch: int, side: int, seconds: float
+) -> Iterator[Row]:
+  """Measures all cases in turn, each anew in every round; yields their rows."""
+  seen = [[] for _ in cases]
+  for _ in range(ROUNDS):
+    for case, found in zip(cases, seen, strict=True):
+      opened = case.open()
+      try:
+        # What was made while nobody took it is not counted, and tf.data adjusts
+        # its threads meanwhile.
+        _consume(case, opened, seconds / 2 / ROUNDS, 2 * case.ahead)
+        number, took, waited = _consume(case, opened, seconds / ROUNDS, 2)
+        # By way of JAX, whose memory has the alignment that TensorFlow's has,
+        # too: what has it not is copied with every call.
+        first = {k: np.asarray(jnp.array(v)) for k, v in next(opened).items()}
+      finally:
+        opened.close()
+      start = time.monotonic()
+      jax.block_until_ready(case.consume(first))
+      alone = 1e3 * (time.monotonic() - start)
+      found.append((number * batch / took, waited / took, alone))
+  medians = [np.median(found, axis=0).tolist() for found in seen]
+  base = {
+      case.consumer: rate
+      for case, (rate, _, _) in zip(cases, medians, strict=True)
+      if case.pipeline == TF
+  }
+  for case, (rate, waited, alone) in zip(cases, medians, strict=True):
+    yield Row(
+        pipeline=case.pipeline,
+        consumer=case.consumer,
+        batch=batch,
+        side=side,
+        images_per_second=rate,
+        ratio=rate / base[case.consumer] if case.consumer in base else None,
+        data_wait=waited,
+        consumer_ms=alone,
+    )
+
+
+def _consume(case, batches, seconds, least):
+  """Takes batches for a time, and at least some; two are under way at most.
+
+  Returns:
+    How many, the seconds it took, and those in which none was there.
+  """
+  number, waited, newest = 0, 0.0, None
+  start = time.monotonic()
+  while number < least or time.monotonic() - start < seconds:
+    before = time.monotonic()
+    batch = next(batches)
+    waited += time.monotonic() - before
+    under_way = case.consume(batch)
+    # As in the train loop: one computing, one about to.
+    jax.block_until_ready(newest)
+    newest = under_way
+    number += 1
+  jax.block_until_ready(newest)
+  return number, time.monotonic() - start, waited

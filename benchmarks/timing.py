@@ -1,12 +1,23 @@
-"""Timing that can be trusted: warm, in turn, on changing inputs, medians."""
+"""Timing that can be trusted: checked, warm, in turn, on changing inputs.
 
-from collections.abc import Callable, Mapping, Sequence
+What is measured beside each other is called in turn in one process, so that all
+meet the same state of the machine, and only after results were compared.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
+import functools
 import math
+import os
+import platform
+import shutil
+import subprocess
 import time
 from typing import Any
 
+import flax
 import jax
+import jaxlib
 import numpy as np
 
 from awconv_jax import errors
@@ -16,36 +27,39 @@ _LEAST_SECONDS, _MOST_TOGETHER = 0.02, 100
 
 
 @dataclasses.dataclass
-class Ready:
-  """A function that is compiled, with its inputs where it wants them.
+class Program:
+  """What is compiled, with its inputs where it wants them.
 
   Attributes:
-    run: takes a number, which chooses among the sets of inputs; computes,
-      waits for the end and returns the results.
+    run: `(turn, calls=1) -> results`; computes that often, with the sets of
+      inputs from number `turn` on, and returns the last results once all of it
+      is done.
     fetch: returns results as a tree of arrays on the host, the same tree for
-      all functions that are compared.
-    temporary_mib: memory that is asked for besides arguments and results, in
-      MiB (of each device); None where it is not known.
-    program: text of the compiled program; '' where there is none.
+      all that is compared.
+    temporary_mib: memory besides arguments and results, MiB of each device;
+      None where it is not known.
+    text: of the compiled program; '' where there is none.
   """
 
-  run: Callable[[int], Any]
+  run: Callable[..., Any]
   fetch: Callable[[Any], Any]
   temporary_mib: float | None = None
-  program: str = ''
+  text: str = ''
 
 
 @dataclasses.dataclass
 class Measurement:
-  """What was seen of one function.
+  """What was seen of one program.
 
   Attributes:
+    program: that was measured.
     milliseconds: median time of a call.
     calls: how many were timed.
     error: norm of the difference to the reference over the reference's norm,
       the largest of all results; 0 for what is compared with nothing.
   """
 
+  program: Program
   milliseconds: float
   calls: int
   error: float
@@ -55,44 +69,22 @@ def compile_jax(
     function: Callable[..., Any],
     inputs: Sequence[tuple[Any, ...]],
     fetch: Callable[[Any], Any] = jax.device_get,
-    **options: Any,
-) -> Ready:
-  """Compiles a function for one kind of input.
-
-  Args:
-    function: what to compile.
-    inputs: sets of arguments, of the same shapes.
-    fetch: as in `Ready`.
-    **options: of `jax.jit`.
-  """
-  compiled = jax.jit(function, **options).lower(*inputs[0]).compile()
+) -> Program:
+  """Compiles a function under `jax.jit` for some sets of equal shapes."""
+  compiled = function.lower(*inputs[0]).compile()
   analysis = compiled.memory_analysis()
 
   def run(turn, calls=1):
-    for own in range(turn, turn + calls):
-      result = compiled(*inputs[own % len(inputs)])
+    for number in range(turn, turn + calls):
+      result = compiled(*inputs[number % len(inputs)])
     return jax.block_until_ready(result)
 
-  return Ready(
+  return Program(
       run=run,
       fetch=fetch,
       temporary_mib=analysis.temp_size_in_bytes / 2**20 if analysis else None,
-      program=compiled.as_text(),
+      text=compiled.as_text(),
   )
-
-
-def norm(tree: Any) -> np.ndarray:
-  """Returns the norm of all arrays of a tree together, taken on the host.
-
-  On the devices it would be many small programs that wait for each other.
-  """
-  return np.linalg.norm(norms(tree))
-
-
-def norms(tree: Any) -> np.ndarray:
-  """Returns the norm of each array of a tree, in its order, as `norm` does."""
-  leaves = (np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree))
-  return np.array([np.linalg.norm(leaf) for leaf in leaves])
 
 
 def relative_error(result: Any, reference: Any) -> float:
@@ -106,7 +98,10 @@ def relative_error(result: Any, reference: Any) -> float:
 
 
 def _refuse_meaningless(name: str, result: Any) -> None:
-  """Raises ReportedError for an array that is zero, or not finite."""
+  """Raises ReportedError for an array that is zero, or not finite.
+
+  Zero equals zero, and a time for NaN may be another one.
+  """
   for array in jax.tree.leaves(result):
     norm = np.linalg.norm(np.asarray(array, np.float64))
     if not (np.isfinite(norm) and norm > 0):
@@ -116,63 +111,42 @@ def _refuse_meaningless(name: str, result: Any) -> None:
       )
 
 
-def leave_out(name: str, check: Mapping[str, str], error: Exception) -> None:
-  """Says why a function cannot be measured.
+def _first_calls(programs, reference, tolerance):
+  """Compiles, calls and compares everything once, references first.
 
-  Args:
-    name: of the function.
-    check: by name of a function, which one its results are compared with.
-    error: what it ended with.
-
-  Raises:
-    ReportedError: others are measured against it.
+  Returns:
+    By name, of what can run here: the program, seconds of its call and the
+    difference to its reference.
   """
-  reason = f'{name} cannot run here: {str(error).strip().splitlines()[0]}'
-  if name not in check:
-    raise errors.ReportedError(
-        f'{reason}; others are measured against it'
-    ) from error
-  print(f'left out: {reason}', flush=True)
-
-
-def compile_all(
-    programs: Mapping[str, Mapping[str, Any]], check: Mapping[str, str]
-) -> dict[str, Ready]:
-  """Compiles what can be compiled, and says what cannot.
-
-  Args:
-    programs: arguments of `compile_jax` by name.
-    check: as in `leave_out`.
-  """
-  ready = {}
-  for name, program in programs.items():
+  ready, results = {}, {}
+  for name in sorted(programs, key=lambda name: name in reference):
     try:
-      ready[name] = compile_jax(**program)
+      program = programs[name]()
+      start = time.perf_counter()
+      result = program.run(0)
+      seconds = time.perf_counter() - start
     except jax.errors.JaxRuntimeError as error:
-      leave_out(name, check, error)
-  return ready
-
-
-def _first_calls(ready, check):
-  """Calls everything once; returns the times in seconds and the errors."""
-  times, results = {}, {}
-  for name, function in ready.items():
-    start = time.perf_counter()
-    try:
-      result = function.run(0)
-    except jax.errors.JaxRuntimeError as error:
-      leave_out(name, check, error)
+      reason = f'{name} cannot run here: {str(error).strip().splitlines()[0]}'
+      if name == 'plain' or name in reference.values():
+        raise errors.ReportedError(
+            f'{reason}; others are measured against it'
+        ) from error
+      print(f'left out: {reason}', flush=True)
       continue
-    times[name] = time.perf_counter() - start
-    result = function.fetch(result)
+    result = program.fetch(result)
     _refuse_meaningless(name, result)
-    if name in check or name in check.values():
+    difference = 0.0
+    if name in reference:
+      difference = relative_error(result, results[reference[name]])
+      if not difference <= tolerance:
+        raise errors.ReportedError(
+            f'{name} differs from {reference[name]} by {difference:.1e} '
+            f'(relative), more than the {tolerance:g} of rounding: not timed'
+        )
+    if name in reference.values():
       results[name] = result
-  return times, {
-      name: relative_error(results[name], results[reference])
-      for name, reference in check.items()
-      if name in results
-  }
+    ready[name] = program, seconds, difference
+  return ready
 
 
 def _calls_together(seconds):
@@ -186,80 +160,106 @@ def _calls_together(seconds):
   return max(1, min(_MOST_TOGETHER, math.ceil(_LEAST_SECONDS / seconds)))
 
 
-def _time_in_turn(ready, first, seconds):
-  """Returns how many calls took how long, in seconds, as pairs by name.
-
-  Args:
-    ready: functions by name.
-    first: seconds of a call of each.
-    seconds: time for each function.
-  """
-  times = {name: [] for name in ready}
+def _time_in_turn(programs, first, seconds):
+  """Returns pairs of how many calls took how long, in seconds, by name."""
+  times = {name: [] for name in programs}
 
   def enough(name):
     spent = sum(took for _, took in times[name])
     return bool(times[name]) and spent >= seconds
 
   turn = 0
-  while not all(map(enough, ready)):
+  while not all(map(enough, programs)):
     turn += 1
-    for name, function in ready.items():
+    for name, program in programs.items():
       if enough(name):
         continue
       once = first[name]
       if times[name] or once <= seconds:
         start = time.perf_counter()
-        function.run(turn)
+        program.run(turn)
         once = time.perf_counter() - start
       calls = _calls_together(once)
-      options = dict(calls=calls) if calls > 1 else {}
       start = time.perf_counter()
-      function.run(turn, **options)
+      program.run(turn, calls)
       times[name].append((calls, time.perf_counter() - start))
   return times
 
 
 def measure(
-    ready: Mapping[str, Ready],
+    programs: Mapping[str, Callable[[], Program]],
     *,
+    reference: Mapping[str, str],
+    tolerance: float,
     seconds: float,
-    check: Mapping[str, str],
-    refuse: Callable[[Mapping[str, float]], object] = lambda differences: None,
-    untimed: Mapping[str, Ready] | None = None,
+    untimed: Collection[str] = (),
 ) -> dict[str, Measurement]:
-  """Times functions in turn, so that all meet the same state of the machine.
+  """Times programs in turn, after comparing their results.
 
-  Everything is called once to check the results, on the first inputs. If that
-  is in order, every timed call follows one that is not timed, since what ran
-  before may have left the caches to itself, until `seconds` of each are timed;
-  the inputs change from turn to turn. A function whose checking call took
-  longer than `seconds` is not called again before its first timed call, which
-  then mostly is the only one: the checking call has warmed it, on other inputs.
+  Every timed call follows one that is not timed, since what ran before may have
+  left the caches to itself, until `seconds` of each are timed; inputs change
+  from turn to turn. What took longer than `seconds` when it was compared is
+  not called again before its first timed call, which then mostly is the only
+  one: the first has warmed it, on other inputs.
 
   Args:
-    ready: functions by name.
-    seconds: time for each function; 0 for one timed call of each.
-    check: by name of a function, which one its results are compared with;
-      names that are not in `ready` mean nothing.
-    refuse: called with the differences found, as `Measurement.error`, by name,
-      before anything is timed; raises what keeps it from being timed.
-    untimed: functions that others are compared with, and that is all.
+    programs: what compiles each, by name; 'plain' among them. What cannot be
+      compiled or run here is named and left out.
+    reference: by name of a program, which one its results are compared with.
+    tolerance: relative difference that is rounding.
+    seconds: time for each program; 0 for one timed call of each.
+    untimed: names of what others are compared with, and that is all.
 
   Returns:
-    Measurements by name, of what can run of `ready`.
+    By name, in the order given.
 
   Raises:
-    ReportedError: a result is zero or not finite, or what others are measured
-      against cannot run.
+    ReportedError: a result is wrong, zero or not finite, or what others are
+      measured against cannot run.
   """
-  first, differences = _first_calls({**(untimed or {}), **ready}, check)
-  refuse(differences)
-  running = {name: own for name, own in ready.items() if name in first}
+  ready = _first_calls(programs, reference, tolerance)
+  ready = {n: ready[n] for n in programs if n in ready and n not in untimed}
+  times = _time_in_turn(
+      {name: program for name, (program, _, _) in ready.items()},
+      {name: first for name, (_, first, _) in ready.items()},
+      seconds,
+  )
   return {
       name: Measurement(
-          milliseconds=1e3 * float(np.median([took / n for n, took in times])),
-          calls=sum(n for n, _ in times),
-          error=differences.get(name, 0.0),
+          program=program,
+          milliseconds=1e3 * float(np.median([took / n for n, took in seen])),
+          calls=sum(n for n, _ in seen),
+          error=difference,
       )
-      for name, times in _time_in_turn(running, first, seconds).items()
+      for (name, seen), (program, _, difference) in zip(
+          times.items(), ready.values(), strict=True
+      )
+  }
+
+
+def _driver() -> str:
+  """Returns the version of NVIDIA's driver; '' where there is none."""
+  if not shutil.which('nvidia-smi'):
+    return ''
+  query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+  found = subprocess.run(query, capture_output=True, text=True, check=False)
+  return found.stdout.partition('\n')[0]
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+  """Returns what all numbers depend on: device, processor and versions."""
+  device = jax.devices()[0]
+  return {
+      'device': device.device_kind,
+      'devices': jax.device_count(),
+      'backend': jax.default_backend(),
+      'platform': device.client.platform_version,
+      'driver': _driver(),
+      'machine': platform.machine(),
+      'cores': os.cpu_count(),
+      'jax': jax.__version__,
+      'jaxlib': jaxlib.__version__,
+      'flax': flax.__version__,
+      'python': platform.python_version(),
   }

@@ -19,7 +19,7 @@ from test_aw_conv_op import check_that_nothing_is_gathered
 from awconv_jax.ops.aw_conv import aw_conv
 from awconv_jax.ops.aw_conv import kernels as aw_conv_kernels
 from awconv_jax.ops.aw_conv.forms import modulate
-from benchmarks import roofline
+from benchmarks.op import SHAPES, STRIDED
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -206,9 +206,9 @@ def test_what_the_interpreter_does_not_show():
 
 def lowered_for_cuda(conv, dtype, batch, runs):
   """Returns the program of a convolution of ResNet-50, with its gradients."""
-  c, side = conv.channels, conv.side
+  c, side, stride = conv
   shapes = (batch, side, side, c), (3, 3, c, c), (batch, 3, 3, *runs)
-  run = with_gradients(strides=(conv.stride,) * 2)
+  run = with_gradients(strides=(stride, stride))
   traced = jax.jit(run).trace(*(jax.ShapeDtypeStruct(s, dtype) for s in shapes))
   return traced.lower(lowering_platforms=('cuda',)).as_text()
 
@@ -216,8 +216,8 @@ def lowered_for_cuda(conv, dtype, batch, runs):
 @pytest.mark.parametrize('axis', ['in', 'out'])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 def test_all_of_it_is_kernels_on_cuda(dtype, axis):
-  for conv in roofline.RESNET50:
-    c = conv.channels
+  for conv in SHAPES + STRIDED:
+    c, side, _ = conv
     runs = (c // 16, c) if axis == 'in' else (c, c // 16)
     text = lowered_for_cuda(conv, dtype, 256, runs)
     names = re.findall(r'call @__gpu\$xla.gpu.triton.*?name = "(\w+)"', text)
@@ -227,7 +227,7 @@ def test_all_of_it_is_kernels_on_cuda(dtype, axis):
     # No array is as large as the samples' own kernels.
     shapes = re.findall(r'tensor<((?:\d+x)+)(?:bf16|f32)>', text)
     sizes = [np.prod([int(n) for n in s.split('x')[:-1]]) for s in shapes]
-    images, own = 256 * conv.side**2 * c, 256 * 9 * c**2
+    images, own = 256 * side**2 * c, 256 * 9 * c**2
     assert max(sizes) <= max(images, own // 16)
 
 

@@ -33,7 +33,6 @@ from awconv_jax import command_line, data, errors, tasks, text_table, weights
 from awconv_jax.train import loop as train_loop
 from awconv_jax.train import partition, warm_start
 from awconv_jax.train import step as train_step
-from benchmarks import report
 
 FLAGS = flags.FLAGS
 # Short names, with the data set and the split that are meant.
@@ -320,7 +319,7 @@ def main(arguments: Sequence[str]) -> None:
   if not FLAGS.run:
     raise errors.InputError("--run is missing: a run's directory, or weights")
   if FLAGS.output:
-    report.check_output(FLAGS.output)
+    command_line.check_output(FLAGS.output)
   if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
     raise errors.InputError(f'--batch_size={FLAGS.batch_size} must be above 0')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
