@@ -148,7 +148,12 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-GATES = {'sigmoid': sigmoid, 'tanh': np.tanh}
+GATES = {
+    'sigmoid': sigmoid,
+    'tanh': np.tanh,
+    'relu': lambda a: np.maximum(a, 0),
+    'none': lambda a: a,
+}
 
 
 def normalize(x, params, kind, stats=None, epsilon=1e-5):

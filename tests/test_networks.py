@@ -244,11 +244,6 @@ def test_what_cannot_be_augmented_is_refused(family, attention):
             dict(aw_options=dict(kernel_dilation=2)),
             ["'kernel_dilation'"],
         ),
-        (
-            'resnet18',
-            dict(attention='aa', width=4),
-            ['model.attention_options', '8 of 8 features'],
-        ),
     ],
 )
 def test_wrong_options_are_one_line(name, options, words):

@@ -9,58 +9,24 @@
 where S are the logits of relative positions, see `ops.relative_attention`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+import dataclasses
 import math
-import numbers
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 
-from awconv_jax.layers import aw_conv
-from awconv_jax.layers.checks import check_count, pair
-from awconv_jax.layers.conv import Conv
+from awconv_jax.layers.conv import Conv, explicit_padding, pair
 from awconv_jax.ops import relative_attention
 from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.options import Bound, PositiveInt
 
 
 def dims_per_head(features: int, heads: int, ratio: float, least: int) -> int:
   """Returns ratio * features / heads to the nearest, and at least `least`."""
   return max(math.floor(ratio * features / heads + 0.5), least)
-
-
-def explicit_padding(
-    padding: str | int | Sequence,
-    size: Sequence[int],
-    spans: Sequence[int],
-    strides: Sequence[int],
-) -> list[tuple[int, int]]:
-  """Returns (low, high) for both axes, whatever way padding is given in.
-
-  Args:
-    padding: as of `AugmentedConv`.
-    size: H and W of the image.
-    spans: from the first to the last tap of the kernel, in positions.
-    strides: of the convolution.
-
-  Raises:
-    ValueError: padding does not cover two axes.
-  """
-  if isinstance(padding, str) and padding in aw_conv.WRAPS:
-    return [(span // 2, (span + 1) // 2) for span in spans]
-  if isinstance(padding, str):
-    windows = [span + 1 for span in spans]
-    return lax.padtype_to_pads(size, windows, strides, padding)
-  if isinstance(padding, numbers.Integral):
-    padding = (padding, padding)
-  axes = tuple(padding) if isinstance(padding, Iterable) else ()
-  if len(axes) != 2 or any(axis is None for axis in axes):
-    raise ValueError(
-        f'AugmentedConv: padding must cover two axes, not {padding!r}'
-    )
-  return [pair(axis, 'AugmentedConv: padding of an axis') for axis in axes]
 
 
 class RelativeSelfAttention(nn.Module):
@@ -82,7 +48,7 @@ class RelativeSelfAttention(nn.Module):
   value_dims: int
   relative: bool = True
   use_bias: bool = True
-  kernel_init: aw_conv.Initializer = nn.initializers.lecun_normal()
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   dtype: Any = None
   param_dtype: Any = jnp.float32
 
@@ -129,13 +95,17 @@ class RelativeSelfAttention(nn.Module):
     )(out)
 
 
-class AugmentedConv(nn.Module):
+# Between 0 and 1.
+_Ratio = Annotated[float, Bound(gt=0, lt=1)]
+
+
+class AugmentedConv(nn.Conv, kw_only=True):
   """A convolution and self-attention side by side, joined along the channels.
 
-  Takes the place of `nn.Conv`: the same call and output shape. The convolution
-  lies under `conv` and makes the first D - dv features, attention lies under
-  `attention` and makes the last dv. Queries, keys and values have no biases;
-  `use_bias` gives one to every feature of the output, in both branches.
+  Takes the place of `nn.Conv`: the same fields, call and output shape. The
+  convolution lies under `conv` and makes the first D - dv features, attention
+  lies under `attention` and makes the last dv. Queries, keys and values have no
+  biases; `use_bias` gives one to every feature of the output, in both branches.
 
   Attention runs at the resolution of the convolution's output. For strides s
   its input is averaged over windows of 2 s - 1 around the positions that the
@@ -146,16 +116,10 @@ class AugmentedConv(nn.Module):
   and serve any: a smaller image takes their central rows, in a larger one the
   offsets beyond them take the outermost row.
 
+  Fields of `nn.Conv` are those of the convolution; use_bias, kernel_init and
+  the dtypes those of the attention, too.
+
   Attributes:
-    features: output channels D, of both branches together.
-    kernel_size: (kh, kw) of the convolution, or one number for both.
-    strides: (vertical, horizontal), or one number for both.
-    padding: 'SAME', 'VALID', 'CIRCULAR', 'REFLECT', a number, or per axis a
-      number or a pair (low, high).
-    use_bias: whether to add a bias to the output.
-    kernel_init: initializer of all kernels, as in `nn.Conv`.
-    dtype: of the computation; None takes that of input and parameters.
-    param_dtype: of the parameters.
     heads: of the attention.
     key_ratio: kappa; keys have kappa D dimensions over all heads.
     value_ratio: upsilon; values have dv = upsilon D. Both are rounded to the
@@ -164,28 +128,19 @@ class AugmentedConv(nn.Module):
     relative: whether attention knows of relative positions.
     downsample: factor, of both axes, by which attention runs at a coarser grid
       to save memory, which grows with the square of the positions.
-    convolution: module class or partial that makes it: `Conv`, `AWConv`. Fields
-      that a partial sets are not overridden by use_bias, kernel_init,
-      dtype and param_dtype of this layer.
+    convolution: `Conv` or `AWConv`, or a partial of one, whose fields then go
+      before those of this layer.
 
   Source: arXiv 1904.09925, section 3; the ratios, pooling by 3x3 and bilinear
   interpolation from section 4.
   """
 
-  features: int
-  kernel_size: int | Sequence[int]
-  strides: int | Sequence[int] | None = 1
-  padding: str | int | Sequence[int | tuple[int, int]] = 'SAME'
-  use_bias: bool = True
-  kernel_init: aw_conv.Initializer = nn.initializers.lecun_normal()
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
-  heads: int = 8
-  key_ratio: float = 0.2
-  value_ratio: float = 0.1
-  min_key_dims: int = 20
+  heads: PositiveInt = 8
+  key_ratio: _Ratio = 0.2
+  value_ratio: _Ratio = 0.1
+  min_key_dims: PositiveInt = 20
   relative: bool = True
-  downsample: int = 1
+  downsample: PositiveInt = 1
   convolution: Callable[..., Any] = Conv
 
   @nn.nowrap
@@ -196,44 +151,6 @@ class AugmentedConv(nn.Module):
         dims_per_head(features, heads, self.key_ratio, self.min_key_dims),
         dims_per_head(features, heads, self.value_ratio, 1),
     )
-
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises ValueError for a field that cannot be used, whatever the input."""
-    for name in ('features', 'heads', 'min_key_dims', 'downsample'):
-      check_count(getattr(self, name), f'AugmentedConv: {name}')
-    for name in ('kernel_size', 'strides'):
-      value = getattr(self, name)
-      if min(pair(value, f'AugmentedConv: {name}')) < 1:
-        raise ValueError(
-            f'AugmentedConv: {name} must be at least 1, not {value}'
-        )
-    if not isinstance(self.padding, str):
-      explicit_padding(self.padding, (), (), ())
-    elif self.padding not in aw_conv.PADDINGS:
-      raise ValueError(
-          f'AugmentedConv: unknown padding {self.padding!r}; known: '
-          f'{", ".join(aw_conv.PADDINGS)}'
-      )
-    for name in ('key_ratio', 'value_ratio'):
-      value = getattr(self, name)
-      if not isinstance(value, numbers.Real) or not 0 < value < 1:
-        raise ValueError(
-            f'AugmentedConv: {name} must be a number between 0 and 1, not '
-            f'{value!r}'
-        )
-    if not callable(self.convolution):
-      raise ValueError(
-          'AugmentedConv: convolution must be a module class or a partial of '
-          f'one, not {self.convolution!r}'
-      )
-    value_dims = self.heads * self._dims()[1]
-    if value_dims >= self.features:
-      raise ValueError(
-          f'AugmentedConv: {self.heads} heads take {value_dims} of '
-          f'{self.features} features and leave none to the convolution; use '
-          'fewer heads, a smaller value_ratio or more features'
-      )
 
   def _attend(self, x, valid_size):
     """Returns [N, H', W', dv] for x at the resolution of the output."""
@@ -265,9 +182,11 @@ class AugmentedConv(nn.Module):
 
   def _at_output(self, x, out_size, dilation, valid_size):
     """Returns x, and its valid size, at the positions of the output."""
-    strides = pair(self.strides, 'strides')
-    kernel_size = pair(self.kernel_size, 'kernel_size')
-    spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
+    strides = pair(self.strides)
+    spans = [
+        (k - 1) * d
+        for k, d in zip(pair(self.kernel_size), dilation, strict=True)
+    ]
     pads = explicit_padding(self.padding, x.shape[1:3], spans, strides)
     offsets = [s // 2 - low for s, (low, _) in zip(spans, pads, strict=True)]
     x = relative_attention.strided_average(
@@ -298,31 +217,35 @@ class AugmentedConv(nn.Module):
       [N, H', W', features].
 
     Raises:
-      ValueError: a field or shape is impossible; says which.
+      ValueError: shapes do not fit, or attention would take all features.
     """
-    self.check()
     if x.ndim != 4:
       raise ValueError(
           f'AugmentedConv wants images [N, H, W, C], not an array of {x.shape}'
       )
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, x.shape)
-    options = dict(
-        use_bias=self.use_bias,
-        kernel_init=self.kernel_init,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+    value_dims = self.heads * self._dims()[1]
+    if value_dims >= self.features:
+      raise ValueError(
+          f'AugmentedConv: {self.heads} heads take {value_dims} of '
+          f'{self.features} features and leave none to the convolution; use '
+          'fewer heads, a smaller value_ratio or more features'
+      )
+    fields = {
+        field.name: getattr(self, field.name)
+        for field in dataclasses.fields(nn.Conv)
+        if field.name not in ('parent', 'name')
+    }
+    fields |= dict(
+        features=self.features - value_dims,
+        kernel_size=pair(self.kernel_size),
     )
-    conv = self.convolution(
-        self.features - self.heads * self._dims()[1],
-        pair(self.kernel_size, 'kernel_size'),
-        strides=self.strides,
-        padding=self.padding,
-        name='conv',
-        **options | getattr(self.convolution, 'keywords', {}),
-    )
+    fields |= getattr(self.convolution, 'keywords', {})
+    conv = self.convolution(**fields, name='conv')
     out = conv(x, valid_size=valid_size)
-    dilation = pair(getattr(conv, 'kernel_dilation', 1), 'kernel_dilation')
-    x, valid_size = self._at_output(x, out.shape[1:3], dilation, valid_size)
+    x, valid_size = self._at_output(
+        x, out.shape[1:3], pair(conv.kernel_dilation), valid_size
+    )
     attended = self._attend(x, valid_size)
     return jnp.concatenate([out, attended.astype(out.dtype)], axis=-1)

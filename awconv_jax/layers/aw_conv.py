@@ -10,26 +10,38 @@ where pool is average pooling to a grid of the kernel's size, P1 and P2 are
 pointwise convolutions, and expand repeats each value along one axis.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-import numbers
-from typing import Any
+from collections.abc import Callable
+import functools
+from typing import Annotated, Any
 
 import flax.linen as nn
+from flax.linen.linear import canonicalize_padding
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.checks import check_count, check_number, pair
+from awconv_jax.errors import look_up
+from awconv_jax.layers import attention
+from awconv_jax.layers.conv import WRAPS, explicit_padding, pair
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.ops.aw_conv import aw_conv, check_implementation
+from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.options import NonNegativeFloat, OneOf, PositiveInt, UnitFloat
 
-Initializer = Callable[..., jax.Array]
-
-GATES = {'sigmoid': jax.nn.sigmoid, 'tanh': jnp.tanh}
-NORMS = ('batch', 'layer', 'none')
-EXPANSION_AXES = ('in', 'out', 'none')
-WRAPS = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
-PADDINGS = ('SAME', 'VALID', 'SAME_LOWER', *WRAPS)
+GATES = {
+    'sigmoid': jax.nn.sigmoid,
+    'tanh': jnp.tanh,
+    'relu': jax.nn.relu,
+    'none': lambda a: a,
+}
+# Gates that are 0 at 0, and leave it: the gradient of a relu is 0 there.
+IDENTITY_GATES = ('tanh', 'none')
+NORMS = {'batch': nn.BatchNorm, 'layer': nn.LayerNorm, 'none': None}
+# Whether consecutive input, and output, channels share values of A.
+EXPANSION_AXES = {
+    'in': (True, False),
+    'out': (False, True),
+    'none': (False,) * 2,
+}
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -52,77 +64,67 @@ class AttentionMaps(nn.Module):
 
   Attributes:
     kernel_size: (kh, kw) of the kernel.
+    pool_size: grid of the pooled input.
     groups_in: values along the kernel's input axis, G.
     groups_out: values along the kernel's output axis, D'.
     hidden: channels between the two pointwise convolutions.
-    gate, norm, identity_start, pool_size: as in `AWConv`.
+    gate: function of the values.
+    norm: what makes the norms; None for none.
+    identity_start: as in `AWConv`.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
 
   kernel_size: tuple[int, int]
+  pool_size: tuple[int, int]
   groups_in: int
   groups_out: int
   hidden: int
-  gate: str
-  norm: str
+  gate: Callable[[jax.Array], jax.Array]
+  norm: Callable[..., nn.Module] | None
   identity_start: bool
-  pool_size: tuple[int, int]
-  norm_momentum: float
-  norm_epsilon: float
   dtype: Any = None
   param_dtype: Any = jnp.float32
 
-  def _normalize(self, x, name, train, scale_init):
-    options = dict(
-        epsilon=self.norm_epsilon,
+  @nn.compact
+  def __call__(self, x, valid_size=None):
+    """Returns A [N, kh, kw, G, D'] for x [N, H, W, C]."""
+    norm = self.norm or (lambda **_: lambda a: a)
+    # What an identity start has as zero: the last scale, or without a norm the
+    # second convolution.
+    last = nn.initializers.ones
+    kernel_init = nn.initializers.lecun_normal()
+    if self.identity_start:
+      last = nn.initializers.zeros
+      kernel_init = kernel_init if self.norm else nn.initializers.zeros
+    dense = functools.partial(
+        nn.Dense,
+        use_bias=self.norm is None,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
-        scale_init=scale_init,
-        name=name,
-    )
-    if self.norm == 'batch':
-      return nn.BatchNorm(
-          use_running_average=not train, momentum=self.norm_momentum, **options
-      )(x)
-    return nn.LayerNorm(**options)(x) if self.norm == 'layer' else x
-
-  @nn.compact
-  def __call__(self, x, *, train, valid_size=None):
-    """Returns A [N, kh, kw, G, D'] for x [N, H, W, C]."""
-    ones, zeros = nn.initializers.ones, nn.initializers.zeros
-    last_norm = self.norm != 'none'
-    # Without a norm the second convolution carries the zero of an identity
-    # start, since there is no last scale.
-    kernel_init = nn.initializers.lecun_normal()
-    zero_kernel = self.identity_start and not last_norm
-    dense = dict(
-        use_bias=not last_norm, dtype=self.dtype, param_dtype=self.param_dtype
     )
     a = adaptive_average_pool(x, self.pool_size, valid_size=valid_size)
-    a = a.astype(x.dtype)
-    a = nn.Dense(self.hidden, name='pointwise1', **dense)(a)
-    a = nn.relu(self._normalize(a, 'norm1', train, ones))
-    a = nn.Dense(
+    a = dense(self.hidden, name='pointwise1')(a.astype(x.dtype))
+    a = nn.relu(norm(name='norm1')(a))
+    a = dense(
         self.groups_in * self.groups_out,
-        kernel_init=zeros if zero_kernel else kernel_init,
+        kernel_init=kernel_init,
         name='pointwise2',
-        **dense,
     )(a)
-    last_scale = zeros if self.identity_start else ones
-    a = GATES[self.gate](self._normalize(a, 'norm2', train, last_scale))
+    a = self.gate(norm(scale_init=last, name='norm2')(a))
     a = _resample(a, self.kernel_size)
     return a.reshape(*a.shape[:-1], self.groups_in, self.groups_out)
 
 
-class AWConv(nn.Module):
+class AWConv(nn.Conv, kw_only=True):
   """A two-dimensional convolution with per-sample attention on its kernel.
 
-  Takes the place of `nn.Conv`: the same call and output shape, and `kernel`
-  and `bias` under the same names, so that plain weights load. The parameters
-  of the attention branch are added under `attention`, its running statistics
-  in the collection 'batch_stats'. The maps are sown as 'attention_maps' in
-  'intermediates': pass `mutable=['intermediates']` to see them.
+  Takes the place of `nn.Conv`: the same fields, call and output shape, and
+  `kernel` and `bias` under the same names, so that plain weights load. The
+  parameters of the attention branch are added under `attention`, its running
+  statistics in the collection 'batch_stats'. The maps are sown as
+  'attention_maps' in 'intermediates': pass `mutable=['intermediates']` to see
+  them.
 
   It trains at batch size 1: batch statistics are then taken over the cells of
   the pooled grid. But where that is a single cell (a 1x1 kernel or pool_size=1)
@@ -130,36 +132,30 @@ class AWConv(nn.Module):
   branch only the bias of `norm2` learns. Use norm='layer' there, which
   normalises over the channels and trains all of it.
 
+  Fields of `nn.Conv` are as there, but kernel_size may be one number for both
+  axes, and input_dilation and conv_general_dilated must be left out.
+
   Attributes:
-    features: output channels D.
-    kernel_size: (kh, kw), or one number for both.
-    strides: (vertical, horizontal), or one number for both.
-    padding: 'SAME', 'VALID', 'CIRCULAR', 'REFLECT', a number, or per axis a
-      number or a pair (low, high).
-    kernel_dilation: spacing of the kernel's taps.
-    feature_group_count: channel groups; C for a depthwise convolution.
-    use_bias: whether to add a bias to the output.
-    dtype: of the computation; None takes that of input and parameters.
-    param_dtype: of the parameters.
-    precision: as in `lax.conv_general_dilated`.
-    kernel_init, bias_init: initializers, as in `nn.Conv`.
     reduction: r, by which pointwise convolution 1 reduces the channels.
     min_hidden: the least number of hidden channels.
     expansion: e, how many consecutive channels share one value of A; where it
       does not divide them, the largest divisor below it.
     expansion_axis: 'in' (input channels), 'out' (output channels) or 'none'.
-    gate: 'sigmoid' or 'tanh'.
+    gate: 'sigmoid', 'tanh', 'relu' or 'none'; no text that we could reach says
+      which, see docs/ambiguities.md.
     norm: 'batch', 'layer' or 'none', after both pointwise convolutions. Batch
       statistics are taken over the whole (also a sharded) batch.
     norm_momentum, norm_epsilon: of the norms (momentum: share of the old).
     residual: True for K * (1 + A), False for K * A.
-    pool_size: grid of the pooled input; None for the kernel's size.
-    refinement: None, or what makes the module that refines the maps as if they
-      were an activation of D' channels, such as `SqueezeExcite`; called as
-      `refinement(name=...)(maps)` with [N * G, kh, kw, D'], parameters under
-      'refinement'.
+    pool_size: rows and columns of the pooled input's grid, or (outside of
+      configs) a pair of them; None for the kernel's size.
+    refinement: what refines the maps as if they were an activation of D'
+      channels: a name in `attention.IN_BLOCK`, such as 'se'; or what makes a
+      module, called as `refinement(name=...)(maps)` with [N * G, kh, kw, D'].
+      Its parameters lie under 'refinement'. None for none.
     identity_start: start with A = 0, so that the layer computes exactly what
-      `nn.Conv` does (not in the paper); needs the gate 'tanh'.
+      `nn.Conv` does (not in the paper); for the gates 'tanh' and 'none', with
+      the residual.
     implementation, chunk: of `ops.aw_conv`.
     train: whether batch statistics are used; may be given in the call instead.
       None in both: True if the call may update 'batch_stats'.
@@ -168,127 +164,68 @@ class AWConv(nn.Module):
   field here; README, "Ambiguities and what we chose".
   """
 
-  features: int
-  kernel_size: int | Sequence[int]
-  strides: int | Sequence[int] | None = 1
-  padding: str | int | Sequence[int | tuple[int, int]] = 'SAME'
-  kernel_dilation: int | Sequence[int] | None = 1
-  feature_group_count: int = 1
-  use_bias: bool = True
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
-  precision: Any = None
-  kernel_init: Initializer = nn.initializers.lecun_normal()
-  bias_init: Initializer = nn.initializers.zeros
-  reduction: int = 16
-  min_hidden: int = 4
-  expansion: int = 16
-  expansion_axis: str = 'in'
-  gate: str = 'sigmoid'
-  norm: str = 'batch'
-  norm_momentum: float = 0.9
-  norm_epsilon: float = 1e-5
+  reduction: PositiveInt = 16
+  min_hidden: PositiveInt = 4
+  expansion: PositiveInt = 16
+  expansion_axis: Annotated[str, OneOf(EXPANSION_AXES)] = 'in'
+  gate: Annotated[str, OneOf(GATES)] = 'sigmoid'
+  norm: Annotated[str, OneOf(NORMS)] = 'batch'
+  norm_momentum: UnitFloat = 0.9
+  norm_epsilon: NonNegativeFloat = 1e-5
   residual: bool = True
-  pool_size: int | Sequence[int] | None = None
-  refinement: Callable[..., Any] | None = None
+  pool_size: PositiveInt | None = None
+  refinement: (
+      Annotated[str | Callable[..., Any], OneOf(attention.IN_BLOCK)] | None
+  ) = None
   identity_start: bool = False
-  implementation: str = 'auto'
-  chunk: int | None = None
+  implementation: Annotated[str, OneOf(('auto', *IMPLEMENTATIONS))] = 'auto'
+  chunk: PositiveInt | None = None
   train: bool | None = None
 
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises ValueError for a field that cannot be used, whatever the input."""
-    choices = dict(
-        gate=GATES,
-        norm=NORMS,
-        expansion_axis=EXPANSION_AXES,
-    )
-    if isinstance(self.padding, str):
-      choices['padding'] = PADDINGS
-    for name, known in choices.items():
-      value = getattr(self, name)
-      if value not in known:
-        raise ValueError(
-            f'AWConv: unknown {name} {value!r}; known: {", ".join(known)}'
-        )
-    try:
-      check_implementation(self.implementation, self.chunk)
-    except ValueError as error:
-      raise ValueError(f'AWConv: {error}') from None
-    for name in ('kernel_size', 'strides', 'kernel_dilation', 'pool_size'):
-      value = getattr(self, name)
-      if min(pair(value, f'AWConv: {name}')) < 1:
-        raise ValueError(f'AWConv: {name} must be at least 1, not {value}')
-    for name in (
-        *('features', 'feature_group_count'),
-        *('reduction', 'min_hidden', 'expansion'),
-    ):
-      check_count(getattr(self, name), f'AWConv: {name}')
-    for name in ('norm_momentum', 'norm_epsilon'):
-      check_number(getattr(self, name), f'AWConv: {name}')
-    if self.refinement is not None and not callable(self.refinement):
-      raise ValueError(
-          'AWConv: refinement must make a module, such as SqueezeExcite, not '
-          f'{self.refinement!r}'
+  def _attention(self, x, kernel_size, inputs, outputs, train, valid_size):
+    """Returns A for a kernel of so many input and output channels."""
+    shared = look_up('expansion_axis', self.expansion_axis, EXPANSION_AXES)
+    groups = [
+        n // expansion_factor(n, self.expansion) if together else n
+        for n, together in zip((inputs, outputs), shared, strict=True)
+    ]
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    norm = look_up('norm', self.norm, NORMS)
+    if norm is not None:
+      norm = functools.partial(norm, epsilon=self.norm_epsilon, **dtypes)
+    if self.norm == 'batch':
+      norm = functools.partial(
+          norm, use_running_average=not train, momentum=self.norm_momentum
       )
-    if self.identity_start and self.gate != 'tanh':
-      raise ValueError(
-          "AWConv: identity_start needs a gate that is 0 at 0 (gate='tanh'), "
-          f'not {self.gate!r}'
-      )
-
-  def _pad(self, x, kernel_size, dilation):
-    """Returns x and its padding for `ops.aw_conv`, wrapped where asked for."""
-    if isinstance(self.padding, str) and self.padding in WRAPS:
-      mode = WRAPS[self.padding]
-      spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
-      pads = [(s // 2, (s + 1) // 2) for s in spans]
-      return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=mode), 'VALID'
-    if isinstance(self.padding, str):
-      return x, self.padding
-    padding = self.padding
-    if isinstance(padding, numbers.Integral):
-      padding = (padding, padding)
-    axes = tuple(padding) if isinstance(padding, Iterable) else ()
-    if len(axes) != 2 or any(axis is None for axis in axes):
-      raise ValueError(f'AWConv: padding must cover two axes, not {padding}')
-    return x, [pair(p, 'AWConv: padding of an axis') for p in axes]
-
-  def _attention(self, x, kernel, train, valid_size):
-    kh, kw, c, d = kernel.shape
-    share_in = share_out = 1
-    if self.expansion_axis == 'in':
-      share_in = expansion_factor(c, self.expansion)
-    elif self.expansion_axis == 'out':
-      share_out = expansion_factor(d, self.expansion)
-    pool_size = (kh, kw)
-    if self.pool_size is not None:
-      pool_size = pair(self.pool_size, 'pool_size')
     return AttentionMaps(
-        kernel_size=(kh, kw),
-        groups_in=c // share_in,
-        groups_out=d // share_out,
+        kernel_size=kernel_size,
+        pool_size=pair(self.pool_size) if self.pool_size else kernel_size,
+        groups_in=groups[0],
+        groups_out=groups[1],
         hidden=max(x.shape[-1] // self.reduction, self.min_hidden),
-        gate=self.gate,
-        norm=self.norm,
+        gate=look_up('gate', self.gate, GATES),
+        norm=norm,
         identity_start=self.identity_start,
-        pool_size=pool_size,
-        norm_momentum=self.norm_momentum,
-        norm_epsilon=self.norm_epsilon,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
         name='attention',
-    )(x, train=train, valid_size=valid_size)
+        **dtypes,
+    )(x, valid_size)
 
-  def _refine(self, maps):
+  def _refine(self, maps, train):
     """Returns the maps A [N, kh, kw, G, D'], gated by the refinement."""
-    if self.refinement is None:
+    make = self.refinement
+    if isinstance(make, str):
+      make = attention.partial_of(
+          look_up('refinement', make, attention.IN_BLOCK),
+          train=train,
+          dtype=self.dtype,
+          param_dtype=self.param_dtype,
+      )
+    if make is None:
       return maps
     n, kh, kw, groups, outputs = maps.shape
     # The same module for every run of inputs; an activation has one axis less.
     seen = jnp.moveaxis(maps, 3, 1).reshape(n * groups, kh, kw, outputs)
-    refined = self.refinement(name='refinement')(seen)
+    refined = make(name='refinement')(seen)
     refined = refined.reshape(n, groups, kh, kw, outputs)
     return jnp.moveaxis(refined, 1, 3)
 
@@ -315,49 +252,55 @@ class AWConv(nn.Module):
       [..., H', W', features].
 
     Raises:
-      ValueError: a field or shape is impossible; says which.
+      ValueError: shapes do not fit, a name is unknown, or fields exclude each
+        other; says which.
     """
-    self.check()
-    kh, kw = pair(self.kernel_size, 'kernel_size')
     if self.train is not None or train is not None:
       train = nn.merge_param('train', self.train, train)
     else:
       train = self.is_mutable_collection('batch_stats')
-    channels, groups = inputs.shape[-1], self.feature_group_count
-    if channels % groups or self.features % groups:
-      raise ValueError(
-          f'AWConv: feature_group_count={groups} must divide input channels '
-          f'({channels}) and features ({self.features})'
-      )
+    self._check(inputs.shape[-1])
+    kernel_size = pair(self.kernel_size)
+    channels = inputs.shape[-1] // self.feature_group_count
     kernel = self.param(
         'kernel',
         self.kernel_init,
-        (kh, kw, channels // groups, self.features),
+        (*kernel_size, channels, self.features),
         self.param_dtype,
     )
+    if self.mask is not None:
+      kernel *= self.mask
     bias = None
     if self.use_bias:
       bias = self.param(
           'bias', self.bias_init, (self.features,), self.param_dtype
       )
-    inputs, kernel, bias = nn.dtypes.promote_dtype(
+    inputs, kernel, bias = self.promote_dtype(
         inputs, kernel, bias, dtype=self.dtype
     )
     x = inputs.reshape(-1, *inputs.shape[-3:])
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, inputs.shape).reshape(-1, 2)
-    maps = self._refine(self._attention(x, kernel, train, valid_size))
+    maps = self._attention(
+        x, kernel_size, channels, self.features, train, valid_size
+    )
+    maps = self._refine(maps, train)
     self.sow('intermediates', 'attention_maps', maps)
-    dilation = pair(self.kernel_dilation, 'kernel_dilation')
-    x, padding = self._pad(x, (kh, kw), dilation)
+    strides, dilation = pair(self.strides), pair(self.kernel_dilation)
+    padding = canonicalize_padding(self.padding, 2)
+    if isinstance(padding, str) and padding in WRAPS:
+      spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
+      pads = explicit_padding(padding, x.shape[1:3], spans, strides)
+      x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=WRAPS[padding])
+      padding = 'VALID'
     out = aw_conv(
         x,
         kernel,
         maps,
-        strides=pair(self.strides, 'strides'),
+        strides=strides,
         padding=padding,
         dilation=dilation,
-        groups=groups,
+        groups=self.feature_group_count,
         residual=self.residual,
         implementation=self.implementation,
         chunk=self.chunk,
@@ -366,3 +309,25 @@ class AWConv(nn.Module):
     if bias is not None:
       out = out + bias
     return out.reshape(*inputs.shape[:-3], *out.shape[1:])
+
+  def _check(self, channels):
+    """Raises ValueError for fields that exclude each other, or the input."""
+    if channels % self.feature_group_count:
+      raise ValueError(
+          f'AWConv: feature_group_count={self.feature_group_count} must divide '
+          f'the {channels} channels of the input'
+      )
+    if self.identity_start and not (
+        self.residual and self.gate in IDENTITY_GATES
+    ):
+      raise ValueError(
+          'AWConv: identity_start needs residual=True and a gate in '
+          f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
+      )
+    for name in ('conv_general_dilated', 'conv_general_dilated_cls'):
+      if getattr(self, name) is not None:
+        raise ValueError(f'AWConv: {name} is not for a kernel per sample')
+    if self.input_dilation is not None and pair(self.input_dilation) != (1, 1):
+      raise ValueError(
+          f'AWConv: input_dilation={self.input_dilation} is not supported'
+      )

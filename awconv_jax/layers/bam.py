@@ -14,15 +14,22 @@ them and has the norms as above, and so have we.
 
 import functools
 import operator
-from typing import Any
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.checks import check_count, check_number
+from awconv_jax.errors import look_up
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import (
+    Dtype,
+    NonNegativeFloat,
+    OneOf,
+    PositiveInt,
+    UnitFloat,
+)
 
 COMBINE = {'product': operator.mul, 'sum': operator.add}
 
@@ -44,26 +51,14 @@ class BAM(nn.Module):
     param_dtype: of the parameters.
   """
 
-  reduction: int = 16
-  dilation: int = 4
-  combine: str = 'product'
-  norm_momentum: float = 0.9
-  norm_epsilon: float = 1e-5
+  reduction: PositiveInt = 16
+  dilation: PositiveInt = 4
+  combine: Annotated[str, OneOf(COMBINE)] = 'product'
+  norm_momentum: UnitFloat = 0.9
+  norm_epsilon: NonNegativeFloat = 1e-5
   train: bool | None = None
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
-
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises ValueError for a field that cannot be used, whatever the input."""
-    for name in ('reduction', 'dilation'):
-      check_count(getattr(self, name), f'BAM: {name}')
-    if self.combine not in COMBINE:
-      raise ValueError(
-          f'BAM: unknown combine {self.combine!r}; known: {", ".join(COMBINE)}'
-      )
-    for name in ('norm_momentum', 'norm_epsilon'):
-      check_number(getattr(self, name), f'BAM: {name}')
+  dtype: Dtype | None = None
+  param_dtype: Dtype = jnp.float32
 
   def _channel_branch(self, x, hidden, norm, valid_size):
     """Returns [N, 1, 1, C]."""
@@ -105,9 +100,9 @@ class BAM(nn.Module):
       [N, H, W, C].
 
     Raises:
-      ValueError: a field or the shape of valid_size is impossible.
+      ValueError: the name of combine is unknown, or the shape of valid_size
+        does not fit.
     """
-    self.check()
     train = self.train
     if train is None:
       train = self.is_mutable_collection('batch_stats')
@@ -120,7 +115,7 @@ class BAM(nn.Module):
         param_dtype=self.param_dtype,
     )
     hidden = max(x.shape[-1] // self.reduction, 1)
-    gate = COMBINE[self.combine](
+    gate = look_up('combine', self.combine, COMBINE)(
         self._channel_branch(x, hidden, norm, valid_size),
         self._spatial_branch(x, hidden, norm, valid_size),
     )

@@ -9,15 +9,13 @@ where MLP(a) = W1 relu(W0 a) is the same for both. The norm, the order of the
 maps and the biases of the MLP are those of the authors' code.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.checks import check_count, check_number
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
+from awconv_jax.options import Dtype, NonNegativeFloat, PositiveInt, UnitFloat
 
 
 def largest(x: jax.Array, axis: int) -> jax.Array:
@@ -39,7 +37,7 @@ class CBAM(nn.Module):
 
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
-    spatial_size: of the kernel that sees the positions; odd.
+    spatial_size: of the kernel that sees the positions.
     norm_momentum, norm_epsilon: of the norm (momentum: share of the old).
     train: whether batch statistics are used, in which padding counts, too.
       None: True if the call may update 'batch_stats'.
@@ -47,25 +45,13 @@ class CBAM(nn.Module):
     param_dtype: of the parameters.
   """
 
-  reduction: int = 16
-  spatial_size: int = 7
-  norm_momentum: float = 0.99
-  norm_epsilon: float = 1e-5
+  reduction: PositiveInt = 16
+  spatial_size: PositiveInt = 7
+  norm_momentum: UnitFloat = 0.99
+  norm_epsilon: NonNegativeFloat = 1e-5
   train: bool | None = None
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
-
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises ValueError for a field that cannot be used, whatever the input."""
-    for name in ('reduction', 'spatial_size'):
-      check_count(getattr(self, name), f'CBAM: {name}')
-    if self.spatial_size % 2 == 0:
-      raise ValueError(
-          f'CBAM: spatial_size must be odd, not {self.spatial_size}'
-      )
-    for name in ('norm_momentum', 'norm_epsilon'):
-      check_number(getattr(self, name), f'CBAM: {name}')
+  dtype: Dtype | None = None
+  param_dtype: Dtype = jnp.float32
 
   def _channel_gate(self, x, valid_size):
     """Returns [N, 1, 1, C]."""
@@ -91,7 +77,6 @@ class CBAM(nn.Module):
     gate = nn.Conv(
         1,
         (self.spatial_size, self.spatial_size),
-        padding=self.spatial_size // 2,
         use_bias=False,
         name='spatial_conv',
         **options,
@@ -122,8 +107,7 @@ class CBAM(nn.Module):
       [N, H, W, C].
 
     Raises:
-      ValueError: a field or the shape of valid_size is impossible.
+      ValueError: the shape of valid_size does not fit.
     """
-    self.check()
     x = x * self._channel_gate(x, valid_size)
     return x * self._spatial_gate(x, valid_size)

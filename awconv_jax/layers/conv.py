@@ -1,7 +1,56 @@
 """The plain convolution, callable in every place an AWConv is."""
 
+from collections.abc import Sequence
+import operator
+from typing import Any
+
 import flax.linen as nn
+from flax.linen.linear import canonicalize_padding
 import jax
+from jax import lax
+
+# Paddings of nn.Conv that XLA has not, by their names in `jnp.pad`.
+WRAPS = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
+
+
+def pair(value: int | Sequence[int] | None) -> tuple[int, int]:
+  """Returns (value, value) for a number, (1, 1) for None, else two values.
+
+  Raises:
+    ValueError: there are not two.
+  """
+  if value is None:
+    return 1, 1
+  entries = tuple(value) if isinstance(value, Sequence) else (value, value)
+  if len(entries) != 2:
+    raise ValueError(f'want a number for each of two axes, not {value!r}')
+  return operator.index(entries[0]), operator.index(entries[1])
+
+
+def explicit_padding(
+    padding: Any,
+    size: Sequence[int],
+    spans: Sequence[int],
+    strides: Sequence[int],
+) -> Sequence[tuple[int, int]]:
+  """Returns (low, high) for both axes, whatever way padding is given in.
+
+  Args:
+    padding: as of `nn.Conv`.
+    size: H and W of the image.
+    spans: from the first to the last tap of the kernel, in positions.
+    strides: of the convolution.
+
+  Raises:
+    ValueError: padding does not cover two axes.
+  """
+  padding = canonicalize_padding(padding, 2)
+  if not isinstance(padding, str):
+    return padding
+  if padding in WRAPS:
+    return [(span // 2, (span + 1) // 2) for span in spans]
+  windows = [span + 1 for span in spans]
+  return lax.padtype_to_pads(size, windows, strides, padding)
 
 
 class Conv(nn.Conv):

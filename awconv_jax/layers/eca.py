@@ -8,14 +8,13 @@ https://arxiv.org/abs/1910.03151:
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.checks import check_count, check_number
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+from awconv_jax.options import Dtype, PositiveFloat, PositiveInt
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:
@@ -38,30 +37,16 @@ class ECA(nn.Module):
 
   Attributes:
     gamma, b: of the rule by which the kernel grows with the channels.
-    kernel_size: channels that a gate sees, odd; None for that rule.
+    kernel_size: channels that a gate sees; None for that rule.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
 
-  gamma: float = 2
+  gamma: PositiveFloat = 2
   b: float = 1
-  kernel_size: int | None = None
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
-
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises ValueError for a field that cannot be used, whatever the input."""
-    for name in ('gamma', 'b'):
-      check_number(getattr(self, name), f'ECA: {name}')
-    if not self.gamma > 0:
-      raise ValueError(f'ECA: gamma must be above 0, not {self.gamma}')
-    if self.kernel_size is not None:
-      check_count(self.kernel_size, 'ECA: kernel_size')
-      if self.kernel_size % 2 == 0:
-        raise ValueError(
-            f'ECA: kernel_size must be odd, not {self.kernel_size}'
-        )
+  kernel_size: PositiveInt | None = None
+  dtype: Dtype | None = None
+  param_dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -78,9 +63,8 @@ class ECA(nn.Module):
       [N, H, W, C].
 
     Raises:
-      ValueError: a field or the shape of valid_size is impossible.
+      ValueError: the shape of valid_size does not fit.
     """
-    self.check()
     size = self.kernel_size
     if size is None:
       size = adaptive_kernel_size(x.shape[-1], self.gamma, self.b)
@@ -89,7 +73,6 @@ class ECA(nn.Module):
     gate = nn.Conv(
         1,
         (size,),
-        padding=size // 2,
         use_bias=False,
         dtype=self.dtype,
         param_dtype=self.param_dtype,

@@ -5,14 +5,12 @@
   y = x * sigmoid(W2 relu(W1 mean_hw(x)))
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.checks import check_count
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+from awconv_jax.options import Dtype, PositiveInt
 
 
 class SqueezeExcite(nn.Module):
@@ -24,14 +22,9 @@ class SqueezeExcite(nn.Module):
     param_dtype: of the parameters.
   """
 
-  reduction: int = 16
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
-
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises ValueError for a field that cannot be used, whatever the input."""
-    check_count(self.reduction, 'SqueezeExcite: reduction')
+  reduction: PositiveInt = 16
+  dtype: Dtype | None = None
+  param_dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -48,9 +41,8 @@ class SqueezeExcite(nn.Module):
       [N, H, W, C].
 
     Raises:
-      ValueError: the field or the shape of valid_size is impossible.
+      ValueError: the shape of valid_size does not fit.
     """
-    self.check()
     channels = x.shape[-1]
     dense = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     hidden = max(channels // self.reduction, 1)

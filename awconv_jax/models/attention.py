@@ -10,11 +10,9 @@ import dataclasses
 import functools
 from typing import Any
 
-from awconv_jax.layers.attention_augmented import AugmentedConv
-from awconv_jax.layers.bam import BAM
-from awconv_jax.layers.cbam import CBAM
-from awconv_jax.layers.eca import ECA
-from awconv_jax.layers.squeeze_excite import SqueezeExcite
+import flax.linen as nn
+
+from awconv_jax.layers import attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +38,18 @@ class Attention:
 
 # The convolution's own fields, which its slot decides.
 _CONV_OWN = (
-    *('features', 'kernel_size', 'strides', 'padding', 'use_bias'),
-    *(
-        'kernel_init',
-        'bias_init',
-        'convolution',
-        'downsample',
-        'dtype',
-        'param_dtype',
-    ),
+    *(field.name for field in dataclasses.fields(nn.Conv)),
+    *('convolution', 'downsample'),
 )
 
 ATTENTION = {
-    'se': Attention(SqueezeExcite, 'block'),
-    'cbam': Attention(CBAM, 'block'),
-    'eca': Attention(ECA, 'block'),
-    'bam': Attention(BAM, 'stage'),
-    'aa': Attention(AugmentedConv, 'conv', own=_CONV_OWN),
+    **{n: Attention(x, 'block') for n, x in attention.IN_BLOCK.items()},
+    **{n: Attention(x, 'stage') for n, x in attention.AFTER_STAGE.items()},
+    **{
+        n: Attention(x, 'conv', _CONV_OWN) for n, x in attention.AS_CONV.items()
+    },
 }
-LAYERS = {name: attention.layer for name, attention in ATTENTION.items()}
+LAYERS = {name: entry.layer for name, entry in ATTENTION.items()}
 # What their place in a network decides.
 GIVEN = ('dtype', 'param_dtype', 'train', *_CONV_OWN)
 # Those that can refine the maps of an AW-convolution, too.

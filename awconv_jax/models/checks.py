@@ -112,6 +112,6 @@ def check_layer(
     **own: fields without a default, any values.
   """
   try:
-    layer(parent=None, **own, **(options or {})).check()
+    layer(parent=None, **own, **(options or {}))
   except (TypeError, ValueError) as error:
     raise errors.InputError(f'model.{field}: {error}') from error

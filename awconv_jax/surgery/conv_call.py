@@ -10,6 +10,7 @@ it.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -20,19 +21,12 @@ from awconv_jax.layers.aw_conv import AWConv
 
 Path = tuple[str, ...]
 
-# The fields that nn.Conv and AWConv share, and those that AWConv has no equal
-# of, with the value under which each does nothing.
-SHARED = (
-    *('features', 'kernel_size', 'strides', 'padding', 'kernel_dilation'),
-    *('feature_group_count', 'use_bias', 'dtype', 'param_dtype', 'precision'),
-    *('kernel_init', 'bias_init'),
+# The fields that an AWConv takes over from a convolution.
+SHARED = tuple(
+    field.name
+    for field in dataclasses.fields(nn.Conv)
+    if field.name not in ('parent', 'name')
 )
-WITHOUT_EQUAL = {
-    'mask': None,
-    'promote_dtype': nn.Conv.promote_dtype,
-    'conv_general_dilated': None,
-    'conv_general_dilated_cls': None,
-}
 
 
 def names(paths: Iterable[Path]) -> str:
@@ -41,24 +35,16 @@ def names(paths: Iterable[Path]) -> str:
 
 
 def _check_conv(path: Path, conv: nn.Conv) -> None:
-  """Raises ValueError for a convolution that AWConv cannot compute."""
-  wrong = [
-      f'a {name} of its own'
-      for name, idle in WITHOUT_EQUAL.items()
-      if getattr(conv, name) is not idle
-  ]
-  for name, possible in (
-      ('input_dilation', conv.input_dilation in (None, 1, (1, 1))),
-      ('kernel_size', np.shape(conv.kernel_size) == (2,)),
-  ):
-    if not possible:
-      wrong.append(f'{name}={getattr(conv, name)!r}')
-  if type(conv).param is not nn.Module.param:
-    wrong.append(f'a method {type(conv).__name__}.param')
+  """Raises ValueError for what AWConv would compute otherwise, silently."""
+  wrong = None
+  if np.shape(conv.kernel_size) != (2,):
+    wrong = f'kernel_size={conv.kernel_size!r}'
+  elif type(conv).param is not nn.Module.param:
+    wrong = f'a method {type(conv).__name__}.param'
   if wrong:
     raise ValueError(
-        f'replace_conv: {names([path])} has {", ".join(wrong)}, which AWConv '
-        'cannot compute; leave it out by `where`'
+        f'replace_conv: {names([path])} has {wrong}, which AWConv cannot '
+        'compute; leave it out by `where`'
     )
 
 
@@ -99,15 +85,14 @@ def convolve(
   _check_conv(path, conv)
   fields = {name: getattr(conv, name) for name in SHARED}
   layer = AWConv(**fields, **options, parent=conv.scope)
-  try:
-    layer.check()
-  except ValueError as error:
-    raise ValueError(f'replace_conv: {names([path])}: {error}') from None
   _check_variables(path, conv, layer.norm)
   # With capture_intermediates both layers put their output down, under the
   # same name; the conv's own is enough.
   captured = conv.get_variable('intermediates', '__call__', ())
-  out = layer(*args, **kwargs)
+  try:
+    out = layer(*args, **kwargs)
+  except ValueError as error:
+    raise ValueError(f'replace_conv: {names([path])}: {error}') from error
   if conv.has_variable('intermediates', '__call__'):
     conv.put_variable('intermediates', '__call__', captured)
   return out

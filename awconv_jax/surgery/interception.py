@@ -11,9 +11,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from awconv_jax.layers.attention_augmented import AugmentedConv
+from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.surgery.conv_call import Path, convolve, names
 
 Where = Callable[[Path, nn.Conv], bool]
+
+# Convolutions that have attention already.
+LAYERS = (AWConv, AugmentedConv)
 
 # The surgeries at work. JAX keys its caches by it: nn.jit would else take a
 # block of the plain model and of the replaced one for the same function.
@@ -43,7 +48,8 @@ class Surgery:
   def intercept(self, root: Path, call, args, kwargs, context):
     """Runs one method of one module of the model; for nn.intercept_methods."""
     module, function = context.module, context.orig_method.func
-    if not isinstance(module, nn.Conv) or context.method_name != '__call__':
+    plain = isinstance(module, nn.Conv) and not isinstance(module, LAYERS)
+    if not plain or context.method_name != '__call__':
       return call(*args, **kwargs)
     if module.path[: len(root)] != root:  # Shared with, and owned by, others.
       return call(*args, **kwargs)

@@ -107,11 +107,10 @@ def replace_conv(
   Returns:
     A module of a subclass of the model's class, with the same fields. It raises
     ValueError when called if `where` matches nothing or what AWConv cannot
-    compute (other than two dimensions, input_dilation, mask).
+    compute (other than two dimensions, input_dilation).
 
   Raises:
-    ValueError: model or where is something else, or an option is unknown or
-      impossible.
+    ValueError: model or where is something else, or an option is unknown.
 
   Source: arXiv 2108.08205; the replacement in foreign models is ours.
   """
@@ -131,7 +130,6 @@ def replace_conv(
   for name in aw_options:
     if name not in OPTIONS:
       raise errors.unknown_name('option of AWConv', name, OPTIONS)
-  AWConv(features=1, kernel_size=1, parent=None, **aw_options).check()
   base, rules = type(model), ((where, aw_options),)
   if '_surgery' in vars(base):
     base, rules = base.__base__, (*base._surgery.rules, *rules)

@@ -1,0 +1,32 @@
+"""The attention layers by name, and by their places in a network.
+
+A new one is a file beside this and a line here: it is called with
+`valid_size`, takes `dtype` and `param_dtype`, and `train` if it has norms.
+"""
+
+import functools
+from typing import Any
+
+from awconv_jax.layers.attention_augmented import AugmentedConv
+from awconv_jax.layers.bam import BAM
+from awconv_jax.layers.cbam import CBAM
+from awconv_jax.layers.eca import ECA
+from awconv_jax.layers.squeeze_excite import SqueezeExcite
+
+# On every block's branch, after its last norm, before the addition. These can
+# refine the maps of an AW-convolution, too.
+IN_BLOCK = {'se': SqueezeExcite, 'cbam': CBAM, 'eca': ECA}
+# On the output of every stage before one that strides.
+AFTER_STAGE = {'bam': BAM}
+# In the place of the 3x3 convolutions of the last three stages.
+AS_CONV = {'aa': AugmentedConv}
+ATTENTION = IN_BLOCK | AFTER_STAGE | AS_CONV
+
+
+def partial_of(
+    layer: type, *, train: bool | None, **fields: Any
+) -> functools.partial:
+  """Returns a layer with fields; `train` where it has that."""
+  if 'train' in layer.__dataclass_fields__:
+    fields['train'] = train
+  return functools.partial(layer, **fields)
