@@ -63,8 +63,8 @@ def _rank(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
   Equal logits are ranked by class, as argmax does; a NaN, or a label of -1,
   is behind all.
   """
-  own = np.take_along_axis(logits, label[:, None], axis=1)
+  logit = np.take_along_axis(logits, label[:, None], axis=1)
   before = np.arange(logits.shape[1]) < label[:, None]
-  rank = np.sum((logits > own) | ((logits == own) & before), axis=1)
+  rank = np.sum((logits > logit) | ((logits == logit) & before), axis=1)
   rank[~np.isfinite(logits).all(axis=1) | (label < 0)] = _NEVER
   return rank

@@ -20,43 +20,24 @@ from awconv_jax.ops.boxes import iou
 
 
 def nms(
-    boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: float
+    boxes: jax.Array,
+    scores: jax.Array,
+    valid: jax.Array,
+    threshold: float,
+    groups: jax.Array | None = None,
 ) -> jax.Array:
   """Returns which boxes of one image stay.
 
+  Takes a few bytes for each of N x N pairs. Where groups lie in blocks of like
+  size, such as the levels of a pyramid, a call for each takes less.
+
   Args:
     boxes: [N, 4].
     scores: [N]; of equal ones the lower index is before the other.
     valid: bool [N], False for boxes that are not there.
     threshold: IoU above which a box suppresses those after it.
-
-  Returns:
-    bool [N], in the order of boxes.
-
-  Raises:
-    ValueError: the shapes do not fit, or these are no boxes.
-  """
-  return batched_nms(boxes, scores, None, valid, threshold)
-
-
-def batched_nms(
-    boxes: jax.Array,
-    scores: jax.Array,
-    groups: jax.Array | None,
-    valid: jax.Array,
-    threshold: float,
-) -> jax.Array:
-  """Returns which boxes stay, where only those of a group suppress each other.
-
-  Takes a few bytes for each of N x N pairs. Where the groups lie in blocks of
-  like size, such as the levels of a pyramid, `nms` of each takes less.
-
-  Args:
-    boxes: [N, 4].
-    scores: [N]; of equal ones the lower index is before the other.
-    groups: int [N], class or level; None means all are of one.
-    valid: bool [N], False for boxes that are not there.
-    threshold: IoU above which a box suppresses those after it.
+    groups: int [N], such as classes; only boxes of one suppress each other.
+      None means all do.
 
   Returns:
     bool [N], in the order of boxes.

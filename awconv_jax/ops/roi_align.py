@@ -6,13 +6,18 @@ region is cut into P x P bins, with n x n samples at even distances in each:
 
   out[p] = 1 / n^2 * sum_s bilinear(F[level], y[p, s], x[p, s])
 
-Where the samples lie, and what becomes of those beside the map, is up to
-`ops.roi_samples`.
+Sample s of bin p, along one axis, and the share of the pixel q in it:
+
+  y[p, s] = start + p step + (s + 0.5) step / n        max(0, 1 - |y[p, s] - q|)
+
+A sample counts if -1 <= y <= H; where it is beside the pixels 0 to H - 1, as
+the nearest one. One further out adds zero, and is counted in the average. The
+paper leaves this open; it is what the public implementations do.
 """
 
 from collections.abc import Sequence
 import functools
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 from jax import lax
@@ -20,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.errors import look_up
-from awconv_jax.ops import roi_samples
 from awconv_jax.ops.boxes import as_boxes, sides
 from awconv_jax.ops.valid_area import as_valid_size
 from awconv_jax.options import OneOf, PositiveFloat, PositiveInt
@@ -61,86 +65,6 @@ def assign_levels(
   # Counts the powers of 2 below: a logarithm is not exact there.
   least = (2.0 ** (np.arange(1, number) - after)).astype(np.float32)
   return jnp.sum(scale[..., None] >= least, axis=-1, dtype=jnp.int32)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _pool(features, grid, shapes, output, sampling):
-  """Returns the averages, [K, P, P, C]; shapes are those of the features."""
-  flat = [f.reshape(-1, f.shape[-1]) for f in features]
-
-  def add(number, total):
-    place, weight = roi_samples.tap(grid, number, output, sampling)
-    for level, pixels in enumerate(flat):
-      # Of the other levels one pixel for all: less than to join the maps.
-      own = (grid.level == level)[:, None, None]
-      seen = pixels.at[jnp.where(own, place, 0)].get(mode='promise_in_bounds')
-      total += jnp.where(own, weight, 0)[..., None] * seen.astype(total.dtype)
-    return total
-
-  wide = jnp.promote_types(shapes[0].dtype, jnp.float32)
-  total = jnp.zeros((*grid.level.shape, output, output, flat[0].shape[1]), wide)
-  taps = (2 * sampling) ** 2
-  # Four at a time, so that the sum is written less often.
-  total = lax.fori_loop(0, taps, add, total, unroll=4)
-  return total.astype(shapes[0].dtype)
-
-
-def _forward(features, grid, shapes, output, sampling):
-  return _pool(features, grid, shapes, output, sampling), grid
-
-
-def _backward(shapes, output, sampling, grid, grad):
-  """Returns the gradient of the features, for that of the averages.
-
-  Regions overlap a hundredfold, so that it is summed in float32; and in place,
-  one tap after the other, which derived from `_pool` it would not be.
-  """
-  grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-
-  def add(number, totals):
-    place, weight = roi_samples.tap(grid, number, output, sampling)
-    update = weight[..., None] * grad
-    added = []
-    for level, total in enumerate(totals):
-      own = (grid.level == level)[:, None, None]
-      # Behind the end is nowhere.
-      index = jnp.where(own, place, len(total))
-      added.append(total.at[index].add(update, mode='drop'))
-    return added
-
-  totals = [
-      jnp.zeros((s.shape[0] * s.shape[1], s.shape[2]), grad.dtype)
-      for s in shapes
-  ]
-  totals = lax.fori_loop(0, (2 * sampling) ** 2, add, totals)
-  return [
-      total.reshape(s.shape).astype(s.dtype)
-      for total, s in zip(totals, shapes, strict=True)
-  ], None
-
-
-_pool.defvjp(_forward, _backward)
-
-
-def _check(features, rois, levels, strides):
-  """Raises ValueError for what JAX would take for something else."""
-  shapes = [tuple(f.shape) for f in features]
-  if not shapes or any(len(s) != 3 or 0 in s for s in shapes):
-    raise ValueError(f'features {shapes}: want maps [H, W, C] of one image')
-  if len({(s[2], f.dtype) for s, f in zip(shapes, features, strict=True)}) > 1:
-    raise ValueError(
-        f'features {shapes} differ in their channels or dtypes '
-        f'{[str(f.dtype) for f in features]}'
-    )
-  if len(strides) != len(shapes):
-    raise ValueError(
-        f'strides {tuple(strides)} do not fit {len(shapes)} features: '
-        'want one for each'
-    )
-  if rois.ndim != 2 or rois.shape[1] != 4 or levels.shape != rois.shape[:1]:
-    raise ValueError(
-        f'rois {rois.shape} and levels {levels.shape}: want [K, 4] and [K]'
-    )
 
 
 def roi_align(
@@ -188,23 +112,173 @@ def roi_align(
     ValueError: the arguments do not fit together.
   """
   rois = as_boxes(rois, 'rois')
-  _check(features, rois, levels, strides)
-  if valid_sizes is None:
-    valid_sizes = [None] * len(features)
+  shapes = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in features]
+  if (
+      {len(s.shape) for s in shapes} != {3}
+      or len({(s.shape[2], s.dtype) for s in shapes}) > 1
+      or len(strides) != len(shapes)
+      or (*levels.shape, 4) != rois.shape
+      or rois.ndim != 2
+  ):
+    raise ValueError(
+        f'features {shapes}, strides {tuple(strides)}, rois {rois.shape} and '
+        f'levels {levels.shape} do not fit: want maps [H, W, C] of one image '
+        'and dtype, a stride for each, [K, 4] and [K]'
+    )
+  whole = [None] * len(features)
   sizes = [
-      f.shape[:2] if size is None else as_valid_size(size, f.shape)
-      for f, size in zip(features, valid_sizes, strict=True)
+      s.shape[:2] if size is None else as_valid_size(size, s.shape)
+      for s, size in zip(shapes, valid_sizes or whole, strict=True)
   ]
-  grid = roi_samples.create_grid(
-      rois,
-      levels,
-      sizes,
-      [f.shape[1] for f in features],
-      strides,
-      output=output,
-      sampling=sampling,
-      adaptive=adaptive,
-      aligned=aligned,
+  widths = [s.shape[1] for s in shapes]
+  grid = _create_grid(
+      rois, levels, sizes, widths, strides, output, sampling, adaptive, aligned
   )
-  shapes = tuple(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in features)
-  return _pool(list(features), grid, shapes, output, sampling)
+  return _pool(list(features), grid, tuple(shapes), output, sampling)
+
+
+class _Grid(NamedTuple):
+  """Where samples lie; pairs are of rows and columns, in positions of the map.
+
+  Attributes:
+    level: int32 [K], which map.
+    size: int32 [K, 2], of the map without its padding.
+    width: int32 [K], of the map with it: from a row to the next.
+    start: float32 [K, 2], of the first bin.
+    step: float32 [K, 2], size of a bin.
+    samples: int32 [K, 2], in a bin.
+    valid: bool [K]; what is not gives zeros.
+  """
+
+  level: jax.Array
+  size: jax.Array
+  width: jax.Array
+  start: jax.Array
+  step: jax.Array
+  samples: jax.Array
+  valid: jax.Array
+
+
+def _create_grid(
+    rois, levels, sizes, widths, strides, output, sampling, adaptive, aligned
+):
+  """Returns the grid for the arguments of `roi_align`; rois get no gradient."""
+  rois = lax.stop_gradient(rois).astype(jnp.float32)
+  is_level = (levels >= 0) & (levels < len(sizes))
+  # Without one is also what holds a NaN, which is not passed on.
+  has_area = jnp.all(rois[:, 2:] > rois[:, :2], axis=1)
+  valid = is_level & has_area
+  rois = jnp.where(valid[:, None], rois, 0)
+  level = jnp.where(is_level, levels, 0).astype(jnp.int32)
+  corners = rois / jnp.array(strides, jnp.float32)[level, None]
+  corners = corners - (0.5 if aligned else 0)
+  start, end = corners[:, 1::-1], corners[:, :1:-1]
+  extent = end - start if aligned else jnp.maximum(end - start, 1)
+  step = extent / output
+  samples = jnp.full(step.shape, sampling, jnp.int32)
+  if adaptive:
+    samples = jnp.clip(jnp.ceil(step), 1, sampling).astype(jnp.int32)
+  size = jnp.stack([jnp.asarray(s, jnp.int32) for s in sizes])[level]
+  width = jnp.array(widths, jnp.int32)[level]
+  return _Grid(level, size, width, start, step, samples, valid)
+
+
+def _end(grid, axis, end, output):
+  """Returns one of the 2 n positions that each bin reads along an axis.
+
+  Args:
+    grid: where the samples lie.
+    axis: 0 for rows and 1 for columns.
+    end: int [], 2 s for the lower and 2 s + 1 for the upper neighbour of the
+      sample s.
+    output: P.
+
+  Returns:
+    Positions, int32 [K, P] and always within the map, and weights, float32
+    [K, P], of the average along this axis.
+  """
+  size, start, step, samples = (
+      a[:, axis, None] for a in (grid.size, grid.start, grid.step, grid.samples)
+  )
+  sample, is_upper = end // 2, end % 2
+  position = start + step * jnp.arange(output)
+  position += (sample + 0.5) * (step / samples)
+  counts = (position >= -1) & (position <= size) & (sample < samples)
+  counts &= grid.valid[:, None]
+  # What lies far away, or nowhere, is no integer.
+  position = jnp.where(counts, jnp.maximum(position, 0), 0)
+  lower = position.astype(jnp.int32)
+  far = position - lower
+  share = jnp.where(is_upper, far, 1 - far) * counts / samples
+  return jnp.minimum(lower + is_upper, size - 1), share
+
+
+def _tap(grid, number, output, sampling):
+  """Returns the `number`-th of the (2 n)^2 pixels that each bin reads.
+
+  As rows of each region's map as [H * W, C], int32 [K, P, P] and always in it;
+  and their weights, float32 [K, P, P].
+  """
+  row, a = _end(grid, 0, number // (2 * sampling), output)
+  column, b = _end(grid, 1, number % (2 * sampling), output)
+  place = row[:, :, None] * grid.width[:, None, None] + column[:, None, :]
+  return place, a[:, :, None] * b[:, None, :]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _pool(features, grid, shapes, output, sampling):
+  """Returns the averages, [K, P, P, C]; shapes are those of the features."""
+  flat = [f.reshape(-1, f.shape[-1]) for f in features]
+
+  def add(number, total):
+    place, weight = _tap(grid, number, output, sampling)
+    for level, pixels in enumerate(flat):
+      # Of the other levels one pixel for all: less than to join the maps.
+      here = (grid.level == level)[:, None, None]
+      seen = pixels.at[jnp.where(here, place, 0)].get(mode='promise_in_bounds')
+      total += jnp.where(here, weight, 0)[..., None] * seen.astype(total.dtype)
+    return total
+
+  wide = jnp.promote_types(shapes[0].dtype, jnp.float32)
+  total = jnp.zeros((*grid.level.shape, output, output, flat[0].shape[1]), wide)
+  taps = (2 * sampling) ** 2
+  # Four at a time, so that the sum is written less often.
+  total = lax.fori_loop(0, taps, add, total, unroll=4)
+  return total.astype(shapes[0].dtype)
+
+
+def _forward(features, grid, shapes, output, sampling):
+  return _pool(features, grid, shapes, output, sampling), grid
+
+
+def _backward(shapes, output, sampling, grid, grad):
+  """Returns the gradient of the features, for that of the averages.
+
+  Regions overlap a hundredfold, so that it is summed in float32; and in place,
+  one tap after the other, which derived from `_pool` it would not be.
+  """
+  grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+
+  def add(number, totals):
+    place, weight = _tap(grid, number, output, sampling)
+    update = weight[..., None] * grad
+    added = []
+    for level, total in enumerate(totals):
+      here = (grid.level == level)[:, None, None]
+      # Behind the end is nowhere.
+      index = jnp.where(here, place, len(total))
+      added.append(total.at[index].add(update, mode='drop'))
+    return added
+
+  totals = [
+      jnp.zeros((s.shape[0] * s.shape[1], s.shape[2]), grad.dtype)
+      for s in shapes
+  ]
+  totals = lax.fori_loop(0, (2 * sampling) ** 2, add, totals)
+  return [
+      total.reshape(s.shape).astype(s.dtype)
+      for total, s in zip(totals, shapes, strict=True)
+  ], None
+
+
+_pool.defvjp(_forward, _backward)

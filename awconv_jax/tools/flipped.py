@@ -47,8 +47,8 @@ def merge(one: Arrays, two: Arrays, threshold: float) -> dict[str, jax.Array]:
     The same arrays with the best D of both, by falling score.
   """
   both = {k: jnp.concatenate([one[k], two[k]]) for k in DETECTIONS}
-  keep = nms.batched_nms(
-      both['boxes'], both['scores'], both['labels'], both['valid'], threshold
+  keep = nms.nms(
+      both['boxes'], both['scores'], both['valid'], threshold, both['labels']
   )
   ranked = jnp.where(keep, both['scores'], -jnp.inf)
   _, best = jax.lax.top_k(ranked, len(one['scores']))
