@@ -15,7 +15,6 @@ from awconv_jax.ops import nms as nms_ops
 THRESHOLDS = [0.3, 0.5, 0.7]
 # The threshold is an argument, so that there is one compilation for all.
 nms = jax.jit(nms_ops.nms)
-batched_nms = jax.jit(nms_ops.batched_nms)
 
 
 def scattered(rng, n):
@@ -81,15 +80,6 @@ def test_equals_the_greedy_loop_for_few_boxes(boxes, scores, valid, threshold):
   np.testing.assert_array_equal(nms(*given, threshold), want)
 
 
-@pytest.mark.parametrize('n', [1, 2, 300])
-def test_any_number_of_boxes(n):
-  given = problem('clustered', n, 10, n)
-  want = naive.nms(*given, 0.5)
-  got = nms(*given, 0.5)
-  assert got.dtype == bool
-  np.testing.assert_array_equal(got, want)
-
-
 def test_by_hand():
   boxes = np.float32(
       [[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 8], [20, 20, 30, 30]]
@@ -136,7 +126,7 @@ def test_empty_boxes_and_missing_scores(threshold):
 def test_groups_equal_a_loop_for_each(kind, count, threshold, seed):
   boxes, scores, valid = problem(kind, 200, 7, seed)
   groups = np.random.default_rng(seed).integers(0, count, 200)
-  got = batched_nms(boxes, scores, groups, valid, threshold)
+  got = nms(boxes, scores, valid, threshold, groups)
   want = np.zeros(200, bool)
   for group in range(count):
     own = np.flatnonzero(groups == group)
