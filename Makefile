@@ -1,11 +1,13 @@
 # Commands of the project; `make help` lists them.
 #
-# The environment is made on first use and reused until a requirements file
-# changes. All paths are relative, so that a checkout may lie anywhere.
+# The environment is made on first use and reused until pyproject.toml, which
+# lists what it holds, changes. All paths are relative, so that a checkout may
+# lie anywhere.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 # What was compiled once need not be compiled by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
@@ -13,15 +15,15 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 .DEFAULT_GOAL := help
 
 help:  ## List the commands.
-	@echo 'make train   train an AW-ResNet on the embedded digits (< 5 minutes)'
-	@echo 'make detect  train a detector on embedded digit scenes, draw what it finds'
-	@echo '             (< 10 minutes)'
-	@echo 'make test    run the test suite (< 15 minutes)'
-	@echo 'make test-slow   what takes long: each network with each attention, one'
-	@echo '             step; detectors trained, killed and learning images by heart'
-	@echo 'make lint    check the form of the code'
-	@echo 'make format  bring the code into form'
-	@echo 'make clean   remove the environment and the caches, not the runs'
+	@echo 'make train       train an AW-ResNet on embedded digits (< 5 minutes)'
+	@echo 'make detect      train a detector on embedded scenes, draw what it finds'
+	@echo '                 (< 10 minutes)'
+	@echo 'make test        lint, and run the test suite (< 8 minutes)'
+	@echo 'make test-slow   run what takes long: each network with each attention,'
+	@echo '                 one step; detectors trained, killed, learning by heart'
+	@echo 'make lint        check form and types'
+	@echo 'make format      bring the code into form'
+	@echo 'make clean       remove the environment and the caches, not the runs'
 	@echo
 	@echo 'PYTHON=...   Python to build the environment with ($(PYTHON))'
 	@echo 'CONFIG=... WORKDIR=... ARGS=...   what "make train", "make detect" pass on'
@@ -38,47 +40,47 @@ $(VENV)/bin/python:
 	@echo 'making the virtual environment $(VENV)'
 	@'$(PYTHON)' -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/requirements: requirements.txt | $(VENV)/bin/python
+# $(VENV)/train and $(VENV)/test are empty files: the time of the installation.
+$(VENV)/train: pyproject.toml requirements.txt | $(VENV)/bin/python
 	@echo 'installing requirements.txt (about a minute)'
-	@$(RUN) -m pip install --quiet --disable-pip-version-check \
-	  -r requirements.txt
+	@$(INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/requirements-test: requirements-test.txt $(VENV)/requirements
-	@echo 'installing requirements-test.txt'
-	@$(RUN) -m pip install --quiet --disable-pip-version-check \
-	  -r requirements.txt -r requirements-test.txt
-	@touch $@
+$(VENV)/test: pyproject.toml requirements-test.txt | $(VENV)/bin/python
+	@echo 'installing requirements-test.txt (about a minute)'
+	@$(INSTALL) -r requirements-test.txt
+	@touch $(VENV)/train $@
 
 train: CONFIG ?= configs/digits.py
 train: WORKDIR ?= runs/digits
-train: $(VENV)/requirements  ## Train on the embedded digits.
+train: $(VENV)/train  ## Train on the embedded digits.
 	@echo 'training $(CONFIG), results in $(WORKDIR)'
 	@$(RUN) train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 detect: CONFIG ?= configs/digit_scenes.py
 detect: WORKDIR ?= runs/digit_scenes
-detect: $(VENV)/requirements  ## Train on the embedded scenes, and draw.
+detect: $(VENV)/train  ## Train on the embedded scenes, and draw.
 	@echo 'training $(CONFIG), results in $(WORKDIR)'
 	@$(RUN) train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 	@$(RUN) -m awconv_jax.tools.predict --run=$(WORKDIR) \
 	  --output=$(WORKDIR)/predictions
 
-test: $(VENV)/requirements-test lint  ## Run the test suite.
+test: $(VENV)/test lint  ## Run the test suite.
 	@echo 'running the test suite'
 	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-slow: $(VENV)/requirements-test  ## Run what the suite leaves out.
+test-slow: $(VENV)/test  ## Run what the suite leaves out.
 	@$(RUN) -m pytest -n 2 --dist loadgroup -m slow $(ARGS)
 
-lint: $(VENV)/requirements-test
-	@echo 'checking the form of the code'
+lint: $(VENV)/test  ## Check form and types.
+	@echo 'checking form and types'
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m pyink --quiet --check .
+	@$(RUN) -m pyrefly check --summary=none
 
-format: $(VENV)/requirements-test
+format: $(VENV)/test  ## Bring the code into form.
 	@$(RUN) -m ruff check --quiet --fix .
 	@$(RUN) -m pyink --quiet .
 
-clean:
-	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## Remove the environment and the caches.
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info build

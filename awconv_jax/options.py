@@ -51,8 +51,10 @@ class OneOf:
   names: Iterable[str]
 
   def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-    del source
-    return handler.generate_schema(Literal[tuple(self.names)])
+    from pydantic_core import core_schema
+
+    del source, handler
+    return core_schema.literal_schema(list(self.names))
 
 
 class _FloatingDtype:

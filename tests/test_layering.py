@@ -38,8 +38,9 @@ ALLOWED = {
 
 def rooms():
   return sorted(
-      {p.stem for p in PACKAGE.iterdir() if p.name[0] not in '.'}
-      - {'__pycache__'}
+      p.stem
+      for p in PACKAGE.iterdir()
+      if p.suffix == '.py' or (p.is_dir() and p.name != '__pycache__')
   )
 
 

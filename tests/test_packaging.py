@@ -1,0 +1,132 @@
+"""What is installed, what importing needs, and what it costs."""
+
+import ast
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import commands
+import pytest
+
+PYPROJECT = tomllib.loads((commands.ROOT / 'pyproject.toml').read_text())
+PROJECT = PYPROJECT['project']
+EXTRAS = PROJECT['optional-dependencies']
+# Imported by those that train.py needs, but not by us.
+INDIRECT = {'importlib_resources', 'array_record'}
+# Pydantic's, and what no path of train.py imports.
+UNDECLARED = {'pydantic_core', 'tensorflow', 'requests'}
+
+
+def names(requirements):
+  """Normalised names of distributions."""
+  found = (re.match(r'[\w.-]+', line)[0] for line in requirements)
+  return {name.lower().replace('-', '_') for name in found}
+
+
+def modules(distributions):
+  """Top-level modules of distributions."""
+  known = importlib.metadata.packages_distributions()
+  return {
+      module
+      for module, holders in known.items()
+      if names(holders) & distributions and module[0] != '_'
+  }
+
+
+def imported(*paths):
+  """Top-level modules that files import, anywhere in them."""
+  found = set()
+  for path in paths:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        found |= {alias.name.partition('.')[0] for alias in node.names}
+      elif isinstance(node, ast.ImportFrom):
+        found.add(node.module.partition('.')[0])
+  ours = {'awconv_jax', 'configs', 'benchmarks'}
+  return found - set(sys.stdlib_module_names) - ours
+
+
+# Refuses what the extras bring, unless Flax itself needs it; then builds,
+# initialises and applies a layer and a network.
+BLOCKED = """
+import sys, time
+import jax, jax.numpy as jnp, flax.linen, numpy  # And what these bring.
+class Refuse:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in {blocked}:
+      raise ModuleNotFoundError(f'{{name}} is not to be imported')
+sys.meta_path.insert(0, Refuse())
+start = time.process_time()
+import awconv_jax
+seconds = time.process_time() - start
+key, images = jax.random.key(0), jnp.ones((2, 8, 8, 16))
+awconv_jax.AWConv(8, (3, 3)).init_with_output(key, images)
+model = awconv_jax.create_model('resnet18', attention='se', aw_conv=True)
+jax.eval_shape(lambda: model.init(key, jnp.ones((1, 32, 32, 3)), train=False))
+detector = awconv_jax.create_detector(backbone='resnet18', num_classes=2)
+print(seconds)
+"""
+
+
+def test_importing_needs_jax_flax_and_numpy_alone_and_is_quick():
+  flax = names(
+      r for r in importlib.metadata.requires('flax') if 'extra' not in r
+  )
+  blocked = modules(names(EXTRAS['train']) - names(PROJECT['dependencies']))
+  blocked -= modules(flax)
+  assert {'cv2', 'pydantic', 'ml_collections', 'grain'} <= blocked
+  code, out, err = commands.run('-c', BLOCKED.format(blocked=blocked))
+  assert code == 0, err
+  # Ours alone, beside JAX and Flax; far more than it takes on an idle machine.
+  assert float(out) < 0.5
+
+
+def test_what_is_imported_is_declared():
+  root = commands.ROOT
+  needed = imported(
+      *(root / 'awconv_jax').rglob('*.py'),
+      *(root / 'configs').glob('*.py'),
+      root / 'train.py',
+  )
+  declared = names(PROJECT['dependencies']) | names(EXTRAS['train'])
+  assert not needed - modules(declared) - UNDECLARED
+  for name in declared - INDIRECT:
+    assert modules({name}) & needed, f'{name} is declared, but not imported'
+
+
+def test_requirements_name_extras_only():
+  for name, extra in (('', 'train'), ('-test', 'test')):
+    text = (commands.ROOT / f'requirements{name}.txt').read_text()
+    lines = [line for line in text.splitlines() if line[0] != '#']
+    assert lines == [f'-e .[{extra}]']
+  assert {'cuda13', 'tpu', 'prepare'} < set(EXTRAS)
+
+
+@pytest.mark.slow  # Builds in an environment that pip makes for it.
+def test_a_wheel_holds_the_package(tmp_path):
+  source = tmp_path / 'source'  # What is left of building stays there.
+  shutil.copytree(commands.ROOT / 'awconv_jax', source / 'awconv_jax')
+  for name in ('configs', 'pyproject.toml', 'README.md', 'LICENSE'):
+    (source / name).symlink_to(commands.ROOT / name)
+  subprocess.run(
+      [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
+      + ['--wheel-dir', tmp_path, source],
+      check=True,
+  )
+  (path,) = tmp_path.glob('*.whl')
+  with zipfile.ZipFile(path) as wheel:
+    files = wheel.namelist()
+    metadata = next(f for f in files if f.endswith('/METADATA'))
+    lines = wheel.read(metadata).decode().splitlines()
+  assert 'awconv_jax/py.typed' in files
+  assert {f.split('/')[0] for f in files} == {
+      'awconv_jax',
+      path.name.rpartition('-py3')[0] + '.dist-info',
+  }
+  requires = [line for line in lines if line.startswith('Requires-Dist')]
+  always = [line.split(': ')[1] for line in requires if 'extra' not in line]
+  assert names(always) == {'jax', 'flax', 'numpy'}
