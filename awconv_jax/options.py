@@ -13,7 +13,7 @@ calling a function does not check them.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from awconv_jax.errors import look_up
 
