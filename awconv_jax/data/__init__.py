@@ -16,25 +16,23 @@ from typing import Any
 
 # Imported when called, so that models can be used without Grain and TFDS.
 def reader_of(name: str) -> Callable[..., Any]:
-  """Returns the function that makes batches of a data set.
+  """Returns what takes the options that `config.data` holds for a data set.
 
   Args:
-    name: of the data set, see `sources.open_source`.
+    name: of the data set, see `sources.dataset`.
 
   Returns:
-    `(*, train, batch_size, seed, process_index, process_count, **options) ->
-    batches`, whose other options are those of `config.data`; see
-    `pipeline.images` and `detection.pipeline.boxed_images`.
+    `(*, train, batch_size, seed, process_index, process_count, **options)`, a
+    partial of `labelled_images.LabelledImages` or of
+    `detection.boxed_images.BoxedImages`, which say what the options are.
 
   Raises:
     InputError: for unknown names.
   """
-  from awconv_jax.data import pipeline, sources
-  from awconv_jax.data.detection import pipeline as detection
+  from awconv_jax.data import sources
 
-  readers = {'images': pipeline.images, 'objects': detection.boxed_images}
-  reader = readers[sources.kind(name)]
-  return functools.partial(reader, functools.partial(sources.open_source, name))
+  dataset = sources.dataset(name)
+  return functools.partial(dataset.reader, dataset.open)
 
 
 def create(
@@ -56,7 +54,7 @@ def create(
     category_ids: the data set's number of each label, or None.
     batches_per_epoch: N / batch_size in training, where batches may straddle
       epochs; a whole number in evaluation.
-    unreadable: what could not be read so far; see `pipeline.Unreadable`.
+    unreadable: what could not be read so far; see `batches.Unreadable`.
 
   Args:
     options: `config.data`: the `name` and the options of its reader.
@@ -71,7 +69,7 @@ def create(
     InputError: for a data set or options that cannot be used.
   """
   options = dict(options)
-  return reader_of(options.pop('name'))(
+  reader = reader_of(options.pop('name'))(
       train=train,
       batch_size=batch_size,
       seed=seed,
@@ -79,10 +77,4 @@ def create(
       process_count=process_count,
       **options,
   )
-
-
-def prepare(name: str, data_dir: str | None) -> None:
-  """Builds an embedded data set if needed; see `sources.prepare`."""
-  from awconv_jax.data import sources
-
-  sources.prepare(name, data_dir)
+  return reader.create()

@@ -63,7 +63,7 @@ class Chain:
       name, options = steps.pop(0)
       self._crop = (name, options | {'size': size})
       _check(CROPS, name, options, given=('size',))
-      _try(name, options, lambda: self._first(_blank_picture(), _rng()))
+      _try(name, options, lambda: self._first(_blank_encoded(), _rng()))
     for name, options in steps:
       if name in CROPS:
         raise InputError(f'augmentation {name!r} must come first in augment')
@@ -77,28 +77,28 @@ class Chain:
     self._steps = steps
 
   def __call__(
-      self, picture: decode.Picture, rng: np.random.Generator
+      self, encoded: decode.EncodedImage, rng: np.random.Generator
   ) -> np.ndarray:
     """Returns the augmented image, uint8 [size, size, C].
 
     Args:
-      picture: the image, encoded.
+      encoded: the image, encoded.
       rng: source of all random numbers.
 
     Raises:
       UnreadableError: the image cannot be decoded.
     """
-    image = self._first(picture, rng)
+    image = self._first(encoded, rng)
     for name, options in self._steps:
       image = AUGMENTATIONS[name](image, rng, **options)
     # Last, so that augmentations see all pixels and shapes always agree.
     return decode.resize(image, self._size, 'area')
 
-  def _first(self, picture, rng):
+  def _first(self, encoded, rng):
     if self._crop is None:
-      return picture.pixels()
+      return encoded.pixels()
     name, options = self._crop
-    return CROPS[name](picture, rng, **options)
+    return CROPS[name](encoded, rng, **options)
 
 
 def _step(step: Any) -> tuple[str, dict[str, Any]]:
@@ -124,9 +124,9 @@ def _blank() -> np.ndarray:
   return np.zeros((32, 32, 1), np.uint8)
 
 
-def _blank_picture() -> decode.Picture:
+def _blank_encoded() -> decode.EncodedImage:
   _, png = cv2.imencode('.png', _blank())
-  return decode.Picture(png.tobytes(), 1)
+  return decode.EncodedImage(png.tobytes(), 1)
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Crops that bring pictures to size: at random in training, central in tests.
+"""Crops that bring images to size: at random in training, central in tests.
 
 The random one is that of C. Szegedy et al., https://arxiv.org/abs/1409.4842,
 with the ranges and the fallback that all ImageNet recipes share.
@@ -16,7 +16,7 @@ _TRIES = 10
 
 
 def random_resized_crop(
-    picture: decode.Picture,
+    encoded: decode.EncodedImage,
     rng: np.random.Generator,
     *,
     size: int,
@@ -27,7 +27,7 @@ def random_resized_crop(
   """Cuts a box of random area and aspect ratio, and resizes it.
 
   Args:
-    picture: the image, not decoded yet.
+    encoded: the image, not decoded yet.
     rng: source of the random numbers.
     size: height and width of the result, in pixels.
     area: least and greatest share of the image's area, drawn uniformly.
@@ -40,8 +40,8 @@ def random_resized_crop(
   _check_interpolation(interpolation)
   _check_range('area', area, 1)
   _check_range('ratio', ratio, math.inf)
-  box = _random_box(picture.height, picture.width, rng, area, ratio)
-  return picture.crop(box, size, interpolation)
+  box = _random_box(encoded.height, encoded.width, rng, area, ratio)
+  return encoded.crop(box, size, interpolation)
 
 
 def _check_range(name: str, pair: Sequence[float], most: float) -> None:
@@ -73,12 +73,12 @@ def _random_box(height, width, rng, area, ratio) -> decode.Box:
 
 
 def center_crop(
-    picture: decode.Picture, *, size: int, share: float, interpolation: str
+    encoded: decode.EncodedImage, *, size: int, share: float, interpolation: str
 ) -> np.ndarray:
   """Cuts the central square, and resizes it.
 
   Args:
-    picture: the image, not decoded yet.
+    encoded: the image, not decoded yet.
     size: height and width of the result, in pixels.
     share: side of the square over the image's shorter side. 0.875 is the
       usual 'resize the shorter side to 256, cut 224', at once.
@@ -87,10 +87,10 @@ def center_crop(
   Returns:
     uint8 [size, size, C].
   """
-  side = max(round(min(picture.height, picture.width) * share), 1)
-  top, left = (picture.height - side) // 2, (picture.width - side) // 2
+  side = max(round(min(encoded.height, encoded.width) * share), 1)
+  top, left = (encoded.height - side) // 2, (encoded.width - side) // 2
   # By way of all pixels: evaluation takes no short cuts.
-  cut = picture.pixels()[top : top + side, left : left + side]
+  cut = encoded.pixels()[top : top + side, left : left + side]
   return decode.resize(cut, size, interpolation)
 
 

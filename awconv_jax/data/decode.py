@@ -84,7 +84,7 @@ def resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
   return resized[..., None] if resized.ndim == 2 else resized
 
 
-class Picture:
+class EncodedImage:
   """An encoded image, of which no more is decoded than is asked for.
 
   Args:
@@ -125,7 +125,7 @@ class Picture:
       interpolation: a key of `INTERPOLATIONS`.
 
     Returns:
-      uint8 [size, size, channels], which shares nothing with the picture.
+      uint8 [size, size, channels], which shares nothing with the encoded image.
     """
     top, left, height, width = box
     pixels, factor = self._pixels, 1

@@ -1,4 +1,4 @@
-"""The digits data set of scikit-learn as a TFDS builder, made from no download.
+"""The digits data set of scikit-learn, which brings it along.
 
 E. Alpaydin and C. Kaynak, 'Optical Recognition of Handwritten Digits', UCI
 1998, https://doi.org/10.24432/C50P49: 1,797 scans of 8 x 8 pixels, 0..16.
@@ -8,14 +8,23 @@ are mostly of writers whose hands were never trained on; a random split would
 be easier and would say less.
 """
 
-import io
+from typing import Any
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
-NUM_TRAIN = 1437
+from awconv_jax.data import splits
+
+NUM_TRAIN, NUM_ALL = 1437, 1797
 SIZE = 32
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+  """Returns all scans, ink per pixel [1797, 8, 8] in 0..16, and labels."""
+  from sklearn import datasets
+
+  scans, labels = datasets.load_digits(return_X_y=True)
+  return scans.reshape(-1, 8, 8), labels
 
 
 def enlarge(scan: np.ndarray) -> np.ndarray:
@@ -33,50 +42,31 @@ def enlarge(scan: np.ndarray) -> np.ndarray:
   return np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None]
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
-  """Handwritten digits, 32 x 32 grey, 10 classes."""
+class Digits:
+  """Handwritten digits, 32 x 32 grey, 10 classes; see `sources`."""
 
-  # The data set is called after the class: 'digits'.
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First version.'}
+  channels, category_ids = 1, None
+  num_classes, class_names = 10, tuple('0123456789')
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    features = {
-        'image': tfds.features.Image(
-            shape=(SIZE, SIZE, 1), dtype=np.uint8, encoding_format='png'
-        ),
-        'label': tfds.features.ClassLabel(num_classes=10),
-        'id': tfds.features.Scalar(np.int64),
-    }
-    return tfds.core.DatasetInfo(
-        builder=self,
-        description=__doc__,
-        features=tfds.features.FeaturesDict(features),
-        supervised_keys=('image', 'label'),
-        homepage='https://doi.org/10.24432/C50P49',
-        # Keeps the order of the set, so that a test split read in order is
-        # the last 360 scans in order.
-        disable_shuffling=True,
-    )
+  def __init__(self, split: str):
+    """Makes the images of a split, 'train' or 'test', or of a slice of one."""
+    known = dict(train=range(NUM_TRAIN), test=range(NUM_TRAIN, NUM_ALL))
+    scans, labels = load()
+    self._records = [
+        {
+            'image': cv2.imencode('.png', enlarge(scans[i]))[1].tobytes(),
+            'label': int(labels[i]),
+            'id': i,
+        }
+        for i in splits.choose(split, known, 'digits')
+    ]
 
-  def _split_generators(self, dl_manager):
-    del dl_manager  # scikit-learn carries the data.
-    from sklearn import datasets
+  def __len__(self) -> int:
+    return len(self._records)
 
-    scans, labels = datasets.load_digits(return_X_y=True)
-    scans = scans.reshape(-1, 8, 8)
-    last = len(scans)
-    return {
-        'train': self._generate_examples(scans, labels, range(NUM_TRAIN)),
-        'test': self._generate_examples(scans, labels, range(NUM_TRAIN, last)),
-    }
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._records[index]
 
-  def _generate_examples(self, scans, labels, indices):
-    for index in indices:
-      _, png = cv2.imencode('.png', enlarge(scans[index]))
-      # An encoded file passes as it is; TFDS encodes arrays by TensorFlow.
-      yield index, {
-          'image': io.BytesIO(png.tobytes()),
-          'label': int(labels[index]),
-          'id': index,
-      }
+  def describe(self, index: int, reason: str) -> str:
+    """Returns which scan cannot be used, and why."""
+    return f'scan {self._records[index]["id"]} cannot be read: {reason}'

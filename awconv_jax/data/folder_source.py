@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 import hashlib
 import os
-import re
 from typing import Any
 
 import numpy as np
 
+from awconv_jax.data import splits
 from awconv_jax.data.decode import UnreadableError
 from awconv_jax.errors import InputError
 
@@ -18,7 +18,6 @@ EXTENSIONS = frozenset(
 _FIRST = 'train'
 # Names the folder itself, where its sub-folders are the classes.
 _WHOLE = 'all'
-_SLICE = re.compile(r'(?P<name>[^[\]]+)(?:\[(?P<start>.*):(?P<stop>.*)\])?')
 
 
 class FolderSource:
@@ -44,20 +43,14 @@ class FolderSource:
         images, a class that 'train' lacks, or a file that cannot be opened.
     """
     self._path = os.path.abspath(os.path.expanduser(path))
-    match = _SLICE.fullmatch(split)
-    if match is None:
-      raise InputError(
-          f'split {split!r}: want a name, or a slice such as train[:90%]'
-      )
-    self._root = self._folder_of(match['name'])
+    name, *ends = splits.parse(split)
+    self._root = self._folder_of(name)
     first = os.path.join(self._path, _FIRST)
-    whole = match['name'] == _WHOLE or not os.path.isdir(first)
+    whole = name == _WHOLE or not os.path.isdir(first)
     self.class_names = _subfolders(self._root if whole else first)
-    files = [
-        (label, name) for label, names in self._list().items() for name in names
-    ]
+    files = [(label, n) for label, names in self._list().items() for n in names]
     files.sort(key=lambda file: _mixed(self.class_names[file[0]], file[1]))
-    files = files[_slice(match, len(files), split)]
+    files = files[splits.interval(*ends, len(files))]
     if not files:
       raise InputError(f'split {split!r} of {self._path} holds no images')
     self._labels = np.array([label for label, _ in files], np.int32)
@@ -154,24 +147,6 @@ def _can_be_read(entry: os.DirEntry) -> bool:
 def _mixed(folder: str, name: str) -> bytes:
   text = os.fsencode(f'{folder}/{name}')
   return hashlib.blake2b(text, digest_size=16).digest()
-
-
-def _slice(match: re.Match, length: int, split: str) -> slice:
-  """Returns the slice that a split asks for, in numbers of images."""
-  ends = []
-  for text in (match['start'], match['stop']):
-    number = re.fullmatch(r'(-?\d+)(%?)', text or '')
-    if text and not number:
-      raise InputError(
-          f'split {split!r}: {text!r} is neither a number nor a percentage'
-      )
-    if not text:
-      ends.append(None)
-    elif number[2]:
-      ends.append(round(int(number[1]) * length / 100))
-    else:
-      ends.append(int(number[1]))
-  return slice(*ends)
 
 
 def _some(names: Sequence[str], most: int = 20) -> str:

@@ -12,8 +12,10 @@ import jax
 import numpy as np
 
 from awconv_jax import errors, tasks
-from awconv_jax.data.detection import canvases, objects, order
-from awconv_jax.data.detection.rows import Geometry
+from awconv_jax.data import order
+from awconv_jax.data.detection import canvases
+from awconv_jax.data.detection.boxed_images import Geometry
+from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.evaluators import coco
 from awconv_jax.tools import categories, evaluate
 
@@ -74,9 +76,8 @@ class Detector:
           f'image is {image.dtype} {list(image.shape)}, want uint8 [H, W, 3], '
           'RGB in 0..255'
       )
-    nothing = objects.create([], [], [], [])
     # OpenCV takes no views that run backwards, such as BGR turned to RGB.
-    pixels, _ = self._geometry.plain(np.ascontiguousarray(image), nothing)
+    pixels, _ = self._geometry.plain(np.ascontiguousarray(image), NOTHING)
     _, portraits = order.groups(np.array([image.shape[:2]]))
     group = order.PORTRAIT if len(portraits) else order.LANDSCAPE
     canvas = self._geometry.canvas_of(group)

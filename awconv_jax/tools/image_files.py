@@ -5,21 +5,19 @@ that a camera marked as turned are turned upright first: nobody's boxes lie on
 the file's own rows and columns here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import io
 import os
 import pathlib
 from typing import Any
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from awconv_jax.data import pipeline
-from awconv_jax.data import rows as reading
-from awconv_jax.data.decode import Picture, UnreadableError
-from awconv_jax.data.detection import objects, order, rows
-from awconv_jax.data.detection.pipeline import EvalBatches
+from awconv_jax.data.batches import EvalBatches, unreadable_reason
+from awconv_jax.data.decode import UnreadableError
+from awconv_jax.data.detection import objects
+from awconv_jax.data.detection.boxed_images import BoxedImages
 from awconv_jax.data.folder_source import EXTENSIONS
 from awconv_jax.errors import InputError
 
@@ -81,26 +79,16 @@ class ImageFiles:
         data = file.read()
     except OSError as error:
       raise UnreadableError(error.strerror) from error
-    nothing = objects.create([], [], [], [])
     return {
         'image': _upright(data),
         'image_id': index + 1,
-        'objects': nothing,
+        'objects': objects.NOTHING,
     }
 
   @functools.cached_property
   def index(self) -> objects.Index:
     """Sizes of all images; 0 for what cannot be read."""
-    sizes = np.int32([self._size(i) for i in range(len(self))])
-    none = np.zeros(len(self), np.int32)
-    return objects.Index(sizes, none, none)
-
-  def _size(self, index: int) -> tuple[int, int]:
-    try:
-      picture = Picture(self[index]['image'], self.channels)
-    except UnreadableError:
-      return 0, 0
-    return picture.height, picture.width
+    return objects.Index.of(self)
 
   def describe(self, index: int, reason: str) -> str:
     """Returns which file could not be read, and why."""
@@ -114,38 +102,39 @@ def _upright(data: bytes) -> bytes:
       if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return data
       turned = ImageOps.exif_transpose(image).convert('RGB')
-  except Exception:  # Every decoder of Pillow has its own; `Picture` will tell.
+  except Exception:  # Every decoder of Pillow has its own; `decode` will tell.
     return data
   encoded = io.BytesIO()
   turned.save(encoded, 'PNG', compress_level=1)
   return encoded.getvalue()
 
 
-def batches(source: ImageFiles, data: Any, batch_size: int) -> EvalBatches:
+def batches(
+    source: ImageFiles, options: Mapping[str, Any], batch_size: int
+) -> EvalBatches:
   """Returns batches as of `data.create`, of every file once.
 
   Args:
     source: of the files.
-    data: `config.data` of the run, which has the sizes.
+    options: `config.data` of the run, which has the sizes.
     batch_size: rows of a batch.
 
   Raises:
     InputError: the sizes cannot be used, or not one of the files.
   """
-  geometry = rows.Geometry.of(data)
   if not source.index.sizes.any():
-    first = source.describe(0, reading.reason(source, 0))
+    first = source.describe(0, unreadable_reason(source, 0))
     raise InputError(
         f'none of the files of --input can be read, such as: {first}'
     )
-  ordered = order.EvalOrder(order.groups(source.index.sizes), batch_size)
-  reader = reading.Reader(
-      rows.EvalStream(source, geometry, ordered),
-      pipeline.share_of(batch_size, 0, 1),
-      data.num_workers,
-      data.num_threads,
-      data.prefetch,
-  )
   # Each that cannot be read is told; the others are wanted all the same.
-  unreadable = pipeline.Unreadable(source, most=1.0)
-  return EvalBatches(reader, source, unreadable, ordered)
+  options = {**options, 'max_bad_fraction': 1.0}
+  del options['name']
+  reader = BoxedImages(
+      lambda dir, split: source,
+      train=False,
+      batch_size=batch_size,
+      seed=0,
+      **options,
+  )
+  return reader.create()

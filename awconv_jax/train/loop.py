@@ -92,11 +92,6 @@ def _check(config: Any, mesh: Mesh) -> None:
 
 def _create_data(config: Any) -> tuple[Any, Any]:
   """Returns the batches to train on and those to evaluate on."""
-  # The first process builds what is embedded, the others then find it.
-  partition.agree(
-      lambda: jax.process_index()
-      or data.prepare(config.data.name, config.data.dir)
-  )
   shared = dict(
       seed=config.seed,
       process_index=jax.process_index(),

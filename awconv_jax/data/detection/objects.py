@@ -10,8 +10,11 @@ file that the user wrote) and
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+
+from awconv_jax.data.decode import EncodedImage, UnreadableError
 
 # Pixels of the original; narrower boxes are not trained on, as in mmdetection.
 # COCO has some of no width at all.
@@ -66,6 +69,9 @@ def create(boxes, labels, crowd, area) -> Objects:
   )
 
 
+NOTHING = create([], [], [], [])
+
+
 @dataclasses.dataclass(frozen=True)
 class Index:
   """What must be known of all images before the first is read.
@@ -79,3 +85,28 @@ class Index:
   sizes: np.ndarray
   objects: np.ndarray
   trainable: np.ndarray
+
+  @classmethod
+  def of(cls, source: Any) -> 'Index':
+    """Returns that of a source, by the headers of all its images."""
+    lines = []
+    for index in range(len(source)):
+      try:
+        record = source[index]
+        image = EncodedImage(record['image'], source.channels)
+      except UnreadableError:
+        lines.append((0, 0, 0, 0))
+        continue
+      objects = record['objects']
+      counts = len(objects), int(objects.trainable().sum())
+      lines.append((image.height, image.width, *counts))
+    return cls.of_table(np.array(lines, np.int32))
+
+  @classmethod
+  def of_table(cls, table: np.ndarray) -> 'Index':
+    """Returns that of int32 [N, 4], as `table` gives it."""
+    return cls(table[:, :2], table[:, 2], table[:, 3])
+
+  def table(self) -> np.ndarray:
+    """Returns sizes and counts as int32 [N, 4]."""
+    return np.column_stack([self.sizes, self.objects, self.trainable])

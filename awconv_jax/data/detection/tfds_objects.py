@@ -14,10 +14,9 @@ import urllib.parse
 
 import numpy as np
 
-from awconv_jax.data.decode import Picture, UnreadableError
-from awconv_jax.data.detection.objects import Index, Objects, create
-from awconv_jax.data.tfds_source import TfdsSource, open_tfds
-from awconv_jax.errors import InputError
+from awconv_jax.data.decode import EncodedImage
+from awconv_jax.data.detection.objects import Index, create
+from awconv_jax.data.tfds_source import TfdsRecords
 
 # TFDS does not keep the ids. COCO's are 1..90 without those that were given
 # to categories of which no object has been outlined.
@@ -28,42 +27,52 @@ CATEGORY_IDS = {
 _NEEDED = ('bbox', 'label', 'is_crowd', 'area')
 
 
-class TfdsObjects(TfdsSource):
+class TfdsObjects:
   """One split of a prepared data set; see `objects` for what it offers."""
 
-  def __init__(self, directory: str, split: str, embedded: bool = False):
-    """Opens a split; arguments and errors as for `TfdsSource`."""
-    super().__init__(directory, split, embedded)
-    self._directory = directory
-    self.faults = ()
+  channels, faults = 3, ()
 
-  def _take(self, info: Any, directory: str) -> None:
-    features = info.features
-    objects = features['objects'] if 'objects' in features else None
+  def __init__(self, records: TfdsRecords):
+    """Takes the records; InputError if they are not of images with boxes."""
+    self._records = records
+    names = records.info.features
+    objects = names['objects'] if 'objects' in names else None
     inner = getattr(objects, 'feature', {})
-    missing = [key for key in ('image', 'image/id') if key not in features]
-    missing += [f'objects/{key}' for key in _NEEDED if key not in inner]
-    if missing:
-      raise InputError(
-          f'{directory} has no feature {", ".join(missing)}; images with boxes '
-          f'are needed, and its features are {", ".join(features)}'
-      )
+    needed = {name: name in names for name in ('image', 'image/id')}
+    needed |= {f'objects/{name}': name in inner for name in _NEEDED}
+    records.features(needed, 'images with boxes')
     label = objects['label']
     self.num_classes = label.num_classes
     self.class_names = tuple(label.names)
     # Kept with the set, or COCO's, or without gaps.
-    kept = (info.metadata or {}).get('label_to_category_id')
-    known = CATEGORY_IDS.get(info.name, range(1, self.num_classes + 1))
+    kept = (records.info.metadata or {}).get('label_to_category_id')
+    known = CATEGORY_IDS.get(records.info.name, range(1, self.num_classes + 1))
     self.category_ids = tuple(int(i) for i in kept or known)
 
-  def _example(self, record: dict[str, Any], index: int) -> dict[str, Any]:
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self._records[index]
     # Of the header only: the pixels are not needed yet.
-    picture = Picture(record['image'], self.channels)
+    image = EncodedImage(record['image'], self.channels)
+    sides = np.float32([image.width, image.height] * 2)
+    found = record['objects']
+    boxes = np.asarray(found['bbox'], np.float32).reshape(-1, 4)
     return {
         'image': record['image'],
         'image_id': int(record['image/id']),
-        'objects': _objects(record['objects'], picture.height, picture.width),
+        'objects': create(
+            boxes[:, [1, 0, 3, 2]] * sides,
+            found['label'],
+            found['is_crowd'],
+            found['area'],
+        ),
     }
+
+  def describe(self, index: int, reason: str) -> str:
+    """Returns which record could not be read, why, and what can be done."""
+    return self._records.describe(index, reason)
 
   @functools.cached_property
   def index(self) -> Index:
@@ -73,32 +82,16 @@ class TfdsObjects(TfdsSource):
     all files takes; so it is kept beside the data, where that can be written
     and all images can be read: those that cannot may do so the next time.
     """
-    name = urllib.parse.quote(self._split, safe='')
-    path = os.path.join(self._directory, f'image_index-{name}.npy')
-    key = _fingerprint([file.filename for file in self._files])
+    name = urllib.parse.quote(self._records.split, safe='')
+    path = os.path.join(self._records.directory, f'image_index-{name}.npy')
+    key = _fingerprint(self._records.paths)
     table = _load(path, len(self), key)
-    if table is None:
-      table = np.array([self._line(i) for i in range(len(self))], np.int32)
-      if table[:, 0].all():
-        _save(path, table, key)
-    return Index(table[:, :2], table[:, 2], table[:, 3])
-
-  def _line(self, index: int) -> tuple[int, int, int, int]:
-    try:
-      record = self[index]
-      picture = Picture(record['image'], self.channels)
-    except UnreadableError:
-      return 0, 0, 0, 0
-    objects = record['objects']
-    trainable = int(objects.trainable().sum())
-    return picture.height, picture.width, len(objects), trainable
-
-
-def _objects(record: dict[str, Any], height: int, width: int) -> Objects:
-  """Returns the objects, in pixels of an image of that size."""
-  boxes = np.asarray(record['bbox'], np.float32).reshape(-1, 4)
-  boxes = boxes[:, [1, 0, 3, 2]] * np.float32([width, height, width, height])
-  return create(boxes, record['label'], record['is_crowd'], record['area'])
+    if table is not None:
+      return Index.of_table(table)
+    index = Index.of(self)
+    if index.sizes.all():
+      _save(path, index.table(), key)
+    return index
 
 
 def _fingerprint(paths: list[str]) -> np.ndarray:
@@ -130,10 +123,3 @@ def _save(path: str, table: np.ndarray, key: np.ndarray) -> None:
     os.replace(file.name, path)
   except OSError:
     pass  # The data set belongs to somebody else: it is looked up every time.
-
-
-def open_objects(
-    name: str, data_dir: str | None, split: str, embedded: bool = False
-) -> TfdsObjects:
-  """Opens a prepared data set of images with boxes; see `open_tfds`."""
-  return open_tfds(name, data_dir, split, embedded, TfdsObjects)

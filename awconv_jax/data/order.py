@@ -1,18 +1,25 @@
-"""Which example stands in which row, where batches hold one orientation each.
+"""Which example stands at which position of a stream, as a function of numbers.
 
-Landscape and portrait images lie on canvases of their own, so that a batch
-holds images of one of these groups only. As in data/rows.py nothing remembers
-anything: what stands at a position of the stream is a function of numbers.
+Nothing here remembers anything: row r of batch k is position `k * batch_size +
+r` of a stream that is fixed by the seed. So a run resumes by starting at a
+later batch, and neither the number of hosts nor that of threads or processes
+can change what a batch holds.
+
+Where images lie on canvases of several shapes, a batch holds those of one
+group only: landscapes or portraits.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import Protocol
 
 import grain
 import numpy as np
 
 LANDSCAPE, PORTRAIT = 0, 1
+# Neighbours that are tried in the place of an example that cannot be read.
+_TRIES = 100
 
 
 def groups(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,6 +32,41 @@ def groups(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.flatnonzero(~portrait), np.flatnonzero(portrait)
 
 
+class TrainOrder(Protocol):
+  """The endless order of training."""
+
+  def __call__(self, position: int) -> tuple[int, Sequence[int]]:
+    """Returns what may stand at a position, at least 0, of the stream.
+
+    Returns:
+      The group, and numbers of examples: the one that stands there, and those
+      that take its place where the ones before cannot be read.
+    """
+
+
+class ShuffledOrder:
+  """Every example once an epoch, all in one group.
+
+  Pass e over the data is the positions [e * N * repeats, (e + 1) * N *
+  repeats): all N examples in an order fixed by (seed, e), each `repeats` times
+  in succession (repeated augmentation, https://arxiv.org/abs/1901.09335).
+  """
+
+  def __init__(self, length: int, seed: int, repeats: int = 1):
+    """Takes the number of examples, N, and what is said of it above."""
+    # Grain shuffles epoch e by seed + e. `seed` is hashed, as the runs of 0, 1
+    # and 2 would be one order, shifted by an epoch each.
+    shuffle = np.random.SeedSequence(seed).generate_state(1)[0]
+    self._length, self._repeats = length, repeats
+    # Its positions may be beyond N: each N of them are another order.
+    self._order = grain.MapDataset.range(length).shuffle(seed=int(shuffle))
+
+  def __call__(self, position: int) -> tuple[int, Sequence[int]]:
+    first = self._order[position // self._repeats]
+    tries = range(min(_TRIES, self._length))
+    return 0, [(first + step) % self._length for step in tries]
+
+
 @functools.lru_cache(maxsize=8)
 def _slots(counts: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
   """Returns the epoch's batches in random order, [n, 2]: group and number."""
@@ -34,8 +76,8 @@ def _slots(counts: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(slots)
 
 
-class TrainOrder:
-  """The endless order of training: position -> the group and its example.
+class GroupedOrder:
+  """Every example once an epoch, in batches of one group each.
 
   Each group is a stream of its own: pass e over its n examples is positions
   [e * n, (e + 1) * n), in an order fixed by (seed, e). It is cut into batches.
@@ -83,26 +125,13 @@ class TrainOrder:
     group, rank = _slots(counts, self._seed, epoch)[number - before.sum()]
     return int(group), int(before[group] + rank)
 
-  def find(self, position: int) -> tuple[int, int]:
-    """Returns the group at a position of the stream, and where in the group.
-
-    Args:
-      position: at least 0; `batch * batch_size + row`.
-
-    Returns:
-      The group, and a number p such that `example(group, p)` stands there.
-    """
+  def __call__(self, position: int) -> tuple[int, Sequence[int]]:
     batch, row = divmod(position, self._batch_size)
     group, number = self._batch(batch)
-    return group, int(self._shuffled[group][number * self._batch_size + row])
-
-  def example(self, group: int, place: int) -> int:
-    """Returns an example's number; beyond the group's last, the first again."""
-    return int(self._examples[group][place % len(self._examples[group])])
-
-  def group_size(self, group: int) -> int:
-    """Returns how many examples a group has."""
-    return len(self._examples[group])
+    examples = self._examples[group]
+    first = self._shuffled[group][number * self._batch_size + row]
+    places = range(first, first + min(_TRIES, len(examples)))
+    return group, [int(examples[place % len(examples)]) for place in places]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +143,7 @@ class EvalOrder:
     batch_size: rows of a batch over all hosts.
   """
 
-  examples: tuple[np.ndarray, ...]
+  examples: Sequence[Sequence[int]]
   batch_size: int
 
   def num_batches(self) -> int:

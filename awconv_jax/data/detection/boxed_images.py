@@ -1,0 +1,265 @@
+"""Batches of images with boxes; `data.detection` says what is in them."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from awconv_jax.data import batches
+from awconv_jax.data.decode import EncodedImage, UnreadableError
+from awconv_jax.data.detection import canvases
+from awconv_jax.data.detection.objects import NOTHING, Objects
+from awconv_jax.data.order import PORTRAIT, GroupedOrder, groups
+from awconv_jax.errors import InputError
+from awconv_jax.options import PositiveFloat, PositiveInt, UnitFloat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Geometry:
+  """What is done to images, and how large the results are.
+
+  Attributes:
+    canvas: height and width of the canvas for landscape images; portraits lie
+      on its transpose.
+    short_side, long_side: of images in evaluation; see `canvases.fitted`.
+    train_short_sides: one is drawn for every image in training.
+    flip: probability of mirroring, in training.
+    scale_jitter: the smallest and the largest factor of large-scale jitter,
+      which takes the place of `train_short_sides`; () is off.
+    max_boxes: M, rows of objects per image.
+
+  Raises:
+    InputError: a size does not fit the others.
+  """
+
+  canvas: tuple[PositiveInt, PositiveInt]
+  short_side: PositiveInt
+  long_side: PositiveInt
+  train_short_sides: tuple[PositiveInt, ...]
+  flip: UnitFloat = 0.5
+  scale_jitter: tuple[PositiveFloat, ...] = ()
+  max_boxes: PositiveInt = 100
+
+  def __post_init__(self):
+    height, width = self.canvas
+    most = min(height, self.long_side)
+    sides, jitter = self.train_short_sides, self.scale_jitter
+    fits = {
+        'canvas': (height <= width, '(height, width), landscape'),
+        'long_side': (self.long_side <= width, f'at most {width}, the canvas'),
+        'short_side': (self.short_side <= most, f'at most {most}'),
+        'train_short_sides': (
+            0 < len(sides) and max(sides) <= most,
+            f'one or more, at most {most}',
+        ),
+        'scale_jitter': (
+            not jitter or (len(jitter) == 2 and jitter[0] <= jitter[1]),
+            '(smallest, largest) factor, or () for none',
+        ),
+    }
+    for key, (sound, wanted) in fits.items():
+      if not sound:
+        raise InputError(
+            f'config.data.{key}={getattr(self, key)} must be {wanted}'
+        )
+
+  @classmethod
+  def of(cls, options: Mapping[str, Any]) -> 'Geometry':
+    """Returns what `config.data` says of sizes."""
+    return cls(
+        **{f.name: options[f.name] for f in dataclasses.fields(Geometry)}
+    )
+
+  def canvas_of(self, group: int) -> tuple[int, int]:
+    """Returns height and width of a group's canvas."""
+    return self.canvas[::-1] if group == PORTRAIT else self.canvas
+
+  def augmented(
+      self,
+      pixels: np.ndarray,
+      objects: Objects,
+      group: int,
+      rng: np.random.Generator,
+  ) -> tuple[np.ndarray, Objects]:
+    """Returns the image and its objects as they are trained on."""
+    if self.scale_jitter:
+      canvas = self.canvas_of(group)
+      pixels, objects = canvases.jitter(
+          pixels, objects, canvas, tuple(self.scale_jitter), rng
+      )
+    else:
+      short = self.train_short_sides[rng.integers(len(self.train_short_sides))]
+      size = canvases.fitted(*pixels.shape[:2], short, self.long_side)
+      pixels, objects = canvases.resize(pixels, objects, size)
+    # Drawn in any case, so that nothing else depends on the probability.
+    if rng.random() < self.flip:
+      return canvases.flip(pixels, objects)
+    return pixels, objects
+
+  def plain(
+      self, pixels: np.ndarray, objects: Objects
+  ) -> tuple[np.ndarray, Objects]:
+    """Returns the image and its objects as they are evaluated."""
+    size = canvases.fitted(*pixels.shape[:2], self.short_side, self.long_side)
+    return canvases.resize(pixels, objects, size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxedImages(Geometry, batches.Reader):
+  """Reads images with boxes, each batch of one orientation.
+
+  Attributes:
+    train_empty: whether images without any box are trained on.
+    drop_bad: whether faulty boxes and images are left out; if not, they are
+      an error.
+  """
+
+  train_empty: bool = False
+  drop_bad: bool = False
+
+  def create(self) -> batches.TrainBatches | batches.EvalBatches:
+    """Returns the train or eval batches.
+
+    Raises:
+      InputError: for a data set or sizes that cannot be used.
+    """
+    # For training the other split is opened, too: faults of both are told at
+    # once, and the labels must mean the same in both.
+    names = (self.train_split,) if self.train else ()
+    opened = {
+        split: self.open_split(self.dir, split)
+        for split in (*names, self.eval_split)
+    }
+    if not self.drop_bad:
+      _check_faults(opened)
+    _check_categories(opened)
+    source = next(iter(opened.values()))
+    examples = self._examples(source)
+    make_row = _MakeRow(Geometry.of(vars(self)))
+    if not self.train:
+      return self.eval_batches(source, examples, make_row, source.faults)
+    # A batch of more examples than there are is refused further down.
+    order = GroupedOrder(examples, self.batch_size, self.seed)
+    # Not a seed that `order` uses.
+    seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
+    return self.train_batches(
+        source,
+        batches.train_stream(source, order, make_row, seed),
+        num_examples=sum(map(len, examples)),
+        left_out=source.faults,
+    )
+
+  def _examples(self, source: Any) -> list[np.ndarray]:
+    """Returns the numbers of the examples to read, by orientation."""
+    index = source.index
+    counts = index.trainable if self.train else index.objects
+    most = int(counts.argmax())
+    if counts[most] > self.max_boxes:
+      raise InputError(
+          f'image {source[most]["image_id"]} has {counts[most]} boxes, more '
+          f'than config.data.max_boxes={self.max_boxes}; raise it'
+      )
+    keep = np.ones(len(source), bool)
+    if self.train and not self.train_empty:
+      # What cannot be read is kept, to be told of.
+      keep = (counts > 0) | (index.sizes[:, 0] == 0)
+    return [group[keep[group]] for group in groups(index.sizes)]
+
+
+def _check_faults(opened: Mapping[str, Any]) -> None:
+  lines = [
+      f'{name}: {f}' for name, source in opened.items() for f in source.faults
+  ]
+  if lines:
+    raise InputError(
+        f'{len(lines)} fault(s) in the data; mend them, or leave out what is '
+        'faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(lines)
+    )
+
+
+def _check_categories(opened: Mapping[str, Any]) -> None:
+  (one, first), *others = opened.items()
+  for other, source in others:
+    if source.category_ids != first.category_ids:
+      ids = set(first.category_ids) ^ set(source.category_ids)
+      raise InputError(
+          f'splits {one!r} and {other!r} differ in their categories, id '
+          f'{", ".join(map(str, sorted(ids)))}; list the same in both'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeRow:
+  """Record -> row; see `batches.MakeRow`."""
+
+  geometry: Geometry
+
+  def __call__(
+      self,
+      index: int,
+      record: Mapping[str, Any],
+      group: int,
+      rng: np.random.Generator | None,
+  ) -> batches.Row:
+    del index
+    objects = record['objects']
+    if rng is not None:
+      objects = objects.take(objects.trainable())
+    pixels = EncodedImage(record['image'], 3).pixels()
+    height, width = pixels.shape[:2]
+    # Neither is as it was when the index was made: the file has changed since,
+    # or could not be read then.
+    if (height > width) != (group == PORTRAIT):
+      raise UnreadableError(
+          f'its {width} x {height} pixels are of another orientation than '
+          'before'
+      )
+    if len(objects) > self.geometry.max_boxes:
+      raise UnreadableError(
+          f'it has {len(objects)} boxes, more than config.data.max_boxes='
+          f'{self.geometry.max_boxes}'
+      )
+    if rng is not None:
+      pixels, objects = self.geometry.augmented(pixels, objects, group, rng)
+    else:
+      pixels, objects = self.geometry.plain(pixels, objects)
+    return {
+        **self._on_canvas(pixels, objects, group, rng is None),
+        'image_id': np.int32(record['image_id']),
+        'original_size': np.int32([height, width]),
+        'mask': np.bool_(True),
+    }
+
+  def _on_canvas(
+      self, pixels: np.ndarray, objects: Objects, group: int, evaluated: bool
+  ) -> batches.Row:
+    most = self.geometry.max_boxes
+    row = {
+        'image': canvases.paste(pixels, self.geometry.canvas_of(group)),
+        'image_size': np.int32(pixels.shape[:2]),
+        'gt_boxes': _padded(objects.boxes, most),
+        'gt_labels': _padded(objects.labels, most),
+        'gt_valid': np.arange(most) < len(objects),
+    }
+    if evaluated:
+      row['gt_crowd'] = _padded(objects.crowd, most)
+      row['gt_area'] = _padded(objects.area, most)
+    return row
+
+  def blank(self, group: int) -> batches.Row:
+    # One pixel, as an image without any divides by zero.
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    return {
+        **self._on_canvas(pixels, NOTHING, group, True),
+        'image_id': np.int32(batches.NONE),
+        'original_size': np.int32([1, 1]),
+        'mask': np.bool_(False),
+    }
+
+
+def _padded(values: np.ndarray, length: int) -> np.ndarray:
+  """Returns the values with zeros after them."""
+  out = np.zeros((length, *values.shape[1:]), values.dtype)
+  out[: len(values)] = values
+  return out
