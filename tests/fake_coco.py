@@ -10,8 +10,10 @@ import pathlib
 import zipfile
 
 import fake_sources
+import fake_tfds
 import numpy as np
 import pictures
+import tensorflow_datasets as tfds
 
 from awconv_jax.data.detection.tfds_objects import CATEGORY_IDS
 
@@ -94,6 +96,46 @@ def write_json(root: pathlib.Path, split: str, content: dict) -> None:
   """Writes, or replaces, the JSON of a split."""
   path = root / 'annotations' / f'instances_{split}.json'
   path.write_text(json.dumps(content))
+
+
+def examples(seeds, broken=()) -> list[dict]:
+  """Returns what TFDS keeps of images, by seed; some are no images."""
+
+  def boxes_of(seed):
+    height, width = SIZES[seed % len(SIZES)]
+    for a in annotations(seed):
+      left, top, wide, high = a['bbox']
+      yield {
+          'id': a['id'],
+          'area': a['area'],
+          'bbox': tfds.features.BBox(
+              ymin=top / height,
+              xmin=left / width,
+              ymax=min((top + high) / height, 1),
+              xmax=min((left + wide) / width, 1),
+          ),
+          'label': COCO_IDS.index(a['category_id']),
+          'is_crowd': bool(a['iscrowd']),
+      }
+
+  return [
+      {
+          'image': b'no image' if seed in broken else image(seed),
+          'image/filename': f'{seed:012}.jpg',
+          'image/id': seed,
+          'objects': list(boxes_of(seed)),
+      }
+      for seed in seeds
+  ]
+
+
+def prepare(data_dir: pathlib.Path, splits: dict, broken=()) -> None:
+  """Writes coco/2017 as TFDS does, of the seeds of each split."""
+  features = fake_tfds.boxed(80)
+  names = [f'thing {i}' for i in COCO_IDS]
+  features['objects']['label'].names = names
+  rows = {split: examples(seeds, broken) for split, seeds in splits.items()}
+  fake_tfds.write(data_dir, 'coco/2017', features, rows)
 
 
 def _zip(files: dict[str, bytes]) -> bytes:

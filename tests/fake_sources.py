@@ -1,22 +1,18 @@
 """Tiny originals of data sets, in the form in which their makers give them.
 
 The real builders of TFDS run on them without a network. All is deterministic:
-image `seed` is always the same picture, of some size from 40 to 120 pixels.
+`picture(seed)` is always the same, of some size from 40 to 120 pixels.
 """
 
 import io
-import json
 import pathlib
 import tarfile
 
 import cv2
 import numpy as np
-from PIL import Image
 
 # A few of the 1000, with their labels; in the order of TFDS.
 SYNSETS = {'n01440764': 0, 'n01739381': 59, 'n02105855': 230}
-# What the builder's lists name: a CMYK JPEG and a PNG, both called .JPEG.
-CMYK, PNG = 'n01739381_1309.JPEG', 'n02105855_2933.JPEG'
 
 
 def picture(seed: int) -> np.ndarray:
@@ -34,13 +30,6 @@ def encode(image: np.ndarray, suffix: str = '.jpg') -> bytes:
   return encoded.tobytes()
 
 
-def cmyk(image: np.ndarray) -> bytes:
-  """Returns RGB pixels [H, W, 3] as a JPEG of the four colours of print."""
-  file = io.BytesIO()
-  Image.fromarray(image).convert('CMYK').save(file, 'JPEG', quality=95)
-  return file.getvalue()
-
-
 def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
   """Returns an archive of files by name; with mode 'w:gz' a compressed one."""
   out = io.BytesIO()
@@ -53,16 +42,14 @@ def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
 
 
 def imagenet_train(per_class: int) -> dict[str, dict[str, bytes]]:
-  """Returns the training images by synset and name; two are no RGB JPEGs."""
-  files = {}
-  for synset, label in SYNSETS.items():
-    files[synset] = {
-        f'{synset}_{i}.JPEG': encode(picture(1000 * label + i))
-        for i in range(1, per_class + 1)
-    }
-  files[CMYK[:9]][CMYK] = cmyk(picture(1))
-  files[PNG[:9]][PNG] = encode(picture(2), '.png')
-  return files
+  """Returns the training images by synset and name."""
+  return {
+      synset: {
+          f'{synset}_{i}.JPEG': encode(picture(1000 * label + i))
+          for i in range(1, per_class + 1)
+      }
+      for synset, label in SYNSETS.items()
+  }
 
 
 def imagenet_val(count: int) -> dict[str, bytes]:
@@ -81,11 +68,6 @@ def write_imagenet(directory: pathlib.Path, per_class=4, val=10) -> None:
   val_tar = directory / 'ILSVRC2012_img_val.tar'
   # Not in the order of the names: the builder sorts, to find the labels.
   val_tar.write_bytes(tar(dict(reversed(imagenet_val(val).items()))))
-
-
-def real_labels(labels: list[list[int]]) -> bytes:
-  """Returns ReaL's real.json: the right labels of each validation image."""
-  return json.dumps(labels).encode()
 
 
 def cifar_pixels(seed: int) -> np.ndarray:
@@ -112,27 +94,6 @@ def cifar10(per_file: int = 4) -> bytes:
     members[name] = _cifar_file(labels, first)
   prefix = 'cifar-10-batches-bin'
   return tar({f'{prefix}/{n}': m for n, m in members.items()}, 'w:gz')
-
-
-def cifar100(count: int = 6) -> bytes:
-  """Returns cifar-100-binary.tar.gz, with coarse and fine labels."""
-  members = {}
-  for kind, classes in (('coarse', 20), ('fine', 100)):
-    names = '\n'.join(f'{kind} {i}' for i in range(classes))
-    members[f'{kind}_label_names.txt'] = f'{names}\n'.encode()
-  for number, name in enumerate(('train.bin', 'test.bin')):
-    labels = [(i % 20, 7 * i % 100) for i in range(count)]
-    members[name] = _cifar_file(labels, 100 * number)
-  prefix = 'cifar-100-binary'
-  return tar({f'{prefix}/{n}': m for n, m in members.items()}, 'w:gz')
-
-
-def imagenet_v2(labels=(0, 59, 230)) -> bytes:
-  """Returns imagenetv2-matched-frequency.tar.gz, one image per class."""
-  root = 'imagenetv2-matched-frequency-format-val'
-  images = {label: encode(picture(7_000_000 + label)) for label in labels}
-  files = {f'{root}/{n}/{n:x}.jpeg': image for n, image in images.items()}
-  return tar(files, 'w:gz')
 
 
 def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):

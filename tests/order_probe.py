@@ -4,7 +4,7 @@ import numpy as np
 
 
 class Numbers:
-  """A source of N examples without pictures: each image is its number."""
+  """A source whose records are their own numbers."""
 
   channels, num_classes, category_ids = 1, 10, None
   class_names = tuple('0123456789')
@@ -16,21 +16,14 @@ class Numbers:
     return self._length
 
   def __getitem__(self, index):
-    return {'image': index, 'label': index % 10}
+    return index
 
 
-class Probe:
-  """In the place of pictures and augmentations: an 'image' of two numbers.
+def make_row(index, record, group, rng):
+  """Returns a row of two numbers, that of the example and a random one.
 
-  The first is the example's number, the second the first that its random
-  generator gives, which stands for all that follow from its seed.
+  The latter is the first that its random generator gives, which stands for all
+  that follow from its seed.
   """
-
-  def __call__(self, picture, rng):
-    return np.array([picture, rng.integers(2**62)], np.int64)
-
-
-def no_picture(data, channels):
-  """Stands in for `decode.Picture`: there is nothing to decode."""
-  del channels
-  return data
+  assert record == index and group == 0
+  return {'row': np.array([index, rng.integers(2**62)], np.int64)}

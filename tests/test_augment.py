@@ -84,9 +84,9 @@ def test_augmentations_keep_the_contract(name, options, shape, channels):
 def test_a_chain_applies_its_steps_in_order_and_then_resizes():
   image = pictures.smooth(20, 20)
   steps = (('random_affine', AFFINE | {'shear': 5.0}), ('flip', {}))
-  picture = decode.Picture(pictures.encode(image), 3)
+  encoded = decode.EncodedImage(pictures.encode(image), 3)
 
-  result = augment.Chain(steps, 8)(picture, np.random.default_rng(1))
+  result = augment.Chain(steps, 8)(encoded, np.random.default_rng(1))
 
   rng = np.random.default_rng(1)
   expected = image
@@ -97,12 +97,12 @@ def test_a_chain_applies_its_steps_in_order_and_then_resizes():
 
 
 def test_a_crop_comes_before_the_rest():
-  picture = decode.Picture(pictures.encode(pictures.smooth(50, 40)), 3)
+  encoded = decode.EncodedImage(pictures.encode(pictures.smooth(50, 40)), 3)
   chain = augment.Chain((('random_resized_crop', CROP), ('flip', {})), 16)
 
-  result = chain(picture, np.random.default_rng(2))
+  result = chain(encoded, np.random.default_rng(2))
 
   rng = np.random.default_rng(2)
-  cut = augment.CROPS['random_resized_crop'](picture, rng, size=16, **CROP)
+  cut = augment.CROPS['random_resized_crop'](encoded, rng, size=16, **CROP)
   expected = augment.AUGMENTATIONS['flip'](cut, rng)
   np.testing.assert_array_equal(result, expected)

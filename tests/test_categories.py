@@ -20,7 +20,7 @@ def test_a_run_keeps_numbers_and_names(tmp_path):
 
 
 def test_classes_without_numbers_have_names_only(tmp_path):
-  batches = types.SimpleNamespace(class_names=('cat', 'dog'))
+  batches = types.SimpleNamespace(class_names=('cat', 'dog'), category_ids=None)
   train_loop.write_classes(tmp_path, batches)
   assert [p.name for p in tmp_path.iterdir()] == ['classes.json']
 

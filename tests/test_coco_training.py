@@ -1,11 +1,10 @@
-"""The shipped config of COCO, trained on the real builder of a tiny COCO."""
+"""The shipped config of COCO, trained on a tiny COCO."""
 
 import fake_coco
 import numpy as np
 import pytest
 import watched_run
 
-from awconv_jax.tools import prepare
 from configs import coco
 
 # Of the first, 3 has a crowd only and 4 nothing: six are trained on. Those to
@@ -17,9 +16,7 @@ TRAINABLE, BATCH, STEPS, WARMUP_STEPS = 6, 2, 5, 3
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
   root = tmp_path_factory.mktemp('coco')
-  with pytest.MonkeyPatch.context() as patch:
-    fake_coco.serve(patch, root / 'net', fake_coco.archives(TRAIN, VAL))
-    prepare.prepare('coco/2017', str(root), None)
+  fake_coco.prepare(root, {'train': TRAIN, 'validation': VAL})
   return root
 
 

@@ -30,10 +30,12 @@ TINY = [('PNG', None, {}), ('JPEG', None, {})]
 
 @pytest.mark.parametrize('kind, mode, options, tolerance', WHOLE)
 def test_reads_what_images_are_kept_in(kind, mode, options, tolerance):
-  picture = decode.Picture(pictures.encode(SMOOTH, kind, mode, **options), 3)
+  encoded = decode.EncodedImage(
+      pictures.encode(SMOOTH, kind, mode, **options), 3
+  )
 
-  assert (picture.height, picture.width) == (40, 50)
-  pixels = picture.pixels()
+  assert (encoded.height, encoded.width) == (40, 50)
+  pixels = encoded.pixels()
   assert pixels.shape == (40, 50, 3) and pixels.dtype == np.uint8
   assert np.abs(pixels.astype(int) - SMOOTH).mean() <= tolerance
 
@@ -41,8 +43,8 @@ def test_reads_what_images_are_kept_in(kind, mode, options, tolerance):
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_grey_and_colour_are_converted(kind):
   grey = SMOOTH.mean(-1, keepdims=True).astype(np.uint8)
-  as_colour = decode.Picture(pictures.encode(grey, kind), 3).pixels()
-  as_grey = decode.Picture(pictures.encode(SMOOTH, kind), 1).pixels()
+  as_colour = decode.EncodedImage(pictures.encode(grey, kind), 3).pixels()
+  as_grey = decode.EncodedImage(pictures.encode(SMOOTH, kind), 1).pixels()
 
   assert as_colour.shape == (40, 50, 3) and as_grey.shape == (40, 50, 1)
   assert (as_colour == as_colour[..., :1]).all()
@@ -54,7 +56,7 @@ def test_grey_and_colour_are_converted(kind):
 def test_sixteen_bits_become_eight():
   deep = SMOOTH[..., 0].astype(np.uint16) * 257
   _, png = cv2.imencode('.png', deep)
-  pixels = decode.Picture(png.tobytes(), 1).pixels()
+  pixels = decode.EncodedImage(png.tobytes(), 1).pixels()
 
   np.testing.assert_array_equal(pixels[..., 0], SMOOTH[..., 0])
 
@@ -63,9 +65,9 @@ def test_sixteen_bits_become_eight():
 def test_an_exif_orientation_is_not_applied(kind):
   exif = Image.Exif()
   exif[0x0112] = 6  # To be turned by 90 degrees.
-  picture = decode.Picture(pictures.encode(SMOOTH, kind, exif=exif), 3)
+  encoded = decode.EncodedImage(pictures.encode(SMOOTH, kind, exif=exif), 3)
 
-  assert picture.pixels().shape == (40, 50, 3)
+  assert encoded.pixels().shape == (40, 50, 3)
 
 
 @pytest.mark.parametrize('kind, mode, options, _', WHOLE)
@@ -73,7 +75,7 @@ def test_an_exif_orientation_is_not_applied(kind):
 def test_half_an_image_is_refused(kind, mode, options, _, share):
   data = pictures.encode(SMOOTH, kind, mode, **options)
   with pytest.raises(decode.UnreadableError) as caught:
-    decode.Picture(data[: int(len(data) * share)], 3).pixels()
+    decode.EncodedImage(data[: int(len(data) * share)], 3).pixels()
   assert str(caught.value) and '\n' not in str(caught.value)
 
 
@@ -83,7 +85,7 @@ def test_half_an_image_is_refused(kind, mode, options, _, share):
 )
 def test_what_is_no_image_is_refused(data, words):
   with pytest.raises(decode.UnreadableError, match=words):
-    decode.Picture(data, 3).pixels()
+    decode.EncodedImage(data, 3).pixels()
 
 
 def test_a_jpeg_with_garbage_before_a_marker_is_read():
@@ -95,7 +97,8 @@ def test_a_jpeg_with_garbage_before_a_marker_is_read():
     simplejpeg.decode_jpeg(dirty)
 
   np.testing.assert_array_equal(
-      decode.Picture(dirty, 3).pixels(), decode.Picture(data, 3).pixels()
+      decode.EncodedImage(dirty, 3).pixels(),
+      decode.EncodedImage(data, 3).pixels(),
   )
 
 
@@ -103,7 +106,7 @@ def test_an_image_of_absurd_size_is_refused(monkeypatch):
   monkeypatch.setattr(decode, 'MAX_PIXELS', 40 * 50 - 1)
   data = pictures.encode(SMOOTH, 'JPEG')
   with pytest.raises(decode.UnreadableError, match='40 x 50 pixels'):
-    decode.Picture(data, 3)
+    decode.EncodedImage(data, 3)
 
 
 @pytest.mark.parametrize('kind, mode, options', TINY)
@@ -113,13 +116,13 @@ def test_one_pixel_fills_any_size(kind, mode, options, channels, interpolation):
   data = pictures.encode(np.full((1, 1, 3), 77, np.uint8), kind, mode)
   rng = np.random.default_rng(0)
   for share, low in ((0.875, 0.08), (1.0, 1.0)):
-    picture = decode.Picture(data, channels)
+    encoded = decode.EncodedImage(data, channels)
     results = [
         crops.center_crop(
-            picture, size=8, share=share, interpolation=interpolation
+            encoded, size=8, share=share, interpolation=interpolation
         ),
         crops.random_resized_crop(
-            picture,
+            encoded,
             rng,
             size=8,
             area=(low, 1.0),
@@ -136,10 +139,10 @@ def test_one_pixel_fills_any_size(kind, mode, options, channels, interpolation):
 def test_the_central_crop_is_resize_and_cut(interpolation):
   """'Resize the shorter side to 32, cut 28' gives nearly the same."""
   image = pictures.smooth(64, 96)
-  picture = decode.Picture(pictures.encode(image), 3)
+  encoded = decode.EncodedImage(pictures.encode(image), 3)
 
   cut = crops.center_crop(
-      picture, size=28, share=0.875, interpolation=interpolation
+      encoded, size=28, share=0.875, interpolation=interpolation
   )
 
   method = Image.Resampling.BILINEAR
@@ -156,7 +159,7 @@ def test_a_crop_of_a_jpeg_is_the_crop_of_its_pixels(box, size):
   """Also where it was decoded at a half, a quarter or an eighth."""
   data = pictures.encode(pictures.smooth(375, 500), 'JPEG', quality=95)
 
-  cut = decode.Picture(data, 3).crop(box, size, 'linear')
+  cut = decode.EncodedImage(data, 3).crop(box, size, 'linear')
 
   top, left, height, width = box
   pixels = simplejpeg.decode_jpeg(data)
@@ -214,20 +217,20 @@ def test_what_cannot_be_shortened_is_left(data, rows):
 
 def test_a_cut_image_is_refused_even_where_the_crop_is_whole():
   data = pictures.encode(pictures.smooth(375, 500), 'JPEG')
-  picture = decode.Picture(data[:-500], 3)
+  encoded = decode.EncodedImage(data[:-500], 3)
   with pytest.raises(decode.UnreadableError, match='truncated'):
-    picture.crop((0, 0, 100, 100), 50, 'linear')
+    encoded.crop((0, 0, 100, 100), 50, 'linear')
 
 
 def test_crops_share_no_memory():
-  """The scratch memory of a thread serves every picture in turn."""
+  """The scratch memory of a thread serves every encoded in turn."""
   files = [
       pictures.encode(pictures.smooth(64, 64, seed), 'JPEG') for seed in (0, 1)
   ]
   box = (0, 0, 64, 64)  # As large as the result: nothing to be resized.
-  first = decode.Picture(files[0], 3).crop(box, 64, 'linear')
+  first = decode.EncodedImage(files[0], 3).crop(box, 64, 'linear')
   before = first.copy()
-  decode.Picture(files[1], 3).crop(box, 64, 'linear')
+  decode.EncodedImage(files[1], 3).crop(box, 64, 'linear')
 
   np.testing.assert_array_equal(first, before)
 
@@ -279,7 +282,7 @@ def test_threads_do_not_share_their_scratch_memory():
   ]
 
   def cut(data):
-    return decode.Picture(data, 3).crop((5, 7, 180, 200), 150, 'linear')
+    return decode.EncodedImage(data, 3).crop((5, 7, 180, 200), 150, 'linear')
 
   expected = [cut(data) for data in files]
   with futures.ThreadPoolExecutor(8) as pool:

@@ -1,14 +1,16 @@
 """Batches of images with boxes: contents, canvases, hosts and resumption."""
 
 import itertools
+import pickle
 
 import fake_coco
 import numpy as np
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import sources
-from awconv_jax.data.detection import objects, order, rows
+from awconv_jax.data import batches as batching
+from awconv_jax.data import order, sources
+from awconv_jax.data.detection import boxed_images, objects
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 26, 11
@@ -240,24 +242,27 @@ def test_bad_values_are_refused(create, changes, message):
 
 def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
   source = sources.open_source(f'coco_json:{root}', None, 'train')
-  geometry = rows.Geometry((48, 64), 48, 60, (48,), 0.5, (), 1)
   counts = {False: source.index.objects, True: source.index.trainable}
   parts = order.groups(source.index.sizes)
-  evaluated = rows.EvalStream(source, geometry, order.EvalOrder(parts, 1))
-  trained = rows.train_stream(
-      source, geometry, order.TrainOrder(parts, 1, seed=0), seed=0
+  make_row = boxed_images._MakeRow(
+      boxed_images.Geometry(
+          canvas=(48, 64),
+          short_side=48,
+          long_side=60,
+          train_short_sides=(48,),
+          max_boxes=1,
+      )
   )
+  evaluated = batching.EvalStream(source, order.EvalOrder(parts, 1), make_row)
+  shuffled = order.GroupedOrder(parts, 1, seed=0)
+  trained = batching.train_stream(source, shuffled, make_row, 0)
   for train, stream in ((False, evaluated), (True, trained)):
     left_out = {int(stream[i]['unreadable']) for i in range(N_TRAIN)} - {-1}
     assert left_out == set(np.flatnonzero(counts[train] > 1))
 
 
-def test_rows_load_in_worker_processes(root):
-  import pickle
-
+def test_readers_load_in_worker_processes(root):
   source = sources.open_source(f'coco_json:{root}', None, 'train')
-  geometry = rows.Geometry((48, 64), 48, 60, (48,), 0.5, (), 6)
-  assert pickle.loads(pickle.dumps(geometry)) == geometry
   copy = pickle.loads(pickle.dumps(source))
   for one, other in zip(source, copy, strict=True):
     assert one['image'] == other['image']

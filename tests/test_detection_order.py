@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from awconv_jax.data.detection.order import EvalOrder, TrainOrder, groups
+from awconv_jax.data.order import EvalOrder, GroupedOrder, groups
 
 
 def examples(landscape, portrait):
@@ -15,8 +15,8 @@ def examples(landscape, portrait):
 
 def batch(order, number, size):
   """Returns the groups of a batch's rows and their examples."""
-  found = [order.find(number * size + row) for row in range(size)]
-  return {group for group, _ in found}, [order.example(*f) for f in found]
+  found = [order(number * size + row) for row in range(size)]
+  return {group for group, _ in found}, [first for _, (first, *_) in found]
 
 
 def batches_until(parts, size, epoch):
@@ -34,7 +34,7 @@ def test_squares_are_landscape():
 )
 def test_every_epoch_shows_every_example_once(parts, size):
   parts = examples(*parts)
-  order = TrainOrder(parts, size, seed=3)
+  order = GroupedOrder(parts, size, seed=3)
   seen, number = collections.Counter(), 0
   for epoch in range(1, 7):
     while number < batches_until(parts, size, epoch):
@@ -55,7 +55,7 @@ def test_every_epoch_shows_every_example_once(parts, size):
 
 def test_orders_differ_by_seed_and_epoch_and_mix_the_orientations():
   parts = examples(64, 32)
-  orders = [TrainOrder(parts, 8, seed) for seed in (0, 0, 1)]
+  orders = [GroupedOrder(parts, 8, seed) for seed in (0, 0, 1)]
   a, b, c = ([batch(o, n, 8) for n in range(24)] for o in orders)
   assert a == b
   assert [rows for _, rows in a] != [rows for _, rows in c]
@@ -67,7 +67,7 @@ def test_orders_differ_by_seed_and_epoch_and_mix_the_orientations():
 
 def test_far_positions_are_those_that_counting_finds():
   parts, size, far = examples(37, 21), 8, 3001
-  order = TrainOrder(parts, size, seed=0)
+  order = GroupedOrder(parts, size, seed=0)
   number, waiting = 0, np.zeros(2, int)
   for epoch in range(far + size):
     waiting += [len(part) for part in parts]
@@ -82,7 +82,7 @@ def test_far_positions_are_those_that_counting_finds():
 @pytest.mark.parametrize('far', [8, 8 * 10**10])
 def test_epochs_that_leave_nothing_over_show_all_equally_often(far):
   parts, size = examples(37, 21), 8
-  order = TrainOrder(parts, size, seed=0)
+  order = GroupedOrder(parts, size, seed=0)
   first, number = far * 58 // size, 58  # Of 8 epochs, 464 examples.
   found = [batch(order, first + i, size) for i in range(number)]
   seen = collections.Counter(i for _, rows in found for i in rows)

@@ -1,34 +1,24 @@
-"""The digits data set, and opening TFDS directories in good and bad states."""
+"""The data sets that scikit-learn brings along: digits and digit_scenes."""
 
-import json
-import os
 from pathlib import Path
-import shutil
 import subprocess
 import sys
 
+import fake_coco
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from awconv_jax.data import decode, digits, sources, tfds_source
+from awconv_jax import data
+from awconv_jax.data import decode, digits, sources
+from awconv_jax.data.detection import digit_scenes, scenes
 from awconv_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope='session')
-def data_dir(tmp_path_factory):
-  path = str(tmp_path_factory.mktemp('digits'))
-  sources.prepare('digits', path)
-  return path
-
-
-@pytest.fixture
-def copy(data_dir, tmp_path):
-  """A data directory that a test may spoil, and the set's directory in it."""
-  shutil.copytree(data_dir, tmp_path / 'copy')
-  return tmp_path / 'copy', tmp_path / 'copy' / 'digits' / '1.0.0'
+def records(source):
+  return [source[i] for i in range(len(source))]
 
 
 @pytest.mark.parametrize(
@@ -38,20 +28,20 @@ def copy(data_dir, tmp_path):
         ('test', 1437, [35, 36, 35, 37, 37, 37, 37, 36, 33, 37]),
     ],
 )
-def test_splits_are_the_scans_in_order(data_dir, split, first, counts):
-  source = sources.open_source('digits', data_dir, split)
-  records = [source[i] for i in range(len(source))]
+def test_splits_are_the_scans_in_order(split, first, counts):
+  source = sources.open_source('digits', None, split)
+  found = records(source)
   scans, labels = load_digits(return_X_y=True)
   indices = range(first, first + len(source))
 
   assert len(source) == sum(counts) and source.num_classes == 10
-  assert np.bincount([r['label'] for r in records]).tolist() == counts
-  assert [r['id'] for r in records] == list(indices)
-  for record, index in zip(records, indices, strict=True):
+  assert np.bincount([r['label'] for r in found]).tolist() == counts
+  assert [r['id'] for r in found] == list(indices)
+  for record, index in zip(found, indices, strict=True):
     assert record['label'] == labels[index]
     expected = digits.enlarge(scans[index].reshape(8, 8))
-    picture = decode.Picture(record['image'], source.channels)
-    np.testing.assert_array_equal(picture.pixels(), expected)
+    encoded = decode.EncodedImage(record['image'], source.channels)
+    np.testing.assert_array_equal(encoded.pixels(), expected)
 
 
 def test_enlarge():
@@ -65,265 +55,141 @@ def test_enlarge():
   assert edge[:, :14].max() < 32 and edge[:, 18:].min() > 223
 
 
-def test_prepares_without_network_or_tensorflow(tmp_path):
-  script = f"""
+def test_embedded_sets_need_no_network_no_tensorflow_and_no_tfds():
+  script = """
 import socket, sys
 class NoSocket(socket.socket):
   def __init__(self, *args, **kwargs):
     raise AssertionError('network')
 socket.socket = NoSocket
 import awconv_jax.data
-assert not {{'grain', 'tensorflow_datasets', 'cv2'}} & set(sys.modules)
-awconv_jax.data.prepare('digits', {str(tmp_path)!r})
+assert not {'grain', 'sklearn', 'cv2'} & set(sys.modules)
 from awconv_jax.data import sources
-sources.open_source('digits', {str(tmp_path)!r}, 'train')[0]
-assert 'tensorflow' not in sys.modules
+for name in ('digits', 'digit_scenes'):
+  sources.open_source(name, '/nowhere', 'train')[0]
+assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)
 """
   done = subprocess.run(
       [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True
   )
-
-  assert done.returncode == 0, done.stderr
-  assert done.stdout == f'preparing digits in {tmp_path} ...\n'
+  assert (done.returncode, done.stdout) == (0, ''), done.stderr
 
 
-def test_prepare_builds_once(data_dir, capsys, monkeypatch):
-  monkeypatch.setattr(sources, '_build', None)
-
-  sources.prepare('digits', data_dir)
-
-  assert capsys.readouterr().out == ''
-
-
-def test_prepare_when_another_process_is_faster(tmp_path, monkeypatch):
-  build = sources._build
-
-  def slow_build(builder_class, scratch):
-    build(builder_class, scratch)
-    monkeypatch.setattr(sources, '_build', build)
-    sources.prepare('digits', str(tmp_path))
-
-  monkeypatch.setattr(sources, '_build', slow_build)
-  sources.prepare('digits', str(tmp_path))
-
-  assert os.listdir(tmp_path) == ['digits']
-  assert os.listdir(tmp_path / 'digits') == ['1.0.0']
-  assert len(sources.open_source('digits', str(tmp_path), 'train')) == 1437
-
-
-def test_prepare_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
-  def broken_build(builder_class, scratch):
-    Path(scratch, 'half').write_text('')
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(sources, '_build', broken_build)
-  with pytest.raises(KeyboardInterrupt):
-    sources.prepare('digits', str(tmp_path))
-
-  assert os.listdir(tmp_path) == []
-
-
-def test_prepare_fills_an_empty_directory(tmp_path):
-  (tmp_path / 'digits' / '1.0.0').mkdir(parents=True)
-
-  assert len(sources.open_source('digits', str(tmp_path), 'train')) == 1437
-
-
-def test_prepare_keeps_an_unfinished_directory(copy):
-  data_dir, directory = copy
-  (directory / 'dataset_info.json').unlink()
-
-  message = open_error('digits', str(data_dir), how=sources.prepare)
-
-  assert message == (
-      f'{directory} has no dataset_info.json; remove {directory}, it is made'
-      ' anew'
-  )
-  assert len(list(directory.iterdir())) == 3
-  shutil.rmtree(directory)
-  assert len(sources.open_source('digits', str(data_dir), 'train')) == 1437
-
-
-def test_default_directory_is_that_of_tfds(tmp_path):
-  code = (
-      'from awconv_jax.data import tfds_source\n'
-      'print(tfds_source.data_directory(None))'
-  )
-  for variable, expected in [
-      ({'TFDS_DATA_DIR': str(tmp_path)}, str(tmp_path)),
-      ({'HOME': str(tmp_path)}, str(tmp_path / 'tensorflow_datasets')),
-  ]:
-    clean = {k: v for k, v in os.environ.items() if k != 'TFDS_DATA_DIR'}
-    out = subprocess.check_output(
-        [sys.executable, '-c', code], cwd=ROOT, env=clean | variable, text=True
-    )
-    assert out.strip() == expected
-
-
-def test_newest_version_is_read(copy):
-  data_dir, directory = copy
-  for version in ['1.9.0', '1.10.0', '2.0.0', 'incomplete.1.11.0']:
-    os.mkdir(directory.parent / version)
-  for version in ['1.9.0', '1.10.0']:  # 2.0.0 has no dataset_info.json.
-    shutil.copytree(directory, directory.parent / version, dirs_exist_ok=True)
-
-  newest = tfds_source._newest_version(str(data_dir / 'digits'))
-
-  assert newest == str(directory.parent / '1.10.0')
-
-
-def open_error(*args, how=tfds_source.open_tfds) -> str:
-  with pytest.raises(InputError) as caught:
-    how(*args)
-  assert '\n' not in str(caught.value)
-  return str(caught.value)
-
-
-def test_unknown_dataset(data_dir):
-  message = open_error('digit', data_dir, 'train', how=sources.open_source)
-
-  assert message == (
-      "unknown dataset 'digit' (did you mean 'digits'?); known: cifar10,"
-      ' cifar100, coco/2017, coco_json:<name>, digit_scenes, digits,'
-      ' folder:<name>, imagenet2012, tfds:<name>'
-  )
-
-
-@pytest.mark.parametrize('split', ['validation', 'train[', ''])
-def test_unknown_split(data_dir, split):
-  message = open_error('digits', data_dir, split)
-
-  assert message == (
-      f'unknown split {split!r} of {data_dir}/digits/1.0.0; known: test, train'
-  )
+def test_slices_part_a_split():
+  whole = [
+      r['id'] for r in records(sources.open_source('digits', None, 'test'))
+  ]
+  for first, second, number in (
+      ('test[:75%]', 'test[75%:]', 270),
+      ('test[:-4]', 'test[-4:]', 356),
+  ):
+    parts = [
+        [r['id'] for r in records(sources.open_source('digits', None, split))]
+        for split in (first, second)
+    ]
+    assert len(parts[0]) == number and sum(parts, []) == whole
 
 
 @pytest.mark.parametrize(
-    'split', ['train[10%:5%]', 'train[9:2]', 'test[:0]', 'test[5:5]']
-)
-def test_empty_split(data_dir, split):
-  message = open_error('digits', data_dir, split)
-
-  assert message == (
-      f'split {split!r} of {data_dir}/digits/1.0.0 holds no examples; known:'
-      ' test, train'
-  )
-
-
-def test_slices_of_splits(data_dir):
-  assert len(tfds_source.open_tfds('digits', data_dir, 'train[:10]')) == 10
-
-
-def test_missing_dataset(data_dir):
-  message = open_error('cifar10', data_dir, 'train')
-
-  assert f"no data set 'cifar10' in {data_dir};" in message
-  assert (
-      f'awconv_jax.tools.prepare --data=cifar10 --data_dir={data_dir}'
-      in message
-  )
-
-
-def test_tfrecord_form(copy):
-  data_dir, directory = copy
-  info = json.loads((directory / 'dataset_info.json').read_text())
-  info['fileFormat'] = 'tfrecord'
-  (directory / 'dataset_info.json').write_text(json.dumps(info))
-  for path in directory.glob('*array_record*'):
-    path.rename(str(path).replace('array_record', 'tfrecord'))
-
-  message = open_error('digits', str(data_dir), 'train')
-
-  assert message.startswith(f'{directory} is not in array_record form;')
-  assert message.endswith(
-      f'awconv_jax.tools.prepare --from_tfrecord={directory}'
-      ' --data_dir=DIRECTORY'
-  )
-
-
-def test_dataset_without_labels(copy):
-  data_dir, directory = copy
-  features = json.loads((directory / 'features.json').read_text())
-  named = features['featuresDict']['features']
-  named['digit'] = named.pop('label')
-  (directory / 'features.json').write_text(json.dumps(features))
-
-  message = open_error('digits', str(data_dir), 'train')
-
-  assert 'has no feature label' in message and 'digit' in message
-
-
-def test_unreadable_dataset(copy, monkeypatch):
-  # The tests may run as root, who may read all; so the refusal is acted.
-  data_dir, _ = copy
-
-  def refuse(path):
-    raise PermissionError(13, 'Permission denied', path)
-
-  monkeypatch.setattr(os, 'listdir', refuse)
-  message = open_error('digits', str(data_dir), 'train')
-
-  assert message == f'cannot read {data_dir}/digits: Permission denied'
-
-
-def test_files_missing(copy):
-  data_dir, directory = copy
-  shard = next(directory.glob('*-train.*'))
-  shard.unlink()
-
-  message = open_error('digits', str(data_dir), 'train')
-
-  assert message == f'{shard} is missing; copy or prepare it again'
-
-
-@pytest.mark.parametrize(
-    'name, size, start, reason',
+    'name, split, message',
     [
-        ('*-train.*', 0, "record 0 of split 'train'", 'at least 64KB big'),
-        ('*-train.*', 30_000, "record 0 of split 'train'", 'at least 64KB big'),
-        ('*-train.*', 131_072, "record 0 of split 'train'", 'Invalid Riegeli'),
-        ('dataset_info.json', 0, 'cannot open', 'Failed to load JSON'),
-        ('dataset_info.json', 100, 'cannot open', 'Failed to load JSON'),
-        ('features.json', None, 'cannot open', 'Cannot restore digits'),
-        ('features.json', 100, 'cannot open', 'Expecting value'),
+        ('digit', 'train', r"unknown dataset 'digit' \(did you mean 'digits'"),
+        ('tfds:', 'train', r'known: .*folder:<name>, .*, tfds:<name>'),
+        ('digits', 'val', "unknown split of digits 'val'; known: test, train"),
+        ('digits', 'train[a:]', r"split 'train\[a:\]': want a name, or a sli"),
+        ('digit_scenes', 'test[9:2]', r"'test\[9:2\]' of .* no examples"),
     ],
 )
-def test_damaged_files(copy, name, size, start, reason):
-  """Files cut to `size` bytes, or removed where that is None."""
-  data_dir, directory = copy
-  path = next(directory.glob(name))
-  if size is None:
-    path.unlink()
-  else:
-    os.truncate(path, size)
-
-  arguments = ('digits', str(data_dir), 'train')
-  embedded = open_error(*arguments, how=sources.open_source)
-  foreign = open_error(*arguments)
-
-  assert embedded.startswith(start) and reason in embedded
-  assert str(path if 'record' in start else directory) in embedded
-  assert embedded.endswith(f'; remove {directory}, it is made anew')
-  assert foreign.endswith('; copy or prepare it again')
+def test_names_that_are_none(name, split, message):
+  with pytest.raises(InputError, match=message) as caught:
+    sources.open_source(name, None, split)
+  assert '\n' not in str(caught.value)
 
 
-def test_records_are_named_by_their_file(copy):
-  data_dir, directory = copy
-  shard = next(directory.glob('*-test.*'))
-  os.truncate(shard, 0)
+@pytest.fixture(scope='module')
+def splits():
+  return {
+      split: sources.open_source('digit_scenes', None, split)
+      for split in ('train', 'test')
+  }
 
-  message = open_error('digits', str(data_dir), 'train[:10]+test')
 
-  # Record 0 is of the other file, and whole.
-  assert message.startswith(
-      f"record 369 of split 'train[:10]+test' cannot be read from {shard}: "
+def test_scenes_are_of_every_kind(splits):
+  for split, number in (('train', 1000), ('test', 200)):
+    source = splits[split]
+    assert len(source) == number and source.num_classes == 10
+    index = source.index
+    assert set(np.unique(index.objects)) == set(range(6))
+    portrait = np.mean(index.sizes[:, 0] > index.sizes[:, 1])
+    assert 0.2 < portrait < 0.5
+    crowds = (index.objects > index.trainable).mean()
+    assert 0.03 < crowds < 0.15
+    labels = np.concatenate([r['objects'].labels for r in records(source)])
+    assert np.bincount(labels, minlength=10).min() > number / 10
+    assert len({r['image_id'] for r in records(source)}) == number
+
+
+def test_category_ids_have_gaps(splits):
+  ids = splits['test'].category_ids
+  assert len(set(ids)) == 10 and list(ids) == sorted(ids)
+  assert max(ids) > 11 and splits['train'].class_names == tuple('0123456789')
+
+
+def test_train_and_test_share_no_image_id_no_scan_and_no_pixels(splits):
+  ids = [{r['image_id'] for r in records(s)} for s in splits.values()]
+  assert not ids[0] & ids[1]
+  train, test = map(digit_scenes.materials, (True, False))
+  assert (len(train[0]), len(train[1])) == (1437, 1437)
+  assert (len(test[0]), len(test[1])) == (360, 360)
+  np.testing.assert_array_equal(
+      np.concatenate([train[0], test[0]]), load_digits().images
   )
+  for one, other in zip(train[2], test[2], strict=True):
+    # Views of one photograph: bytes shared would be bytes that leak.
+    assert one.base is not None and not np.shares_memory(one, other)
+    assert min(one.shape[0], one.shape[1], *other.shape[:2]) >= 1.5 * 128
 
 
-def test_unwritable_directory(tmp_path):
-  (tmp_path / 'file').write_text('')
-  data_dir = str(tmp_path / 'file' / 'data')
+def test_boxes_are_tight_around_the_ink():
+  rng = np.random.default_rng(0)
+  scan = np.zeros((8, 8))
+  scan[1:7, 3:5] = 16
+  for height in (22, 40, 60):
+    alpha = scenes.opacity(scan, height, rng)
+    assert alpha.shape[0] == height
+    assert alpha[[0, -1]].max() > 0.3 and alpha[:, [0, -1]].max() > 0.3
+  image = np.full((64, 64, 3), 100, np.float32)
+  box = scenes._paint(image, alpha[:40], (3, 5), rng)
+  inked = np.abs(image - 100).max(-1) > 40
+  rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
+  found = (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)
+  np.testing.assert_allclose(box, found, atol=2)
 
-  message = open_error('digits', data_dir, how=sources.prepare)
 
-  assert message == f'cannot write digits to {data_dir}: Not a directory'
+def test_a_record_is_the_scene_of_its_number(splits):
+  rng = np.random.default_rng(1003)
+  image, drawn = scenes.scene(*digit_scenes.materials(False), rng)
+  record = splits['test'][3]
+  assert record['image_id'] == 100 + 3 * 1003
+  pixels = decode.EncodedImage(record['image'], 3).pixels()
+  assert np.abs(pixels - image.astype(int)).mean() < 4  # By JPEG.
+  boxes = [[d.box[i] for i in (1, 0, 3, 2)] for d in drawn]
+  np.testing.assert_allclose(record['objects'].boxes, boxes, atol=1e-4)
+  assert record['objects'].labels.tolist() == [d.label for d in drawn]
+
+
+def test_batches_of_scenes():
+  section = fake_coco.config(
+      'digit_scenes',
+      canvas=(96, 128),
+      short_side=96,
+      long_side=128,
+      train_short_sides=(96,),
+  )
+  batches = data.create(section, train=False, batch_size=16, seed=0)
+  rows = list(batches)
+  assert sum(b['mask'].sum() for b in rows) == batches.num_examples == 200
+  assert batches.category_ids == digit_scenes.CATEGORY_IDS
+  for b in rows:
+    high = b['image_size'][:, None, ::-1]
+    assert (b['gt_boxes'][..., 2:] <= high + 1e-3)[b['gt_valid']].all()

@@ -4,14 +4,16 @@ import json
 
 import commands
 import fake_sources
+import fake_tfds
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 import tiny
 
 from awconv_jax import data, tasks, weights
 from awconv_jax.errors import InputError
-from awconv_jax.tools import convert, evaluate, prepare
+from awconv_jax.tools import convert, evaluate
 from configs import imagenet
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -43,12 +45,24 @@ def run(tmp_path_factory):
   return directory, *make_run(directory, 1000)
 
 
+def write_set(root, name, split, labels):
+  """Writes images as TFDS does, with a label or a list of labels each."""
+  features = fake_tfds.labelled(1000)
+  key = 'real_label' if isinstance(labels[0], list) else 'label'
+  if key == 'real_label':
+    features[key] = tfds.features.Sequence(features.pop('label'))
+  rows = [
+      {'image': fake_sources.encode(fake_sources.picture(i), '.png'), key: y}
+      for i, y in enumerate(labels)
+  ]
+  fake_tfds.write(root, name, features, {split: rows})
+
+
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
-  """The TFDS data directory, with a tiny imagenet2012 and its archives."""
+  """The TFDS data directory, with a tiny imagenet2012."""
   root = tmp_path_factory.mktemp('sets')
-  fake_sources.write_imagenet(root / 'manual', per_class=1, val=10)
-  prepare.prepare('imagenet2012', str(root), str(root / 'manual'))
+  write_set(root, 'imagenet2012', 'validation', [97 * i for i in range(10)])
   return root
 
 
@@ -113,24 +127,17 @@ def test_every_image_counts_once(run, sets):
   }
 
 
-def test_any_of_several_labels_is_a_hit(run, sets, monkeypatch):
+def test_any_of_several_labels_is_a_hit(run, sets):
   logits, _ = predictions(run, 'imagenet2012', sets)
   best = logits.argmax(1)
   second = np.argsort(-logits, axis=1)[:, 1]
   worst = logits.argmin(1)
-  # By the name of the image; the set's own order is another.
-  from awconv_jax.data import sources
-
-  source = sources.open_source('imagenet2012', str(sets), 'validation')
-  numbers = [int(source[i]['id'][-13:-5]) - 1 for i in range(10)]
   labels = [[] for _ in range(10)]
-  for row, number in enumerate(numbers[:6]):
+  for row in range(6):
     wrong = int(worst[row])
     right = int(second[row] if row == 4 else best[row])
-    labels[number] = [wrong] if row == 5 else [wrong, right]
-  files = {'real.json': fake_sources.real_labels(labels)}
-  fake_sources.serve(monkeypatch, sets / 'archives', files)
-  prepare.prepare('imagenet2012_real', str(sets), str(sets / 'manual'))
+    labels[row] = [wrong] if row == 5 else [wrong, right]
+  write_set(sets, 'imagenet2012_real', 'validation', labels)
   result = measure(run[0], name='imagenet2012_real', data_dir=str(sets))
   assert (result['num_examples'], result['num_unlabelled']) == (6, 4)
   assert result['top1'] == pytest.approx(4 / 6)
@@ -138,10 +145,8 @@ def test_any_of_several_labels_is_a_hit(run, sets, monkeypatch):
   assert result['data'] == 'tfds:imagenet2012_real'
 
 
-def test_imagenet_v2_by_its_short_name(run, sets, monkeypatch):
-  files = {'imagenetv2-matched-frequency.tar.gz': fake_sources.imagenet_v2()}
-  fake_sources.serve(monkeypatch, sets / 'archives', files)
-  prepare.prepare('imagenet_v2/matched-frequency', str(sets), None)
+def test_imagenet_v2_by_its_short_name(run, sets):
+  write_set(sets, 'imagenet_v2/matched-frequency', 'test', [0, 59, 230])
   result = measure(run[0], name='imagenet_v2', data_dir=str(sets))
   assert result['data'] == 'tfds:imagenet_v2/matched-frequency'
   assert (result['split'], result['num_examples']) == ('test', 3)

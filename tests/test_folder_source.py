@@ -54,22 +54,13 @@ def test_a_split_that_lacks_a_class_numbers_the_others_alike(folder):
 
 def test_slices_part_a_split(folder):
   whole = [r['id'] for r in records(opened(folder))]
-  for first, second, number in (
-      ('train[:75%]', 'train[75%:]', 9),
-      ('train[:5]', 'train[5:]', 5),
-      ('train[:-4]', 'train[-4:]', 8),
-  ):
-    parts = [
-        [r['id'] for r in records(opened(folder, split))]
-        for split in (first, second)
-    ]
-    assert len(parts[0]) == number and sum(parts, []) == whole
+  parts = [
+      [r['id'] for r in records(opened(folder, split))]
+      for split in ('train[:75%]', 'train[75%:]')
+  ]
+  assert len(parts[0]) == 9 and sum(parts, []) == whole
   # The order is mixed: a part is not of the first classes alone.
-  assert {r['label'] for r in records(opened(folder, 'train[:75%]'))} == {
-      0,
-      1,
-      2,
-  }
+  assert {name.split(os.sep)[1] for name in parts[0]} == {'cat', 'dog', 'emu'}
 
 
 def test_classes_may_lie_in_the_folder_itself(folder):
@@ -108,7 +99,6 @@ def unknown_class(folder):
         (unknown_class, 'test', r'classes that .*train lacks: yak'),
         (None, 'val', r"unknown split 'val' .*are test, train; .* is 'all'"),
         (None, 'train[3:3]', 'holds no images'),
-        (None, 'train[a:]', "'a' is neither a number nor a percentage"),
         (None, 'train[3]', 'want a name, or a slice'),
     ],
 )
@@ -125,9 +115,3 @@ def test_a_folder_that_is_not_there(folder):
     opened(folder / 'birds')
   with pytest.raises(InputError, match='train/cat has no sub-folders'):
     opened(folder / 'train', 'cat')
-
-
-@pytest.mark.parametrize('name', ['folder', 'folder:', 'foldr:/x', 'tfds:'])
-def test_unknown_names(name):
-  with pytest.raises(InputError, match='unknown dataset .*folder:<name>'):
-    sources.open_source(name, None, 'train')

@@ -20,23 +20,21 @@ SCRIPT = """
 import itertools, sys
 sys.path.insert(0, 'tests')
 import order_probe
-from awconv_jax.data import decode, pipeline, rows
-
-# At the top, which worker processes run as well.
-decode.Picture = order_probe.no_picture
+from awconv_jax.data import batches as reading, order
 
 if __name__ == '__main__':
   workers, host, hosts, start, count, repeats = map(int, sys.argv[1:])
   source = order_probe.Numbers({length})
-  stream = rows.train_stream(source, order_probe.Probe(), 5, repeats)
-  share = rows.Share({batch}, host, hosts)
-  reader = rows.Reader(stream, share, workers, 1, 2)
-  unreadable = pipeline.Unreadable(source, 0.0)
-  batches = pipeline.TrainBatches(reader, source, unreadable, 5, repeats)
+  reader = reading.Reader(
+      None, train=True, batch_size={batch}, seed=5, process_index=host,
+      process_count=hosts, num_workers=workers, num_threads=1, prefetch=2)
+  shuffled = order.ShuffledOrder({length}, 5, repeats)
+  stream = reading.train_stream(source, shuffled, order_probe.make_row, 7)
+  batches = reader.train_batches(
+      source, stream, num_examples={length}, repeats=repeats)
   batches.set_state(batches.get_state() | {{'batches': start}})
   for batch in itertools.islice(batches, count):
-    assert (batch['image'][:, 0] == batch['index']).all()
-    print(*(f'{{i}}:{{r}}' for i, r in batch['image'].tolist()))
+    print(*(f'{{i}}:{{r}}' for i, r in batch['row'].tolist()))
   batches.close()
 """
 

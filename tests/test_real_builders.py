@@ -1,52 +1,69 @@
-"""From the originals to a trained network: real builders, shipped configs."""
+"""From what TFDS prepares to a trained network: shipped configs."""
 
+import io
+import os
+import subprocess
+import sys
+
+import cv2
+import fake_coco
 import fake_sources
+import fake_tfds
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 import tiny
 
-from awconv_jax.tools import prepare
+from awconv_jax.data import sources
 from awconv_jax.train import loop as train_loop
 from awconv_jax.train import metric_writer
 from configs import cifar10, cifar100, imagenet
 
-pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 STEPS = 20
 
 
-def imagenet2012(root, monkeypatch):
-  del monkeypatch
-  fake_sources.write_imagenet(root / 'manual', per_class=4, val=10)
-  prepare.prepare('imagenet2012', str(root), str(root / 'manual'))
-  return imagenet.get_config('model=resnet18'), (14, 10)
+def prepared(root, name, num_classes, splits):
+  """Writes a set as TFDS does: so many examples of each split."""
+  suffix = '.jpg' if num_classes == 1000 else '.png'
+  rows = {
+      split: [
+          {
+              'image': fake_sources.encode(fake_sources.picture(i), suffix),
+              'label': 7 * i % num_classes,
+          }
+          for i in range(count)
+      ]
+      for split, count in splits.items()
+  }
+  fake_tfds.write(root, name, fake_tfds.labelled(num_classes), rows)
+  return tuple(splits.values())
 
 
-def cifar_10(root, monkeypatch):
-  files = {'cifar-10-binary.tar.gz': fake_sources.cifar10(per_file=4)}
-  fake_sources.serve(monkeypatch, root / 'archives', files)
-  prepare.prepare('cifar10', str(root), None)
-  return cifar10.get_config('model=resnet18'), (20, 4)
+def imagenet2012(root):
+  counts = prepared(root, 'imagenet2012', 1000, {'train': 14, 'validation': 10})
+  return imagenet.get_config('model=resnet18'), counts
 
 
-def cifar_100(root, monkeypatch):
-  files = {'cifar-100-binary.tar.gz': fake_sources.cifar100(count=11)}
-  fake_sources.serve(monkeypatch, root / 'archives', files)
-  prepare.prepare('cifar100', str(root), None)
-  return cifar100.get_config('model=resnet18'), (11, 11)
+def cifar_10(root):
+  counts = prepared(root, 'cifar10', 10, {'train': 20, 'test': 4})
+  return cifar10.get_config('model=resnet18'), counts
 
 
-def folder(root, monkeypatch):
-  del monkeypatch
+def cifar_100(root):
+  counts = prepared(root, 'cifar100', 100, {'train': 11, 'test': 11})
+  return cifar100.get_config('model=resnet18'), counts
+
+
+def folder(root):
   fake_sources.write_folder(root, {'train': 5, 'validation': 7})
   arg = f'data=folder:{root},num_classes=2,model=resnet18,recipe=a3'
   return imagenet.get_config(arg), (10, 14)
 
 
+@pytest.mark.usefixtures('quick_compiles_of_module')
 @pytest.mark.parametrize('build', [imagenet2012, cifar_10, cifar_100, folder])
-def test_prepared_trained_and_evaluated_on_every_image(
-    build, tmp_path, monkeypatch
-):
-  config, (train, val) = build(tmp_path / 'data', monkeypatch)
+def test_trained_and_evaluated_on_every_image(build, tmp_path):
+  config, (train, val) = build(tmp_path / 'data')
   size = config.data.image_size
   tiny.shrink(config, 32)
   with config.unlocked():
@@ -66,3 +83,55 @@ def test_prepared_trained_and_evaluated_on_every_image(
   losses = [row['train/loss'] for row in rows if 'train/loss' in row]
   assert len(losses) == STEPS and np.isfinite(losses).all()
   assert not (tmp_path / 'run' / train_loop.UNREADABLE).exists()
+
+
+def records(name, data_dir, split):
+  """Returns the records by their id."""
+  source = sources.open_source(name, str(data_dir), split)
+  found = [source[i] for i in range(len(source))]
+  return {record.get('id', record.get('image_id')): record for record in found}
+
+
+@pytest.mark.slow
+def test_what_tfds_builds_of_the_originals_is_read(monkeypatch, tmp_path):
+  """By its own builders, as docs/data.md says, on tiny archives."""
+  pytest.importorskip('tensorflow')
+  fake_sources.write_imagenet(tmp_path / 'manual', per_class=4, val=10)
+  command = (
+      *(sys.executable, '-m', 'tensorflow_datasets.scripts.cli.main'),
+      *('build', 'imagenet2012', '--file_format=array_record'),
+      *(f'--data_dir={tmp_path}', f'--manual_dir={tmp_path}/manual'),
+  )
+  subprocess.run(command, check=True, env={**os.environ, 'TFDS_DATA_DIR': ''})
+  found = records('imagenet2012', tmp_path, 'train')
+  wanted = fake_sources.imagenet_train(per_class=4)
+  assert len(found) == sum(map(len, wanted.values()))
+  for synset, files in wanted.items():
+    for name, content in files.items():
+      record = found[name.encode()]
+      assert record['label'] == fake_sources.SYNSETS[synset]
+      assert record['image'] == content
+  assert len(records('imagenet2012', tmp_path, 'validation')) == 10
+
+  files = {'cifar-10-binary.tar.gz': fake_sources.cifar10(per_file=4)}
+  files |= fake_coco.archives(range(1, 9), range(11, 16))
+  fake_coco.serve(monkeypatch, tmp_path / 'archives', files)
+  for name in ('cifar10', 'coco/2017'):
+    builder = tfds.builder(
+        name, data_dir=str(tmp_path), file_format='array_record'
+    )
+    builder.download_and_prepare()
+  found = records('cifar10', tmp_path, 'train')
+  for i in range(20):
+    record = found[f'train_{i:05}'.encode()]
+    encoded = np.frombuffer(io.BytesIO(record['image']).read(), np.uint8)
+    pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(pixels, fake_sources.cifar_pixels(i))
+    assert record['label'] == i % 10
+  found = records('coco/2017', tmp_path, 'validation')
+  assert set(found) == set(range(11, 16))
+  for seed, record in found.items():
+    wanted = fake_coco.annotations(seed)
+    boxes = np.reshape([a['bbox'] for a in wanted], (-1, 4))
+    boxes[:, 2:] += boxes[:, :2]
+    np.testing.assert_allclose(record['objects'].boxes, boxes, atol=1e-4)

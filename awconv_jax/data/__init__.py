@@ -11,7 +11,10 @@ Batches of images with boxes are described in `data.detection`.
 
 from collections.abc import Callable, Mapping
 import functools
+import inspect
 from typing import Any
+
+from awconv_jax.errors import InputError
 
 
 # Imported when called, so that models can be used without Grain and TFDS.
@@ -69,12 +72,17 @@ def create(
     InputError: for a data set or options that cannot be used.
   """
   options = dict(options)
-  reader = reader_of(options.pop('name'))(
+  name = options.pop('name')
+  options |= dict(
       train=train,
       batch_size=batch_size,
       seed=seed,
       process_index=process_index,
       process_count=process_count,
-      **options,
   )
-  return reader.create()
+  reader = reader_of(name)
+  try:
+    inspect.signature(reader).bind(**options)
+  except TypeError as error:
+    raise InputError(f'config.data of {name!r}: {error}') from error
+  return reader(**options).create()

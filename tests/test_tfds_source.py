@@ -1,0 +1,269 @@
+"""Reading what TFDS has prepared, in good and bad states."""
+
+import json
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import fake_tfds
+import numpy as np
+import pictures
+import pytest
+import tensorflow_datasets as tfds
+
+from awconv_jax import data
+from awconv_jax.data import tfds_source
+from awconv_jax.data.detection.tfds_objects import TfdsObjects
+from awconv_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+LENGTH = 2000
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  """Holds 'tiny' of 3 classes; example i has a picture and label of its own."""
+  root = tmp_path_factory.mktemp('tfds')
+  rows = [
+      {
+          'image': pictures.encode(pictures.smooth(8, 8, i)),
+          'label': i % 3,
+          'id': i,
+      }
+      for i in range(LENGTH)
+  ]
+  features = fake_tfds.labelled(3, id=np.int64)
+  fake_tfds.write(root, 'tiny', features, {'train': rows, 'test': rows[:60]})
+  assert 'tensorflow' not in sys.modules
+  return str(root)
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+  """A data directory that a test may spoil, and the set's directory in it."""
+  shutil.copytree(data_dir, tmp_path / 'copy')
+  return str(tmp_path / 'copy'), tmp_path / 'copy/tiny/1.0.0'
+
+
+def open_error(*args, **options) -> str:
+  with pytest.raises(InputError) as caught:
+    tfds_source.open_tfds(*args, **options)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_records_and_slices(data_dir):
+  source = tfds_source.open_tfds('tiny', data_dir, 'test[10:20]+train[:5]')
+  assert (len(source), source.num_classes, source.channels) == (15, 3, 3)
+  assert [source[i]['id'] for i in range(15)] == [*range(10, 20), *range(5)]
+  for i in range(15):
+    record = source[i]
+    wanted = pictures.encode(pictures.smooth(8, 8, int(record['id'])))
+    assert record['image'] == wanted and record['label'] == record['id'] % 3
+
+
+def test_default_directory_is_that_of_tfds(tmp_path):
+  code = (
+      'from awconv_jax.data import tfds_source\n'
+      'print(tfds_source.data_directory(None))'
+  )
+  for variable, expected in [
+      ({'TFDS_DATA_DIR': str(tmp_path)}, str(tmp_path)),
+      ({'HOME': str(tmp_path)}, str(tmp_path / 'tensorflow_datasets')),
+  ]:
+    clean = {k: v for k, v in os.environ.items() if k != 'TFDS_DATA_DIR'}
+    out = subprocess.check_output(
+        [sys.executable, '-c', code], cwd=ROOT, env=clean | variable, text=True
+    )
+    assert out.strip() == expected
+
+
+def test_newest_version_is_read(copy):
+  data_dir, directory = copy
+  for version in ['1.9.0', '1.10.0', '2.0.0', 'incomplete.1.11.0']:
+    os.mkdir(directory.parent / version)
+  for version in ['1.9.0', '1.10.0']:  # 2.0.0 has no dataset_info.json.
+    shutil.copytree(directory, directory.parent / version, dirs_exist_ok=True)
+
+  newest = tfds_source._newest_version(f'{data_dir}/tiny')
+
+  assert newest == str(directory.parent / '1.10.0')
+
+
+@pytest.mark.parametrize('split', ['validation', 'train[', ''])
+def test_unknown_split(data_dir, split):
+  assert open_error('tiny', data_dir, split) == (
+      f'unknown split {split!r} of {data_dir}/tiny/1.0.0; known: test, train'
+  )
+
+
+@pytest.mark.parametrize('split', ['train[10%:5%]', 'test[:0]', 'test[5:5]'])
+def test_empty_split(data_dir, split):
+  assert open_error('tiny', data_dir, split) == (
+      f'split {split!r} of {data_dir}/tiny/1.0.0 holds no examples; known:'
+      ' test, train'
+  )
+
+
+def test_a_set_that_is_not_prepared_names_the_command(data_dir):
+  assert open_error('cifar10', data_dir, 'train') == (
+      f"no data set 'cifar10' in {data_dir}; where TensorFlow is installed, "
+      f'prepare it by: tfds build cifar10 --data_dir={data_dir} '
+      '--file_format=array_record'
+  )
+
+
+def test_tfrecord_form_names_the_command(copy):
+  data_dir, directory = copy
+  info = json.loads((directory / 'dataset_info.json').read_text())
+  info['fileFormat'] = 'tfrecord'
+  (directory / 'dataset_info.json').write_text(json.dumps(info))
+  for path in directory.glob('*array_record*'):
+    path.rename(str(path).replace('array_record', 'tfrecord'))
+
+  message = open_error('tiny', data_dir, 'train')
+
+  assert message.startswith(f'{directory} is not in array_record form;')
+  assert f'tfds convert_format --dataset_dir={directory} --out_' in message
+
+
+def test_features_that_lack(copy):
+  data_dir, directory = copy
+  message = open_error('tiny', data_dir, 'train', source_class=TfdsObjects)
+  assert 'has no feature image/id, objects/bbox, ' in message
+  features = json.loads((directory / 'features.json').read_text())
+  named = features['featuresDict']['features']
+  named['digit'] = named.pop('label')
+  (directory / 'features.json').write_text(json.dumps(features))
+
+  message = open_error('tiny', data_dir, 'train')
+
+  assert 'has no feature label' in message and 'digit' in message
+
+
+def test_labels_are_checked_and_padded(tmp_path):
+  image = pictures.encode(pictures.smooth(4, 4))
+  features = fake_tfds.labelled(9) | {
+      'label': tfds.features.Sequence(tfds.features.ClassLabel(num_classes=9))
+  }
+  splits = {
+      'right': [[1, 7], [], [5]],
+      'many': [[1] * 21],
+  }
+  features['real_label'] = features.pop('label')
+  rows = {
+      split: [{'image': image, 'real_label': labels} for labels in lists]
+      for split, lists in splits.items()
+  }
+  fake_tfds.write(tmp_path, 'real', features, rows)
+  source = tfds_source.open_tfds('real', str(tmp_path), 'right')
+  found = [source[i]['label'] for i in range(3)]
+  assert {len(labels) for labels in found} == {20}
+  assert [list(row[row >= 0]) for row in found] == splits['right']
+  assert 'has 21 labels; at most 20' in open_error(
+      'real', str(tmp_path), 'many'
+  )
+
+  features = fake_tfds.labelled(9) | {'label': np.int64}
+  rows = {'test': [{'image': image, 'label': -1}]}
+  directory = Path(fake_tfds.write(tmp_path, 'none', features, rows))
+  text = (directory / 'features.json').read_text()
+  named = json.loads(text)
+  named['featuresDict']['features']['label'] = {
+      'pythonClassName': (
+          'tensorflow_datasets.core.features.class_label_feature.ClassLabel'
+      ),
+      'classLabel': {'numClasses': '9'},
+  }
+  (directory / 'features.json').write_text(json.dumps(named))
+  assert open_error('none', str(tmp_path), 'test').startswith(
+      "label -1 of record 0 of split 'test' in "
+  )
+
+
+def test_unreadable_dataset(copy, monkeypatch):
+  # The tests may run as root, who may read all; so the refusal is acted.
+  data_dir, _ = copy
+
+  def refuse(path):
+    raise PermissionError(13, 'Permission denied', path)
+
+  monkeypatch.setattr(os, 'listdir', refuse)
+  message = open_error('tiny', data_dir, 'train')
+
+  assert message == f'cannot read {data_dir}/tiny: Permission denied'
+
+
+def test_files_missing(copy):
+  data_dir, directory = copy
+  shard = next(directory.glob('*-train.*'))
+  shard.unlink()
+
+  message = open_error('tiny', data_dir, 'train')
+
+  assert message == f'{shard} is missing; copy or prepare it again'
+
+
+@pytest.mark.parametrize(
+    'name, size, start, reason',
+    [
+        ('*-train.*', 0, "record 0 of split 'train'", 'at least 64KB big'),
+        ('*-train.*', 131_072, "record 0 of split 'train'", 'Invalid Riegeli'),
+        ('dataset_info.json', 100, 'cannot open', 'Failed to load JSON'),
+        ('features.json', None, 'cannot open', 'Cannot restore tiny'),
+        ('features.json', 100, 'cannot open', 'Expecting value'),
+    ],
+)
+def test_damaged_files(copy, name, size, start, reason):
+  """Files cut to `size` bytes, or removed where that is None."""
+  data_dir, directory = copy
+  path = next(directory.glob(name))
+  if size is None:
+    path.unlink()
+  else:
+    os.truncate(path, size)
+
+  message = open_error('tiny', data_dir, 'train')
+
+  assert message.startswith(start) and reason in message
+  assert str(path if 'record' in start else directory) in message
+  assert message.endswith('; copy or prepare it again')
+
+
+def test_records_are_named_by_their_file(copy):
+  data_dir, directory = copy
+  shard = next(directory.glob('*-test.*'))
+  os.truncate(shard, 0)
+
+  # Record 0 is of the other file, and whole.
+  assert open_error('tiny', data_dir, 'train[:10]+test').startswith(
+      f"record 69 of split 'train[:10]+test' in {shard} cannot be read: "
+  )
+
+
+def test_a_garbled_record_stops_training_with_its_name(copy):
+  data_dir, directory = copy
+  shard = next(directory.glob('*-train.*'))
+  content = bytearray(shard.read_bytes())
+  content[150_000:150_100] = bytes(100)
+  shard.write_bytes(content)
+
+  for threads in (0, 2):
+    batches = data.create(
+        dict(
+            name='tfds:tiny',
+            dir=data_dir,
+            image_size=8,
+            eval_image_size=8,
+            num_threads=threads,
+        ),
+        train=True,
+        batch_size=LENGTH,
+        seed=0,
+    )
+    with pytest.raises(InputError, match='copy or prepare it again') as caught:
+      next(batches)
+    message = str(caught.value)
+    assert "of split 'train' in " in message and str(shard) in message
