@@ -17,22 +17,7 @@ from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
 from awconv_jax.models.detection import faster_rcnn, presets
 
 # Networks by name: a class, and what the name decides.
-MODELS = {
-    **{
-        f'resnet{depth}': functools.partial(resnet.ResNet, **fields)
-        for depth, fields in resnet.DEPTHS.items()
-    },
-    **{
-        name: functools.partial(resnet.ResNet, **fields)
-        for name, fields in resnet.RESNEXT.items()
-    },
-    **{
-        name: functools.partial(wide_resnet.WideResNet, **fields)
-        for name, fields in wide_resnet.SIZES.items()
-    },
-    'mobilenet_v2': functools.partial(mobilenet_v2.MobileNetV2),
-}
-
+MODELS = {**resnet.MODELS, **wide_resnet.MODELS, **mobilenet_v2.MODELS}
 DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
 
 
@@ -48,18 +33,13 @@ def create(name: str, **options: Any) -> nn.Module:
     A Flax module: `model.apply(variables, images, train=False)`.
 
   Raises:
-    InputError: the name or an option is unknown, or a value impossible.
+    InputError: the name or an option is unknown, or options do not fit.
   """
-  if name not in MODELS:
-    raise errors.unknown_name('model', name, MODELS)
-  module = MODELS[name]
-  fields = set(inspect.signature(module).parameters) - {'parent', 'name'}
+  network = errors.look_up('model', name, MODELS)
+  fields = inspect.signature(network).parameters
   for option in options:
-    if option not in fields:
-      raise errors.unknown_name(f'option of model {name}', option, fields)
-  model = module(**options)
-  model.check()
-  return model
+    errors.look_up(f'option of {name}', option, fields)
+  return network(**options)
 
 
 def create_detector(

@@ -6,33 +6,39 @@ convolution, convolves each by itself (3x3), and narrows them by a 1x1
 convolution without activation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-import functools
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
+import jax
 
-from awconv_jax import errors
-from awconv_jax.layers.conv import Conv
-from awconv_jax.models import checks
-from awconv_jax.models.blocks import Padded, strided_size
-from awconv_jax.models.network import Network
-from awconv_jax.ops.valid_area import mask_padding
-from awconv_jax.options import Bound, Fraction, PositiveFloat, PositiveInt
-
-# Of each stage: factor of the widening, channels, blocks, stride.
-Stage = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
-STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
+from awconv_jax.errors import look_up
+from awconv_jax.models.network import (
+    Network,
+    attend_stage,
+    check_places,
+    classify,
+    conv_of,
+    convolve,
+    convs_of,
+    norm_of,
+    parts_of,
+    strided_size,
 )
-STEM_CHANNELS, LAST_CHANNELS = 32, 1280
-STEMS = {'imagenet': 2, 'cifar': 1}
+from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.options import (
+    Bound,
+    Fraction,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+)
+
+STEMS = {'imagenet': 2, 'cifar': 1}  # Strides.
+# The slots whose convolution becomes an AW-convolution.
+AW_WHERE = {'3x3': ('conv2',)}
+# Factor of the widening, channels, blocks, stride.
+Stage = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
 
 def scaled(channels: int, factor: float) -> int:
@@ -42,7 +48,7 @@ def scaled(channels: int, factor: float) -> int:
   return result if result >= 0.9 * wanted else result + 8
 
 
-class InvertedResidual(Padded):
+class InvertedResidual(nn.Module):
   """1x1, depthwise 3x3 and linear 1x1, plus the input where shapes are equal.
 
   Attributes:
@@ -69,19 +75,13 @@ class InvertedResidual(Padded):
     y, size = x, valid_size
     channels = x.shape[-1] * self.widen
     if self.widen > 1:
-      y, size = self.convolve('conv1', y, channels, 1, 1, size)
+      y, size = self.convs['conv1'](y, channels, 1, 1, size)
       y = nn.relu6(self.norm(name='norm1')(y))
-    y, size = self.convolve(
-        'conv2',
-        y,
-        channels,
-        3,
-        self.stride,
-        size,
-        feature_group_count=channels,
+    y, size = self.convs['conv2'](
+        y, channels, 3, self.stride, size, feature_group_count=channels
     )
     y = nn.relu6(self.norm(name='norm2')(y))
-    y, size = self.convolve('conv3', y, self.features, 1, 1, size)
+    y, size = self.convs['conv3'](y, self.features, 1, 1, size)
     y = self.norm(name='norm3')(y)
     if self.attention is not None:
       y = self.attention(name='attention')(y, valid_size=size)
@@ -103,76 +103,80 @@ class MobileNetV2(Network):
     aw_where: '3x3', the depthwise convolutions.
   """
 
-  stages: Annotated[tuple[Stage, ...], Bound(min_length=1)] = STAGES
+  stages: Annotated[tuple[Stage, ...], Bound(min_length=1)] = (
+      (1, 16, 1, 1),
+      (6, 24, 2, 2),
+      (6, 32, 3, 2),
+      (6, 64, 4, 2),
+      (6, 96, 3, 1),
+      (6, 160, 3, 2),
+      (6, 320, 1, 1),
+  )
   width_factor: PositiveFloat = 1.0
-  stem: Literal['imagenet', 'cifar'] = 'imagenet'
+  stem: Annotated[str, OneOf(STEMS)] = 'imagenet'
   dropout: Fraction = 0.2
-  aw_where: Literal['3x3'] = '3x3'
+  aw_where: Annotated[str, OneOf(AW_WHERE)] = '3x3'
 
-  @nn.nowrap
-  def slots(self) -> Sequence[str]:
-    return ('conv1', 'conv2', 'conv3')
+  def __post_init__(self):
+    super().__post_init__()
+    check_places(self, len(self.stages), dense_3x3=False)
 
-  @nn.nowrap
-  def aw_choices(self):
-    return {'3x3': ('conv2',)}
+  @nn.compact
+  def __call__(
+      self,
+      images: jax.Array,
+      *,
+      train: bool,
+      valid_size: jax.Array | None = None,
+  ) -> jax.Array | dict[str, jax.Array]:
+    """Computes logits, or features for `num_classes=None`; see `Network`.
 
-  @nn.nowrap
-  def strides(self) -> Sequence[int]:
-    return [stride for _, _, _, stride in self.stages]
-
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises InputError for a field that cannot be used."""
-    checks.check_choice('stem', self.stem, tuple(STEMS))
-    checks.check_positive('width_factor', self.width_factor)
-    if not self.stages:
-      raise errors.InputError('model.stages must not be empty')
-    for i, stage in enumerate(self.stages):
-      checks.check_counts(f'stages[{i}]', stage)
-      if len(stage) != 4:
-        raise errors.InputError(
-            f'model.stages[{i}]={tuple(stage)} must hold four numbers: factor, '
-            'channels, blocks and stride'
-        )
-    checks.check_fraction('dropout', self.dropout)
-    super().check()
-
-  def _conv_norm(self, x, features, size, stride, name, train, valid_size):
-    """Returns relu6(norm(conv(x))) outside of the blocks."""
-    conv = Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        name=f'{name}_conv',
-        **self.conv_fields(),
+    Raises:
+      ValueError: the shape of valid_size does not fit; says which.
+    """
+    if valid_size is not None:
+      valid_size = as_valid_size(valid_size, images.shape)
+    x = images.astype(self.dtype)
+    conv, norm = conv_of(self), norm_of(self, train)
+    channels = scaled(32, self.width_factor)
+    stride = look_up('stem', self.stem, STEMS)
+    x, valid_size = convolve(
+        conv, 'stem_conv', x, channels, 3, stride, valid_size
     )
-    x = conv(mask_padding(x, valid_size) if size > 1 else x)
-    return nn.relu6(self.norms(train)(name=f'{name}_norm')(x))
+    x = nn.relu6(norm(name='stem_norm')(x))
 
-  @nn.nowrap
-  def depths(self) -> Sequence[int]:
-    return [blocks for _, _, blocks, _ in self.stages]
+    parts = parts_of(self, sum(stage[2] for stage in self.stages), train)
+    strides = [stage[3] for stage in self.stages]
+    features = {}
+    for stage, (widen, width, blocks, _) in enumerate(self.stages, start=1):
+      convs = convs_of(
+          self,
+          stage,
+          train,
+          slots=('conv1', 'conv2', 'conv3'),
+          aw=look_up('aw_where', self.aw_where, AW_WHERE),
+      )
+      for index in range(blocks):
+        stride = 1 if index else strides[stage - 1]
+        x = InvertedResidual(
+            scaled(width, self.width_factor),
+            widen,
+            stride,
+            convs,
+            name=f'stage{stage}_block{index + 1}',
+            **next(parts),
+        )(x, valid_size=valid_size)
+        valid_size = strided_size(valid_size, stride)
+      if strides[stage:] and strides[stage] > 1:
+        x = attend_stage(self, stage, x, train, valid_size)
+      features[f'c{stage + 1}'] = x
 
-  @nn.nowrap
-  def create_block(self, stage, *, train, **fields):
-    del train
-    widen, width, _, _ = self.stages[stage - 1]
-    return functools.partial(
-        InvertedResidual,
-        features=scaled(width, self.width_factor),
-        widen=widen,
-        **fields,
-    )
+    if self.num_classes is None:
+      return features
+    channels = scaled(1280, max(1.0, self.width_factor))
+    x, _ = convolve(conv, 'last_conv', x, channels, 1)
+    x = nn.relu6(norm(name='last_norm')(x))
+    return classify(self, x, train, valid_size, self.dropout)
 
-  def begin(self, x, train, valid_size):
-    stride = STEMS[self.stem]
-    channels = scaled(STEM_CHANNELS, self.width_factor)
-    x = self._conv_norm(x, channels, 3, stride, 'stem', train, valid_size)
-    return x, strided_size(valid_size, stride)
 
-  def classify(self, x, train, valid_size):
-    channels = scaled(LAST_CHANNELS, max(1.0, self.width_factor))
-    x = self._conv_norm(x, channels, 1, 1, 'last', train, valid_size)
-    return super().classify(x, train, valid_size, self.dropout)
+MODELS = {'mobilenet_v2': MobileNetV2}

@@ -6,27 +6,34 @@ pre-activated: norm and ReLU come before each 3x3 convolution, and a last norm
 and ReLU before the pooling.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import functools
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import flax.linen as nn
+import jax
 
-from awconv_jax.layers.conv import Conv
-from awconv_jax.models import checks
-from awconv_jax.models.blocks import Padded
-from awconv_jax.models.network import Network
-from awconv_jax.ops.valid_area import mask_padding
-from awconv_jax.options import Fraction, PositiveInt
+from awconv_jax.errors import look_up
+from awconv_jax.models.network import (
+    Network,
+    attend_stage,
+    check_places,
+    classify,
+    conv_of,
+    convolve,
+    convs_of,
+    norm_of,
+    parts_of,
+    strided_size,
+)
+from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.options import Fraction, OneOf, PositiveInt
 
-SIZES = {
-    'wrn_16_4': dict(blocks=2, widen=4),
-    'wrn_28_10': dict(blocks=4, widen=10),
-    'wrn_40_4': dict(blocks=6, widen=4),
-}
+# The slots whose convolution becomes an AW-convolution.
+AW_WHERE = {'3x3': ('conv1', 'conv2'), 'first_3x3': ('conv1',)}
 
 
-class WideBlock(Padded):
+class WideBlock(nn.Module):
   """norm, ReLU, 3x3; norm, ReLU, dropout, 3x3; plus the shortcut.
 
   Attributes:
@@ -36,8 +43,7 @@ class WideBlock(Padded):
     norm: the norm; takes `name`.
     attention: None, or what gates the branch.
     drop: what drops the branch of some samples in training; takes `name`.
-    dropout: share of the values that is dropped between the convolutions.
-    train: whether dropout is on.
+    dropout: what drops values between the convolutions.
   """
 
   features: int
@@ -46,24 +52,23 @@ class WideBlock(Padded):
   norm: Callable[..., Any]
   attention: Callable[..., Any] | None
   drop: Callable[..., Any]
-  dropout: float
-  train: bool
+  dropout: Callable[..., Any]
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H / stride, W / stride, features] for x [N, H, W, C]."""
     seen = nn.relu(self.norm(name='norm1')(x))
-    y, size = self.convolve(
-        'conv1', seen, self.features, 3, self.stride, valid_size
+    y, size = self.convs['conv1'](
+        seen, self.features, 3, self.stride, valid_size
     )
     y = nn.relu(self.norm(name='norm2')(y))
-    y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
-    y, size = self.convolve('conv2', y, self.features, 3, 1, size)
+    y = self.dropout()(y)
+    y, size = self.convs['conv2'](y, self.features, 3, 1, size)
     if self.attention is not None:
       y = self.attention(name='attention')(y, valid_size=size)
     if x.shape != y.shape:
-      x, _ = self.convolve(
-          'downsample_conv', seen, self.features, 1, self.stride, valid_size
+      x, _ = self.convs['downsample_conv'](
+          seen, self.features, 1, self.stride, valid_size
       )
     return x + self.drop(name='stochastic_depth')(y)
 
@@ -84,55 +89,67 @@ class WideResNet(Network):
   widen: PositiveInt = 10
   width: PositiveInt = 16
   dropout: Fraction = 0.0
-  aw_where: Literal['3x3', 'first_3x3'] = '3x3'
+  aw_where: Annotated[str, OneOf(AW_WHERE)] = '3x3'
 
-  @nn.nowrap
-  def slots(self) -> Sequence[str]:
-    return ('conv1', 'conv2', 'downsample_conv')
+  def __post_init__(self):
+    super().__post_init__()
+    check_places(self, 3, dense_3x3=True)
 
-  @nn.nowrap
-  def aw_choices(self):
-    return {'3x3': ('conv1', 'conv2'), 'first_3x3': ('conv1',)}
+  @nn.compact
+  def __call__(
+      self,
+      images: jax.Array,
+      *,
+      train: bool,
+      valid_size: jax.Array | None = None,
+  ) -> jax.Array | dict[str, jax.Array]:
+    """Computes logits, or features for `num_classes=None`; see `Network`.
 
-  @nn.nowrap
-  def features(self, stage: int) -> int:
-    return self.width * self.widen * 2 ** (stage - 1)
+    Raises:
+      ValueError: the shape of valid_size does not fit; says which.
+    """
+    if valid_size is not None:
+      valid_size = as_valid_size(valid_size, images.shape)
+    x = images.astype(self.dtype)
+    x, _ = convolve(conv_of(self), 'stem_conv', x, self.width, 3, 1, valid_size)
 
-  @nn.nowrap
-  def augmented_slots(self) -> Sequence[str]:
-    return ('conv1',)
-
-  @nn.nowrap
-  def strides(self) -> Sequence[int]:
-    return (1, 2, 2)
-
-  @nn.nowrap
-  def check(self) -> None:
-    """Raises InputError for a field that cannot be used."""
-    for field in ('blocks', 'widen', 'width'):
-      checks.check_count(field, getattr(self, field))
-    checks.check_fraction('dropout', self.dropout)
-    super().check()
-
-  @nn.nowrap
-  def depths(self) -> Sequence[int]:
-    return [self.blocks] * 3
-
-  @nn.nowrap
-  def create_block(self, stage, **fields):
-    return functools.partial(
-        WideBlock,
-        features=self.features(stage),
-        dropout=self.dropout,
-        **fields,
+    dropout = functools.partial(
+        nn.Dropout, self.dropout, deterministic=not train
     )
+    parts = parts_of(self, 3 * self.blocks, train)
+    features = {}
+    for stage in (1, 2, 3):
+      convs = convs_of(
+          self,
+          stage,
+          train,
+          slots=('conv1', 'conv2', 'downsample_conv'),
+          aw=look_up('aw_where', self.aw_where, AW_WHERE),
+          augmented='conv1',
+      )
+      for index in range(self.blocks):
+        stride = 2 if stage > 1 and index == 0 else 1
+        x = WideBlock(
+            self.width * self.widen * 2 ** (stage - 1),
+            stride,
+            convs,
+            dropout=dropout,
+            name=f'stage{stage}_block{index + 1}',
+            **next(parts),
+        )(x, valid_size=valid_size)
+        valid_size = strided_size(valid_size, stride)
+      if stage < 3:
+        x = attend_stage(self, stage, x, train, valid_size)
+      features[f'c{stage + 1}'] = x
 
-  def begin(self, x, train, valid_size):
-    del train
-    conv = Conv(
-        self.width, (3, 3), padding=1, name='stem_conv', **self.conv_fields()
-    )
-    return conv(mask_padding(x, valid_size)), valid_size
+    features['c4'] = x = nn.relu(norm_of(self, train)(name='last_norm')(x))
+    if self.num_classes is None:
+      return features
+    return classify(self, x, train, valid_size)
 
-  def end(self, x, train):
-    return nn.relu(self.norms(train)(name='last_norm')(x))
+
+MODELS = {
+    'wrn_16_4': functools.partial(WideResNet, blocks=2, widen=4),
+    'wrn_28_10': functools.partial(WideResNet, blocks=4, widen=10),
+    'wrn_40_4': functools.partial(WideResNet, blocks=6, widen=4),
+}
