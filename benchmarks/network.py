@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from awconv_jax import errors, models
-from awconv_jax.models.attention import ATTENTION
+from awconv_jax.layers.attention import ATTENTION
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
 from awconv_jax.options import (
     NonNegativeFloat,

@@ -1,35 +1,33 @@
 """Every network with every attention: exact counts, and a training step."""
 
+from collections.abc import Mapping
 import functools
 import itertools
 import re
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_values
 
-from awconv_jax import errors, models
-from awconv_jax.models.attention import ATTENTION
+from awconv_jax import config, errors, models
+from awconv_jax.layers.attention import ATTENTION
+from awconv_jax.options import Named
 
 KEY = jax.random.key(0, impl='rbg')
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
-def shapes_of(model, size=32, batch=1):
-  """Returns the variables' shapes; computes nothing."""
-  x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-  return jax.eval_shape(functools.partial(model.init, train=False), KEY, x)
-
-
 @functools.cache
 def parameters(name, size=32, **options):
-  shapes = shapes_of(models.create(name, **options), size)
+  shapes = models.shapes_of(models.create(name, **options), size)
   return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
 
 
 # Published with the networks, or integer counts of other implementations.
+DEPTHS = ('resnet18', 'resnet34', 'resnet50', 'resnet101')
 IMAGENET = {
     None: (11_689_512, 21_797_672, 25_557_032, 44_549_160),
     'se': (11_778_592, 21_958_868, 28_088_024, 49_326_872),
@@ -37,49 +35,96 @@ IMAGENET = {
     'bam': (11_712_503, 21_820_663, 25_915_099, 44_907_227),
     'eca': (11_689_548, 21_797_746, 25_557_118, 44_549_331),
 }
-CIFAR = {
-    ('resnet18', None): 11_220_132,
-    ('resnet34', None): 21_328_292,
-    ('resnet50', None): 23_705_252,
-    ('resnet50', 'se'): 26_236_244,
-    ('resnet50', 'cbam'): 26_237_844,
-    ('resnet50', 'bam'): 24_063_319,
-}
+CIFAR = dict(stem='cifar', num_classes=100)
+COUNTS = [
+    *(
+        (name, dict(attention=attention), count)
+        for attention, counts in IMAGENET.items()
+        for name, count in zip(DEPTHS, counts, strict=True)
+    ),
+    ('resnet18', CIFAR, 11_220_132),
+    ('resnet34', CIFAR, 21_328_292),
+    ('resnet50', CIFAR, 23_705_252),
+    ('resnet50', CIFAR | dict(attention='se'), 26_236_244),
+    ('resnet50', CIFAR | dict(attention='cbam'), 26_237_844),
+    ('resnet50', CIFAR | dict(attention='bam'), 24_063_319),
+    ('wrn_28_10', dict(num_classes=100), 36_536_884),
+    ('resnext50_32x4d', {}, 25_028_904),
+    ('resnext101_32x8d', {}, 88_791_336),
+    ('wide_resnet50_2', {}, 68_883_240),
+    ('wide_resnet101_2', {}, 126_886_696),
+    ('mobilenet_v2', {}, 3_504_872),
+    # To two digits of a million; the tables of relative positions are as large
+    # as the images.
+    ('resnet50', dict(attention='aa', size=224), 25.78e6),
+    ('resnet101', dict(attention='aa', size=224), 45.36e6),
+]
 
 
-@pytest.mark.parametrize('attention', IMAGENET)
-@pytest.mark.parametrize('place, depth', enumerate([18, 34, 50, 101]))
-def test_parameters_for_imagenet(attention, place, depth):
-  expected = IMAGENET[attention][place]
-  assert parameters(f'resnet{depth}', attention=attention) == expected
+@pytest.mark.parametrize('name, options, expected', COUNTS)
+def test_parameters(name, options, expected):
+  found = parameters(name, **options)
+  if isinstance(expected, float):
+    expected = pytest.approx(expected, rel=1e-3)
+  assert found == expected
 
 
-@pytest.mark.parametrize('name, attention', CIFAR)
-def test_parameters_for_cifar(name, attention):
-  own = parameters(name, attention=attention, stem='cifar', num_classes=100)
-  assert own == CIFAR[name, attention]
+def added_by_aw_conv(c, d, reduction=16, min_hidden=4, expansion=16):
+  """Parameters of one attention branch, of a kernel without groups."""
+  h = max(c // reduction, min_hidden)
+  e = max(e for e in range(1, expansion + 1) if c % e == 0)
+  maps = c // e * d
+  pointwise = c * h + h * maps
+  norms = 2 * h + 2 * maps  # scale and bias
+  return pointwise + norms
+
+
+def replaced_convolutions(name, where):
+  """Yields C, D of every convolution that becomes an AW-convolution."""
+  fields, before = models.MODELS[name].keywords, 64
+  for stage, blocks in enumerate(fields['stage_sizes']):
+    width = 64 * 2**stage
+    for _ in range(blocks):
+      if fields['block'] == 'basic':
+        convs = [(before, width), (width, width)]
+        yield from convs[: 2 if where == '3x3' else 1]
+        before = width
+      else:
+        convs = [(before, width), (width, width), (width, 4 * width)]
+        yield from convs if where == 'all' else convs[1:2]
+        before = 4 * width
 
 
 @pytest.mark.parametrize(
-    'name, options, expected',
+    'name, where, options',
     [
-        ('wrn_28_10', dict(num_classes=100), 36_536_884),
-        ('resnext50_32x4d', {}, 25_028_904),
-        ('resnext101_32x8d', {}, 88_791_336),
-        ('mobilenet_v2', {}, 3_504_872),
+        ('resnet18', '3x3', {}),
+        ('resnet18', '3x3', dict(reduction=8, min_hidden=2, expansion=4)),
+        ('resnet34', 'first_3x3', {}),
+        ('resnet50', '3x3', {}),
+        ('resnet50', 'all', {}),
     ],
 )
-def test_parameters_of_other_networks(name, options, expected):
-  assert parameters(name, **options) == expected
+def test_aw_parameters_are_the_plain_ones_and_the_branches(
+    name, where, options
+):
+  model = models.create(
+      name, attention='se', aw_conv=True, aw_where=where, aw_options=options
+  )
+  shapes = models.shapes_of(model, 32)['params']
+  found = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  added = [
+      added_by_aw_conv(c, d, **options)
+      for c, d in replaced_convolutions(name, where)
+  ]
+  assert found == parameters(name, attention='se') + sum(added)
 
 
-@pytest.mark.parametrize(
-    'name, million', [('resnet50', 25.78), ('resnet101', 45.36)]
-)
-def test_parameters_with_augmented_convolutions(name, million):
-  # The tables of relative positions are as large as the images.
-  own = parameters(name, size=224, attention='aa')
-  assert own == pytest.approx(1e6 * million, rel=1e-3)
+def test_aw_resnet50_adds_what_was_counted_by_hand():
+  # 3x3 convolutions of 64, 128, 256 and 512 channels, 3, 4, 6 and 3 times:
+  # 1,800, 11,280, 77,856 and 573,504 parameters a branch.
+  added = 3 * 1_800 + 4 * 11_280 + 6 * 77_856 + 3 * 573_504
+  assert parameters('resnet50', aw_conv=True) == 25_557_032 + added
 
 
 TWO = dict(stage_sizes=(1, 1), width=16, stem='cifar', zero_init_residual=False)
@@ -115,23 +160,10 @@ def create(family, attention, aw_conv):
 
 def train_once(model, batch):
   """Returns the loss, and the gradients by path."""
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(batch, 16, 16, 3)).astype(np.float32)
+  x = np.random.default_rng(0).normal(size=(batch, 16, 16, 3))
+  x = x.astype(np.float32)
   labels = np.arange(batch) % 3
-  shapes = shapes_of(model, 16)
-
-  def value(path, leaf):
-    values = rng.normal(size=leaf.shape)
-    name = path[-1].key
-    if name in ('scale', 'var'):
-      values = 1 + 0.2 * np.tanh(values)
-    elif name in ('bias', 'mean'):
-      values *= 0.2
-    else:
-      values /= np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
-    return values.astype(np.float32)
-
-  variables = jax.tree_util.tree_map_with_path(value, shapes)
+  variables = random_values.like(models.shapes_of(model, 16))
 
   @jax.jit
   @jax.value_and_grad
@@ -218,50 +250,96 @@ def test_a_step_trains_every_parameter_of_all(
   check_step(family, attention, aw_conv, batch)
 
 
-@pytest.mark.parametrize('family, attention', sorted(WITHOUT))
-def test_what_cannot_be_augmented_is_refused(family, attention):
-  with pytest.raises(errors.InputError, match='dense 3x3 convolutions'):
-    create(family, attention, False)
+def root(model: Annotated[Mapping[str, Any], Named(models.MODELS, 'model')]):
+  """A config that holds a network."""
+  del model
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('attention', [None, 'aa', 'bam'])
+def test_a_complete_config_is_the_network_that_its_name_makes(name, attention):
+  options = dict(name=name, attention=attention)
+  try:
+    plain = models.create(**options)
+  except errors.InputError as error:
+    assert 'dense 3x3' in str(error)
+    return
+  section = config.complete(dict(model=options), root).model
+  whole = models.create(**section.to_dict())
+  assert models.shapes_of(whole, 32) == models.shapes_of(plain, 32)
+  fields = set(type(plain).__dataclass_fields__) - {'parent'}
+  assert set(section) == fields
+  # AW options have no effect, but are there.
+  assert not whole.aw_conv and whole.aw_options['gate'] == 'sigmoid'
+
+
+def test_wrong_options_of_all_kinds_are_found_by_the_config():
+  wrong = dict(
+      name='mobilenet_v2',
+      stem='cifr',
+      stages=((1, 2, 0, 1), (6, 16, 1)),
+      num_classes=0,
+      dropout=1.0,
+      dtype='int8',
+      aw_stages=(0,),
+      aw_options=dict(gates='tanh'),
+      attention_options=dict(reduction=8),
+  )
+  with pytest.raises(errors.InputError) as error:
+    config.complete(dict(model=wrong), root)
+  for words in (
+      "config.model.stem='cifr' .*'cifar'",
+      r'config.model.stages\[0\]\[2\]=0 .*1',
+      'config.model.num_classes=0 .*1',
+      'config.model.dropout=1.0 .*less than 1',
+      "config.model.dtype='int8' .*floating",
+      r'config.model.aw_stages\[0\]=0 .*1',
+      "unknown config.model.aw_options.gates .*'gate'",
+      'config.model.attention_options.*model.attention, which is None',
+  ):
+    lines = str(error.value).splitlines()
+    assert any(re.search(words, line) for line in lines), words
 
 
 @pytest.mark.parametrize(
     'name, options, words',
     [
-        ('wrn_28_10', dict(dropout=1.0), ['model.dropout=1.0', '[0, 1)']),
-        ('wrn_28_10', dict(widen=0), ['model.widen=0']),
-        ('wrn_28_10', dict(aw_stages=(4,)), ['1 to 3']),
-        ('mobilenet_v2', dict(stem='small'), ["'small'", 'cifar']),
-        ('mobilenet_v2', dict(width_factor=0), ['width_factor=0', 'above 0']),
-        ('mobilenet_v2', dict(stages=((1, 2, 0, 1),)), ['stages[0][2]=0']),
-        ('resnet18', dict(groups=2), ['model.groups=2', "'bottleneck'"]),
-        ('resnext50_32x4d', dict(groups=0), ['model.groups=0']),
-        ('resnext50_32x4d', dict(width=8), ['model.width=8', 'at least 16']),
-        ('resnet18', dict(stage_sizes=()), ['stage_sizes=()', 'empty']),
-        ('mobilenet_v2', dict(stages=()), ['model.stages', 'empty']),
-        ('mobilenet_v2', dict(stages=((6, 16, 1),)), ['(6, 16, 1)', 'four']),
-        (
-            'resnet18',
-            dict(aw_options=dict(kernel_dilation=2)),
-            ["'kernel_dilation'"],
-        ),
+        ('resnet51', {}, "model 'resnet51'.*'resnet50'.*resnet152"),
+        ('resnet18', dict(stages=3), "'stages' .*'stage_sizes'.*width"),
+        ('resnet18', dict(attention='sse'), "'sse' .*'se'"),
+        ('resnet18', dict(groups=2), "model.groups=2.*block='bottleneck'"),
+        ('resnext50_32x4d', dict(width=8), 'width=8.*at least 16'),
+        ('wrn_28_10', dict(aw_stages=(2, 4)), r'aw_stages=\(2, 4\).*1 to 3'),
+        ('mobilenet_v2', dict(attention='aa'), 'dense 3x3 convolutions'),
+        ('resnext50_32x4d', dict(attention='aa'), 'dense 3x3 convolutions'),
     ],
 )
-def test_wrong_options_are_one_line(name, options, words):
+def test_what_fits_no_network_is_one_line(name, options, words):
   with pytest.raises(errors.InputError) as error:
     models.create(name, **options)
-  message = str(error.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
+  assert re.fullmatch(f'.*{words}.*', str(error.value))
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(stem='small'), "stem 'small'.*cifar, imagenet"),
+        (dict(block='wide'), "block 'wide'.*basic, bottleneck"),
+        (dict(version='v2'), "version 'v2'.*v1, v1.5"),
+        (dict(aw_where='first_3x3'), "aw_where 'first_3x3'.*3x3, all"),
+        (dict(attention='aa', attention_options=dict(heads=64)), 'fewer heads'),
+    ],
+)
+def test_wrong_names_are_looked_up_where_there_is_no_config(options, words):
+  with pytest.raises(ValueError, match=words):
+    models.shapes_of(models.create('resnet50', **options), 32)
 
 
 def test_refinement_by_name_reaches_the_aw_convolutions():
   options = dict(aw_conv=True, aw_options=dict(refinement='se'))
-  shapes = shapes_of(models.create('resnet50', **options))['params']
+  shapes = models.shapes_of(models.create('resnet50', **options), 32)['params']
   conv = shapes['stage4_block1']['conv2']
   assert conv['refinement']['reduce']['kernel'].shape == (512, 32)
-  with pytest.raises(errors.InputError, match="refinement.*'bam'.*eca"):
-    models.create('resnet50', aw_options=dict(refinement='bam'))
 
 
 def test_dropout_drops_in_training_only():

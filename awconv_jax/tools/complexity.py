@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from awconv_jax import command_line, complexity, errors, models, text_table
-from awconv_jax.models.attention import ATTENTION
+from awconv_jax.layers.attention import ATTENTION
 
 FLAGS = flags.FLAGS
 
