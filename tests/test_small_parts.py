@@ -16,7 +16,6 @@ import pytest
 
 from awconv_jax import errors, models
 from awconv_jax.layers.aw_conv import AWConv
-from awconv_jax.models import attention
 from awconv_jax.ops import data_shards
 from awconv_jax.train import metric_writer, partition, preemption, progress
 from awconv_jax.train import rundir as workdir
@@ -186,17 +185,6 @@ def test_every_option_of_the_paper_is_in_the_config():
   plain = AWConv(1, 1)
   for name in model.aw_options:
     assert getattr(layer, name) == getattr(plain, name), name
-
-
-@pytest.mark.parametrize('name', attention.ATTENTION)
-def test_every_option_of_the_attention_is_in_the_config(name):
-  options = digits.get_config(f'attention={name}').model.attention_options
-  known = attention.ATTENTION[name]
-  fields = set(known.layer.__dataclass_fields__) - {'parent', 'name'}
-  assert fields - set(known.own) == set(options)
-  for field in options:
-    default = known.layer.__dataclass_fields__[field].default
-    assert options[field] == default, field
 
 
 def test_config_choices_are_named():
