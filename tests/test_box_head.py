@@ -8,7 +8,7 @@ import naive_detection
 import numpy as np
 import pytest
 
-from awconv_jax.models.detection import box_head, fpn, postprocess, rpn
+from awconv_jax.models.detection import box_head, fpn, losses, postprocess, rpn
 from awconv_jax.weights import names
 
 CODER = box_head.RegionCoder()
@@ -35,16 +35,18 @@ def proposals():
   return boxes, np.arange(len(boxes)) % 6 != 1
 
 
-def sample(sampler=ALL, gt=GT, labels=LABELS, gt_valid=VALID, seed=0):
-  draw = functools.partial(
-      box_head.sample_regions,
-      num_classes=CLASSES,
-      matcher={},
-      sampler=sampler,
+def sample(boxes=None, options=ALL, gt=GT, labels=LABELS, gt_valid=VALID):
+  choose = functools.partial(
+      losses.choose_targets,
+      match=box_head.match_regions,
+      sample=functools.partial(box_head.sample_labels, **options),
       coder=CODER,
   )
-  key = jax.random.key(seed)
-  return jax.jit(draw)(*proposals(), gt, labels, gt_valid, key)
+  draw = functools.partial(
+      box_head.choose_regions, num_classes=CLASSES, choose=choose
+  )
+  boxes = boxes or proposals()
+  return jax.jit(draw)(*boxes, gt, labels, gt_valid, jax.random.key(0))
 
 
 def test_regions_are_proposals_and_ground_truth_with_their_labels():
@@ -56,17 +58,17 @@ def test_regions_are_proposals_and_ground_truth_with_their_labels():
     best = int(np.argmax(overlaps))
     target = LABELS[best] if overlaps[best] >= 0.5 else CLASSES
     want[tuple(box.tolist())] = (target, best)
-  got = regions.boxes[regions.valid]
+  got = regions.boxes[regions.targets.valid]
   assert sorted(map(tuple, got.tolist())) == sorted(want)
   assert tuple(GT[1].tolist()) not in map(tuple, got.tolist())
-  for n in np.flatnonzero(regions.valid):
+  for n in np.flatnonzero(regions.targets.valid):
     label, best = want[tuple(regions.boxes[n].tolist())]
     assert regions.labels[n] == label
-    assert regions.positive[n] == (label < CLASSES)
+    assert regions.targets.positive[n] == (label < CLASSES)
     if label < CLASSES:
       target = naive_detection.encode(GT[best], regions.boxes[n], CODER.weights)
-      np.testing.assert_allclose(regions.targets[n], target, atol=1e-4)
-  assert 4 <= regions.positive.sum() < regions.valid.sum()
+      np.testing.assert_allclose(regions.targets.deltas[n], target, atol=1e-4)
+  assert 4 <= regions.targets.positive.sum() < regions.targets.valid.sum()
 
 
 def xavier(ways_in, ways_out):
@@ -115,63 +117,52 @@ def test_padded_ground_truth_is_no_region_and_no_match():
   more = sample(gt=rows, labels=labels, gt_valid=valid)
 
   def rows_of(regions):
-    columns = [regions.boxes, regions.targets, regions.labels[:, None]]
-    table = np.concatenate(columns, 1)[np.asarray(regions.valid)]
+    columns = [regions.boxes, regions.targets.deltas, regions.labels[:, None]]
+    table = np.concatenate(columns, 1)[np.asarray(regions.targets.valid)]
     return sorted(table.tolist())
 
   # Targets of negatives mean nothing; compare the positives, and all boxes.
-  assert some.valid.sum() == more.valid.sum()
+  assert some.targets.valid.sum() == more.targets.valid.sum()
   for a, b in zip(rows_of(some), rows_of(more), strict=True):
     assert a[:4] == b[:4] and a[-1] == b[-1]
     if a[-1] < CLASSES:
       assert a == b
   empty = sample(gt_valid=np.zeros(3, bool))
-  assert not empty.positive.any()
+  assert not empty.targets.positive.any()
   assert np.all(empty.labels == CLASSES)
 
 
 def test_without_proposals_and_objects_there_is_no_region_and_no_loss():
   boxes, valid = proposals()
-  logits, deltas = np.ones((40, CLASSES + 1)), np.ones((40, CLASSES, 4))
-  draw = functools.partial(
-      box_head.sample_regions,
-      num_classes=CLASSES,
-      matcher={},
-      sampler=ALL,
-      coder=CODER,
-  )
+  nothing = np.zeros_like(valid)
+  regions = sample((boxes, nothing), gt_valid=np.zeros_like(VALID))
+  assert not regions.targets.valid.any() and not regions.targets.positive.any()
 
-  def total(logits, deltas):
-    rows = boxes, np.zeros_like(valid), GT, LABELS, np.zeros_like(VALID)
-    regions = draw(*map(jnp.asarray, rows), jax.random.key(0))
-    loss = sum(box_head.box_loss(logits, deltas, regions, beta=0).means())
-    return loss, regions
+  def loss(logits, deltas):
+    return sum(box_head.box_loss(logits, deltas, regions, beta=0).means())
 
-  gradient = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
-  (loss, regions), grads = gradient(logits, deltas)
-  assert not regions.valid.any() and not regions.positive.any()
-  assert loss == 0 and all(not np.any(g) for g in grads)
+  outputs = np.ones((40, CLASSES + 1)), np.ones((40, CLASSES, 4))
+  value, grads = jax.value_and_grad(loss, (0, 1))(*outputs)
+  assert value == 0 and all(not np.any(g) for g in grads)
   # Nor is there a detection.
   find = functools.partial(postprocess.detections, coder=CODER)
-  count = len(boxes)
-  found = jax.jit(find)(
-      logits[:count], deltas[:count], boxes, np.zeros_like(valid), SIZE
-  )
+  outputs = (x[: len(boxes)] for x in outputs)
+  found = jax.jit(find)(*outputs, boxes, nothing, SIZE)
   assert not any(np.any(x) for x in found.values())
 
 
 def test_at_most_a_share_is_positive():
-  regions = sample(dict(number=8, fraction=0.25))
-  assert regions.valid.all() and regions.positive.sum() == 2
+  regions = sample(options=dict(number=8, fraction=0.25))
+  assert regions.targets.valid.all() and regions.targets.positive.sum() == 2
 
 
 def naive_box_loss(logits, deltas, regions, beta):
   classes = boxes = 0.0
-  for n in np.flatnonzero(regions.valid):
+  for n in np.flatnonzero(regions.targets.valid):
     row, label = np.float64(logits[n]), regions.labels[n]
     classes += np.log(np.sum(np.exp(row))) - row[label]
     if label < CLASSES:
-      for d in np.abs(deltas[n, label] - regions.targets[n]):
+      for d in np.abs(deltas[n, label] - regions.targets.deltas[n]):
         boxes += d**2 / beta / 2 if d < beta else d - beta / 2
   return classes, boxes
 
@@ -187,12 +178,12 @@ def test_losses_are_those_of_the_loops(beta):
   classes, boxes = naive_box_loss(logits, deltas, regions, beta)
   np.testing.assert_allclose(sums.classes, classes, rtol=1e-5)
   np.testing.assert_allclose(sums.boxes, boxes, rtol=1e-5)
-  assert sums.samples == regions.valid.sum()
+  assert sums.samples == regions.targets.valid.sum()
   # Of a positive only the box of its own class is trained.
   grad = jax.grad(lambda d: loss(logits, d, regions).boxes)(deltas)
   trained = {tuple(at) for at in np.argwhere(np.any(grad, axis=-1)).tolist()}
   assert trained == {
-      (n, regions.labels[n]) for n in np.flatnonzero(regions.positive)
+      (n, regions.labels[n]) for n in np.flatnonzero(regions.targets.positive)
   }
 
 

@@ -6,7 +6,7 @@
 Everywhere but in the parameters, classes are 0 to C - 1 and C is background.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 import functools
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.models.detection.losses import Sums, cross_entropy, smooth_l1
+from awconv_jax.models.detection.losses import Sums, Targets, sum_losses
 from awconv_jax.ops.boxes import Coder
 from awconv_jax.ops.matcher import match_boxes
 from awconv_jax.ops.sampler import sample
@@ -123,19 +123,15 @@ class Regions(NamedTuple):
   Attributes:
     boxes: float32 [S, 4].
     labels: int32 [S], 0 to C - 1, or C for background.
-    targets: float32 [S, 4], deltas to the ground truth of positives.
-    positive: bool [S].
-    valid: bool [S], False where there was nothing left to sample.
+    targets: what was sampled.
   """
 
   boxes: jax.Array
   labels: jax.Array
-  targets: jax.Array
-  positive: jax.Array
-  valid: jax.Array
+  targets: Targets
 
 
-def sample_regions(
+def choose_regions(
     boxes: jax.Array,
     valid: jax.Array,
     gt_boxes: jax.Array,
@@ -144,9 +140,7 @@ def sample_regions(
     key: jax.Array,
     *,
     num_classes: int,
-    matcher: Mapping[str, Any],
-    sampler: Mapping[str, Any],
-    coder: Coder,
+    choose: Callable[..., Targets],
 ) -> Regions:
   """Samples from the proposals of one image and its ground truth.
 
@@ -158,25 +152,14 @@ def sample_regions(
     gt_valid: bool [M], False for rows that are padding.
     key: of the sample.
     num_classes: C.
-    matcher: options of `match_regions`.
-    sampler: options of `sample_labels`.
-    coder: of the targets.
+    choose: `losses.choose_targets` with its options.
   """
   # With the ground truth there are positives from the first step on.
   boxes = jax.lax.stop_gradient(jnp.concatenate([boxes, gt_boxes]))
   valid = jnp.concatenate([valid, gt_valid])
-  index, label = match_regions(
-      gt_boxes, gt_valid, boxes, anchor_valid=valid, **matcher
-  )
-  chosen, positive, found = sample_labels(label, key, **sampler)
-  boxes, index = boxes[chosen], index[chosen]
-  return Regions(
-      boxes=boxes,
-      labels=jnp.where(positive, gt_labels[index], num_classes),
-      targets=coder.encode(gt_boxes[index], boxes),
-      positive=positive,
-      valid=found,
-  )
+  targets = choose(boxes, valid, gt_boxes, gt_valid, key)
+  labels = jnp.where(targets.positive, gt_labels[targets.gt], num_classes)
+  return Regions(boxes[targets.index], labels, targets)
 
 
 def box_loss(
@@ -188,14 +171,11 @@ def box_loss(
     logits: [S, C + 1], the background last.
     deltas: [S, C, 4]; of a positive only those of its class are trained.
     regions: what was sampled.
-    beta: of `smooth_l1`.
+    beta: of `losses.smooth_l1`.
   """
-  classes = cross_entropy(logits, regions.labels)
-  label = jnp.minimum(regions.labels, deltas.shape[1] - 1)
-  deltas = jnp.take_along_axis(deltas, label[:, None, None], axis=1)[:, 0]
-  boxes = smooth_l1(deltas, regions.targets, beta)
-  return Sums(
-      jnp.where(regions.valid, classes, 0).sum(),
-      jnp.where(regions.valid & regions.positive, boxes, 0).sum(),
-      regions.valid.sum(),
-  )
+  label = regions.labels[:, None]
+  log = jax.nn.log_softmax(logits.astype(jnp.float32))
+  classes = -jnp.take_along_axis(log, label, axis=1)[:, 0]
+  label = jnp.minimum(label, deltas.shape[1] - 1)[..., None]
+  deltas = jnp.take_along_axis(deltas, label, axis=1)[:, 0]
+  return sum_losses(classes, deltas, regions.targets, beta=beta)

@@ -22,7 +22,8 @@ import numpy as np
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.models.detection import box_head, postprocess, rpn
-from awconv_jax.models.detection.fpn import FPN, level_sizes
+from awconv_jax.models.detection.fpn import FPN
+from awconv_jax.models.detection.losses import choose_targets
 from awconv_jax.ops import roi_align as roi_ops
 from awconv_jax.ops.anchors import Anchors
 from awconv_jax.ops.boxes import Coder
@@ -141,10 +142,13 @@ class FasterRCNN(nn.Module):
         self.num_classes, **self.head, **dtypes
     )
 
-  def _valid_sizes(self, image_size):
-    """Returns the image's size on every level, or Nones for all of it."""
-    size = image_size if self.mask_padding else None
-    return level_sizes(size, self._anchors.strides)
+  def _valid_sizes(self, image_size, strides):
+    """Returns the part of each level that is image, int32 [N, 2], or Nones."""
+    if not self.mask_padding:
+      return [None] * len(strides)
+    # Rounded up as by the convolutions.
+    size = jnp.ceil(jnp.asarray(image_size)).astype(jnp.int32)
+    return [-(-size // stride) for stride in strides]
 
   def features(
       self, images: jax.Array, image_size: jax.Array, *, train: bool = False
@@ -162,34 +166,27 @@ class FasterRCNN(nn.Module):
     Raises:
       InputError: the strides are not those of the backbone.
     """
-    (pixels,) = level_sizes(image_size if self.mask_padding else None, (1,))
+    canvas, strides = images.shape[1:3], self._anchors.strides
+    pixels, *sizes = self._valid_sizes(image_size, (1, *strides))
     stages = self.backbone(
         images, train=train and self.norm_train, valid_size=pixels
     )
-    sizes = self._valid_sizes(image_size)
-    levels = tuple(self.fpn(stages, sizes[:-1]).values())
-    canvas, strides = images.shape[1:3], self._anchors.strides
     want = [tuple(-(-n // s) for n in canvas) for s in strides]
-    got = [x.shape[1:3] for x in levels]
+    got = [x.shape[1:3] for x in stages.values()]
+    got.append(tuple(-(-n // 2) for n in got[-1]))
     if want != got:
       raise InputError(
           f'model.anchors.strides={strides} do not fit the backbone: its '
           f'pyramid over {canvas[0]}x{canvas[1]} pixels has levels {got}, not '
           f'{want}; give the stride of each level'
       )
-    return levels
+    return tuple(self.fpn(stages, sizes[:-1]).values())
 
   def _score_anchors(self, levels, image_size):
     """Returns logits, deltas and masks of the anchors, each by level."""
-    sizes = self._valid_sizes(image_size)
+    sizes = self._valid_sizes(image_size, self._anchors.strides)
     outputs = [self.rpn(*level) for level in zip(levels, sizes, strict=True)]
-    logits, deltas = zip(*outputs, strict=True)
-    number = len(self._anchors.ratios)
-    inside = tuple(
-        rpn.anchors_inside(x.shape, size, number)
-        for x, size in zip(levels, sizes, strict=True)
-    )
-    return logits, deltas, inside
+    return tuple(zip(*outputs, strict=True))
 
   def _propose(self, outputs, image_size, anchors, train):
     """Returns boxes, scores and validity of every image's proposals."""
@@ -205,7 +202,7 @@ class FasterRCNN(nn.Module):
   def _classify(self, levels, rois, image_size):
     """Returns logits [N, K, C + 1] and deltas [N, K, C, 4] of regions."""
     levels, strides = levels[:-1], self._anchors.strides[:-1]
-    sizes = self._valid_sizes(image_size)[:-1]
+    sizes = self._valid_sizes(image_size, strides)
     places = roi_ops.assign_levels(rois, len(strides), **self.roi_levels)
     align = functools.partial(
         roi_ops.roi_align, strides=strides, **self.roi_align
@@ -292,34 +289,34 @@ class FasterRCNN(nn.Module):
     levels = self.features(images, image_size, train=True)
     outputs = self._score_anchors(levels, image_size)
     anchors = self._anchors.pyramid(images.shape[1:3])
-    rpn_loss = functools.partial(
-        rpn.rpn_loss,
-        anchors=np.concatenate(anchors),
-        matcher=self.anchor_matcher,
-        sampler=self.anchor_sampler,
+    logits, deltas, inside = (jnp.concatenate(x, axis=1) for x in outputs)
+    choose = functools.partial(
+        choose_targets,
+        np.concatenate(anchors),
+        match=functools.partial(rpn.match_anchors, **self.anchor_matcher),
+        sample=functools.partial(rpn.sample_anchors, **self.anchor_sampler),
         coder=self._anchor_coder,
-        beta=self.beta,
     )
-    joined = [jnp.concatenate(x, axis=1) for x in outputs]
-    rpn_sums = per_image(rpn_loss, *joined, gt_boxes, gt_valid, rpn_keys)
+    targets = per_image(choose, inside, gt_boxes, gt_valid, rpn_keys)
+    loss = functools.partial(rpn.rpn_loss, beta=self.beta)
+    rpn_class, rpn_box = per_image(loss, logits, deltas, targets).means()
 
     rois, _, valid = self._propose(outputs, image_size, anchors, train=True)
     choose = functools.partial(
-        box_head.sample_regions,
-        num_classes=self.num_classes,
-        matcher=self.roi_matcher,
-        sampler=self.roi_sampler,
+        choose_targets,
+        match=functools.partial(box_head.match_regions, **self.roi_matcher),
+        sample=functools.partial(box_head.sample_labels, **self.roi_sampler),
         coder=self._roi_coder,
+    )
+    choose = functools.partial(
+        box_head.choose_regions, num_classes=self.num_classes, choose=choose
     )
     regions = per_image(
         choose, rois, valid, gt_boxes, gt_labels, gt_valid, roi_keys
     )
     logits, deltas = self._classify(levels, regions.boxes, image_size)
-    box_loss = functools.partial(box_head.box_loss, beta=self.beta)
-    roi_sums = jax.vmap(box_loss)(logits, deltas, regions)
-
-    rpn_class, rpn_box = rpn_sums.means()
-    roi_class, roi_box = roi_sums.means()
+    loss = functools.partial(box_head.box_loss, beta=self.beta)
+    roi_class, roi_box = jax.vmap(loss)(logits, deltas, regions).means()
     return dict(
         rpn_class=rpn_class,
         rpn_box=rpn_box,

@@ -21,25 +21,6 @@ from awconv_jax.ops.valid_area import mask_padding
 from awconv_jax.options import PositiveInt
 
 
-def level_sizes(
-    image_size: jax.Array | None, strides: Sequence[int]
-) -> list[jax.Array | None]:
-  """Returns the part of every level that is image and not padding.
-
-  Args:
-    image_size: [N, 2], height and width of each image on the canvas, in pixels;
-      None means all of it.
-    strides: of the levels, in pixels.
-
-  Returns:
-    int32 [N, 2] for each level, rounded up as by the convolutions; or Nones.
-  """
-  if image_size is None:
-    return [None] * len(strides)
-  whole = jnp.ceil(jnp.asarray(image_size)).astype(jnp.int32)
-  return [-(-whole // stride) for stride in strides]
-
-
 def upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
   """Returns every value of x [N, h, w, C] twice, cropped to size [H, W]."""
   return x.repeat(2, axis=1).repeat(2, axis=2)[:, : size[0], : size[1]]
@@ -83,7 +64,8 @@ class FPN(nn.Module):
     Args:
       features: 'c2': [N, H/4, W/4, C2], 'c3', ..., each half as large as the
         one before, rounded up.
-      valid_sizes: as of `level_sizes`, for each of these.
+      valid_sizes: int [N, 2] for each of these, height and width of the image
+        in it; None is all of it.
 
     Returns:
       'p2': [N, H/4, W/4, features], 'p3', ..., and one level more. Outside of

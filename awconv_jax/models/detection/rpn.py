@@ -4,7 +4,7 @@
 of one image and without parameters; anchors are numpy constants.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -15,11 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.layers.conv import Conv
-from awconv_jax.models.detection.losses import (
-    Sums,
-    binary_cross_entropy,
-    smooth_l1,
-)
+from awconv_jax.models.detection.losses import Sums, Targets, sum_losses
 from awconv_jax.ops.boxes import Coder, clip, is_large
 from awconv_jax.ops.matcher import match_boxes
 from awconv_jax.ops.nms import nms
@@ -62,7 +58,7 @@ class RPNHead(nn.Module):
 
   def __call__(
       self, x: jax.Array, valid_size: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes logits and deltas of one level's anchors.
 
     Args:
@@ -71,30 +67,15 @@ class RPNHead(nn.Module):
 
     Returns:
       float32 [N, H * W * anchors] and [N, H * W * anchors, 4], in the order of
-      `ops.anchors`. In the padding they mean nothing.
+      `ops.anchors`; and bool [N, H * W * anchors], False for those of cells in
+      the padding, where the others mean nothing.
     """
     hidden = nn.relu(self.shared_conv(mask_padding(x, valid_size)))
-    logits = self.cls_logits(hidden).reshape(len(x), -1)
-    deltas = self.bbox_pred(hidden).reshape(len(x), -1, 4)
-    return logits, deltas
-
-
-def anchors_inside(
-    shape: Sequence[int], valid_size: jax.Array | None, anchors: int
-) -> jax.Array:
-  """Returns which anchors belong to a cell of the image and not of padding.
-
-  Args:
-    shape: N, H, W and more, of a level.
-    valid_size: int [N, 2], the image in it; None is all of it.
-    anchors: of each cell.
-
-  Returns:
-    bool [N, H * W * anchors].
-  """
-  ones = jnp.ones((*shape[:3], 1), bool)
-  inside = mask_padding(ones, valid_size, fill=False)
-  return inside.repeat(anchors, axis=-1).reshape(shape[0], -1)
+    logits = self.cls_logits(hidden)
+    inside = jnp.ones(logits.shape, bool)
+    inside = mask_padding(inside, valid_size, fill=False)
+    logits, inside = (a.reshape(len(x), -1) for a in (logits, inside))
+    return logits, self.bbox_pred(hidden).reshape(len(x), -1, 4), inside
 
 
 def propose(
@@ -154,44 +135,17 @@ def propose(
 
 
 def rpn_loss(
-    logits: jax.Array,
-    deltas: jax.Array,
-    inside: jax.Array,
-    gt_boxes: jax.Array,
-    gt_valid: jax.Array,
-    key: jax.Array,
-    *,
-    anchors: np.ndarray,
-    matcher: Mapping[str, Any],
-    sampler: Mapping[str, Any],
-    coder: Coder,
-    beta: float,
+    logits: jax.Array, deltas: jax.Array, targets: Targets, *, beta: float
 ) -> Sums:
   """Returns the losses of a sample of one image's anchors (equation 1).
 
   Args:
     logits: [A], of all levels.
     deltas: [A, 4].
-    inside: bool [A], False in the padding; those are never sampled.
-    gt_boxes: [M, 4].
-    gt_valid: bool [M], False for rows that are padding.
-    key: of the sample.
-    anchors: [A, 4].
-    matcher: options of `match_anchors`.
-    sampler: options of `sample_anchors`.
-    coder: of the targets.
-    beta: of `smooth_l1`.
+    targets: what was sampled of the anchors.
+    beta: of `losses.smooth_l1`.
   """
-  # An anchor in the padding must not be the best one of any ground truth.
-  index, label = match_anchors(
-      gt_boxes, gt_valid, anchors, anchor_valid=inside, **matcher
-  )
-  chosen, positive, valid = sample_anchors(label, key, **sampler)
-  targets = coder.encode(gt_boxes[index[chosen]], jnp.asarray(anchors)[chosen])
-  classes = binary_cross_entropy(logits[chosen], positive)
-  boxes = smooth_l1(deltas[chosen], targets, beta)
-  return Sums(
-      jnp.where(valid, classes, 0).sum(),
-      jnp.where(valid & positive, boxes, 0).sum(),
-      valid.sum(),
-  )
+  logits = logits[targets.index].astype(jnp.float32)
+  # -log sigmoid(logit) of positives, and -log(1 - sigmoid(logit)) of others.
+  classes = jax.nn.softplus(jnp.where(targets.positive, -logits, logits))
+  return sum_losses(classes, deltas[targets.index], targets, beta=beta)
