@@ -71,19 +71,13 @@ def test_parameters_and_multiply_adds_are_the_published_ones(backbone):
   ]
   macs = complexity.count_macs(model.apply, shapes, *arrays)
   assert round(sum(macs.values()) / 1e9, 2) == GMACS[backbone]
-
-
-@pytest.mark.parametrize('backbone', sorted(BODY))
-def test_parameters_are_torchvisions_with_constant_norms(backbone):
+  # torchvision's norms are constants, and not counted there.
   model = models.create_detector(
       backbone=backbone, preset='torchvision', num_classes=90
   )
-  shapes = models.detector_shapes(model)['params']
-  leaves, _ = names.flatten(shapes)
-  of_norms = sum(
-      leaf.size for path, leaf in leaves.items() if 'norm' in path[-2]
-  )
-  assert count(shapes) - of_norms == TORCHVISION[backbone]
+  leaves, _ = names.flatten(models.detector_shapes(model)['params'])
+  counted = [x.size for path, x in leaves.items() if 'norm' not in path[-2]]
+  assert sum(counted) == TORCHVISION[backbone]
 
 
 def create_case():
@@ -149,14 +143,17 @@ def truth(rows, at=(0, 1, 2, 5), seed=0):
   return boxes, labels, valid
 
 
-def losses(model, variables, *arrays, mutable=False):
-  call = functools.partial(model.apply, method='losses', mutable=mutable)
-  return jax.jit(call)(variables, *arrays, jax.random.key(0))
+def losses_of(model, variables):
+  """Returns a function of a batch: its losses, and the updated statistics."""
+  call = functools.partial(model.apply, method='losses', mutable='batch_stats')
+  call = jax.jit(call)
+  return lambda *arrays: call(variables, *arrays, jax.random.key(0))
 
 
 def test_losses_are_torchvisions(case):
   model, variables, images, size, want = case
-  got = losses(model, variables, images, size, *truth(torchvision_case.TRUTH))
+  losses = losses_of(model, variables)
+  got, _ = losses(images, size, *truth(torchvision_case.TRUTH))
   for name in torchvision_case.LOSSES:
     np.testing.assert_allclose(got[name], want[name], rtol=1e-4, err_msg=name)
 
@@ -233,7 +230,8 @@ def assert_same(got, want, tolerance=1e-4):
 @pytest.fixture(scope='module')
 def plain():
   model = small()
-  return model, random_variables(model)
+  variables = random_variables(model)
+  return model, variables, losses_of(model, variables)
 
 
 @pytest.mark.slow
@@ -270,23 +268,27 @@ def test_neither_losses_nor_detections_change_with_the_canvas():
 
 
 def test_rows_of_ground_truth_that_are_padding_change_nothing(plain):
-  model, variables = plain
+  *_, losses = plain
   images = on_canvas(64, 64)
-  want = losses(model, variables, images, SIZES, *truth(OBJECTS))
-  got = losses(
-      model, variables, images, SIZES, *truth(OBJECTS, (1, 3, 5), seed=1)
-  )
+  want, _ = losses(images, SIZES, *truth(OBJECTS))
+  got, _ = losses(images, SIZES, *truth(OBJECTS, (1, 3, 5), seed=1))
   assert_same(got, want, 1e-6)
 
 
+def test_images_without_any_object_have_finite_losses(plain):
+  *_, losses = plain
+  got, _ = losses(on_canvas(64, 64), SIZES, *truth([[], []]))
+  assert got['rpn_box'] == got['roi_box'] == 0
+  assert got['rpn_class'] > 0 and got['roi_class'] > 0
+
+
 def test_losses_are_means_over_the_samples_of_all_images(plain):
-  model, variables = plain
+  *_, losses = plain
   images, rows = on_canvas(64, 64), truth(OBJECTS)
-  both = losses(model, variables, images, SIZES, *rows)
+  both, _ = losses(images, SIZES, *rows)
   # One image alone, beside a copy of itself.
   first, second = (
-      losses(model, variables, *(x[[n, n]] for x in (images, SIZES, *rows)))
-      for n in range(2)
+      losses(*(x[[n, n]] for x in (images, SIZES, *rows)))[0] for n in range(2)
   )
   # All candidates are sampled, and the second image has more of them: the same
   # share in the sum for the classes and the boxes of a stage.
@@ -306,7 +308,7 @@ def test_losses_are_means_over_the_samples_of_all_images(plain):
 
 @pytest.mark.slow
 def test_the_losses_of_the_regions_do_not_train_the_proposals(plain):
-  model, variables = plain
+  model, variables, _ = plain
   arrays = (on_canvas(64, 64), SIZES, *truth(OBJECTS))
 
   def part(params, stage, arrays):
@@ -339,16 +341,15 @@ def test_the_losses_of_the_regions_do_not_train_the_proposals(plain):
     assert np.any(grads['backbone']['stem_conv']['kernel'])
 
 
-@pytest.mark.parametrize('norm_train', [False, True])
-def test_statistics_move_only_where_norms_are_trained(plain, norm_train):
-  _, variables = plain
-  model = small(norm_train=norm_train)
-  arrays = (on_canvas(64, 64), SIZES, *truth(OBJECTS))
-  _, updated = losses(model, variables, *arrays, mutable=['batch_stats'])
+def test_statistics_move_only_where_norms_are_trained(plain):
+  _, variables, frozen = plain
+  trained = losses_of(small(norm_train=True), variables)
   before = jax.tree.leaves(variables['batch_stats'])
-  after = jax.tree.leaves(updated.get('batch_stats', {})) or before
-  moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
-  assert len(moved) > 20 and all(m == norm_train for m in moved)
+  for losses, moves in ((frozen, False), (trained, True)):
+    _, updated = losses(on_canvas(64, 64), SIZES, *truth(OBJECTS))
+    after = jax.tree.leaves(updated['batch_stats'])
+    moved = [not np.array_equal(*ab) for ab in zip(before, after, strict=True)]
+    assert len(moved) > 20 and all(m == moves for m in moved)
 
 
 def outside_of_shards(jaxpr):
@@ -369,7 +370,7 @@ def sharded_batch():
 @pytest.mark.parametrize('method', ['detect', 'losses'])
 def test_every_device_ranks_its_own_images(plain, method):
   """The compiler would gather a batch for top-k, and loop over all of it."""
-  model, variables = plain
+  model, variables, _ = plain
   arrays = sharded_batch()
   arrays = [*arrays, jax.random.key(0)] if method == 'losses' else arrays[:2]
   call = functools.partial(model.apply, method=method)
@@ -383,7 +384,7 @@ def test_every_device_ranks_its_own_images(plain, method):
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['detect', 'losses'])
 def test_a_sharded_batch_is_not_gathered(plain, method):
-  model, variables = plain
+  model, variables, _ = plain
   mesh = partition.create_mesh()
   assert mesh.size == 8
   arrays, rng = sharded_batch(), ()
@@ -406,14 +407,6 @@ def test_a_sharded_batch_is_not_gathered(plain, method):
   assert not re.findall(r' (?:all-gather|all-to-all|collective-)\S*\(', text)
   # Losses and numbers of samples are summed over all devices.
   assert (' all-reduce(' in text) == (method == 'losses')
-
-
-def test_images_without_any_object_have_finite_losses(plain):
-  model, variables = plain
-  empty = truth([[], []])
-  got = losses(model, variables, on_canvas(64, 64), SIZES, *empty)
-  assert got['rpn_box'] == got['roi_box'] == 0
-  assert got['rpn_class'] > 0 and got['roi_class'] > 0
 
 
 def test_half_precision_keeps_boxes_and_losses_in_float32():
