@@ -22,7 +22,7 @@ CROP, STEPS, BATCH, SHOWN = 64, 200, 32, 48
 
 
 def photographs() -> np.ndarray:
-  """Returns the two photographs at a third of their size, float32 in [-1, 1]."""
+  """Returns the photographs at a third of their size, float32 in [-1, 1]."""
   photos = np.stack(load_sample_images().images)[:, :426, :639]
   thirds = photos.reshape(2, 142, 3, 213, 3, 3).mean((2, 4))
   return np.float32(thirds / 127.5 - 1)

@@ -1,102 +1,144 @@
-"""What the README says is so: its code runs, its commands parse, its counts."""
+"""What the documents say is so: their code runs, their commands parse."""
 
+import ast
 import re
+import runpy
 import shlex
+import string
+import subprocess
+import sys
+import tomllib
 
+from absl import flags
 import commands
-import jax
-import jax.numpy as jnp
 import pytest
 
-from awconv_jax import command_line, complexity, models, tasks
+import awconv_jax
+from awconv_jax import command_line, models
+from awconv_jax.layers import attention
+from benchmarks import __main__ as benchmarks
 
-README = (commands.ROOT / 'README.md').read_text()
+README = commands.ROOT / 'README.md'
 DOCS = sorted((commands.ROOT / 'docs').glob('*.md'))
+ALL = [README, commands.ROOT / 'CONTRIBUTING.md', *DOCS]
+# Those whose Python runs by itself, without trained weights.
+RUN = [README, commands.ROOT / 'docs/layers.md']
 
 
-def blocks(language, text=README):
-  found = re.findall(r'^```(\w*)\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+def blocks(path, language):
+  found = re.findall(
+      r'^```(\w*)\n(.*?)^```$', path.read_text(), re.DOTALL | re.MULTILINE
+  )
   return [text for kind, text in found if kind == language]
 
 
-def test_the_python_code_runs():
-  namespace = {}
-  for block in blocks('python'):
-    exec(block, namespace)  # One after the other, as a reader would.
-  assert namespace['out'].shape == (2, 16, 16, 64)
+def lines(path):
+  """Commands of a document, what loops fill in by one of its values."""
+  for block in blocks(path, 'bash'):
+    for line in block.replace('\\\n', ' ').splitlines():
+      line = string.Template(line.strip())
+      yield line.safe_substitute(dtype='bfloat16', net='resnet50')
 
 
-def test_the_commands_parse():
-  texts = [README, *(path.read_text() for path in DOCS)]
-  found = [block for text in texts for block in blocks('bash', text)]
-  lines = [line for block in found for line in block.splitlines()]
-  trainings = [line for line in lines if line.startswith('python train.py')]
-  assert len(trainings) >= 8
-  for line in trainings:
-    arguments = shlex.split(line, comments=True)[2:]
-    command_line.check_overrides(arguments)
-    value = next(a for a in arguments if a.startswith('--config='))
-    config = command_line.load_config(value.partition('=')[2])
-    tasks.create(config)
-  for line in lines:
-    module = re.match(r'python -m (\S+)', line)
-    if module:
-      __import__(module[1])
-
-
-def test_the_make_targets_exist():
-  makefile = (commands.ROOT / 'Makefile').read_text()
-  for target in set(re.findall(r'`?make (\w+)', README)) - {'nothing'}:
-    assert re.search(rf'^{target}:', makefile, re.MULTILINE), target
-
-
-def test_the_tree_names_what_is_there():
-  tree = next(b for b in blocks('') if b.startswith('train.py'))
-  for name in re.findall(r'^ {0,2}(\S+\.py|\S+/)', tree, re.MULTILINE):
-    root = commands.ROOT
-    assert (root / name).exists() or (root / 'awconv_jax' / name).exists(), name
-  for path in (commands.ROOT / 'awconv_jax').iterdir():
-    if path.name[0] not in '._':
-      assert path.name in tree, path.name
-
-
-@pytest.mark.parametrize(
-    'depth',
-    [
-        18,
-        34,
-        50,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (101, 152)),
-    ],
+COMMANDS = sorted(
+    {line for path in ALL for line in lines(path) if line[:7] == 'python '}
 )
-def test_the_table_of_parameters_and_multiply_adds(depth):
-  row = re.search(rf'\| ResNet-{depth} \|(.*)\|', README)[1].split('|')
-  plain, with_aw, added, macs, macs_aw = [cell.strip() for cell in row]
-  image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-  counts = []
-  for aw_conv in (False, True):
-    model = models.create(f'resnet{depth}', aw_conv=aw_conv)
-
-    def init(key, model=model):
-      return model.init(key, jnp.ones((1, 64, 64, 3)), train=False)
-
-    def apply(variables, images, model=model):
-      return model.apply(variables, images, train=False)
-
-    variables = jax.eval_shape(init, jax.random.key(0))
-    spent = complexity.count_macs(apply, variables, image)
-    counts.append(complexity.rows(variables['params'], spent)[1])
-  assert plain == f'{counts[0].parameters:,}'
-  assert with_aw == f'{counts[1].parameters:,}'
-  assert added == f'{counts[1].parameters - counts[0].parameters:,}'
-  assert macs == f'{counts[0].multiply_adds / 1e9:.3f}'
-  assert macs_aw == f'{counts[1].multiply_adds / 1e9:.3f}'
 
 
-def test_no_placeholder_is_left():
-  for path in (
-      commands.ROOT / 'README.md',
-      *(commands.ROOT / 'docs').iterdir(),
-  ):
-    for line in path.read_text().splitlines():
-      assert not re.fullmatch(r'[A-Z_]{4,}', line.strip()), f'{path}: {line}'
+@pytest.mark.parametrize('path', RUN, ids=lambda path: path.name)
+def test_the_python_code_runs(path):
+  namespace = {}
+  for block in blocks(path, 'python'):
+    exec(block, namespace)  # One after the other, as a reader would.
+  assert namespace['model']
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Parses a command as its program does, and forgets the program's flags."""
+  before = set(flags.FLAGS)
+
+  def parse_only(main):
+    del main
+    command_line._parse(sys.argv)
+    if hasattr(command_line, 'read_config') and 'config' in flags.FLAGS:
+      command_line.read_config()
+
+  def parse(line):
+    _, *words = shlex.split(line, comments=True)
+    program, words = (
+        (words[1], words[2:]) if words[0] == '-m' else (None, words)
+    )
+    if program == 'benchmarks':
+      benchmarks._parse(words)
+    elif program:
+      monkeypatch.setattr(sys, 'argv', [program, *words])
+      runpy.run_module(program, run_name='__main__')
+    else:
+      monkeypatch.setattr(sys, 'argv', words)
+      runpy.run_path(str(commands.ROOT / words[0]), run_name='__main__')
+
+  monkeypatch.setattr(command_line, 'run', parse_only)
+  monkeypatch.chdir(commands.ROOT)
+  yield parse
+  for name in set(flags.FLAGS) - before:
+    delattr(flags.FLAGS, name)
+
+
+def test_the_commands_are_found():
+  assert len([c for c in COMMANDS if 'train.py' in c]) >= 8
+  assert len([c for c in COMMANDS if 'awconv_jax.tools' in c]) >= 8
+
+
+@pytest.mark.parametrize('line', COMMANDS)
+def test_a_command_parses(line, parse):
+  parse(line)
+
+
+def test_a_wrong_command_is_seen(parse):
+  line = 'python train.py --config=configs/digits.py --config.model.widht=8'
+  with pytest.raises(SystemExit, match='widht'):
+    parse(line)
+
+
+def test_make_and_pip_know_what_is_asked_of_them():
+  every = [line for path in ALL for line in lines(path)]
+  targets = {line.split()[1] for line in every if line[:5] == 'make '}
+  assert {'train', 'detect', 'test'} <= targets
+  subprocess.run(
+      ['make', '--dry-run', *targets],
+      cwd=commands.ROOT,
+      check=True,
+      capture_output=True,
+  )
+  text = (commands.ROOT / 'pyproject.toml').read_text()
+  extras = tomllib.loads(text)['project']['optional-dependencies']
+  for line in every:
+    if line[:11] == 'pip install' and '[' in line:
+      assert set(re.search(r'\[(.*?)\]', line)[1].split(',')) <= set(extras)
+
+
+def test_links_lead_to_files():
+  for path in [*ALL, commands.ROOT / 'CHANGELOG.md']:
+    for target in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text()):
+      assert (path.parent / target).exists(), f'{path.name}: {target}'
+
+
+def test_the_readme_is_short():
+  assert len(README.read_text().splitlines()) <= 150
+
+
+def test_the_networks_and_attentions_are_those_there_are():
+  table = (commands.ROOT / 'docs/layers.md').read_text()
+  row = re.search(r'\| networks \|(.*)\|', table)[1]
+  assert set(re.findall('`(.*?)`', row)) == set(models.MODELS)
+  row = re.search(r'\| `attention=` \|(.*)\|', table)[1]
+  assert set(re.findall('`(.*?)`', row)) == set(attention.ATTENTION)
+
+
+def test_the_defaults_of_the_ambiguities_are_those_of_the_layer():
+  text = (commands.ROOT / 'docs/ambiguities.md').read_text()
+  found = dict(re.findall(r'`(\w+)=([^`]+)`', text))
+  assert len(found) >= 8
+  for name, value in found.items():
+    assert getattr(awconv_jax.AWConv, name) == ast.literal_eval(value), name
