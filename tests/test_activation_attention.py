@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import naive
+from layer_cases import KEY, check_gradients, images, random_variables
 import naive_attention
 import numpy as np
 import pytest
@@ -13,9 +13,6 @@ from awconv_jax.layers.bam import BAM
 from awconv_jax.layers.cbam import CBAM
 from awconv_jax.layers.eca import ECA, adaptive_kernel_size
 from awconv_jax.layers.squeeze_excite import SqueezeExcite
-
-# Compiles several times faster than the default generator.
-KEY = jax.random.key(0, impl='rbg')
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -35,36 +32,14 @@ REFERENCES = {
 MOMENTUM = {'cbam': 0.99, 'bam': 0.9}
 
 
-def images(*shape, seed=0, dtype=np.float32):
-  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def random_variables(layer, x, dtype=np.float32):
-  """Random values for all variables, so that none is at a special point."""
-  rng = np.random.default_rng(1)
-
-  def value(path, leaf):
-    values = rng.normal(size=leaf.shape)
-    if path[-1].key == 'var':  # at least 0
-      values = 0.5 + values**2
-    return values.astype(dtype)
-
-  shapes = jax.eval_shape(layer.init, KEY, x)
-  return jax.tree_util.tree_map_with_path(value, shapes)
-
-
 def shapes_of(layer, channels):
-  """Returns the shapes of the parameters."""
   x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
-  shapes = jax.eval_shape(layer.init, KEY, x)['params']
-  return jax.tree.map(lambda leaf: leaf.shape, shapes)
+  return jax.eval_shape(layer.init, KEY, x)['params']
 
 
 def count(layer, channels):
   """Returns the number of parameters."""
-  shapes = shapes_of(layer, channels)
-  is_shape = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-  return sum(map(np.prod, jax.tree.leaves(shapes, is_leaf=is_shape)))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes_of(layer, channels)))
 
 
 # The layer, the fields that the reference knows, the others, and train.
@@ -89,7 +64,7 @@ def test_layer_gradient_and_statistics_equal_numpy(case):
     )
     # Three images: a norm over two values knows nothing but their order.
     x = images(3, 6, 5, 6, dtype=np.float64)
-    variables = random_variables(layer, x, np.float64)
+    variables = random_variables(layer, x, dtype=np.float64)
     stats = {k: v for k, v in variables.items() if k != 'params'}
     reference = functools.partial(REFERENCES[name], train=train, **known)
     expected, batch = reference(x, variables)
@@ -110,22 +85,11 @@ def test_layer_gradient_and_statistics_equal_numpy(case):
   np.testing.assert_allclose(out, expected, rtol=1e-10)
   check_statistics(name, train, variables, batch, moved)
 
-  leaves, structure = jax.tree.flatten((x, variables['params']))
-
-  def naive_loss(values):
-    x, params = jax.tree.unflatten(structure, list(values.values()))
+  def naive_loss(parts):
+    x, params = parts
     return np.sum(reference(x, {'params': params, **stats})[0] * weights)
 
-  values = dict(enumerate(leaves))
-  for i, gradient in enumerate(jax.tree.leaves(gradients)):
-    directions = {k: np.zeros_like(v) for k, v in values.items()}
-    directions[i] = images(*leaves[i].shape, seed=i, dtype=np.float64)
-    np.testing.assert_allclose(
-        np.sum(gradient * directions[i]),
-        naive.directional(naive_loss, values, directions),
-        rtol=1e-6,
-        atol=1e-7,  # A bias before a norm of the batch changes nothing.
-    )
+  check_gradients(naive_loss, (x, variables['params']), gradients)
 
 
 def check_statistics(name, train, variables, batch, moved):
@@ -218,14 +182,6 @@ def test_content_of_the_padding_never_reaches_the_statistics(name):
 
 
 @pytest.mark.parametrize('name', LAYERS)
-def test_valid_size_of_another_shape_is_refused(name):
-  init = functools.partial(LAYERS[name]().init, valid_size=np.ones((1, 2)))
-  with pytest.raises(ValueError) as error:
-    jax.eval_shape(init, KEY, images(2, 5, 5, 4))
-  assert '(1, 2)' in str(error.value) and '(2, 5, 5, 4)' in str(error.value)
-
-
-@pytest.mark.parametrize('name', LAYERS)
 def test_bfloat16_computes_narrow_with_wide_parameters(name):
   layer = LAYERS[name](dtype=jnp.bfloat16)
   narrow = jnp.asarray(images(2, 6, 5, 8), jnp.bfloat16)
@@ -243,53 +199,11 @@ def test_bfloat16_computes_narrow_with_wide_parameters(name):
   np.testing.assert_allclose(np.float32(out), expected, rtol=4e-2, atol=2e-2)
 
 
-def dense(inputs, outputs):
-  return {'kernel': (inputs, outputs), 'bias': (outputs,)}
-
-
-def norm(channels):
-  return {'scale': (channels,), 'bias': (channels,)}
-
-
-@pytest.mark.parametrize(
-    'channels, reduction, hidden', [(64, 16, 4), (8, 16, 1), (40, 16, 2)]
-)
-@pytest.mark.parametrize('name', ['se', 'cbam', 'bam'])
-def test_parameters_have_biases_and_the_reduced_width(
-    name, channels, reduction, hidden
-):
-  mlp = {'reduce': dense(channels, hidden), 'expand': dense(hidden, channels)}
-  expected = {
-      'se': mlp,
-      'cbam': (
-          mlp
-          | {'spatial_conv': {'kernel': (7, 7, 2, 1)}, 'spatial_norm': norm(1)}
-      ),
-      'bam': {
-          'channel_reduce': dense(channels, hidden),
-          'channel_norm': norm(hidden),
-          'channel_expand': dense(hidden, channels),
-          'spatial_conv1': (
-              dense(channels, hidden) | {'kernel': (1, 1, channels, hidden)}
-          ),
-          'spatial_conv2': (
-              dense(hidden, hidden) | {'kernel': (3, 3, hidden, hidden)}
-          ),
-          'spatial_conv3': (
-              dense(hidden, hidden) | {'kernel': (3, 3, hidden, hidden)}
-          ),
-          'spatial_conv4': dense(hidden, 1) | {'kernel': (1, 1, hidden, 1)},
-          **{f'spatial_norm{i}': norm(hidden) for i in (1, 2, 3)},
-      },
-  }
-  assert (
-      shapes_of(LAYERS[name](reduction=reduction), channels) == expected[name]
-  )
-
-
 @pytest.mark.parametrize(
     'layer, channels, parameters',
     [
+        # Two layers with biases; never without hidden channels.
+        (SqueezeExcite(), (8,), 8 + 1 + 8 + 8),
         # What they add to ResNet-18 and ResNet-50 of 1000 classes.
         (BAM(), (64, 128, 256), 22_991),
         (BAM(), (256, 512, 1024), 358_067),
@@ -343,27 +257,21 @@ def test_bam_trains_on_one_image_without_its_channel_branch():
 
 
 @pytest.mark.parametrize(
-    'channels, size',
+    'channels, size, fields',
     [
-        *((1, 1), (3, 1), (8, 3), (16, 3), (64, 3), (128, 5), (256, 5)),
-        *((512, 5), (1024, 5), (2048, 7)),
+        *((1, 1, {}), (3, 1, {}), (8, 3, {}), (16, 3, {}), (64, 3, {})),
+        *((128, 5, {}), (256, 5, {}), (512, 5, {}), (1024, 5, {})),
+        *((2048, 7, {}), (256, 9, dict(gamma=1)), (256, 7, dict(b=5))),
+        (256, 9, dict(gamma=1, b=0.5)),
+        (256, 11, dict(b=-30)),
+        (256, 9, dict(kernel_size=9)),
     ],
 )
-def test_the_kernel_of_eca_grows_with_the_channels(channels, size):
-  assert adaptive_kernel_size(channels) == size
-  assert shapes_of(ECA(), channels) == {'conv': {'kernel': (size, 1, 1)}}
-
-
-def test_the_kernel_of_eca_follows_its_fields():
-  for fields, size in (
-      (dict(gamma=1), 9),
-      (dict(gamma=1, b=0.5), 9),
-      (dict(b=5), 7),
-      (dict(b=-30), 11),
-      (dict(kernel_size=9), 9),
-  ):
-    shapes = shapes_of(ECA(**fields), 256)
-    assert shapes == {'conv': {'kernel': (size, 1, 1)}}, fields
+def test_the_kernel_of_eca_grows_with_the_channels(channels, size, fields):
+  shapes = shapes_of(ECA(**fields), channels)
+  assert shapes['conv']['kernel'].shape == (size, 1, 1)
+  if not fields:
+    assert adaptive_kernel_size(channels) == size
 
 
 def test_an_unknown_way_to_join_the_branches_is_named():

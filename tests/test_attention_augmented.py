@@ -2,9 +2,10 @@
 
 import functools
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+import layer_cases
+from layer_cases import KEY, check_gradients
 import naive
 import naive_augmented
 import numpy as np
@@ -15,10 +16,9 @@ from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.conv import Conv, pair
 from awconv_jax.ops import relative_attention
 
-# Compiles several times faster than the default generator.
-KEY = jax.random.key(0, impl='rbg')
 SIDES = ((1, 1), (1, 1))
 
+close = functools.partial(layer_cases.close, tolerance=1e-4)
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 # Two heads of three key dimensions, and two of the six features.
@@ -46,10 +46,6 @@ def draw(layer, *shape, dtype=np.float32, seed=0, init_size=None):
 
 def apply(layer, params, x, **options):
   return jax.jit(layer.apply)({'params': params}, x, **options)
-
-
-def close(a, b, tolerance=1e-4):
-  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def reference(layer, x, params, **options):
@@ -100,22 +96,10 @@ def test_layer_and_its_gradient_equal_numpy(name):
     gradients, out = jax.tree.map(np.asarray, jax.jit(gradient)(x, params))
   np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
 
-  leaves, structure = jax.tree.flatten((x, params))
+  def naive_loss(parts):
+    return np.sum(reference(layer, *parts) * weights)
 
-  def naive_loss(values):
-    moved = jax.tree.unflatten(structure, list(values.values()))
-    return np.sum(reference(layer, *moved) * weights)
-
-  values = dict(enumerate(leaves))
-  for i, own in enumerate(jax.tree.leaves(gradients)):
-    directions = {k: np.zeros_like(v) for k, v in values.items()}
-    directions[i] = np.random.default_rng(i).normal(size=leaves[i].shape)
-    np.testing.assert_allclose(
-        np.sum(own * directions[i]),
-        naive.directional(naive_loss, values, directions),
-        rtol=1e-5,
-        atol=1e-7,
-    )
+  check_gradients(naive_loss, (x, params), gradients)
 
 
 @pytest.mark.parametrize('name', MORE_PLACES)
@@ -165,11 +149,9 @@ def test_a_partials_own_fields_win():
 def test_samples_do_not_see_each_other():
   layer = small(downsample=2)
   x, params = draw(layer, 3, 4, 5, 3)
-  call = jax.jit(layer.apply)
-  out = call({'params': params}, x)
-  close(call({'params': params}, x[[2, 0, 1]]), out[jnp.array([2, 0, 1])], 1e-5)
+  out = apply(layer, params, x)
   for n in range(3):
-    close(call({'params': params}, x[n : n + 1]), out[n : n + 1], 1e-5)
+    close(apply(layer, params, x[n : n + 1]), out[n : n + 1])
 
 
 @pytest.mark.parametrize('relative', [False, True])
@@ -231,13 +213,6 @@ def test_content_of_the_padding_never_reaches_attention():
     assert np.isfinite(leaf).all()
 
 
-def test_valid_size_of_another_shape_is_refused():
-  layer = small()
-  x, params = draw(layer, 2, 3, 3, 3)
-  with pytest.raises(ValueError, match=r'valid_size \(1, 2\) does not fit'):
-    layer.apply({'params': params}, x, valid_size=np.array([(2, 2)]))
-
-
 def test_a_table_serves_any_length():
   table = np.arange(5)[:, None]  # offsets -2 to 2
   for length, expected in {
@@ -260,9 +235,9 @@ def test_pooling_to_and_from_a_coarser_grid_keeps_a_constant_and_a_slope():
     return pooled, relative_attention.upsample(pooled, (7, 6), 2)
 
   pooled, out = there_and_back(x)
-  close(out[..., 2], 1, 1e-6)
+  layer_cases.close(out[..., 2], 1, 1e-6)
   # But at the border, where windows are cut.
-  close(out[:, 2:5, 2:5], x[:, 2:5, 2:5], 1e-5)
+  layer_cases.close(out[:, 2:5, 2:5], x[:, 2:5, 2:5], 1e-5)
   assert pooled[0, 0, 0, 0] == 0.5
 
 
@@ -285,7 +260,7 @@ def test_bfloat16_computes_narrow_with_wide_parameters():
   out = jax.jit(layer.apply)(variables, narrow)
   assert out.dtype == jnp.bfloat16
   wide = jax.tree.map(np.float64, variables['params'])
-  close(np.float32(out), reference(layer, x, wide), 3e-2)
+  layer_cases.close(np.float32(out), reference(layer, x, wide), 3e-2)
 
 
 def shapes(layer, size, channels):
@@ -387,9 +362,3 @@ def test_an_image_without_a_batch_is_refused():
       ValueError, match=r'images \[N, H, W, C\], not .*\(4, 4, 3'
   ):
     jax.eval_shape(small().init, KEY, jnp.ones((4, 4, 3)))
-
-
-def test_works_inside_an_nnx_model():
-  x = draw(small(), 2, 5, 4, 6)[0]
-  layer = nnx.bridge.ToNNX(small(), rngs=nnx.Rngs(0))
-  assert nnx.bridge.lazy_init(layer, x)(x).shape == (2, 5, 4, 6)

@@ -64,63 +64,39 @@ def run(request, quick_compiles):
   return run
 
 
-def test_no_attention_is_the_plain_convolution(run):
+def test_constant_maps_scale_the_convolution(run):
   x, kernel, maps = floats()
-  close(run(x, kernel, 0 * maps), plain_conv(x, kernel))
+  plain = plain_conv(x, kernel)
+  close(run(x, kernel, 0 * maps), plain)
+  close(run(x, kernel, np.full_like(maps, 0.75)), 1.75 * plain)
+  close(run(x, kernel, np.ones_like(maps), residual=False), plain)
 
 
-def test_constant_attention_scales_the_convolution(run):
-  x, kernel, maps = floats()
-  out = run(x, kernel, np.full_like(maps, 0.75))
-  close(out, 1.75 * plain_conv(x, kernel))
-
-
-def test_without_residual_attention_one_is_the_convolution(run):
-  x, kernel, maps = floats()
-  out = run(x, kernel, np.ones_like(maps), residual=False)
-  close(out, plain_conv(x, kernel))
-
-
-def test_scaling_the_kernel_is_scaling_the_input_for_1x1(run):
-  # conv(I * A, K) = conv(I, A * K) for maps of the input channel alone.
-  x, kernel, maps = floats(BASE | dict(kernel_size=(1, 1), g=4, p=1))
-  out = run(x, kernel, maps, residual=False)
-  close(out, plain_conv(x * maps.reshape(2, 1, 1, 4), kernel))
-
-
-def test_scaling_the_kernel_is_scaling_the_input_if_constant_over_taps(run):
+def test_scaling_the_kernel_is_scaling_the_input_or_the_output(run):
   x, kernel, _ = floats()
   scale = np.random.default_rng(3).normal(size=(2, 4)).astype(x.dtype)
-  maps = np.broadcast_to(scale[:, None, None, :, None], (2, 3, 3, 4, 1))
-  out = run(x, kernel, maps, residual=False)
+  # Of input channels alone, constant over the taps; and of outputs alone.
+  of_inputs = np.broadcast_to(scale[:, None, None, :, None], (2, 3, 3, 4, 1))
+  out = run(x, kernel, of_inputs, residual=False)
   close(out, plain_conv(x * scale[:, None, None], kernel))
-
-
-def test_scaling_the_kernel_is_scaling_the_output_if_of_the_output_only(run):
-  x, kernel, _ = floats()
-  scale = np.random.default_rng(3).normal(size=(2, 4)).astype(x.dtype)
-  maps = np.broadcast_to(scale[:, None, None, None], (2, 3, 3, 1, 4))
-  out = run(x, kernel, maps, residual=False)
+  of_outputs = np.broadcast_to(scale[:, None, None, None], (2, 3, 3, 1, 4))
+  out = run(x, kernel, of_outputs, residual=False)
   close(out, plain_conv(x, kernel) * scale[:, None, None])
 
 
-def test_permuted_samples_give_permuted_outputs(run):
+def test_samples_do_not_see_each_other_nor_their_order(run):
   x, kernel, maps = floats(BASE | dict(n=7))
   order = np.array([3, 0, 6, 1, 5, 2, 4])
   out = run(x, kernel, maps)
   close(run(x[order], kernel, maps[order]), out[order])
-
-
-def test_a_sample_does_not_see_another(run):
-  x, kernel, maps = floats()
-  one = run(x, kernel, maps)
   # In copies: JAX may still be reading the first arrays.
-  x, maps = x.copy(), maps.copy()
-  x[1] *= -3
-  maps[1] += 5
-  other = run(x, kernel, maps)
-  np.testing.assert_array_equal(one[0], other[0])
-  assert not np.allclose(one[1], other[1])
+  moved, moved_maps = x.copy(), maps.copy()
+  moved[1] *= -3
+  moved_maps[1] += 5
+  other = run(moved, kernel, moved_maps)
+  rest = np.arange(7) != 1
+  np.testing.assert_array_equal(out[rest], other[rest])
+  assert not np.allclose(out[1], other[1])
 
 
 @pytest.mark.parametrize('implementation', ['loop_dot', 'loop_conv'])
@@ -253,8 +229,6 @@ def test_bfloat16_kernel_is_rounded_once(compiled):
     'shapes, groups',
     [
         (((4, 4, 2), (3, 3, 2, 2), (1, 3, 3, 1, 1)), 1),
-        (((1, 4, 4, 2), (3, 3, 2), (1, 3, 3, 1, 1)), 1),
-        (((1, 4, 4, 2), (3, 3, 2, 2), (1, 3, 3, 1)), 1),
         (((1, 4, 4, 3), (3, 3, 2, 2), (1, 3, 3, 1, 1)), 1),
         (((1, 4, 4, 4), (3, 3, 2, 3), (1, 3, 3, 1, 1)), 2),
         (((1, 4, 4, 2), (3, 3, 2, 2), (2, 3, 3, 1, 1)), 1),
@@ -262,7 +236,6 @@ def test_bfloat16_kernel_is_rounded_once(compiled):
         (((1, 4, 4, 4), (3, 3, 4, 2), (1, 3, 3, 3, 1)), 1),
         (((1, 4, 4, 2), (3, 3, 2, 4), (1, 3, 3, 1, 3)), 1),
         (((1, 4, 4, 2), (3, 3, 2, 2), (1, 3, 3, 0, 1)), 1),
-        (((1, 4, 4, 2), (3, 3, 2, 2), (1, 3, 3, 1, 0)), 1),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(shapes, groups):
@@ -273,34 +246,14 @@ def test_shapes_that_do_not_fit_are_named(shapes, groups):
   assert sum(named) >= 2, error.value
 
 
-@pytest.mark.parametrize(
-    'options, message',
-    [
-        (dict(strides=2), 'strides must be a pair of ints, not 2'),
-        (dict(dilation=2), 'dilation must be a pair of ints, not 2'),
-        (dict(strides=(1, 1, 1)), r'pair of ints, not \(1, 1, 1\)'),
-        (dict(strides=(1, 1.5)), r'pair of ints, not \(1, 1.5\)'),
-        (dict(dilation='22'), "pair of ints, not '22'"),
-        (dict(strides=(0, 1)), r'strides must be at least 1, not \(0, 1\)'),
-        (dict(dilation=(1, -1)), 'dilation must be at least 1'),
-        (dict(padding=1), r'padding must be a name or .* width, not 1'),
-        (dict(padding=((1, 1),)), r'padding must be .*, not \(\(1, 1\),\)'),
-        (dict(padding=(1, 1)), 'padding of each axis must be a pair .* not 1'),
-    ],
-)
-def test_impossible_windows_are_named(options, message):
-  with pytest.raises(ValueError, match=message):
-    aw_conv(*floats(), **options)
-
-
-def test_numpy_integers_are_ints():
-  two = (np.int64(2), np.int32(2))
-  options = dict(strides=two, dilation=two, padding=(two, two))
+def test_lists_and_numpy_integers_will_do():
+  two = [np.int64(2), np.int32(2)]
+  options = dict(strides=two, dilation=two, padding=[two, two])
   close(aw_conv(*floats(), **options), naive.aw_conv(*floats(), **options))
 
 
 def test_unknown_implementation_lists_the_known_ones():
-  with pytest.raises(ValueError, match="'loop'; known: auto, vmap, map"):
+  with pytest.raises(ValueError, match="'loop'.*known: fused, im2col"):
     aw_conv(*floats(), implementation='loop')
 
 
@@ -349,18 +302,10 @@ def test_a_sharded_batch_is_not_gathered(implementation):
   check_that_nothing_is_gathered(implementation, BASE)
 
 
-def test_a_batch_the_mesh_does_not_divide_still_works():
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
-  operands = floats(BASE | dict(n=3))
-  run = functools.partial(aw_conv, implementation='map')
-  with jax.set_mesh(mesh):
-    out = jax.jit(run)(*operands)
-  close(out, naive.aw_conv(*operands), 1e-4)
-
-
-def test_a_mesh_without_a_data_axis_changes_nothing():
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('model',))
-  operands = floats()
+@pytest.mark.parametrize('axis, number', [('data', 3), ('model', 2)])
+def test_a_batch_that_no_mesh_divides_still_works(axis, number):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), (axis,))
+  operands = floats(BASE | dict(n=number))
   with jax.set_mesh(mesh):
     out = jax.jit(aw_conv)(*operands)
   close(out, naive.aw_conv(*operands), 1e-4)

@@ -1,11 +1,22 @@
-"""Which convolutions of a running model are replaced, and how it is checked."""
+"""Calls of a running model's convolutions, computed by AWConv in their scopes.
 
-from collections.abc import Callable, Iterator, Mapping
+"An Attention Module for Convolutional Neural Networks",
+https://arxiv.org/abs/2108.08205:
+
+  conv(I[n], K)  becomes  conv(I[n], K * (1 + A[n]))
+
+with K under its own name, and the branch that computes A as `attention` beside
+it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import dataclasses
 import functools
 import inspect
 from typing import Any
 
+from flax import errors as flax_errors
 from flax import traverse_util
 import flax.linen as nn
 import jax
@@ -13,17 +24,55 @@ import numpy as np
 
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import AWConv
-from awconv_jax.surgery.conv_call import Path, convolve, names
 
+Path = tuple[str, ...]
 Where = Callable[[Path, nn.Conv], bool]
 
-# Convolutions that have attention already.
-LAYERS = (AWConv, AugmentedConv)
-
+# The fields that an AWConv takes over from a convolution.
+SHARED = tuple(field.name for field in dataclasses.fields(nn.Conv))
 # The surgeries at work. JAX keys its caches by it: nn.jit would else take a
 # block of the plain model and of the replaced one for the same function.
 _AT_WORK = jax.make_user_context(())
 _CONV_CALL = inspect.unwrap(nn.Conv.__call__)
+
+
+def names(paths: Iterable[Path]) -> str:
+  """Returns paths as one readable line."""
+  return ', '.join(sorted('/'.join(path) or '()' for path in paths)) or 'none'
+
+
+def _convolve(path: Path, conv: nn.Conv, options: Mapping[str, Any], call):
+  """Computes the call of a bound convolution, in its scope."""
+  fault = None
+  # What AWConv would compute otherwise, without a word.
+  if np.shape(conv.kernel_size) != (2,):
+    fault = f'kernel_size={conv.kernel_size!r}'
+  elif type(conv).param is not nn.Module.param:
+    fault = f'a method {type(conv).__name__}.param'
+  if fault:
+    raise ValueError(
+        f'replace_conv: {names([path])} has {fault}, which AWConv cannot '
+        'compute; leave it out by `where`'
+    )
+  fields = {name: getattr(conv, name) for name in SHARED}
+  layer = AWConv(**fields | options | dict(parent=conv.scope, name=None))
+  # With capture_intermediates both layers put their output down, under the
+  # same name; the conv's own is enough.
+  captured = conv.get_variable('intermediates', '__call__', ())
+  try:
+    out = call(layer)
+  except ValueError as error:
+    raise ValueError(f'replace_conv: {names([path])}: {error}') from error
+  except flax_errors.FlaxError as error:
+    raise ValueError(
+        f'replace_conv: {names([path])}: {error} Initialise the model that '
+        'replace_conv returned and put plain weights in by merge_variables; '
+        "under nn.scan or nn.vmap name 'params' and 'batch_stats' in "
+        "variable_axes, or use norm='layer'"
+    ) from error
+  if conv.has_variable('intermediates', '__call__'):
+    conv.put_variable('intermediates', '__call__', captured)
+  return out
 
 
 class Surgery:
@@ -40,18 +89,21 @@ class Surgery:
 
   def choose(self, path: Path, conv: nn.Conv) -> int | None:
     """Returns the first rule that wants a convolution, None if none does."""
-    for i, (where, _) in enumerate(self.rules):
-      if where(path, conv):
-        return i
-    return None
+    wanting = (
+        i for i, (where, _) in enumerate(self.rules) if where(path, conv)
+    )
+    return next(wanting, None)
 
   def intercept(self, root: Path, call, args, kwargs, context):
     """Runs one method of one module of the model; for nn.intercept_methods."""
     module, function = context.module, context.orig_method.func
-    plain = isinstance(module, nn.Conv) and not isinstance(module, LAYERS)
-    if not plain or context.method_name != '__call__':
-      return call(*args, **kwargs)
-    if module.path[: len(root)] != root:  # Shared with, and owned by, others.
+    if (
+        context.method_name != '__call__'
+        or not isinstance(module, nn.Conv)
+        or isinstance(module, (AWConv, AugmentedConv))
+        # Shared with, and owned by, others.
+        or module.path[: len(root)] != root
+    ):
       return call(*args, **kwargs)
     path = module.path[len(root) :]
     if function is _CONV_CALL:
@@ -59,7 +111,8 @@ class Surgery:
       self.met[path] = module.clone(), rule
       if rule is None:
         return call(*args, **kwargs)
-      return convolve(path, module, self.rules[rule][1], args, kwargs)
+      options = self.rules[rule][1]
+      return _convolve(path, module, options, lambda f: f(*args, **kwargs))
     # A subclass with a call of its own, around that of nn.Conv or without.
     out = call(*args, **kwargs)
     if path not in self.met and self.choose(path, module) is not None:
@@ -83,19 +136,9 @@ class Surgery:
 
   def check(self, model: nn.Module) -> None:
     """Raises ValueError if, after a call, a rule was broken or of no use."""
-    self._check_not_met(
-        traverse_util.flatten_dict(model.variables.get('params', {}))
-    )
-    matched = {rule for _, rule in self.met.values()}
-    if not matched.issuperset(range(len(self.rules))):
-      raise ValueError(
-          'replace_conv: `where` matches no nn.Conv of the model; there are: '
-          f'{names(self.met)}'
-      )
-
-  def _check_not_met(self, params: Mapping[Path, Any]) -> None:
     # nn.jit computes a block by the trace of another one with equal fields,
     # whatever their paths; their convolutions have equal names and kernels.
+    params = traverse_util.flatten_dict(model.variables.get('params', {}))
     shapes = {
         path[:-1]: np.shape(nn.meta.unbox(leaf))
         for path, leaf in params.items()
@@ -108,10 +151,15 @@ class Surgery:
           if (twin[-1:], shapes.get(twin)) == (path[-1:], shapes[path])
       ]
       wanted = {self.choose(path, conv) for conv, _ in twins}
-      got = {rule for _, rule in twins}
-      if twins and not wanted & got:
+      if twins and wanted.isdisjoint(rule for _, rule in twins):
         raise ValueError(
             f'replace_conv: {names([path])} is computed by nn.jit with the '
             'trace of another block, for which `where` decided otherwise; '
             'let it decide alike for both or take nn.jit away'
         )
+    matched = {rule for _, rule in self.met.values()}
+    if not matched.issuperset(range(len(self.rules))):
+      raise ValueError(
+          'replace_conv: `where` matches no nn.Conv of the model; there are: '
+          f'{names(self.met)}'
+      )

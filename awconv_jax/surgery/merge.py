@@ -7,7 +7,7 @@ from flax import traverse_util
 import flax.linen as nn
 import numpy as np
 
-from awconv_jax.surgery.conv_call import Path, names
+from awconv_jax.surgery.interception import Path, names
 
 
 def _is_added(path: Path, initial: Mapping[Path, Any]) -> bool:

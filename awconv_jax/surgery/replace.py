@@ -16,12 +16,10 @@ import flax.linen as nn
 
 from awconv_jax import errors
 from awconv_jax.layers.aw_conv import AWConv
-from awconv_jax.surgery.conv_call import SHARED, Path
-from awconv_jax.surgery.interception import Surgery, Where
+from awconv_jax.surgery.interception import SHARED, Path, Surgery, Where
 
-OPTIONS = frozenset(f.name for f in dataclasses.fields(AWConv)) - {
-    *SHARED,
-    *('name', 'parent'),
+OPTIONS = {
+    f.name: f for f in dataclasses.fields(AWConv) if f.name not in SHARED
 }
 
 
@@ -110,22 +108,14 @@ def replace_conv(
     compute (other than two dimensions, input_dilation).
 
   Raises:
-    ValueError: model or where is something else, or an option is unknown.
+    ValueError: model is something else, or an option is unknown.
 
   Source: arXiv 2108.08205; the replacement in foreign models is ours.
   """
-  if not isinstance(model, nn.Module):
+  if not isinstance(model, nn.Module) or model.scope is not None:
     raise ValueError(
-        f'replace_conv: model must be a Linen module object, not {model!r}'
-    )
-  if model.scope is not None:
-    raise ValueError(
-        f'replace_conv: {type(model).__name__} is bound already; make it with '
-        'parent=None, or replace in the model around it'
-    )
-  if not callable(where):
-    raise ValueError(
-        f'replace_conv: where must be a function of (path, conv), not {where!r}'
+        'replace_conv: model must be a Linen module object that is not bound '
+        f'(make it with parent=None), not {model!r}'
     )
   for name in aw_options:
     if name not in OPTIONS:

@@ -9,70 +9,42 @@ input axis stands for a run of C/groups/G consecutive input channels, each of
 the D' values along the output axis for a run of D/D' consecutive outputs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-import functools
+from collections.abc import Callable, Sequence
+import dataclasses
 import math
-import numbers
+import operator
 import warnings
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from awconv_jax.ops.aw_conv import forms as aw_conv_forms
-from awconv_jax.ops.aw_conv import fused as aw_conv_fused
-from awconv_jax.ops.aw_conv import loops as aw_conv_loops
+from awconv_jax.errors import look_up
+from awconv_jax.ops.aw_conv import forms
+from awconv_jax.ops.aw_conv.forms import Options
+from awconv_jax.ops.aw_conv.fused import fused
+from awconv_jax.ops.aw_conv.loops import loop_conv, loop_dot
 from awconv_jax.ops.data_shards import over_data_shards
 
 Padding = str | Sequence[tuple[int, int]]
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    'vmap': aw_conv_forms.vmap,
-    'map': aw_conv_forms.map_samples,
-    'im2col': aw_conv_forms.im2col,
-    'taps': aw_conv_forms.taps,
-    'loop_dot': aw_conv_loops.loop_dot,
-    'loop_conv': aw_conv_loops.loop_conv,
-    'fused': aw_conv_fused.fused,
+    'vmap': forms.vmap,
+    'map': forms.map_samples,
+    'im2col': forms.im2col,
+    'taps': forms.taps,
+    'loop_dot': loop_dot,
+    'loop_conv': loop_conv,
+    'fused': fused,
 }
 
 # Forms that can take the samples in chunks.
 CHUNKED = ('vmap', 'im2col', 'taps')
 
-# What 'auto' stands for, by backend and kind of kernel: the form for images of
-# up to so many output positions. Measured: docs/performance.md.
-_ANY = math.inf
-_AUTO = {
-    'cpu': {
-        'full': ((400, 'loop_dot'), (_ANY, 'loop_conv')),
-        'grouped': ((_ANY, 'map'),),
-        'pointwise': ((_ANY, 'map'),),
-        'depthwise': ((_ANY, 'taps'),),
-    }
-}
-# Elsewhere a loop over single samples would leave the matrix units idle; the
-# reasoned, unmeasured default are the forms with batched products, over as many
-# samples at a time as take so much memory for their patches and kernels.
-_AUTO_UNMEASURED = {
-    'full': ((_ANY, 'im2col'),),
-    'grouped': ((_ANY, 'im2col'),),
-    'pointwise': ((_ANY, 'im2col'),),
-    'depthwise': ((_ANY, 'taps'),),
-}
+# Backends whose choices are measured: docs/performance.md.
+_MEASURED = ('cpu',)
 _UNMEASURED_BYTES = 2**28
-
-
-def kind(kernel_shape: Sequence[int], groups: int) -> str:
-  """Returns 'full', 'grouped', 'pointwise' or 'depthwise' for a kernel.
-
-  Args:
-    kernel_shape: [kh, kw, C/groups, D].
-    groups: number of channel groups.
-  """
-  if groups > 1:
-    return 'depthwise' if kernel_shape[2] == 1 else 'grouped'
-  return 'pointwise' if tuple(kernel_shape[:2]) == (1, 1) else 'full'
 
 
 def choose(
@@ -86,15 +58,23 @@ def choose(
     positions: H' * W', positions of the output.
     backend: such as 'cpu'; other backends than that are not measured yet.
   """
-  table = _AUTO.get(backend, _AUTO_UNMEASURED)[kind(kernel_shape, groups)]
-  return next(name for most, name in table if positions <= most)
+  if groups > 1 and kernel_shape[2] == 1:  # Depthwise.
+    return 'taps'
+  if backend not in _MEASURED:
+    # A loop over single samples would leave the matrix units idle; the
+    # reasoned default are batched products, over as many samples at a time as
+    # take `_UNMEASURED_BYTES` for their patches and kernels.
+    return 'im2col'
+  if groups > 1 or tuple(kernel_shape[:2]) == (1, 1):
+    return 'map'
+  return 'loop_dot' if positions <= 400 else 'loop_conv'
 
 
 def _auto(samples, kernel, groups, positions):
   """Returns the implementation and the chunk that 'auto' stands for."""
   backend = jax.default_backend()
   name = choose(kernel.shape, groups, positions, backend)
-  if backend in _AUTO:
+  if backend in _MEASURED:
     return name, None
   warnings.warn(
       f"aw_conv: nothing is measured on {backend!r} yet; 'auto' takes batched "
@@ -107,30 +87,6 @@ def _auto(samples, kernel, groups, positions):
   chunk = max(1, _UNMEASURED_BYTES // bytes_each)
   fits = isinstance(samples, int) and samples <= chunk
   return name, None if fits else chunk
-
-
-def check_implementation(name, chunk):
-  """Raises ValueError for an unknown name, or a chunk that it does not take.
-
-  Args:
-    name: implementation of `aw_conv`.
-    chunk: samples at a time, or None.
-  """
-  if name not in ('auto', *IMPLEMENTATIONS):
-    known = ', '.join(['auto', *IMPLEMENTATIONS])
-    raise ValueError(f'unknown implementation {name!r}; known: {known}')
-  if chunk is None:
-    return
-  whole = isinstance(chunk, numbers.Integral) and not isinstance(chunk, bool)
-  if not whole or chunk < 1:
-    raise ValueError(
-        f'chunk must be a number of samples or None, not {chunk!r}'
-    )
-  if name not in ('auto', *CHUNKED):
-    raise ValueError(
-        f'chunk={chunk}: {name!r} takes no chunks; they are for '
-        f'{", ".join(CHUNKED)}'
-    )
 
 
 def _check_shapes(x, kernel, attention, groups):
@@ -155,29 +111,6 @@ def _check_shapes(x, kernel, attention, groups):
         f"{kernel.shape}: want [N, kh, kw, G, D'], G dividing C/groups and "
         "D' dividing D"
     )
-
-
-def _int_pair(value, name, least=None):
-  """Returns value as a pair of ints; raises ValueError if it is none."""
-  entries = tuple(value) if isinstance(value, Iterable) else ()
-  if len(entries) != 2 or not all(
-      isinstance(entry, numbers.Integral) for entry in entries
-  ):
-    raise ValueError(f'{name} must be a pair of ints, not {value!r}')
-  if least is not None and min(entries) < least:
-    raise ValueError(f'{name} must be at least {least}, not {value!r}')
-  return int(entries[0]), int(entries[1])
-
-
-def _check_padding(padding):
-  """Returns explicit padding as pairs of ints; raises ValueError if not so."""
-  axes = tuple(padding) if isinstance(padding, Iterable) else ()
-  if len(axes) != 2:
-    raise ValueError(
-        'padding must be a name or a pair (low, high) for height and width, '
-        f'not {padding!r}'
-    )
-  return tuple(_int_pair(own, 'padding of each axis') for own in axes)
 
 
 def _crop(x, padding):
@@ -239,39 +172,47 @@ def aw_conv(
     float32 at least.
 
   Raises:
-    ValueError: the shapes do not fit, strides, padding or dilation are not
-      pairs, the implementation is unknown, or takes no chunks.
+    ValueError: the shapes do not fit, the implementation is unknown, or takes
+      no chunks.
 
   Source: arXiv 2108.08205; the residual form keeps K when A is 0.
   """
   _check_shapes(x, kernel, attention, groups)
-  check_implementation(implementation, chunk)
-  strides = _int_pair(strides, 'strides', least=1)
-  dilation = _int_pair(dilation, 'dilation', least=1)
-  dtype = jnp.promote_types(x.dtype, kernel.dtype)
+  if implementation != 'auto':
+    look_up('implementation', implementation, IMPLEMENTATIONS)
+  if chunk is not None and implementation not in ('auto', *CHUNKED):
+    raise ValueError(
+        f'chunk={chunk}: {implementation!r} takes no chunks; they are for '
+        f'{", ".join(CHUNKED)}'
+    )
   if isinstance(padding, str):
     spans = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
     padding = lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
-  x, padding = _crop(x, _check_padding(padding))
-  window = dict(strides=strides, padding=padding, dilation=dilation)
-  positions = math.prod(
-      aw_conv_forms.output_size(x.shape[1:3], kernel.shape[:2], **window)
+  # They may be lists, and NumPy's integers.
+  strides, dilation, *padding = (
+      (operator.index(a), operator.index(b))
+      for a, b in (strides, dilation, *padding)
   )
+  x, padding = _crop(x, tuple(padding))
+  options = Options(
+      strides=strides,
+      padding=padding,
+      dilation=dilation,
+      groups=groups,
+      residual=residual,
+      precision=precision,
+      chunk=chunk,
+  )
+  positions = math.prod(options.output_size(x.shape[1:3], kernel.shape[:2]))
   if 0 in (x.shape[0], positions):
     implementation = 'vmap'  # Nothing to compute; not all forms can.
   elif implementation == 'auto':
     implementation, own_chunk = _auto(x.shape[0], kernel, groups, positions)
-    chunk = chunk or own_chunk
-  function = functools.partial(
-      IMPLEMENTATIONS[implementation],
-      **(dict(chunk=chunk) if implementation in CHUNKED else {}),
-      residual=residual,
-      groups=groups,
-      precision=precision,
-      **window,
-  )
+    options = dataclasses.replace(options, chunk=chunk or own_chunk)
+  function = IMPLEMENTATIONS[implementation]
+  dtype = jnp.promote_types(x.dtype, kernel.dtype)
   return over_data_shards(
-      lambda x, attention, kernel: function(x, kernel, attention),
+      lambda x, attention, kernel: function(x, kernel, attention, options),
       batch=(x.astype(dtype), attention),
       shared=(kernel.astype(dtype),),
   )

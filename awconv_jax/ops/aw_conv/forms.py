@@ -1,11 +1,11 @@
 """The forms that leave their derivatives to JAX: vmap, map, im2col, taps.
 
-Each is `form(x, kernel, attention, *, residual, strides, padding, dilation,
-groups, precision)` with the arguments of `ops.aw_conv.aw_conv`, the padding as
-pairs. They allow any order of derivative, forward and reverse.
+Each is `form(x, kernel, attention, options)` with the arguments of
+`ops.aw_conv.aw_conv`. They allow any order of derivative, forward and reverse.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
 
 import jax
 from jax import lax
@@ -13,6 +13,38 @@ import jax.numpy as jnp
 
 # The scope of products that are multiply-adds though no matrix product.
 MULTIPLY_ADDS = 'multiply_adds'
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What `ops.aw_conv.aw_conv` is told beside its operands.
+
+  Attributes:
+    strides, dilation: vertical and horizontal.
+    padding: (low, high) of both axes; negative numbers crop.
+    groups: channel groups.
+    residual: True for K * (1 + A), False for K * A.
+    precision: as in `lax.conv_general_dilated`.
+    chunk: samples at a time, in the forms that take chunks; None for all.
+  """
+
+  strides: tuple[int, int]
+  padding: tuple[tuple[int, int], tuple[int, int]]
+  dilation: tuple[int, int]
+  groups: int
+  residual: bool
+  precision: lax.PrecisionLike
+  chunk: int | None = None
+
+  def output_size(self, size, kernel_size):
+    """Returns (H', W') for an image of size (H, W)."""
+    windows = zip(
+        *(size, kernel_size, self.strides, self.padding, self.dilation),
+        strict=True,
+    )
+    return tuple(
+        (n + sum(p) - (k - 1) * d - 1) // s + 1 for n, k, s, p, d in windows
+    )
 
 
 def modulate(
@@ -51,75 +83,52 @@ def scale_of(maps: jax.Array, dtype, residual: bool) -> jax.Array:
   return 1 + maps if residual else maps
 
 
-def convolve(x, kernel, *, strides, padding, dilation, groups, precision):
+def convolve(x, kernel, options: Options):
   """Returns the plain convolution of x [N, H, W, C]."""
   return lax.conv_general_dilated(
       x,
       kernel,
-      strides,
-      padding,
-      rhs_dilation=dilation,
+      options.strides,
+      options.padding,
+      rhs_dilation=options.dilation,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=groups,
-      precision=precision,
+      feature_group_count=options.groups,
+      precision=options.precision,
   )
 
 
-def tap_views(
-    image: jax.Array,
-    kernel_size: tuple[int, int],
-    *,
-    strides: tuple[int, int],
-    padding: Sequence[tuple[int, int]],
-    dilation: tuple[int, int],
-) -> list[jax.Array]:
+def tap_views(image: jax.Array, kernel_size, options: Options):
   """Returns what each tap of a kernel sees of an image.
 
   Args:
     image: [H, W, C].
     kernel_size: (kh, kw).
-    strides, padding, dilation: of the convolution; padding may be negative.
+    options: of the operation.
 
   Returns:
     kh * kw arrays [H', W', C], row by row of the kernel.
   """
-  counts = output_size(
-      image.shape[:2],
-      kernel_size,
-      strides=strides,
-      padding=padding,
-      dilation=dilation,
-  )
-  config = [(*pair, 0) for pair in padding] + [(0, 0, 0)]
+  counts = options.output_size(image.shape[:2], kernel_size)
+  config = [(*pair, 0) for pair in options.padding] + [(0, 0, 0)]
   image = lax.pad(image, jnp.zeros((), image.dtype), config)
+  strides, channels = options.strides, image.shape[2]
   views = []
-  for i in range(kernel_size[0]):
-    for j in range(kernel_size[1]):
-      start = (i * dilation[0], j * dilation[1])
-      stop = [
-          b + (n - 1) * s + 1
-          for b, n, s in zip(start, counts, strides, strict=True)
-      ]
-      views.append(
-          lax.slice(image, (*start, 0), (*stop, image.shape[2]), (*strides, 1))
-      )
+  for tap in itertools.product(*map(range, kernel_size)):
+    start = [i * d for i, d in zip(tap, options.dilation, strict=True)]
+    stop = [
+        b + (n - 1) * s + 1
+        for b, n, s in zip(start, counts, strides, strict=True)
+    ]
+    views.append(
+        lax.slice(image, (*start, 0), (*stop, channels), (*strides, 1))
+    )
   return views
 
 
-def patches(image: jax.Array, kernel_size, *, groups: int, **window):
-  """Returns the patches of an image as matrices, one per channel group.
-
-  Args:
-    image: [H, W, C].
-    kernel_size: (kh, kw).
-    groups: channel groups.
-    **window: strides, padding and dilation.
-
-  Returns:
-    [groups, H' * W', kh * kw * C / groups].
-  """
-  views = tap_views(image, kernel_size, **window)
-  split = [split_groups(view, groups) for view in views]
+def patches(image: jax.Array, kernel_size, options: Options):
+  """Returns an image's patches, [groups, H' * W', kh * kw * C / groups]."""
+  views = tap_views(image, kernel_size, options)
+  split = [split_groups(view, options.groups) for view in views]
   return jnp.concatenate(split, axis=-1)
 
 
@@ -176,26 +185,17 @@ def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
   return jax.vmap(product)(lhs, rhs)
 
 
-def output_size(size, kernel_size, *, strides, padding, dilation):
-  """Returns (H', W') of a convolution for an image of size (H, W)."""
-  return tuple(
-      (n + sum(p) - (k - 1) * d - 1) // s + 1
-      for n, k, s, p, d in zip(
-          size, kernel_size, strides, padding, dilation, strict=True
-      )
-  )
-
-
-def convolve_one(image, own, **options):
+def convolve_one(image, own, options: Options):
   """Returns one sample's output [H', W', D] as a convolution."""
-  return convolve(image[None], own, **options)[0]
+  return convolve(image[None], own, options)[0]
 
 
-def multiply_one(image, own, *, groups, precision, **window):
+def multiply_one(image, own, options: Options):
   """Returns one sample's output [H', W', D] as its patches times its kernel."""
-  size = output_size(image.shape[:2], own.shape[:2], **window)
-  seen = patches(image, own.shape[:2], groups=groups, **window)
-  out = dot(seen, as_matrices(own, groups), (1, 0), precision)
+  size = options.output_size(image.shape[:2], own.shape[:2])
+  seen = patches(image, own.shape[:2], options)
+  matrices = as_matrices(own, options.groups)
+  out = dot(seen, matrices, (1, 0), options.precision)
   return join_groups(out, size).astype(image.dtype)
 
 
@@ -213,10 +213,10 @@ def scale_channels(image: jax.Array, factors: jax.Array) -> jax.Array:
   return product.reshape(*image.shape[:2], factors.size)
 
 
-def add_taps_one(image, own, *, groups, precision, **window):
+def add_taps_one(image, own, options: Options):
   """Returns one sample's output [H', W', D] as a sum over the kernel's taps."""
-  size = output_size(image.shape[:2], own.shape[:2], **window)
-  views = tap_views(image, own.shape[:2], **window)
+  size = options.output_size(image.shape[:2], own.shape[:2])
+  views = tap_views(image, own.shape[:2], options)
   matrices = own.reshape(-1, *own.shape[2:])
   if own.shape[2] == 1:  # Depthwise: there is nothing to sum but the taps.
     wide = accumulator(image.dtype)
@@ -225,29 +225,35 @@ def add_taps_one(image, own, *, groups, precision, **window):
         for v, m in zip(views, matrices[:, 0], strict=True)
     )
     return out.astype(image.dtype)
+  groups = options.groups
   out = sum(
-      dot(split_groups(v, groups), as_matrices(m, groups), (1, 0), precision)
-      for v, m in zip(views, matrices, strict=True)
+      dot(
+          split_groups(view, groups),
+          as_matrices(matrix, groups),
+          (1, 0),
+          options.precision,
+      )
+      for view, matrix in zip(views, matrices, strict=True)
   )
   return join_groups(out, size).astype(image.dtype)
 
 
-def with_own_kernel(function, kernel, residual, options):
-  """Returns function(image, own kernel) as one of (image, maps)."""
-
+def with_own_kernel(function, kernel, options: Options):
+  """Returns function(image, own kernel, options) as one of (image, maps)."""
   # Wide outside of any loop over samples, which sums up its gradient.
   kernel = kernel.astype(accumulator(kernel.dtype))
 
   def one(image, maps):
-    own = modulate(kernel, maps, residual=residual).astype(image.dtype)
-    return function(image, own, **options)
+    own = modulate(kernel, maps, residual=options.residual)
+    return function(image, own.astype(image.dtype), options)
 
   return one
 
 
-def _batched(function, x, kernel, attention, residual, chunk, options):
-  """Returns function of all samples at once, or of `chunk` at a time."""
-  one = with_own_kernel(function, kernel, residual, options)
+def _batched(function, x, kernel, attention, options):
+  """Returns function of all samples at once, or of a chunk at a time."""
+  one = with_own_kernel(function, kernel, options)
+  chunk = options.chunk
   if chunk is None:
     return jax.vmap(one)(x, attention)
   # Only one chunk's patches and kernels are kept alive.
@@ -264,31 +270,30 @@ def _batched(function, x, kernel, attention, residual, chunk, options):
   return out.reshape(chunks * chunk, *out.shape[2:])[: x.shape[0]]
 
 
-def vmap(x, kernel, attention, *, residual, chunk=None, **options):
+def vmap(x, kernel, attention, options: Options):
   """Reference: one convolution per sample, batched by `jax.vmap`."""
-  return _batched(convolve_one, x, kernel, attention, residual, chunk, options)
+  return _batched(convolve_one, x, kernel, attention, options)
 
 
-def map_samples(x, kernel, attention, *, residual, **options):
+def map_samples(x, kernel, attention, options: Options):
   """One sample after the other, each as patches times its own kernel.
 
   A matrix product is used in place of a convolution since XLA has no fast
   backward pass for convolutions in loops on CPU; `jax.checkpoint` keeps only
   one sample's patches and kernel alive.
   """
-  one = with_own_kernel(multiply_one, kernel, residual, options)
-  one = jax.checkpoint(one)
+  one = jax.checkpoint(with_own_kernel(multiply_one, kernel, options))
   return lax.map(lambda operands: one(*operands), (x, attention))
 
 
-def im2col(x, kernel, attention, *, residual, chunk=None, **options):
+def im2col(x, kernel, attention, options: Options):
   """All patches of the batch times all kernels, as one batched product."""
-  return _batched(multiply_one, x, kernel, attention, residual, chunk, options)
+  return _batched(multiply_one, x, kernel, attention, options)
 
 
-def taps(x, kernel, attention, *, residual, chunk=None, **options):
+def taps(x, kernel, attention, options: Options):
   """A batched product per tap of the kernel, summed: no patches in memory."""
-  return _batched(add_taps_one, x, kernel, attention, residual, chunk, options)
+  return _batched(add_taps_one, x, kernel, attention, options)
 
 
 def in_reverse_only(apply, *operands):

@@ -1,6 +1,6 @@
 """AW-convolution fused: kernels scaled on their way to the matrix unit.
 
-A form for GPU, in three Pallas kernels (`ops/aw_conv_kernels.py`), with a
+A form for GPU, in three Pallas kernels (`kernels.py`), with a
 backward pass of its own. What they have no tiles for, and other devices, take
 `im2col`; on CPU they run in Pallas' interpreter, which is slow and there for
 tests.
@@ -24,46 +24,45 @@ def _by_platform(in_tiles, otherwise, operands):
   )
 
 
-def fused(x, kernel, attention, *, residual, **options):
+def fused(x, kernel, attention, options: forms.Options):
   """The shared kernel's tiles, scaled for each sample on their way."""
-  from awconv_jax.ops.aw_conv import kernels as kernels  # Others need none.
+  from awconv_jax.ops.aw_conv import kernels  # Others need none.
 
-  otherwise = functools.partial(forms.im2col, residual=residual, **options)
-  precision, groups = options.pop('precision'), options.pop('groups')
-  size = forms.output_size(x.shape[1:3], kernel.shape[:2], **options)
-  padding = options.pop('padding')
-  if not kernels.has_tiles(x, kernel, groups=groups, **options):
+  def otherwise(*operands):
+    return forms.im2col(*operands, options)
+
+  if not kernels.has_tiles(x, kernel, options):
     return otherwise(x, kernel, attention)
-  geometry = kernels.Geometry(
-      size=x.shape[1:3],
-      output=size,
-      kernel_size=kernel.shape[:2],
-      before=tuple(low for low, _ in padding),
-      **options,
-  )
   number, c, d = x.shape[0], *kernel.shape[2:]
+  size = options.output_size(x.shape[1:3], kernel.shape[:2])
 
-  def operands_of(kernel, attention, interpret):
-    """Returns kernel and maps with numbered taps, and what else is needed."""
-    return (
-        kernel.reshape(-1, c, d),
-        attention.reshape(number, -1, *attention.shape[3:]),
-        geometry,
-        kernels.Options(residual, precision, interpret),
+  def flat(kernel, attention, interpret):
+    """Returns kernel and maps with numbered taps, and the plan."""
+    plan = kernels.Plan(
+        size=x.shape[1:3],
+        output=size,
+        kernel_size=kernel.shape[:2],
+        before=tuple(low for low, _ in options.padding),
+        strides=options.strides,
+        dilation=options.dilation,
+        residual=options.residual,
+        precision=options.precision,
+        interpret=interpret,
     )
+    maps = attention.reshape(number, -1, *attention.shape[3:])
+    return kernel.reshape(-1, c, d), maps, plan
 
   def in_tiles(x, kernel, attention, *, interpret):
-    out = kernels.forward(
-        x.reshape(number, -1, c), *operands_of(kernel, attention, interpret)
-    )
+    operands = flat(kernel, attention, interpret)
+    out = kernels.forward(x.reshape(number, -1, c), *operands)
     return out.reshape(number, *size, d)
 
   def gradients_in_tiles(x, kernel, attention, grad, *, interpret):
-    flat, grad = x.reshape(number, -1, c), grad.reshape(number, -1, d)
-    kernel_flat, maps, *rest = operands_of(kernel, attention, interpret)
-    image = kernels.input_gradient(grad, kernel_flat, maps, *rest)
+    kernel_flat, maps, plan = flat(kernel, attention, interpret)
+    grad = grad.reshape(number, -1, d)
+    image = kernels.input_gradient(grad, kernel_flat, maps, plan)
     kernel_grad, maps_grad = kernels.kernel_gradient(
-        flat, kernel_flat, maps, grad, *rest
+        x.reshape(number, -1, c), kernel_flat, maps, grad, plan
     )
     return (
         image.reshape(x.shape),

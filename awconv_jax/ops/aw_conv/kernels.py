@@ -25,7 +25,7 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
 from awconv_jax.ops.aw_conv import tiles
-from awconv_jax.ops.aw_conv.tiles import Geometry, Options
+from awconv_jax.ops.aw_conv.tiles import Plan
 
 # So many programs that the last ones do not leave a large GPU half idle.
 _PROGRAMS = 1024
@@ -39,20 +39,20 @@ def _largest_power(number: int, most: int) -> int:
   return min(number & -number, most)
 
 
-def has_tiles(x, kernel, *, strides, dilation, groups) -> bool:
+def has_tiles(x, kernel, options) -> bool:
   """Tells whether the kernels take such operands.
 
   Args:
     x: input, [N, H, W, C].
     kernel: shared kernel, [kh, kw, C/groups, D].
-    strides, dilation: pairs.
-    groups: channel groups.
+    options: `forms.Options` of the operation.
   """
+  windows = zip(options.strides, options.dilation, strict=True)
   return (
-      groups == 1
+      options.groups == 1
       and x.dtype in _DTYPES
       and all(channels % _LEAST == 0 for channels in kernel.shape[2:])
-      and all(min(pair) == 1 for pair in zip(strides, dilation, strict=True))
+      and all(min(pair) == 1 for pair in windows)
       # A size may be symbolic, in what is exported.
       and all(isinstance(size, numbers.Integral) for size in x.shape)
   )
@@ -91,19 +91,19 @@ def _samples_together(kernel, maps, positions):
   return 2 if fits and maps.shape[0] % 2 == 0 else 1
 
 
-def _call(kernel, operands, results, grid, options, *, warps):
+def _call(kernel, operands, results, grid, plan, *, warps):
   """Runs a kernel on whole arrays, of which each program takes its own part."""
   return pl.pallas_call(
       kernel,
       out_shape=results,
       grid=grid,
-      interpret=options.interpret,
+      interpret=plan.interpret,
       compiler_params=triton.CompilerParams(num_warps=warps, num_stages=3),
       name=kernel.func.__name__.strip('_'),
   )(*operands)
 
 
-def _add_products(sums, image, shared, maps, first, at, options, trans_b=False):
+def _add_products(sums, image, shared, maps, first, at, plan, trans_b=False):
   """Adds a step's product to the sums of each sample, which share a tile of K.
 
   Args:
@@ -114,27 +114,27 @@ def _add_products(sums, image, shared, maps, first, at, options, trans_b=False):
     first: number of the first sample.
     at: arguments of `tiles.read` after the sample, and those of
       `tiles.factors_of` after it, without the last.
-    options: of the kernel.
+    plan: of the convolution.
     trans_b: whether the tile is transposed.
   """
   seen, tile = at
   for s in range(len(sums)):
-    factors = tiles.factors_of(maps, first + s, *tile, options.residual)
+    factors = tiles.factors_of(maps, first + s, *tile, plan.residual)
     sums[s] += triton.dot(
         tiles.read(image, first + s, *seen),
         tiles.scaled(shared, factors),
         trans_b=trans_b,
-        precision=options.precision,
+        precision=plan.precision,
     )
   return sums
 
 
-def _forward(x, kernel, maps, out, *, geometry, options, tile):
+def _forward(x, kernel, maps, out, *, plan, tile):
   rows, columns, depth, samples = tile
   shape = kernel.shape[1:]
   positions = tiles.span(pl.program_id(1), rows)
-  valid = positions < math.prod(geometry.output)
-  row, column = tiles.divide(positions, geometry.output[1])
+  valid = positions < math.prod(plan.output)
+  row, column = tiles.divide(positions, plan.output[1])
   outputs = tiles.span(pl.program_id(0), columns)
   here = pl.ds(pl.program_id(0) * columns, columns)
   first = pl.program_id(2) * samples
@@ -142,52 +142,49 @@ def _forward(x, kernel, maps, out, *, geometry, options, tile):
 
   def add(step, sums):
     tap, block = tiles.divide(step, blocks)
-    place, inside = tiles.seen(geometry, row, column, tap, valid)
+    place, inside = tiles.seen(plan, row, column, tap, valid)
     inputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
     shared = triton.load(kernel.at[tap, now, here])
     at = (place, inside, inputs), (tap, inputs, outputs, shape)
-    return _add_products(sums, x, shared, maps, first, at, options)
+    return _add_products(sums, x, shared, maps, first, at, plan)
 
   zeros = jnp.zeros((rows, columns), jnp.float32)
-  steps = math.prod(geometry.kernel_size) * blocks
+  steps = math.prod(plan.kernel_size) * blocks
   sums = lax.fori_loop(0, steps, add, [zeros] * samples)
   for s in range(samples):
     tiles.write(out, first + s, positions, valid, outputs, sums[s])
 
 
-def forward(x, kernel, maps, geometry: Geometry, options: Options):
+def forward(x, kernel, maps, plan: Plan):
   """Returns O, [N, H' * W', D].
 
   Args:
     x: input, [N, H * W, C].
     kernel: K, [taps, C, D], of x's dtype.
     maps: A, [N, taps, G, D'].
-    geometry: of the convolution.
-    options: see there.
+    plan: of the convolution.
   """
   number, (_, c, d) = x.shape[0], kernel.shape
-  positions = math.prod(geometry.output)
+  positions = math.prod(plan.output)
   samples = _samples_together(kernel, maps, positions)
   rows, columns = _rows(positions, 128), _largest_power(d, 128)
   tile = rows, columns, _largest_power(c, _depth(x.dtype)), samples
   return _call(
-      functools.partial(
-          _forward, geometry=geometry, options=options, tile=tile
-      ),
+      functools.partial(_forward, plan=plan, tile=tile),
       (x, kernel, maps),
       jax.ShapeDtypeStruct((number, positions, d), x.dtype),
       (d // columns, pl.cdiv(positions, rows), number // samples),
-      options,
+      plan,
       warps=_warps(rows * columns * samples),
   )
 
 
-def _input_gradient(grad, kernel, maps, out, *, geometry, options, tile):
+def _input_gradient(grad, kernel, maps, out, *, plan, tile):
   rows, columns, depth, samples = tile
   shape = kernel.shape[1:]
-  phase, places = tiles.phase_of(geometry, rows)
-  place, valid = tiles.place_of(*places, geometry.size, True)
-  firsts, counts = tiles.taps_of(geometry, phase)
+  phase, places = tiles.phase_of(plan, rows)
+  place, valid = tiles.place_of(*places, plan.size, True)
+  firsts, counts = tiles.taps_of(plan, phase)
   inputs = tiles.span(pl.program_id(0), columns)
   here = pl.ds(pl.program_id(0) * columns, columns)
   first_sample = pl.program_id(2) * samples
@@ -198,58 +195,53 @@ def _input_gradient(grad, kernel, maps, out, *, geometry, options, tile):
     turns = lax.div(index, counts[1]), lax.rem(index, counts[1])
     taps = [
         first + turn * stride
-        for first, turn, stride in zip(
-            firsts, turns, geometry.strides, strict=True
-        )
+        for first, turn, stride in zip(firsts, turns, plan.strides, strict=True)
     ]
-    tap = taps[0] * geometry.kernel_size[1] + taps[1]
-    source, inside = tiles.seen_back(geometry, places, taps, valid)
+    tap = taps[0] * plan.kernel_size[1] + taps[1]
+    source, inside = tiles.seen_back(plan, places, taps, valid)
     outputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
     shared = triton.load(kernel.at[tap, here, now])
     at = (source, inside, outputs), (tap, inputs, outputs, shape)
     return _add_products(
-        sums, grad, shared, maps, first_sample, at, options, trans_b=True
+        sums, grad, shared, maps, first_sample, at, plan, trans_b=True
     )
 
   zeros = jnp.zeros((rows, columns), jnp.float32)
   steps = counts[0] * counts[1] * blocks
   sums = lax.fori_loop(0, steps, add, [zeros] * samples)
   # Beyond the image, so that no two rows of the tile name one position.
-  place = jnp.where(valid, place, math.prod(geometry.size))
+  place = jnp.where(valid, place, math.prod(plan.size))
   for s in range(samples):
     tiles.write(out, first_sample + s, place, valid, inputs, sums[s])
 
 
-def input_gradient(grad, kernel, maps, geometry: Geometry, options: Options):
+def input_gradient(grad, kernel, maps, plan: Plan):
   """Returns dI, [N, H * W, C].
 
   Args:
     grad: gradient of the output, [N, H' * W', D].
     kernel: K, [taps, C, D], of grad's dtype.
     maps: A, [N, taps, G, D'].
-    geometry: of the convolution.
-    options: see there.
+    plan: of the convolution.
   """
   number, (_, c, d) = grad.shape[0], kernel.shape
-  positions = math.prod(map(pl.cdiv, geometry.size, geometry.strides))
+  positions = math.prod(map(pl.cdiv, plan.size, plan.strides))
   samples = _samples_together(kernel, maps, positions)
   rows, columns = _rows(positions, 128), _largest_power(c, 128)
   tile = rows, columns, _largest_power(d, _depth(grad.dtype)), samples
-  row_tiles = pl.cdiv(positions, rows) * math.prod(geometry.strides)
+  row_tiles = pl.cdiv(positions, rows) * math.prod(plan.strides)
   return _call(
-      functools.partial(
-          _input_gradient, geometry=geometry, options=options, tile=tile
-      ),
+      functools.partial(_input_gradient, plan=plan, tile=tile),
       (grad, kernel, maps),
-      jax.ShapeDtypeStruct((number, math.prod(geometry.size), c), grad.dtype),
+      jax.ShapeDtypeStruct((number, math.prod(plan.size), c), grad.dtype),
       (c // columns, row_tiles, number // samples),
-      options,
+      plan,
       warps=_warps(rows * columns * samples),
   )
 
 
 def _kernel_gradient(
-    x, kernel, maps, grad, kernel_grad, maps_grad, *, geometry, options, tile
+    x, kernel, maps, grad, kernel_grad, maps_grad, *, plan, tile
 ):
   """A program sums over the samples of one group; the last may be smaller."""
   rows, columns, depth, samples, run, part = tile
@@ -261,7 +253,7 @@ def _kernel_gradient(
   here_out = pl.ds(column_tile * columns, columns)
   here_runs = pl.ds(row_tile * (rows // run), rows // run)
   here_parts = pl.ds(column_tile * (columns // part), columns // part)
-  number = math.prod(geometry.output)
+  number = math.prod(plan.output)
   shared = triton.load(kernel.at[tap, here_in, here_out]).astype(jnp.float32)
   zeros = jnp.zeros((rows, columns), jnp.float32)
 
@@ -271,19 +263,19 @@ def _kernel_gradient(
     def add(block, sums):
       positions = tiles.span(block, depth)
       valid = positions < number
-      row, column = tiles.divide(positions, geometry.output[1])
-      place, inside = tiles.seen(geometry, row, column, tap, valid)
+      row, column = tiles.divide(positions, plan.output[1])
+      place, inside = tiles.seen(plan, row, column, tap, valid)
       source = jnp.where(valid, positions, 0)
       return sums + triton.dot(
           tiles.read(x, sample, place, inside, inputs),
           tiles.read(grad, sample, source, valid, outputs),
           trans_a=True,
-          precision=options.precision,
+          precision=plan.precision,
       )
 
     own = lax.fori_loop(0, pl.cdiv(number, depth), add, zeros)
     factors = tiles.factors_of(
-        maps, sample, tap, inputs, outputs, shape, options.residual
+        maps, sample, tap, inputs, outputs, shape, plan.residual
     )
     by_runs = (own * shared).reshape(rows // run, run, columns // part, part)
     triton.store(
@@ -300,9 +292,7 @@ def _kernel_gradient(
   )
 
 
-def kernel_gradient(
-    x, kernel, maps, grad, geometry: Geometry, options: Options
-):
+def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   """Returns dK [taps, C, D] and dA [N, taps, G, D'], in their dtypes.
 
   Args:
@@ -310,8 +300,7 @@ def kernel_gradient(
     kernel: K, [taps, C, D], of x's dtype.
     maps: A, [N, taps, G, D'].
     grad: gradient of the output, [N, H' * W', D].
-    geometry: of the convolution.
-    options: see there.
+    plan: of the convolution.
   """
   number, (taps, c, d) = x.shape[0], kernel.shape
   runs, parts = maps.shape[2:]
@@ -327,12 +316,11 @@ def kernel_gradient(
   run = _largest_power(c // runs, rows)
   part = _largest_power(d // parts, columns)
   whole = run * runs == c and part * parts == d
-  depth = _depth_of(math.prod(geometry.output), x.dtype)
+  depth = _depth_of(math.prod(plan.output), x.dtype)
   kernel_grad, maps_grad = _call(
       functools.partial(
           _kernel_gradient,
-          geometry=geometry,
-          options=options,
+          plan=plan,
           tile=(rows, columns, depth, samples, run, part),
       ),
       (x, kernel, maps, grad),
@@ -344,7 +332,7 @@ def kernel_gradient(
           ),
       ),
       (taps, programs, groups),
-      options,
+      plan,
       warps=_warps(2 * rows * columns),  # Of a sample, and of all.
   )
   if not whole:

@@ -12,6 +12,7 @@ of the output, P[n] the patches of the input and dKn = P[n]^T G[n]:
 can be differentiated repeatedly in reverse, but not forward (`jax.jvp`).
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -26,46 +27,39 @@ from awconv_jax.ops.aw_conv import forms
 _BLOCK_BYTES = 2.5e6
 
 
-def _input_gradient_dot(grad, own, image, *, groups, precision, **window):
+def _input_gradient_dot(grad, own, image, options):
   """Returns dI [H, W, C] of one sample: a product, then patches put back."""
-  matrices = forms.as_matrices(own, groups)
-  columns = forms.dot(
-      forms.split_groups(grad, groups), matrices, (1, 1), precision
-  )
+  matrices = forms.as_matrices(own, options.groups)
+  grad = forms.split_groups(grad, options.groups)
+  columns = forms.dot(grad, matrices, (1, 1), options.precision)
 
   def see(x):
-    return forms.patches(x, own.shape[:2], groups=groups, **window)
+    return forms.patches(x, own.shape[:2], options)
 
   wide = jax.ShapeDtypeStruct(image.shape, columns.dtype)
   (result,) = jax.linear_transpose(see, wide)(columns)
   return result.astype(image.dtype)
 
 
-def _input_gradient_conv(grad, own, image, *, groups, precision, **window):
+def _input_gradient_conv(grad, own, image, options):
   """Returns dI [H, W, C] of one sample as a convolution of stride 1.
 
   Written out with the flipped, transposed kernel: in this form XLA has a fast
   convolution in loops on CPU, and in that of its own transpose rule not.
   """
   kh, kw, c, d = own.shape
+  groups = options.groups
   flipped = own[::-1, ::-1].reshape(kh, kw, c, groups, d // groups)
   flipped = flipped.transpose(0, 1, 4, 3, 2).reshape(kh, kw, -1, c * groups)
-  spans = [(k - 1) * s for k, s in zip((kh, kw), window['dilation'])]  # noqa: B905
+  spans = [(k - 1) * s for k, s in zip((kh, kw), options.dilation)]  # noqa: B905
   padding = [
       (span - low, n - m + low)
       for span, (low, _), n, m in zip(
-          spans, window['padding'], image.shape, grad.shape, strict=False
+          spans, options.padding, image.shape, grad.shape, strict=False
       )
   ]
-  return forms.convolve(
-      grad[None],
-      flipped,
-      strides=(1, 1),
-      padding=padding,
-      dilation=window['dilation'],
-      groups=groups,
-      precision=precision,
-  )[0]
+  back = dataclasses.replace(options, padding=padding)
+  return forms.convolve_one(grad, flipped, back)
 
 
 class _Rows:
@@ -168,22 +162,21 @@ def _write(array, values, n, block):
   )
 
 
-def _backward(x, kernel, attention, grad, *, layout, input_gradient, **options):
+def _backward(layout, input_gradient, options, x, kernel, attention, grad):
   """Returns the gradients of x, kernel and attention.
 
   Args:
-    x, kernel, attention: of the forward pass.
-    grad: gradient of the output, [N, H', W', D].
     layout: `_Rows` or `_Columns`.
     input_gradient: of one sample.
-    **options: of the operation.
+    options: of the operation.
+    x, kernel, attention: of the forward pass.
+    grad: gradient of the output, [N, H', W', D].
   """
-  residual, groups = options.pop('residual'), options['groups']
-  window = {k: options[k] for k in ('strides', 'padding', 'dilation')}
   wide = forms.accumulator(x.dtype)
   # A block of input channels is a slice of the kernel without channel groups
   # only; they are small in any case.
-  blocks = _count_blocks(kernel, attention.shape[3]) if groups == 1 else 1
+  whole = options.groups > 1
+  blocks = 1 if whole else _count_blocks(kernel, attention.shape[3])
 
   def add_block(gradients, block):
     """Writes dI and dA of a block of input channels; returns its dK, too."""
@@ -198,16 +191,16 @@ def _backward(x, kernel, attention, grad, *, layout, input_gradient, **options):
       image = _read(x, n, block, blocks)
       maps = _read(attention, n, block, blocks)
       out_grad = lax.dynamic_index_in_dim(grad, n, keepdims=False)
-      own = forms.modulate(shared, maps, residual=residual)
-      scale = parts.scale(forms.scale_of(maps, wide, residual))
+      own = forms.modulate(shared, maps, residual=options.residual)
+      scale = parts.scale(forms.scale_of(maps, wide, options.residual))
       own_grad = parts.gradient(
-          forms.split_groups(out_grad, groups),
-          forms.patches(image, kernel.shape[:2], groups=groups, **window),
-          options['precision'],
+          forms.split_groups(out_grad, options.groups),
+          forms.patches(image, kernel.shape[:2], options),
+          options.precision,
       )
       # Split in here: outside, the loop would hold the kernel a second time.
       split = parts.split(arranged).astype(wide)
-      image_grad = input_gradient(out_grad, own, image, **options)
+      image_grad = input_gradient(out_grad, own, image, options)
       carry = (
           total + own_grad * scale,
           _write(x_grad, image_grad, n, block),
@@ -230,45 +223,32 @@ def _backward(x, kernel, attention, grad, *, layout, input_gradient, **options):
   return gradients[0], kernel_grad, gradients[1]
 
 
-def _loop(forward, choose_backward):
-  """Returns a form that loops over samples in both directions."""
+def _loop(forward, backward, x, kernel, attention, options):
+  """Loops over samples in both directions, backward with a pass of its own."""
 
-  def form(x, kernel, attention, *, residual, **options):
-    backward = functools.partial(
-        _backward, residual=residual, **choose_backward(options), **options
-    )
+  @jax.custom_vjp
+  def apply(x, kernel, attention):
+    one = forms.with_own_kernel(forward, kernel, options)
+    return lax.map(lambda operands: one(*operands), (x, attention))
 
-    @jax.custom_vjp
-    def apply(x, kernel, attention):
-      one = forms.with_own_kernel(forward, kernel, residual, options)
-      return lax.map(lambda operands: one(*operands), (x, attention))
-
-    def apply_forward(x, kernel, attention):
-      return apply(x, kernel, attention), (x, kernel, attention)
-
-    def apply_backward(saved, grad):
-      return backward(*saved, grad)
-
-    apply.defvjp(apply_forward, apply_backward)
-    return forms.in_reverse_only(apply, x, kernel, attention)
-
-  return form
+  apply.defvjp(
+      lambda *operands: (apply(*operands), operands),
+      lambda operands, grad: backward(options, *operands, grad),
+  )
+  return forms.in_reverse_only(apply, x, kernel, attention)
 
 
-loop_dot = _loop(
-    forms.multiply_one,
-    lambda options: dict(layout=_Rows, input_gradient=_input_gradient_dot),
-)
-loop_conv = _loop(
-    forms.convolve_one,
-    # A stride would make the transpose a convolution with gaps, which has no
-    # fast form in a loop.
-    lambda options: dict(
-        layout=_Columns,
-        input_gradient=(
-            _input_gradient_conv
-            if options['strides'] == (1, 1)
-            else _input_gradient_dot
-        ),
-    ),
-)
+def loop_dot(x, kernel, attention, options: forms.Options):
+  """One sample after the other as matrix products."""
+  backward = functools.partial(_backward, _Rows, _input_gradient_dot)
+  return _loop(forms.multiply_one, backward, x, kernel, attention, options)
+
+
+def loop_conv(x, kernel, attention, options: forms.Options):
+  """One sample after the other as convolutions."""
+  # A stride would make the transpose a convolution with gaps, which has no
+  # fast form in a loop.
+  dense = options.strides == (1, 1)
+  input_gradient = _input_gradient_conv if dense else _input_gradient_dot
+  backward = functools.partial(_backward, _Columns, input_gradient)
+  return _loop(forms.convolve_one, backward, x, kernel, attention, options)

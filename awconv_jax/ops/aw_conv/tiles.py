@@ -1,6 +1,6 @@
 """What the fused AW-convolution's kernels share: where taps look, and tiles.
 
-All but `Geometry` and `Options` works inside of a Pallas kernel for Triton.
+All but `Plan` works inside of a Pallas kernel for Triton.
 Positions of an image are numbered row by row; taps of a kernel, too.
 """
 
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Geometry:
-  """Where the taps of a kernel see an image.
+class Plan:
+  """Where the taps of a kernel see an image, and what else kernels must know.
 
   Attributes:
     size: (H, W) of the input.
@@ -23,6 +23,9 @@ class Geometry:
     kernel_size: (kh, kw).
     strides, dilation: vertical, horizontal; one of the two is 1 on each axis.
     before: zeros before the first row and column.
+    residual: True for K * (1 + A), False for K * A.
+    precision: of the products, as in `lax.dot_general`.
+    interpret: True to run in Pallas' interpreter, on any device.
   """
 
   size: tuple[int, int]
@@ -31,18 +34,6 @@ class Geometry:
   strides: tuple[int, int]
   dilation: tuple[int, int]
   before: tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """What else the kernels must know.
-
-  Attributes:
-    residual: True for K * (1 + A), False for K * A.
-    precision: of the products, as in `lax.dot_general`.
-    interpret: True to run in Pallas' interpreter, on any device.
-  """
-
   residual: bool
   precision: lax.PrecisionLike
   interpret: bool
@@ -111,43 +102,41 @@ def write(image, sample, place, inside, channels, values):
   )
 
 
-def seen(geometry, row, column, tap, valid):
+def seen(plan, row, column, tap, valid):
   """Returns where a tap sees the input, for positions of the output."""
   moved = [
       place * stride + index * gap - before
       for place, stride, index, gap, before in zip(
           (row, column),
-          geometry.strides,
-          divide(tap, geometry.kernel_size[1]),
-          geometry.dilation,
-          geometry.before,
+          plan.strides,
+          divide(tap, plan.kernel_size[1]),
+          plan.dilation,
+          plan.before,
           strict=True,
       )
   ]
-  return place_of(*moved, geometry.size, valid)
+  return place_of(*moved, plan.size, valid)
 
 
-def phase_of(geometry, rows):
+def phase_of(plan, rows):
   """Returns this program's phase, and the rows and columns of its positions.
 
   Positions of the input that leave the same remainders by the strides see the
   same taps. They are a phase; a program takes positions of one.
   """
-  tiles = pl.num_programs(1) // math.prod(geometry.strides)
+  tiles = pl.num_programs(1) // math.prod(plan.strides)
   phase, tile = divide(pl.program_id(1), tiles)
-  phase = divide(phase, geometry.strides[1])
-  across = pl.cdiv(geometry.size[1], geometry.strides[1])
+  phase = divide(phase, plan.strides[1])
+  across = pl.cdiv(plan.size[1], plan.strides[1])
   places = divide(span(tile, rows), across)
   places = [
       place * stride + own
-      for place, stride, own in zip(
-          places, geometry.strides, phase, strict=True
-      )
+      for place, stride, own in zip(places, plan.strides, phase, strict=True)
   ]
   return phase, places
 
 
-def taps_of(geometry, phase):
+def taps_of(plan, phase):
   """Returns the first tap that a phase sees, and how many: every stride-th.
 
   Both are pairs, vertical and horizontal.
@@ -155,9 +144,9 @@ def taps_of(geometry, phase):
   firsts, counts = [], []
   for own, stride, before, size in zip(
       phase,
-      geometry.strides,
-      geometry.before,
-      geometry.kernel_size,
+      plan.strides,
+      plan.before,
+      plan.kernel_size,
       strict=True,
   ):
     first = lax.rem(own + before, jnp.int32(stride))
@@ -167,11 +156,11 @@ def taps_of(geometry, phase):
   return firsts, counts
 
 
-def seen_back(geometry, places, taps, valid):
+def seen_back(plan, places, taps, valid):
   """Returns which outputs see positions of the input by a tap of their phase.
 
   Args:
-    geometry: of the convolution.
+    plan: of the convolution.
     places: rows and columns of the positions.
     taps: row and column of the tap.
     valid: which of the positions there are.
@@ -182,10 +171,10 @@ def seen_back(geometry, places, taps, valid):
       for own, tap, stride, gap, before in zip(
           places,
           taps,
-          geometry.strides,
-          geometry.dilation,
-          geometry.before,
+          plan.strides,
+          plan.dilation,
+          plan.before,
           strict=True,
       )
   ]
-  return place_of(*source, geometry.output, valid)
+  return place_of(*source, plan.output, valid)
