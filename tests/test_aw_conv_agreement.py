@@ -133,10 +133,9 @@ def check(names, case, dtypes, seed=0):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('name', CASES)
-def test_values_and_gradients_equal_the_loop(name, implementation):
-  check([implementation], BASE | CASES[name], WIDE)
+def test_values_and_gradients_equal_the_loop(name):
+  check(IMPLEMENTATIONS, BASE | CASES[name], WIDE)
 
 
 @pytest.mark.parametrize('name', ['plain', 'stride_2_1', 'groups_2'])
