@@ -42,6 +42,7 @@ PositiveFloat = Annotated[float, Bound(gt=0)]
 NonNegativeFloat = Annotated[float, Bound(ge=0)]
 UnitFloat = Annotated[float, Bound(ge=0, le=1)]  # In [0, 1].
 Fraction = Annotated[float, Bound(ge=0, lt=1)]  # In [0, 1).
+Share = Annotated[float, Bound(gt=0, le=1)]  # In (0, 1].
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +56,27 @@ class OneOf:
 
     del source, handler
     return core_schema.literal_schema(list(self.names))
+
+
+class Increasing:
+  """A pair (least, greatest), of which the first is not the larger one."""
+
+  def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+    from pydantic_core import core_schema
+
+    def checked(pair):
+      if pair[0] > pair[1]:
+        raise ValueError('must be (least, greatest)')
+      return pair
+
+    return core_schema.no_info_after_validator_function(
+        checked, handler(source)
+    )
+
+
+# (least, greatest) of what is drawn at random.
+Interval = Annotated[tuple[PositiveFloat, PositiveFloat], Increasing()]
+ShareInterval = Annotated[tuple[Share, Share], Increasing()]
 
 
 class _FloatingDtype:

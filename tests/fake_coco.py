@@ -192,11 +192,13 @@ def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):
   fake_sources.serve(monkeypatch, directory, files)
   manager = download_manager.DownloadManager
   one = manager.download_and_extract
-  monkeypatch.setattr(
-      manager,
-      'download_and_extract',
-      lambda self, urls: {key: one(self, url) for key, url in urls.items()},
-  )
+
+  def several(self, urls):
+    if isinstance(urls, str):
+      return one(self, urls)
+    return {key: one(self, url) for key, url in urls.items()}
+
+  monkeypatch.setattr(manager, 'download_and_extract', several)
 
 
 def config(name: str, data_dir=None, **changes):

@@ -103,7 +103,7 @@ def hue(image, shift):
   return each_pixel(image, turn)
 
 
-LEVELS = {
+INTENSITIES = {
     'auto_contrast': auto_contrast,
     'equalize': equalize,
     'invert': lambda image, value: each_pixel(image, lambda p: 255 - p),

@@ -10,13 +10,7 @@ import numpy as np
 import pictures
 import pytest
 
-from awconv_jax.data import (
-    auto_augment,
-    color,
-    erasing,
-    operations,
-    rand_augment,
-)
+from awconv_jax.data import auto_augment, color, crops, operations
 
 RAND = dict(
     num_ops=2,
@@ -28,11 +22,11 @@ RAND = dict(
 JITTER = dict(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)
 ERASE = dict(probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0), fill='noise')
 ALL = {
-    'rand_augment': (rand_augment.rand_augment, RAND),
+    'rand_augment': (auto_augment.rand_augment, RAND),
     'auto_augment': (auto_augment.auto_augment, dict(policy='cifar10')),
     'color_jitter': (color.color_jitter, JITTER),
     'random_erasing': (
-        erasing.random_erasing,
+        crops.random_erasing,
         ERASE | dict(probability=0.7),
     ),
 }
@@ -49,16 +43,16 @@ def assert_share(number, draws, probability):
 @pytest.mark.parametrize('name', ALL)
 def test_contract(name, channels):
   run, options = ALL[name]
-  picture = pictures.smooth(20, 30)[..., :channels]
-  view = np.pad(picture, ((4, 4), (4, 4), (0, 0)))[4:-4, 4:-4]
+  image = pictures.smooth(20, 30)[..., :channels]
+  view = np.pad(image, ((4, 4), (4, 4), (0, 0)))[4:-4, 4:-4]
   view.flags.writeable = False
   results = [run(view, np.random.default_rng(s), **options) for s in range(30)]
 
-  np.testing.assert_array_equal(view, picture)
+  np.testing.assert_array_equal(view, image)
   for seed, result in enumerate(results):
-    assert result.shape == picture.shape and result.dtype == np.uint8
+    assert result.shape == image.shape and result.dtype == np.uint8
     assert result.flags.c_contiguous
-    again = run(picture, np.random.default_rng(seed), **options)
+    again = run(image, np.random.default_rng(seed), **options)
     np.testing.assert_array_equal(result, again)
   # RandAugment leaves an image in four as it is.
   assert len({result.tobytes() for result in results}) > 12
@@ -72,44 +66,6 @@ def test_one_pixel_and_one_row(name):
     image = np.full(shape, 100, np.uint8)
     for _ in range(40):
       assert run(image, rng, **options).shape == shape
-
-
-ERRORS = [
-    ('rand_augment', 'num_ops', 0, 'a whole number, at least 1'),
-    ('rand_augment', 'num_ops', 1.5, 'a whole number'),
-    ('rand_augment', 'magnitude', 10.5, r'in \[0, 10\]'),
-    ('rand_augment', 'magnitude', float('nan'), r'in \[0, 10\]'),
-    ('rand_augment', 'magnitude_std', -1, r'in \[0, 10\]'),
-    ('rand_augment', 'probability', 1.1, r'in \[0, 1\]'),
-    ('rand_augment', 'probability', 'half', r'a number in \[0, 1\]'),
-    ('rand_augment', 'increasing', 1, 'True or False'),
-    ('auto_augment', 'policy', 'cifar', r"mean 'cifar10'\?\); known: cifar10"),
-    ('color_jitter', 'brightness', -0.1, 'at least 0 and finite'),
-    ('color_jitter', 'contrast', float('inf'), 'at least 0 and finite'),
-    ('color_jitter', 'saturation', (0, 1), 'a number at least 0'),
-    ('color_jitter', 'hue', 0.6, r'in \[0, 0.5\]'),
-    ('random_erasing', 'probability', -0.5, r'in \[0, 1\]'),
-    ('random_erasing', 'area', (0.0, 0.5), 'in order, above 0 and at most 1'),
-    ('random_erasing', 'area', (0.2, 1.5), 'at most 1'),
-    ('random_erasing', 'area', (0.3, 0.2), 'in order'),
-    ('random_erasing', 'area', 0.3, 'two numbers in order'),
-    ('random_erasing', 'ratio', (1.0,), 'two numbers in order'),
-    ('random_erasing', 'ratio', (1.0, float('inf')), 'above 0 and finite'),
-    ('random_erasing', 'fill', 'mean', 'known: noise, zero'),
-]
-
-
-@pytest.mark.parametrize('name, option, value, words', ERRORS)
-def test_errors_name_option_value_and_range(name, option, value, words):
-  run, options = ALL[name]
-  options = options | {option: value}
-  # Also where chance would have passed by what is wrong.
-  if 'probability' in options and option != 'probability':
-    options = options | {'probability': 0.0}
-  with pytest.raises(ValueError, match=words) as caught:
-    run(BLANK, np.random.default_rng(0), **options)
-  message = str(caught.value)
-  assert '\n' not in message and option in message and repr(value) in message
 
 
 # --- RandAugment and AutoAugment ---------------------------------------------
@@ -131,7 +87,7 @@ def applied(monkeypatch):
 def draw_rand(number, **options):
   rng = np.random.default_rng(0)
   for _ in range(number):
-    rand_augment.rand_augment(BLANK, rng, **RAND | options)
+    auto_augment.rand_augment(BLANK, rng, **RAND | options)
 
 
 def test_rand_augment_draws_each_operation_alike_and_skips_some(applied):
@@ -152,7 +108,7 @@ def test_rand_augment_draws_with_replacement(applied):
   twice = 0
   for _ in range(1500):
     applied.clear()
-    rand_augment.rand_augment(BLANK, rng, **RAND | dict(probability=1.0))
+    auto_augment.rand_augment(BLANK, rng, **RAND | dict(probability=1.0))
     assert len(applied) == 2
     twice += applied[0][0] == applied[1][0]
   assert_share(twice, 1500, 1 / 15)
@@ -166,15 +122,15 @@ def test_rand_augment_draws_magnitudes_and_signs(applied):
   units = dict(rotate=3, shear_x=0.03, shear_y=0.03)
   units |= dict(translate_x=0.045, translate_y=0.045)
   for name, unit in units.items():
-    levels = np.array(values[name]) / unit
-    assert_share(np.sum(levels > 0), len(levels), 0.5)
+    magnitudes = np.array(values[name]) / unit
+    assert_share(np.sum(magnitudes > 0), len(magnitudes), 0.5)
     # About 800 numbers: 4.5 standard errors.
-    assert abs(np.mean(np.abs(levels)) - 7) < 0.08
-    assert abs(np.std(np.abs(levels)) - 0.5) < 0.06
+    assert abs(np.mean(np.abs(magnitudes)) - 7) < 0.08
+    assert abs(np.std(np.abs(magnitudes)) - 0.5) < 0.06
   for name in ('color', 'contrast', 'brightness', 'sharpness'):
-    levels = (np.array(values[name]) - 1) / 0.09
-    assert_share(np.sum(levels > 0), len(levels), 0.5)
-    assert abs(np.mean(np.abs(levels)) - 7) < 0.08
+    magnitudes = (np.array(values[name]) - 1) / 0.09
+    assert_share(np.sum(magnitudes > 0), len(magnitudes), 0.5)
+    assert abs(np.mean(np.abs(magnitudes)) - 7) < 0.08
 
 
 def test_rand_augment_keeps_magnitudes_in_their_range(applied):
@@ -214,7 +170,7 @@ ENHANCE = ('color', 'contrast', 'brightness', 'sharpness')
         ),
     ],
 )
-def test_rand_augment_values_at_level_3(applied, increasing, others):
+def test_rand_augment_values_at_magnitude_3(applied, increasing, others):
   draw_rand(
       300,
       probability=1.0,
@@ -231,9 +187,9 @@ def test_rand_augment_values_at_level_3(applied, increasing, others):
 def test_rand_augment_applies_what_it_has_drawn_in_order(applied, monkeypatch):
   image = pictures.smooth(20, 20)
   options = RAND | dict(num_ops=4, probability=1.0)
-  rand_augment.rand_augment(image, np.random.default_rng(5), **options)
+  auto_augment.rand_augment(image, np.random.default_rng(5), **options)
   monkeypatch.undo()
-  got = rand_augment.rand_augment(image, np.random.default_rng(5), **options)
+  got = auto_augment.rand_augment(image, np.random.default_rng(5), **options)
 
   want = image
   for name, value, how in applied:
@@ -308,7 +264,7 @@ def test_auto_augment_values_are_the_ranges_of_the_paper(applied):
       'auto_contrast': {None},
       'equalize': {None},
       'invert': {None},
-      'rotate': both(6.6667),  # Level 2 of 0 to 30 degrees.
+      'rotate': both(6.6667),  # Magnitude 2 of 0 to 30 degrees.
       'shear_y': both(0.2667, 0.2333),  # 8 and 7 of 0 to 0.3.
       'translate_x': both(0.3125, 0.2778),  # 9 and 8 of 0 to 10 / 32.
       'translate_y': both(0.3125, 0.1042),  # 9 and 3.
@@ -378,7 +334,7 @@ def test_color_jitter_is_its_adjustments_one_after_the_other(
   want = image.astype(float)
   names = dict(saturation='color')
   for name, value in adjusted:
-    change = naive.LEVELS.get(names.get(name, name), naive.hue)
+    change = naive.INTENSITIES.get(names.get(name, name), naive.hue)
     want = change(want, value)
   assert len(adjusted) == 4
   # Four times rounded, and amplified by up to 1.4 * 1.3 * 1.2 afterwards.
@@ -399,8 +355,7 @@ def test_color_jitter_of_nothing_is_nothing():
 def erase(image, number, **options):
   rng = np.random.default_rng(0)
   return [
-      erasing.random_erasing(image, rng, **ERASE | options)
-      for _ in range(number)
+      crops.random_erasing(image, rng, **ERASE | options) for _ in range(number)
   ]
 
 
@@ -455,7 +410,7 @@ def test_random_erasing_fills_with_noise(channels):
   image = np.full((64, 64, channels), 9, np.uint8)
   options = dict(area=(1.0, 1.0), ratio=(1.0, 1.0))
   noise = np.stack(erase(image, 4, **options))
-  # All levels alike, in 4 * 64 * 64 * C numbers that do not depend on others.
+  # All intensities alike, in 4 * 64 * 64 * C independent numbers.
   for number in np.bincount(noise.ravel(), minlength=256):
     assert_share(number, noise.size, 1 / 256)
   assert (

@@ -382,6 +382,7 @@ def test_an_example_that_cannot_be_read_stops_the_run(create, monkeypatch):
         ('digits', {'eval_crop': 0.0}, 'config.eval_crop=0.0 must be greater'),
         ('digits', {'repeats': 0}, 'config.repeats=0 must be greater'),
         ('coco/2017', {'canvas': (8, 8, 8)}, 'config.canvas=.* at most 2'),
+        ('coco/2017', {'scale_jitter': (2.0, 1.0)}, 'must be .least, great'),
         ('coco/2017', {'train_empti': True}, "mean 'train_empty'"),
     ],
 )

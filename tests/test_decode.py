@@ -239,7 +239,7 @@ def boxes(height, width, number=3000, **ranges):
   rng = np.random.default_rng(0)
   ranges = {'area': (0.08, 1.0), 'ratio': (0.75, 4 / 3)} | ranges
   return np.array(
-      [crops._random_box(height, width, rng, **ranges) for _ in range(number)]
+      [crops.crop_box(height, width, rng, **ranges) for _ in range(number)]
   )
 
 

@@ -229,7 +229,6 @@ def test_empty_images_can_be_left_out(create):
         (dict(long_side=65), 'long_side=65 must be at most 64'),
         (dict(train_short_sides=()), 'train_short_sides=.* must be one'),
         (dict(train_short_sides=(48, 61)), 'train_short_sides=.* must be'),
-        (dict(scale_jitter=(2.0, 1.0)), 'scale_jitter=.* must be'),
         (dict(max_boxes=2), r'image \d+ has 3 boxes, more than'),
         (dict(batch_size=27), 'batch_size 27 is more than the 26 examples'),
         (dict(hosts=(0, 3)), 'cannot be divided among 3 hosts'),

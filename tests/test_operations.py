@@ -9,7 +9,7 @@ import pytest
 from awconv_jax.data import color, operations
 
 FILL = (124, 116, 104)
-LEVEL_VALUES = {
+INTENSITY_VALUES = {
     'auto_contrast': (None,),
     'equalize': (None,),
     'invert': (None,),
@@ -28,7 +28,7 @@ MOVE_VALUES = {
     'translate_x': (-0.31, 0.25),
     'translate_y': (-0.31, 0.25),
 }
-CASES = [(name, v) for name, vs in LEVEL_VALUES.items() for v in vs]
+CASES = [(name, v) for name, vs in INTENSITY_VALUES.items() for v in vs]
 MOVES = [(name, v) for name, vs in MOVE_VALUES.items() for v in vs]
 BLENDS = ('color', 'contrast', 'brightness', 'sharpness')
 PILLOW = {
@@ -51,7 +51,7 @@ PILLOW = {
 
 
 def images(channels):
-  """Returns noise, a dark and narrow range, a smooth one, and one level."""
+  """Returns noise, a dark and narrow range, a smooth one, and one intensity."""
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 256, (23, 31, channels)).astype(np.uint8)
   smooth = pictures.smooth(23, 31)[..., :channels]
@@ -69,19 +69,19 @@ def as_pillow(image):
 
 
 def test_every_operation_is_tested():
-  assert {*LEVEL_VALUES, *MOVE_VALUES} == set(operations.OPERATIONS)
+  assert {*INTENSITY_VALUES, *MOVE_VALUES} == set(operations.OPERATIONS)
   assert len(operations.OPERATIONS) == 15
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('name, value', CASES)
-def test_levels(name, value, channels):
+def test_intensities(name, value, channels):
   for image in images(channels):
     got = apply(image, name, value)
-    want = naive.LEVELS[name](image, value)
+    want = naive.INTENSITIES[name](image, value)
 
     assert got.dtype == np.uint8 and got.shape == image.shape
-    # Tables are exact; blends are rounded to the nearest level, after OpenCV
+    # Tables are exact; blends are rounded to the nearest one, after OpenCV
     # has rounded the matrix of `color` to 1 / 1024.
     tolerance = 0.501 if name in BLENDS else 0
     tolerance += 3 * 255 / 2048 * (name == 'color')
@@ -92,7 +92,7 @@ def test_levels(name, value, channels):
 @pytest.mark.parametrize(
     'name, value', [(n, v) for n, v in CASES if n in PILLOW and v != 0]
 )
-def test_levels_are_those_of_pillow(name, value, channels):
+def test_intensities_are_those_of_pillow(name, value, channels):
   for image in images(channels):
     got = apply(image, name, value)
     want = np.array(PILLOW[name](as_pillow(image), value), int)
@@ -133,9 +133,9 @@ def test_moves_are_those_of_pillow(name, value):
   height, width = image.shape[:2]
 
   def by_pillow(pixels):
-    picture = as_pillow(pixels)
+    whole = as_pillow(pixels)
     if name == 'rotate':
-      return np.array(picture.rotate(value, **options))
+      return np.array(whole.rotate(value, **options))
     matrix = {
         'shear_x': (1, value, 0, 0, 1, 0),
         'shear_y': (1, 0, 0, value, 1, 0),
@@ -143,9 +143,7 @@ def test_moves_are_those_of_pillow(name, value):
         'translate_y': (1, 0, 0, 0, 1, value * height),
     }[name]
     return np.array(
-        picture.transform(
-            picture.size, Image.Transform.AFFINE, matrix, **options
-        )
+        whole.transform(whole.size, Image.Transform.AFFINE, matrix, **options)
     )
 
   # Pillow does not blend the outermost half pixel with what is outside.
@@ -160,7 +158,7 @@ def test_moves_are_those_of_pillow(name, value):
 
 
 @pytest.mark.parametrize('name, value', CASES + MOVES)
-def test_a_grey_image_is_one_channel_of_a_grey_picture_in_colour(name, value):
+def test_a_grey_image_is_one_channel_of_a_grey_image_in_colour(name, value):
   grey = images(1)[2]
   wide = np.repeat(grey, 3, axis=2)
   got = apply(grey, name, value, fill=(70, 70, 70))

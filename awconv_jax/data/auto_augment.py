@@ -1,54 +1,78 @@
-"""AutoAugment: one of 25 pairs of operations that were found by search.
+"""AutoAugment and RandAugment: operations drawn at random, by their strengths.
 
-E. Cubuk et al., https://arxiv.org/abs/1805.09501:
+AutoAugment, E. Cubuk et al., https://arxiv.org/abs/1805.09501, is one of 25
+pairs of operations that were found by search:
 
-  O = op_2(op_1(I)),  each with its own probability and level
+  O = op_2(op_1(I)),  each with its own probability and magnitude
 
-The policy for CIFAR-10 is the paper's table 7 (its appendix), and the levels 0
+The policy for CIFAR-10 is the paper's table 7 (its appendix), and magnitudes 0
 to 9 divide the ranges of its table 6 evenly. Two things it leaves open, as in
 the authors' code (tensorflow/models, research/autoaugment): posterize and
-solarize are the stronger the higher the level, and translations reach 10
+solarize are the stronger the higher the magnitude, and translations reach 10
 pixels of CIFAR's 32 (the table's 150 are those of a larger image). From that
 code, too: nothing is interpolated, and what comes from outside of the image is
 of CIFAR-10's mean colour.
+
+RandAugment, E. Cubuk et al., https://arxiv.org/abs/1909.13719, is some
+operations out of 15, all of about the same strength, here in the form with
+which the recipes of https://arxiv.org/abs/2110.00476 were made (timm's, whose
+'rand-m7-mstd0.5-inc1' is num_ops 2, magnitude 7, magnitude_std 0.5, probability
+0.5, increasing):
+
+  O = op_n(... op_1(I, m_1) ..., m_n),  m ~ N(magnitude, std)
+
+An operation may be drawn twice, and is left out with a chance of its own.
+Where timm draws the interpolation, too, this one is always linear; what comes
+from outside of the image is of ImageNet's mean colour.
 """
+
+from typing import Annotated
 
 import numpy as np
 
 from awconv_jax.data import operations
-from awconv_jax.errors import unknown_name
+from awconv_jax.options import Bound, OneOf, PositiveInt, UnitFloat
 
-_FILL = (125, 123, 114)
-_LAST = 9
-
-
-def _nothing(share, sign):
-  del share, sign
+_CIFAR_MEAN, _IMAGENET_MEAN = (125, 123, 114), (124, 116, 104)
+# Greatest magnitudes of the two.
+_AUTO_MOST, _RAND_MOST = 9, 10
+_ENHANCED = ('color', 'contrast', 'brightness', 'sharpness')
 
 
-def _enhance(share, sign):
-  del sign
-  return 0.1 + 1.8 * share
+def _times(most):
+  return lambda share, sign: sign * most * share
 
 
-# `(share, sign) -> value` of each operation: the level's share of 9, and +1
-# or -1. Names as in `operations.OPERATIONS`.
-VALUES = {
-    'auto_contrast': _nothing,
-    'equalize': _nothing,
-    'invert': _nothing,
-    'rotate': lambda share, sign: sign * 30 * share,
+# `(share, sign) -> value` of each operation: the magnitude's share of the
+# greatest one, and +1 or -1. Names as in `operations.OPERATIONS`, and in the
+# order in which they are numbered where they are drawn.
+RAND_VALUES = {
+    'auto_contrast': lambda share, sign: None,
+    'equalize': lambda share, sign: None,
+    'invert': lambda share, sign: None,
+    'rotate': _times(30),
+    'posterize': lambda share, sign: int(4 * share),
+    'solarize': lambda share, sign: int(256 * share),
+    'solarize_add': lambda share, sign: int(110 * share),
+    **dict.fromkeys(_ENHANCED, lambda share, sign: 0.1 + 1.8 * share),
+    'shear_x': _times(0.3),
+    'shear_y': _times(0.3),
+    'translate_x': _times(0.45),
+    'translate_y': _times(0.45),
+}
+# Those above that are strongest elsewhere than at 10, so that they are so.
+INCREASING_VALUES = RAND_VALUES | {
+    'posterize': lambda share, sign: 4 - int(4 * share),
+    'solarize': lambda share, sign: 256 - int(256 * share),
+    **dict.fromkeys(_ENHANCED, lambda share, sign: 1 + sign * 0.9 * share),
+}
+AUTO_VALUES = RAND_VALUES | {
     'posterize': lambda share, sign: 8 - round(4 * share),
     'solarize': lambda share, sign: 256 - round(256 * share),
-    'color': _enhance,
-    'contrast': _enhance,
-    'brightness': _enhance,
-    'sharpness': _enhance,
-    'shear_y': lambda share, sign: sign * 0.3 * share,
-    'translate_x': lambda share, sign: sign * 10 / 32 * share,
-    'translate_y': lambda share, sign: sign * 10 / 32 * share,
+    'translate_x': _times(10 / 32),
+    'translate_y': _times(10 / 32),
 }
-# Pairs of (operation, probability, level); that of some has no effect.
+# Pairs of (operation, probability, magnitude); that of some has no effect.
 POLICIES = {
     'cifar10': (
         (('invert', 0.1, 7), ('contrast', 0.2, 6)),
@@ -81,7 +105,10 @@ POLICIES = {
 
 
 def auto_augment(
-    image: np.ndarray, rng: np.random.Generator, *, policy: str
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    policy: Annotated[str, OneOf(POLICIES)],
 ) -> np.ndarray:
   """Applies one pair of operations of a policy, drawn evenly.
 
@@ -92,20 +119,57 @@ def auto_augment(
 
   Returns:
     uint8 [H, W, C].
-
-  Raises:
-    ValueError: no policy has this name.
   """
-  if policy not in POLICIES:
-    raise unknown_name('policy', policy, POLICIES)
   pairs = POLICIES[policy]
   pair = pairs[rng.integers(len(pairs))]
   applied = rng.random(2)
   signs = 2 * rng.integers(0, 2, 2) - 1
-  for i, (name, probability, level) in enumerate(pair):
+  for i, (name, probability, magnitude) in enumerate(pair):
     if applied[i] < probability:
-      value = VALUES[name](level / _LAST, signs[i])
+      value = AUTO_VALUES[name](magnitude / _AUTO_MOST, signs[i])
       image = operations.apply(
-          image, name, value, fill=_FILL, interpolation='nearest'
+          image, name, value, fill=_CIFAR_MEAN, interpolation='nearest'
       )
+  return np.ascontiguousarray(image)
+
+
+def rand_augment(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    num_ops: PositiveInt,
+    magnitude: Annotated[float, Bound(ge=0, le=_RAND_MOST)],
+    magnitude_std: Annotated[float, Bound(ge=0, le=_RAND_MOST)],
+    probability: UnitFloat,
+    increasing: bool,
+) -> np.ndarray:
+  """Applies random operations.
+
+  Args:
+    image: uint8 [H, W, C], C = 1 or 3.
+    rng: source of the random numbers.
+    num_ops: how many operations are drawn, with replacement.
+    magnitude, magnitude_std: mean and standard deviation of the normal
+      distribution of their magnitudes, which end at 0 and 10.
+    probability: chance that one drawn is applied.
+    increasing: whether all operations that have a magnitude grow with it; if
+      not, posterize and solarize are the stronger the lower it is, and color,
+      contrast, brightness and sharpness the farther it is from 5.
+
+  Returns:
+    uint8 [H, W, C].
+  """
+  values = INCREASING_VALUES if increasing else RAND_VALUES
+  names = tuple(values)
+  chosen = rng.integers(0, len(names), num_ops)
+  applied = rng.random(num_ops) < probability
+  drawn = rng.normal(magnitude, magnitude_std, num_ops)
+  shares = np.clip(drawn, 0, _RAND_MOST) / _RAND_MOST
+  signs = 2 * rng.integers(0, 2, num_ops) - 1
+  for i in np.flatnonzero(applied):
+    name = names[chosen[i]]
+    value = values[name](shares[i], signs[i])
+    image = operations.apply(
+        image, name, value, fill=_IMAGENET_MEAN, interpolation='linear'
+    )
   return np.ascontiguousarray(image)

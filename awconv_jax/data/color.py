@@ -8,13 +8,15 @@ with a degenerate one, D, by a random factor f; the last turns the hue:
 
 D is black for the brightness, the mean grey of the whole image for the
 contrast, and the grey version of the image for the saturation. All round to
-the nearest level, where torchvision cuts off the fraction.
+the nearest intensity, where torchvision cuts off the fraction.
 """
 
-import math
+from typing import Annotated
 
 import cv2
 import numpy as np
+
+from awconv_jax.options import Bound, NonNegativeFloat
 
 # Shares of red, green and blue in grey (ITU-R BT.601).
 GREY = np.array([0.299, 0.587, 0.114])
@@ -24,10 +26,10 @@ def color_jitter(
     image: np.ndarray,
     rng: np.random.Generator,
     *,
-    brightness: float,
-    contrast: float,
-    saturation: float,
-    hue: float,
+    brightness: NonNegativeFloat,
+    contrast: NonNegativeFloat,
+    saturation: NonNegativeFloat,
+    hue: Annotated[float, Bound(ge=0, le=0.5)],
 ) -> np.ndarray:
   """Changes the colours in four ways, in a random order.
 
@@ -41,16 +43,10 @@ def color_jitter(
 
   Returns:
     uint8 [H, W, C].
-
-  Raises:
-    ValueError: an option is out of its range.
   """
-  _check('hue', hue, 'in [0, 0.5]', 0.5)
   amounts = dict(
       brightness=brightness, contrast=contrast, saturation=saturation
   )
-  for name, amount in amounts.items():
-    _check(name, amount, 'at least 0 and finite', math.inf)
   values = {
       name: rng.uniform(max(0, 1 - amount), 1 + amount)
       for name, amount in amounts.items()
@@ -60,12 +56,6 @@ def color_jitter(
   for i in rng.permutation(len(names)):
     image = ADJUSTMENTS[names[i]](image, values[names[i]])
   return np.ascontiguousarray(image)
-
-
-def _check(name: str, value: float, words: str, most: float) -> None:
-  number = isinstance(value, (int, float))
-  if not (number and 0 <= value <= most and math.isfinite(value)):
-    raise ValueError(f'{name}={value!r} must be a number {words}')
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -102,7 +92,7 @@ def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
   """
   if shift == 0 or image.shape[2] == 1:
     return image
-  # In float32: OpenCV's HSV in bytes is off by up to 8 levels there and back.
+  # In float32: OpenCV's HSV in bytes is off by up to 8 there and back.
   # In place: new memory for each step takes longer than the steps.
   pixels = image.astype(np.float32)
   pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)

@@ -203,7 +203,7 @@ def _decode_upper(
 
   Returns:
     uint8 [H / factor, W / factor, channels], which the next call of the thread
-    overwrites. The quickest transforms are off by a grey level, mostly.
+    overwrites. The quickest transforms are off by one, mostly.
   """
   upper = jpeg_rows.shorten(data, rows)
   options = dict(fastdct=True, fastupsample=True, strict=upper is None)

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from awconv_jax.options import Interval, NonNegativeFloat, NonNegativeInt
+
 Rng = np.random.Generator
 
 
@@ -10,10 +12,10 @@ def random_affine(
     image: np.ndarray,
     rng: Rng,
     *,
-    rotation: float,
-    translation: float,
-    scale: tuple[float, float],
-    shear: float,
+    rotation: NonNegativeFloat,
+    translation: NonNegativeFloat,
+    scale: Interval,
+    shear: NonNegativeFloat,
 ) -> np.ndarray:
   """Rotates, shears, scales and shifts about the image's centre.
 
@@ -55,7 +57,9 @@ def _turn(angle: float) -> np.ndarray:
   return np.array([[cos, -sin], [sin, cos]])
 
 
-def pad_crop(image: np.ndarray, rng: Rng, *, padding: int) -> np.ndarray:
+def pad_crop(
+    image: np.ndarray, rng: Rng, *, padding: NonNegativeInt
+) -> np.ndarray:
   """Pads all sides by `padding` zeros and cuts the old size at random."""
   height, width = image.shape[:2]
   sides = ((padding, padding), (padding, padding), (0, 0))

@@ -11,7 +11,7 @@ from awconv_jax.data.augment import Chain
 from awconv_jax.data.decode import INTERPOLATIONS, EncodedImage
 from awconv_jax.data.order import ShuffledOrder
 from awconv_jax.errors import InputError
-from awconv_jax.options import Bound, OneOf, PositiveInt
+from awconv_jax.options import OneOf, PositiveInt, Share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class LabelledImages(batches.Reader):
   eval_image_size: PositiveInt
   augment: Sequence[tuple[str, dict[str, Any]]] = ()
   repeats: PositiveInt = 1
-  eval_crop: Annotated[float, Bound(gt=0, le=1)] = 1.0
+  eval_crop: Share = 1.0
   eval_interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = 'area'
 
   def create(self) -> batches.TrainBatches | batches.EvalBatches:

@@ -1,7 +1,7 @@
 """The operations that AutoAugment and RandAugment choose from, by name.
 
 https://arxiv.org/abs/1805.09501, table 6, without those that need a second
-image or erase a part. They change the levels of pixels, or they take each
+image or erase a part. They change the intensities of pixels, or they take each
 pixel from where a matrix M points to:
 
   O[y, x] = f(I[y, x])    or    O[y, x] = I[M (x, y, 1)]
@@ -10,23 +10,23 @@ pixel from where a matrix M points to:
 import cv2
 import numpy as np
 
-from awconv_jax.data import color, levels
+from awconv_jax.data import color, intensities
 
 # `(image, value) -> image`, images uint8 [H, W, C]. The value of posterize is
-# the number of bits kept, that of solarize the lowest level inverted, that of
-# solarize_add what is added to the lower half of the levels; the last four
-# take the share of the image itself, 1 for no change.
-LEVEL_OPERATIONS = {
-    'auto_contrast': lambda image, value: levels.auto_contrast(image),
-    'equalize': lambda image, value: levels.equalize(image),
-    'invert': lambda image, value: levels.invert(image),
-    'posterize': levels.posterize,
-    'solarize': levels.solarize,
-    'solarize_add': levels.solarize_add,
+# the number of bits kept, that of solarize the lowest intensity inverted, that
+# of solarize_add what is added to the lower half of them; the last four take
+# the share of the image itself, 1 for no change.
+INTENSITY_OPERATIONS = {
+    'auto_contrast': lambda image, value: intensities.auto_contrast(image),
+    'equalize': lambda image, value: intensities.equalize(image),
+    'invert': lambda image, value: intensities.invert(image),
+    'posterize': intensities.posterize,
+    'solarize': intensities.solarize,
+    'solarize_add': intensities.solarize_add,
     'color': color.adjust_saturation,
     'contrast': color.adjust_contrast,
     'brightness': color.adjust_brightness,
-    'sharpness': levels.sharpen,
+    'sharpness': intensities.sharpen,
 }
 
 
@@ -55,7 +55,7 @@ MATRICES = {
         [0, 1, value * height],
     ],
 }
-OPERATIONS = (*LEVEL_OPERATIONS, *MATRICES)
+OPERATIONS = (*INTENSITY_OPERATIONS, *MATRICES)
 INTERPOLATIONS = {'nearest': cv2.INTER_NEAREST, 'linear': cv2.INTER_LINEAR}
 
 
@@ -77,8 +77,8 @@ def apply(
       image takes the grey of them.
     interpolation: a key of `INTERPOLATIONS`, for places between pixels.
   """
-  if name in LEVEL_OPERATIONS:
-    return LEVEL_OPERATIONS[name](image, value)
+  if name in INTENSITY_OPERATIONS:
+    return INTENSITY_OPERATIONS[name](image, value)
   height, width, channels = image.shape
   moved = cv2.warpAffine(
       image,

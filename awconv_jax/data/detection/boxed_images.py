@@ -12,7 +12,7 @@ from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING, Objects
 from awconv_jax.data.order import PORTRAIT, GroupedOrder, groups
 from awconv_jax.errors import InputError
-from awconv_jax.options import PositiveFloat, PositiveInt, UnitFloat
+from awconv_jax.options import Interval, PositiveInt, UnitFloat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class Geometry:
   long_side: PositiveInt
   train_short_sides: tuple[PositiveInt, ...]
   flip: UnitFloat = 0.5
-  scale_jitter: tuple[PositiveFloat, ...] = ()
+  scale_jitter: Interval | tuple[()] = ()
   max_boxes: PositiveInt = 100
 
   def __post_init__(self):
     height, width = self.canvas
     most = min(height, self.long_side)
-    sides, jitter = self.train_short_sides, self.scale_jitter
+    sides = self.train_short_sides
     fits = {
         'canvas': (height <= width, '(height, width), landscape'),
         'long_side': (self.long_side <= width, f'at most {width}, the canvas'),
@@ -52,10 +52,6 @@ class Geometry:
         'train_short_sides': (
             0 < len(sides) and max(sides) <= most,
             f'one or more, at most {most}',
-        ),
-        'scale_jitter': (
-            not jitter or (len(jitter) == 2 and jitter[0] <= jitter[1]),
-            '(smallest, largest) factor, or () for none',
         ),
     }
     for key, (sound, wanted) in fits.items():

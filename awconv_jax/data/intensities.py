@@ -1,4 +1,4 @@
-"""Operations on the levels of pixels, as Pillow's functions define them.
+"""Operations on the intensities of pixels, as Pillow's functions define them.
 
 They are those of https://arxiv.org/abs/1805.09501, table 6, that
 `awconv_jax.data.color` does not have:
@@ -16,16 +16,16 @@ import numpy as np
 
 # Pillow's ImageFilter.SMOOTH.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
-_LEVELS = np.arange(256)
+_ALL = np.arange(256)
 
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
-  """Stretches each channel, uint8 [H, W, C], to the full range of levels."""
+  """Stretches each channel, uint8 [H, W, C], to the range 0..255."""
   return _look_up(image, _contrast_table)
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
-  """Makes the levels of each channel, uint8 [H, W, C], equally frequent."""
+  """Makes all intensities of a channel of uint8 [H, W, C] equally frequent."""
   return _look_up(image, _equal_table)
 
 
@@ -45,17 +45,17 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-  """Inverts the levels from a threshold on; with 256 nothing changes.
+  """Inverts the intensities from a threshold on; with 256 nothing changes.
 
   Args:
     image: uint8 [H, W, C].
-    threshold: lowest level that is inverted.
+    threshold: lowest intensity that is inverted.
   """
   return image ^ (np.uint8(255) * (image >= threshold))
 
 
 def solarize_add(image: np.ndarray, amount: int) -> np.ndarray:
-  """Adds to the levels below 128; at 255 they stop.
+  """Adds to the intensities below 128; at 255 they stop.
 
   Args:
     image: uint8 [H, W, C].
@@ -85,7 +85,7 @@ def sharpen(image: np.ndarray, factor: float) -> np.ndarray:
 def _look_up(
     image: np.ndarray, make_table: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-  """Replaces the levels of each channel by the table made of that channel."""
+  """Replaces the intensities of each channel by the table made of it."""
   # One by one: OpenCV takes twice as long for all channels at once.
   planes = [
       cv2.LUT(plane, make_table(plane).astype(np.uint8))
@@ -97,10 +97,10 @@ def _look_up(
 def _contrast_table(plane: np.ndarray) -> np.ndarray:
   low, high, _, _ = cv2.minMaxLoc(plane)
   if low == high:
-    return _LEVELS
+    return _ALL
   # In Pillow's order, for the same rounding.
   scale = 255.0 / (high - low)
-  return np.clip(_LEVELS * scale + -low * scale, 0, 255)
+  return np.clip(_ALL * scale + -low * scale, 0, 255)
 
 
 def _equal_table(plane: np.ndarray) -> np.ndarray:
@@ -109,6 +109,6 @@ def _equal_table(plane: np.ndarray) -> np.ndarray:
   highest = counts[np.flatnonzero(counts)[-1]]
   step = (counts.sum() - highest) // 255
   if step == 0:
-    return _LEVELS
+    return _ALL
   below = np.cumsum(counts) - counts
   return np.minimum((below + step // 2) // step, 255)
