@@ -1,11 +1,6 @@
-"""Starts train.py and the tools: a user's mistake is one line, exit code 1.
-
-ml_collections reports a mistyped `--config.key` or config argument with a
-traceback; here the config is tried first, and the nearest known key named.
-"""
+"""Starts train.py and the tools: a user's mistake is one line, exit code 1."""
 
 from collections.abc import Callable, Sequence
-import difflib
 import errno
 import importlib.util
 import os
@@ -20,8 +15,48 @@ from awconv_jax import errors
 
 
 def fail(message: object) -> None:
-  """Ends the program with one line on standard error and exit code 1."""
-  sys.exit(f'error: {" ".join(str(message).split())}')
+  """Ends the program with exit code 1, and the lines on standard error."""
+  sys.exit('\n'.join(f'error: {line}' for line in str(message).splitlines()))
+
+
+def define_config(text: str) -> None:
+  """Defines `--config`, and `--config.<path>=` for each of its options.
+
+  Args:
+    text: of the flag, for --help.
+  """
+  flags.disclaim_key_flags()  # It is the program's that calls this.
+  flags.DEFINE_string(
+      'config',
+      None,
+      f'{text} Its options are overridden one by one: --config.seed=1.',
+  )
+
+
+def read_config(default: Callable[[], Any] | None = None) -> Any:
+  """Returns the complete `ConfigDict` that the flags say, or None.
+
+  Args:
+    default: gives a config in place of `--config`, to be overridden alike.
+
+  Raises:
+    InputError: the file or an override cannot be used.
+  """
+  from awconv_jax.train import settings  # Takes its time to import.
+
+  values = flags.FLAGS.flag_values_dict()
+  overrides = {
+      name: text
+      for name, text in values.items()
+      if name.startswith('config.') and text is not None
+  }
+  if values['config'] is not None:
+    return settings.complete(load_config(values['config']), overrides)
+  if default is not None:
+    return settings.complete(default(), overrides)
+  if overrides:
+    raise errors.InputError(f'--{min(overrides)} needs --config')
+  return None
 
 
 def load_config(value: str) -> Any:
@@ -36,7 +71,7 @@ def load_config(value: str) -> Any:
   path, _, argument = value.partition(':')
   if not pathlib.Path(path).is_file():
     known = sorted(map(str, pathlib.Path(path).parent.glob('*.py')))
-    known = [p for p in known if not p.endswith(('__init__.py', 'common.py'))]
+    known = [p for p in known if not p.endswith('__init__.py')]
     raise errors.unknown_name('config file', path, known or ['(none there)'])
   spec = importlib.util.spec_from_file_location('config', path)
   if spec is None:
@@ -52,61 +87,25 @@ def load_config(value: str) -> Any:
     raise errors.InputError(f'{path} has no function get_config')
   try:
     return module.get_config(argument) if argument else module.get_config()
+  except errors.InputError:
+    raise
   except ValueError as error:
     raise errors.InputError(f'--config={value}: {error}') from error
-
-
-def _known_keys(config: Any, prefix: str) -> list[str]:
-  import ml_collections  # Tools without a config do without it.
-
-  keys = []
-  for key, value in config.items():
-    keys.append(f'{prefix}.{key}')
-    if isinstance(value, ml_collections.ConfigDict):
-      keys += _known_keys(value, f'{prefix}.{key}')
-  return keys
-
-
-def _unknown_key(key: str, known: Sequence[str]) -> errors.InputError:
-  """Returns the error for a key, with the known ones of its section."""
-  near = difflib.get_close_matches(key, known, n=1)
-  section = (near[0] if near else key).rpartition('.')[0]
-  beside = [k for k in known if k.rpartition('.')[0] == section]
-  if not beside:
-    beside = [k for k in known if k.count('.') == 1]
-  return errors.unknown_name('config key', key, beside)
-
-
-def check_overrides(argv: Sequence[str]) -> None:
-  """Raises InputError for a `--config.key` that the config does not have."""
-  value = next((a for a in argv if a.lstrip('-').startswith('config=')), None)
-  if value is None:
-    return
-  known = _known_keys(load_config(value.partition('=')[2]), 'config')
-  for argument in argv:
-    name = argument.lstrip('-').partition('=')[0]
-    # An index into a tuple is left to ml_collections.
-    key = name.partition('[')[0]
-    if argument.startswith('-') and key.startswith('config.'):
-      if key not in known:
-        raise _unknown_key(key, known)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
   if any(a in ('--help', '-h', '-help', '--helpshort') for a in argv):
     app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+  if 'config' in flags.FLAGS:
+    # Which of them exist is seen once the config is there.
+    names = (a.lstrip('-').partition('=')[0] for a in argv if a[:1] == '-')
+    for name in set(names):
+      if name.startswith('config.') and name not in flags.FLAGS:
+        flags.DEFINE_string(name, None, 'An option of the config.')
   try:
-    # As two arguments, '--config path', too.
-    flat = list(argv)
-    for i in range(len(flat) - 1):
-      if flat[i] in ('--config', '-config'):
-        flat[i] = f'--config={flat[i + 1]}'
-    check_overrides(flat)
     return flags.FLAGS(argv)
-  except (errors.ReportedError, flags.Error) as error:
+  except flags.Error as error:
     fail(error)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    fail(f'a --config override cannot be used: {error}')
 
 
 def refuse_arguments(arguments: Sequence[str]) -> None:

@@ -120,12 +120,9 @@ class Options:
   by: str | None = None
   given: Sequence[str] = ()
 
-  def target(self, beside: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """Returns whose options these are, or None, by the fields beside."""
-    if self.by is None:
-      return self.of
-    name = beside[self.by]
-    return None if name is None else _named(self.of, self.by, name)
+  def target(self, name: str) -> Callable[..., Any]:
+    """Returns what has the name in the field beside."""
+    return _named(self.of, self.by, name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

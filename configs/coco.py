@@ -25,15 +25,18 @@ Where we differ: images lie on one of two canvases, so that shapes are static,
 and what is computed of an image does not see the padding (mask_padding);
 RoIAlign takes 2x2 samples, which are 2x2 to 4x4 there.
 
-The numbers of the network are in common.DETECTORS. preset=torchvision has that
-library's, for its weights (91 classes, of which one is the background:
+The numbers of the network are the defaults of the detector. preset=torchvision
+has that library's, for its weights (91 classes, of which one is the background:
 num_classes=90; aw_conv=false; sides of the canvas are multiples of 64; those it
 publishes want --config.model.backbone.norm_epsilon=0.0).
 """
 
 import ml_collections
 
-from configs import common
+from awconv_jax.config import parse_arg
+from awconv_jax.errors import look_up
+from awconv_jax.models.detection.presets import with_preset
+from awconv_jax.train import settings
 
 SCHEDULES = {
     '1x': dict(
@@ -57,76 +60,58 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       ('none' or a name), aw_conv (true or false), schedule (1x, 3x), preset
       (mmdet, torchvision), data and num_classes.
   """
-  arg = common.parse_arg(
+  arg = parse_arg(
       arg,
       model='resnet50',
-      attention='none',
+      attention=None,
       aw_conv=True,
       schedule='1x',
       preset='mmdet',
       data='coco/2017',
       num_classes=80,
   )
-  schedule = common.choose('schedule', arg.schedule, SCHEDULES)
-  config = common.run(
-      num_epochs=schedule['num_epochs'],
-      batch_size=16,
-      eval_batch_size=16,
-      ema_decay=0.0,
-      log_every_steps=50,
-      eval_every_epochs=1.0,
-      checkpoint_every_epochs=1.0,
-  )
-  config.data = common.data(
-      name=arg.data,
-      train_split='train',
-      eval_split='validation',
-      # Of 4:3 images little is padding; the longest are 1333. Sides that are
-      # multiples of 64 fit the strides.
-      canvas=(832, 1344) if arg.preset == 'torchvision' else (800, 1344),
-      short_side=800,
-      long_side=1333,
-      train_short_sides=schedule['train_short_sides'],
-      flip=0.5,
-      scale_jitter=(),
-      max_boxes=100,
-      train_empty=False,
-      drop_bad=False,
-      max_bad_fraction=0.001,
-      num_workers=8,
-      num_threads=2,
-      prefetch=2,
-  )
-  config.task = ml_collections.ConfigDict()
-  config.task.name = 'detection'
-  config.task.mean = (123.675, 116.28, 103.53)
-  config.task.std = (58.395, 57.12, 57.375)
-  backbone = common.model(
-      arg.model,
-      num_classes=arg.num_classes,
-      attention=arg.attention,
-      aw_conv=arg.aw_conv,
-  )
-  config.model = common.detector(
-      backbone, num_classes=arg.num_classes, preset=arg.preset
-  )
-  config.optimizer = ml_collections.ConfigDict(
+  schedule = look_up('schedule', arg.schedule, SCHEDULES)
+  return settings.complete(
       dict(
-          name='sgd',
-          options=dict(momentum=0.9, nesterov=False),
-          learning_rate=0.02,
-          base_batch_size=16,
-          weight_decay=1e-4,
-          decay_mask='all',
-          clip_norm=0.0,
-          frozen=('backbone/stem_*', 'backbone/stage1_*'),
-          schedule='step',
-          schedule_options=dict(
-              boundaries_epochs=schedule['boundaries_epochs'], factor=0.1
+          num_epochs=schedule['num_epochs'],
+          batch_size=16,
+          eval_batch_size=16,
+          log_every_steps=50,
+          data=dict(
+              name=arg.data,
+              eval_split='validation',
+              # Of 4:3 images little is padding; the longest are 1333. Sides
+              # that are multiples of 64 fit the strides.
+              canvas=(832 if arg.preset == 'torchvision' else 800, 1344),
+              short_side=800,
+              long_side=1333,
+              train_short_sides=schedule['train_short_sides'],
+              max_bad_fraction=0.001,
+              num_workers=8,
+              num_threads=2,
+              prefetch=2,
           ),
-          warmup_epochs=0.0,
-          warmup_steps=500,
-          warmup_start_fraction=0.001,
+          task=dict(name='detection'),
+          model=dict(
+              name='faster_rcnn',
+              backbone=dict(
+                  name=arg.model, attention=arg.attention, aw_conv=arg.aw_conv
+              ),
+              **with_preset(arg.preset, num_classes=arg.num_classes),
+          ),
+          optimizer=dict(
+              options=dict(nesterov=False),
+              learning_rate=0.02,
+              base_batch_size=16,
+              weight_decay=1e-4,
+              decay_mask='all',
+              frozen=('backbone/stem_*', 'backbone/stage1_*'),
+              schedule='step',
+              schedule_options=dict(
+                  boundaries_epochs=schedule['boundaries_epochs']
+              ),
+              warmup_steps=500,
+              warmup_start_fraction=0.001,
+          ),
       )
   )
-  return config.lock()

@@ -9,7 +9,8 @@ with scikit-learn, so nothing is downloaded.
 
 import ml_collections
 
-from configs import common
+from awconv_jax.config import parse_arg
+from awconv_jax.train import settings
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -19,79 +20,60 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg: 'key=value,...' with the keys model, attention ('none' or a name),
       aw_conv (true or false), optimizer and schedule.
   """
-  arg = common.parse_arg(
+  arg = parse_arg(
       arg,
       model='resnet18',
-      attention='none',
+      attention=None,
       aw_conv=True,
       optimizer='sgd',
       schedule='cosine',
   )
-  config = common.run(
-      num_epochs=18.0,
-      batch_size=64,
-      eval_batch_size=72,
-      ema_decay=0.98,
-      log_every_steps=20,
-      eval_every_epochs=3.0,
-      checkpoint_every_epochs=3.0,
-  )
-  config.data = common.data(
-      name='digits',
-      train_split='train',
-      eval_split='test',
-      image_size=16,  # The scans were 8x8 to begin with.
-      eval_image_size=16,
-      eval_crop=1.0,
-      eval_interpolation='area',
-      augment=(
-          (
-              'random_affine',
-              dict(
-                  rotation=12.0, translation=0.08, scale=(0.85, 1.15), shear=8.0
+  return settings.complete(
+      dict(
+          num_epochs=18.0,
+          batch_size=64,
+          eval_batch_size=72,
+          ema_decay=0.98,
+          log_every_steps=20,
+          eval_every_epochs=3.0,
+          checkpoint_every_epochs=3.0,
+          data=dict(
+              name='digits',
+              image_size=16,  # The scans were 8x8 to begin with.
+              eval_image_size=16,
+              augment=(
+                  (
+                      'random_affine',
+                      dict(
+                          rotation=12.0,
+                          translation=0.08,
+                          scale=(0.85, 1.15),
+                          shear=8.0,
+                      ),
+                  ),
               ),
           ),
-      ),
-      repeats=1,
-      max_bad_fraction=0.0,
-      num_workers=0,  # 0 reads in threads of this process.
-      num_threads=1,
-      prefetch=4,
-  )
-  config.task = common.classification(
-      loss='softmax',
-      label_smoothing=0.1,
-      mixup=0.0,
-      cutmix=0.0,
-      mean=(78.0,),
-      std=(96.0,),
-  )
-  config.model = common.model(
-      arg.model,
-      num_classes=10,
-      attention=arg.attention,
-      aw_conv=arg.aw_conv,
-      width=16,
-      stem='cifar',
-  )
-  config.optimizer = ml_collections.ConfigDict(
-      dict(
-          name=arg.optimizer,
-          options=common.choose('optimizer', arg.optimizer, common.OPTIMIZERS),
-          # At the base batch size; it grows in proportion to the batch.
-          learning_rate=0.1 if arg.optimizer == 'sgd' else 3e-3,
-          base_batch_size=64,
-          weight_decay=5e-4,
-          decay_mask='kernels',
-          clip_norm=0.0,  # 0 is off.
-          frozen=(),  # Such as ('stem_*', 'stage1_*').
-          schedule=arg.schedule,
-          schedule_options=common.choose(
-              'schedule', arg.schedule, common.SCHEDULES
+          task=dict(
+              name='classification',
+              label_smoothing=0.1,
+              mean=(78.0,),
+              std=(96.0,),
           ),
-          warmup_epochs=2.0,
-          warmup_steps=0,
-          warmup_start_fraction=0.0,
+          model=settings.network(
+              arg.model,
+              num_classes=10,
+              attention=arg.attention,
+              aw_conv=arg.aw_conv,
+              width=16,
+              stem='cifar',
+          ),
+          optimizer=dict(
+              name=arg.optimizer,
+              learning_rate=0.1 if arg.optimizer == 'sgd' else 3e-3,
+              base_batch_size=64,
+              weight_decay=5e-4,
+              schedule=arg.schedule,
+              warmup_epochs=2.0,
+          ),
       )
   )
-  return config.lock()

@@ -43,9 +43,13 @@ What a device cannot hold: --config.accumulation_steps=8. On accelerators
 --config.model.dtype=bfloat16.
 """
 
+from typing import Any
+
 import ml_collections
 
-from configs import common
+from awconv_jax.config import parse_arg
+from awconv_jax.errors import look_up
+from awconv_jax.train import settings
 
 SPLITS = {
     'val': dict(train_split='train', eval_split='validation'),
@@ -53,79 +57,53 @@ SPLITS = {
 }
 
 
-def _augment(interpolation, *others):
+def _augment(interpolation: str, *others: tuple[str, Any]) -> tuple[Any, ...]:
   crop = dict(
       area=(0.08, 1.0), ratio=(0.75, 4 / 3), interpolation=interpolation
   )
   return (('random_resized_crop', crop), ('flip', {}), *others)
 
 
-def _rand_augment(magnitude: float):
-  """Returns timm's rand-m<magnitude>-mstd0.5-inc1."""
-  options = dict(magnitude_std=0.5, probability=0.5, increasing=True)
-  return 'rand_augment', dict(num_ops=2, magnitude=magnitude, **options)
-
-
-def _standard():
+def _standard() -> dict[str, Any]:
   return dict(
-      run=dict(num_epochs=100.0, batch_size=1024),
+      num_epochs=100.0,
+      batch_size=1024,
       data=dict(
           image_size=224,
-          eval_image_size=224,
           eval_crop=0.875,  # 224 of 256.
           eval_interpolation='bicubic',
           augment=_augment('cubic'),
-          repeats=1,
       ),
-      task=dict(loss='softmax', label_smoothing=0.0, mixup=0.0, cutmix=0.0),
-      model=dict(zero_init_residual=True, stochastic_depth=0.0),
+      task=dict(),
+      model=dict(),
       optimizer=dict(
-          name='sgd',
-          options=dict(momentum=0.9, nesterov=True),
           learning_rate=0.1,
           base_batch_size=256,
           weight_decay=1e-4,
-          decay_mask='kernels',
-          clip_norm=0.0,
-          frozen=(),
-          schedule='cosine',
-          schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,
-          warmup_steps=0,
-          warmup_start_fraction=0.0,
       ),
   )
 
 
-def _paper():
+def _paper() -> dict[str, Any]:
   return dict(
-      run=dict(num_epochs=100.0, batch_size=256),
+      num_epochs=100.0,
+      batch_size=256,
       data=dict(
           image_size=224,
-          eval_image_size=224,
           eval_crop=0.875,
           eval_interpolation='bilinear',
           augment=_augment('linear'),
-          repeats=1,
       ),
-      task=dict(loss='softmax', label_smoothing=0.0, mixup=0.0, cutmix=0.0),
-      model=dict(zero_init_residual=False, stochastic_depth=0.0),
+      task=dict(),
+      model=dict(zero_init_residual=False),
       optimizer=dict(
-          name='sgd',
-          options=dict(momentum=0.9, nesterov=False),
+          options=dict(nesterov=False),
           learning_rate=0.1,
           base_batch_size=256,
           weight_decay=1e-4,
           decay_mask='all',
-          clip_norm=0.0,
-          frozen=(),
           schedule='step',
-          schedule_options=dict(
-              boundaries_epochs=(30.0, 60.0, 90.0), factor=0.1
-          ),
-          warmup_epochs=0.0,
-          warmup_steps=0,
-          warmup_start_fraction=0.0,
       ),
   )
 
@@ -138,45 +116,40 @@ def _strong(
     repeats: int,
     stochastic_depth: float,
     learning_rate: float,
-):
+) -> dict[str, Any]:
   """Returns what the procedures A2 and A3 share, with what they do not."""
+  rand_augment = dict(  # timm's rand-m<magnitude>-mstd0.5-inc1.
+      num_ops=2,
+      magnitude=magnitude,
+      magnitude_std=0.5,
+      probability=0.5,
+      increasing=True,
+  )
   return dict(
-      run=dict(num_epochs=num_epochs, batch_size=2048),
+      num_epochs=num_epochs,
+      batch_size=2048,
       data=dict(
           image_size=image_size,
-          eval_image_size=224,
           eval_crop=0.95,
           eval_interpolation='bicubic',
-          augment=_augment('cubic', _rand_augment(magnitude)),
+          augment=_augment('cubic', ('rand_augment', rand_augment)),
           repeats=repeats,
       ),
-      task=dict(
-          loss='bce',
-          label_smoothing=0.0,
-          bce_threshold=0.2,
-          mixup=0.1,
-          cutmix=1.0,
-      ),
-      model=dict(zero_init_residual=True, stochastic_depth=stochastic_depth),
+      task=dict(loss='bce', bce_threshold=0.2, mixup=0.1, cutmix=1.0),
+      model=dict(stochastic_depth=stochastic_depth),
       optimizer=dict(
           name='lamb',
-          options=dict(b1=0.9, b2=0.999, eps=1e-6),
           learning_rate=learning_rate,
           base_batch_size=2048,
           weight_decay=0.02,
-          decay_mask='kernels',
           clip_norm=1.0,  # A part of timm's LAMB.
-          frozen=(),
-          schedule='cosine',
-          schedule_options=dict(final_fraction=0.0),
           warmup_epochs=5.0,
-          warmup_steps=0,
           warmup_start_fraction=1e-6 / learning_rate,
       ),
   )
 
 
-def _a2():
+def _a2() -> dict[str, Any]:
   return _strong(
       num_epochs=300.0,
       image_size=224,
@@ -187,7 +160,7 @@ def _a2():
   )
 
 
-def _a3():
+def _a3() -> dict[str, Any]:
   return _strong(
       num_epochs=100.0,
       image_size=160,
@@ -209,48 +182,40 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       (val, minival), data, num_classes, model, attention ('none' or a name)
       and aw_conv (true or false).
   """
-  arg = common.parse_arg(
+  arg = parse_arg(
       arg,
       recipe='standard',
       eval='val',
       data='imagenet2012',
       num_classes=1000,
       model='resnet50',
-      attention='none',
+      attention=None,
       aw_conv=True,
   )
-  recipe = common.choose('recipe', arg.recipe, RECIPES)()
-  if arg.attention == 'aa':
-    # Its tables of relative positions have the size of the images.
-    recipe['data']['eval_image_size'] = recipe['data']['image_size']
-  config = common.run(
-      **recipe['run'],
-      eval_batch_size=1024,
-      ema_decay=0.0,
-      log_every_steps=100,
-      eval_every_epochs=1.0,
-      checkpoint_every_epochs=1.0,
+  config = look_up('recipe', arg.recipe, RECIPES)()
+  # The tables of relative positions have the size of the images.
+  size = config['data']['image_size'] if arg.attention == 'aa' else 224
+  return settings.complete(
+      config
+      | dict(
+          eval_batch_size=1024,
+          data=config['data']
+          | look_up('eval', arg.eval, SPLITS)
+          | dict(
+              name=arg.data,
+              eval_image_size=size,
+              max_bad_fraction=0.001,
+              num_workers=8,
+              num_threads=2,
+              prefetch=2,
+          ),
+          task=config['task'] | dict(name='classification'),
+          model=settings.network(
+              arg.model,
+              num_classes=arg.num_classes,
+              attention=arg.attention,
+              aw_conv=arg.aw_conv,
+              **config['model'],
+          ),
+      )
   )
-  config.data = common.data(
-      name=arg.data,
-      **common.choose('eval', arg.eval, SPLITS),
-      **recipe['data'],
-      max_bad_fraction=0.001,
-      num_workers=8,
-      num_threads=2,
-      prefetch=2,
-  )
-  config.task = common.classification(
-      **recipe['task'],
-      mean=(123.675, 116.28, 103.53),
-      std=(58.395, 57.12, 57.375),
-  )
-  config.model = common.model(
-      arg.model,
-      num_classes=arg.num_classes,
-      attention=arg.attention,
-      aw_conv=arg.aw_conv,
-      **recipe['model'],
-  )
-  config.optimizer = ml_collections.ConfigDict(recipe['optimizer'])
-  return config.lock()

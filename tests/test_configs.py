@@ -15,12 +15,12 @@ import tiny
 from awconv_jax import command_line, data, errors, tasks
 from awconv_jax.train import optim
 from awconv_jax.train import step as train_step
-from configs import coco, common, imagenet
+from configs import coco, imagenet
 
 RECIPES = {
     'digits': 'digits.py:',
-    'cifar10': 'cifar10.py:',
-    'cifar100': 'cifar100.py:',
+    'cifar10': 'cifar.py:data=cifar10,',
+    'cifar100': 'cifar.py:data=cifar100,',
     **{name: f'imagenet.py:recipe={name},' for name in imagenet.RECIPES},
 }
 DETECTORS = {
@@ -81,94 +81,6 @@ def test_learning_rates_by_epoch(name):
     got = float(schedule(round(epoch * per_epoch)))
     # An epoch is no whole number of steps.
     assert got == pytest.approx(rate, rel=0.01, abs=1e-7), epoch
-
-
-SGD = dict(clip_norm=0.0, name='sgd')
-LAMB = dict(weight_decay=0.02, decay_mask='kernels', clip_norm=1.0, name='lamb')
-MIXED = dict(loss='bce', bce_threshold=0.2, mixup=0.1, cutmix=1.0)
-PLAIN = dict(loss='softmax', bce_threshold=None, mixup=0.0, cutmix=0.0)
-MMDET = dict(
-    weight_decay=1e-4,
-    decay_mask='all',
-    frozen=('backbone/stem_*', 'backbone/stage1_*'),
-)
-COCO = dict(
-    canvas=(800, 1344), short_side=800, long_side=1333, flip=0.5, max_boxes=100
-)
-# Of the sections optimizer, task, data and model.
-NUMBERS = {
-    'digits': dict(
-        optimizer=SGD | dict(weight_decay=5e-4, decay_mask='kernels'),
-        task=PLAIN | dict(label_smoothing=0.1),
-        data=dict(image_size=16, eval_image_size=16, eval_crop=1.0, repeats=1),
-        model=dict(zero_init_residual=True, stochastic_depth=0.0, width=16),
-    ),
-    'cifar10': dict(
-        optimizer=SGD | dict(weight_decay=5e-4, decay_mask='all'),
-        task=PLAIN | dict(label_smoothing=0.0),
-        data=dict(image_size=32, eval_image_size=32, eval_crop=1.0, repeats=1),
-        model=dict(stem='cifar', stochastic_depth=0.0, num_classes=10),
-    ),
-    'cifar100': dict(
-        optimizer=SGD | dict(weight_decay=5e-4, decay_mask='all'),
-        task=PLAIN | dict(label_smoothing=0.0),
-        data=dict(image_size=32, eval_image_size=32, eval_crop=1.0, repeats=1),
-        model=dict(stem='cifar', stochastic_depth=0.0, num_classes=100),
-    ),
-    'standard': dict(
-        optimizer=SGD | dict(weight_decay=1e-4, decay_mask='kernels'),
-        task=PLAIN | dict(label_smoothing=0.0),
-        data=dict(eval_interpolation='bicubic', eval_crop=0.875, repeats=1),
-        model=dict(zero_init_residual=True, stochastic_depth=0.0),
-    ),
-    'paper': dict(
-        optimizer=SGD | dict(weight_decay=1e-4, decay_mask='all'),
-        task=PLAIN | dict(label_smoothing=0.0),
-        data=dict(eval_interpolation='bilinear', eval_crop=0.875, repeats=1),
-        model=dict(zero_init_residual=False, stochastic_depth=0.0),
-    ),
-    'a2': dict(
-        optimizer=LAMB,
-        task=MIXED | dict(label_smoothing=0.0),
-        data=dict(image_size=224, eval_image_size=224, eval_crop=0.95)
-        | dict(repeats=3),
-        model=dict(zero_init_residual=True, stochastic_depth=0.05),
-    ),
-    'a3': dict(
-        optimizer=LAMB,
-        task=MIXED | dict(label_smoothing=0.0),
-        data=dict(image_size=160, eval_image_size=224, eval_crop=0.95)
-        | dict(repeats=1),
-        model=dict(zero_init_residual=True, stochastic_depth=0.0),
-    ),
-    'digit_scenes': dict(
-        optimizer=dict(clip_norm=10.0, name='sgd', weight_decay=1e-4, frozen=())
-        | dict(decay_mask='kernels'),
-        task=dict(name='detection'),
-        data=dict(canvas=(96, 128), flip=0.0, train_short_sides=(80, 88, 96)),
-        model=dict(norm_train=True, num_classes=10),
-    ),
-    '1x': dict(
-        optimizer=SGD | MMDET,
-        task=dict(name='detection'),
-        data=COCO | dict(train_short_sides=(800,)),
-        model=dict(norm_train=False, num_classes=80),
-    ),
-    '3x': dict(
-        optimizer=SGD | MMDET,
-        task=dict(name='detection'),
-        data=COCO | dict(train_short_sides=(640, 672, 704, 736, 768, 800)),
-        model=dict(norm_train=False, num_classes=80),
-    ),
-}
-
-
-@pytest.mark.parametrize('name', RECIPES | DETECTORS)
-def test_numbers_are_those_of_the_sources(name):
-  config = load(name)
-  for section, numbers in NUMBERS[name].items():
-    got = {key: config[section][key] for key in numbers}
-    assert got == numbers, section
 
 
 # Whether the momentum is Nesterov's, the decay of kernels, and that of scales.
@@ -265,30 +177,6 @@ def test_augmented_attention_tests_at_the_size_it_was_trained_at():
   assert load('a2', attention='aa').data.eval_image_size == 224
 
 
-def keys_of(config):
-  """Returns the keys of the run and of the sections that all share."""
-  sections = {key: set(config[key]) for key in ('data', 'task', 'optimizer')}
-  return sections | {'run': set(config), 'model': set(config.model)}
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_all_configs_have_the_same_keys(name):
-  model = 'resnet50'
-  assert keys_of(load(name, model=model)) == keys_of(
-      load('digits', model=model)
-  )
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_what_is_none_knows_its_type(name):
-  """So that the command line can override it."""
-  config = load(name)
-  assert config.get_type('init_from') is str
-  assert config.data.get_type('dir') is str
-  assert config.task.get_type('bce_threshold') is float
-  assert config.model.get_type('attention') is str
-
-
 # --- arguments ---------------------------------------------------------------
 
 
@@ -322,26 +210,19 @@ def test_a_folder_of_ones_own(name):
 @pytest.mark.parametrize(
     'argument, words',
     [
-        ('imagenet.py:recipe=a1', ["'a1'", 'a2, a3, paper, standard']),
-        ('imagenet.py:eval=test', ["'test'", 'minival, val']),
-        ('imagenet.py:attention=sse', ["'sse'", 'cbam']),
-        ('imagenet.py:num_classes=ten', ["num_classes='ten'", 'int']),
-        ('imagenet.py:optimizer=sgd', ["'optimizer'", 'recipe']),
-        ('imagenet.py:recipes=a2', ["'recipes'", "'recipe'"]),
-        ('imagenet.py:data=folder:/a,b', ["'b'", '--config.data.name=']),
-        ('imagenet.py:data=folder:/a=b', ["'data=folder:/a=b'", "','"]),
-        ('imagenet.py:recipe', ["'recipe'", 'recipe=']),
-        ('cifar10.py:auto_augment=1', ["auto_augment='1'", 'true or false']),
-        ('cifar100.py:recipe=a2', ["'recipe'", 'auto_augment']),
+        ('imagenet.py:recipe=a1', "'a1'.* known: a2, a3, paper, standard"),
+        ('imagenet.py:eval=test', "'test'.* known: minival, val"),
+        ('imagenet.py:attention=sse', "attention='sse'.* 'se'"),
+        ('cifar.py:data=cifar', "'cifar'.* known: cifar10, cifar100"),
+        ('cifar.py:recipe=a2', "argument 'recipe'.* auto_augment"),
+        ('digits.py:optimizer=sdg', "name='sdg'.*'sgd'"),
+        ('coco.py:preset=mmd', "'mmd'.* known: mmdet, torchvision"),
     ],
 )
 def test_wrong_arguments_are_one_line(argument, words):
-  with pytest.raises(errors.InputError) as error:
+  with pytest.raises(errors.InputError, match=words) as error:
     command_line.load_config(f'{commands.ROOT}/configs/{argument}')
-  message = str(error.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
+  assert '\n' not in str(error.value)
 
 
 # --- what is made of them ----------------------------------------------------
@@ -363,7 +244,7 @@ def test_batches_of_every_recipe(name, arguments, tmp_path):
     config.data.train_split = config.data.eval_split = 'all'
     config.data.num_workers = 0
     config.data.num_threads = config.data.prefetch = 1
-  create = functools.partial(data.create, config, batch_size=6, seed=0)
+  create = functools.partial(data.create, config.data, batch_size=6, seed=0)
   batches = create(train=True)
   train, test = next(batches), next(iter(create(train=False)))
   batches.close()
@@ -439,35 +320,10 @@ def one_step(name, **arguments):
   assert not np.array_equal(before['head']['kernel'], after['head']['kernel'])
 
 
-ATTENTION = [
-    (attention, aw_conv)
-    for aw_conv in ('true', 'false')
-    for attention in common.ATTENTION
-]
-ALL = [(name, *rest) for name, rest in itertools.product(RECIPES, ATTENTION)]
-# Every recipe with AW alone, and most attention, by turns of the recipes.
-FEW = [(name, 'none', 'true') for name in RECIPES]
-FEW += [
-    ('standard', 'none', 'false'),
-    ('paper', 'cbam', 'true'),
-    ('paper', 'bam', 'false'),
-    ('a2', 'eca', 'false'),
-]
-
-
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('name, attention, aw_conv', FEW)
-def test_a_step(name, attention, aw_conv):
-  one_step(name, attention=attention, aw_conv=aw_conv)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize(
-    'name, attention, aw_conv', [row for row in ALL if row not in FEW]
-)
-def test_a_step_of_all(name, attention, aw_conv):
-  one_step(name, attention=attention, aw_conv=aw_conv)
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_step(name):
+  one_step(name, attention='bam' if name == 'paper' else 'none')
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from awconv_jax import data, errors
+from awconv_jax.train import logging, rundir
 from awconv_jax.train import loop as train_loop
-from awconv_jax.train import metric_writer
 
 CLASSES = ('ant', 'bee', 'cow', 'doe')
 BROKEN, TOTAL = 200, 2000
@@ -88,7 +88,7 @@ def config(root, limit):
 
 def noted(workdir):
   """Returns the names in the run's list, and their reasons."""
-  lines = (pathlib.Path(workdir) / train_loop.UNREADABLE).read_text()
+  lines = (pathlib.Path(workdir) / rundir.UNREADABLE).read_text()
   return dict(line.split(' cannot be read: ') for line in lines.splitlines())
 
 
@@ -102,7 +102,7 @@ def test_a_run_finishes_and_names_each_broken_image(folder, tmp_path, capsys):
   assert all(reason.strip() for reason in found.values())
   assert result.metrics['num_examples'] == EVAL_TOTAL - EVAL_BROKEN
   assert result.step == result.total_steps == round(1.1 * TOTAL / 64)
-  rows = metric_writer.read(tmp_path / 'metrics.jsonl')
+  rows = logging.read(tmp_path / 'metrics.jsonl')
   assert np.isfinite([r['train/loss'] for r in rows if 'train/loss' in r]).all()
   out = capsys.readouterr().out
   assert f'not used: {broken["val"][0]}' in out

@@ -15,6 +15,7 @@ import pytest
 
 import awconv_jax
 from awconv_jax import command_line, models
+from awconv_jax.errors import InputError
 from awconv_jax.layers import attention
 from benchmarks import __main__ as benchmarks
 
@@ -61,7 +62,7 @@ def parse(monkeypatch):
   def parse_only(main):
     del main
     command_line._parse(sys.argv)
-    if hasattr(command_line, 'read_config') and 'config' in flags.FLAGS:
+    if 'config' in flags.FLAGS:
       command_line.read_config()
 
   def parse(line):
@@ -97,7 +98,7 @@ def test_a_command_parses(line, parse):
 
 def test_a_wrong_command_is_seen(parse):
   line = 'python train.py --config=configs/digits.py --config.model.widht=8'
-  with pytest.raises(SystemExit, match='widht'):
+  with pytest.raises(InputError, match='widht'):
     parse(line)
 
 

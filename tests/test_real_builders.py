@@ -15,9 +15,9 @@ import tensorflow_datasets as tfds
 import tiny
 
 from awconv_jax.data import sources
+from awconv_jax.train import logging, rundir
 from awconv_jax.train import loop as train_loop
-from awconv_jax.train import metric_writer
-from configs import cifar10, cifar100, imagenet
+from configs import cifar, imagenet
 
 STEPS = 20
 
@@ -46,12 +46,12 @@ def imagenet2012(root):
 
 def cifar_10(root):
   counts = prepared(root, 'cifar10', 10, {'train': 20, 'test': 4})
-  return cifar10.get_config('model=resnet18'), counts
+  return cifar.get_config('data=cifar10,model=resnet18'), counts
 
 
 def cifar_100(root):
   counts = prepared(root, 'cifar100', 100, {'train': 11, 'test': 11})
-  return cifar100.get_config('model=resnet18'), counts
+  return cifar.get_config('data=cifar100,model=resnet18'), counts
 
 
 def folder(root):
@@ -79,10 +79,10 @@ def test_trained_and_evaluated_on_every_image(build, tmp_path):
 
   assert result.step == STEPS
   assert result.metrics['num_examples'] == val
-  rows = metric_writer.read(tmp_path / 'run/metrics.jsonl')
+  rows = logging.read(tmp_path / 'run/metrics.jsonl')
   losses = [row['train/loss'] for row in rows if 'train/loss' in row]
   assert len(losses) == STEPS and np.isfinite(losses).all()
-  assert not (tmp_path / 'run' / train_loop.UNREADABLE).exists()
+  assert not (tmp_path / 'run' / rundir.UNREADABLE).exists()
 
 
 def records(name, data_dir, split):

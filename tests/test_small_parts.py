@@ -1,4 +1,4 @@
-"""Metric files, progress, processes, config arguments: the small parts."""
+"""Metric files, the log, processes, directories of runs: the small parts."""
 
 import fcntl
 import json
@@ -10,29 +10,28 @@ import sys
 import termios
 
 import commands
-import flax.linen as nn
 import jax
+import numpy as np
 import pytest
+import tiny
 
-from awconv_jax import errors, models
-from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax import errors
 from awconv_jax.ops import data_shards
-from awconv_jax.train import metric_writer, partition, preemption, progress
-from awconv_jax.train import rundir as workdir
-from configs import common, digits
+from awconv_jax.train import logging, partition, rundir
 
 
 def test_rows_after_the_checkpoint_are_written_anew(tmp_path):
-  writer = metric_writer.MetricWriter(tmp_path, step=0)
+  writer = logging.MetricWriter(tmp_path, step=0)
   for step in (1, 2, 3):
     writer.write(step, {'train/loss': step / 10})
   writer.close()
-  with writer.path.open('a') as file:
+  path = tmp_path / 'metrics.jsonl'
+  with path.open('a') as file:
     file.write('{"step": 4, "tr')  # As a kill leaves it.
-  writer = metric_writer.MetricWriter(tmp_path, step=2)
+  writer = logging.MetricWriter(tmp_path, step=2)
   writer.write(3, {'train/loss': 9.0})
   writer.close()
-  rows = metric_writer.read(writer.path)
+  rows = logging.read(path)
   assert [r['step'] for r in rows] == [1, 2, 3]
   assert rows[-1]['train/loss'] == 9.0
 
@@ -40,55 +39,100 @@ def test_rows_after_the_checkpoint_are_written_anew(tmp_path):
 def test_a_broken_row_and_a_missing_file_are_named(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   with pytest.raises(errors.InputError, match='does not exist'):
-    metric_writer.read(path)
+    logging.read(path)
   path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
   with pytest.raises(errors.InputError, match='line 2 is not JSON'):
-    metric_writer.read(path)
+    logging.read(path)
 
 
-def test_plain_lines_when_piped(capsys):
-  bar = progress.Progress(10, start=0, batch_size=4, show=True)
-  seen = bar.report(5, {'loss': 1.5, 'learning_rate': 0.1})
-  bar.say('a remark')
-  out = capsys.readouterr().out
-  assert out.startswith('step 5/10  loss 1.5000  lr 1.00e-01')
-  assert 'images/s' in out and 'left' in out and 'a remark' in out
-  assert seen['images_per_second'] > 0 and seen['data_wait'] == 0
-  silent = progress.Progress(10, start=0, batch_size=4, show=False)
-  silent.report(5, {'loss': 1.5, 'learning_rate': 0.1})
-  assert not capsys.readouterr().out
+def make_log(workdir):
+  return logging.Log(workdir, total=10, steps_per_epoch=5.0, batch_size=4)
 
 
-def test_the_share_of_time_without_a_batch(monkeypatch):
+def take(log, step, loss=1.5):
+  """Takes a step, and returns the row that the log makes of it."""
+  metrics = dict(loss=loss, grad_norm=1.0, param_norm=1.0, learning_rate=0.1)
+  log.step(step, {k: np.float32(v) for k, v in metrics.items()})
+
+
+def rows(workdir):
+  return logging.read(workdir / 'metrics.jsonl')
+
+
+def test_plain_lines_when_piped_and_silence_of_other_processes(
+    tmp_path, capsys, monkeypatch
+):
+  for process in (0, 1):
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    log = make_log(tmp_path)
+    log.start(0)
+    take(log, 5)
+    log.flush()
+    log.info('a remark')
+    log.evaluation(5, {'top1': 0.25, 'num_examples': 1000}, write=True)
+    log.close()
+    lines = capsys.readouterr().out.splitlines()
+    if process == 1:
+      assert not lines
+      continue
+    assert lines[0].startswith('step 5/10  loss 1.5000  lr 1.00e-01')
+    assert 'images/s' in lines[0] and lines[0].endswith(' left')
+    assert lines[1] == 'a remark'
+    assert lines[2] == (
+        'step 5/10  evaluation: top1 0.2500  num_examples 1,000'
+    )
+  train, evaluation = rows(tmp_path)
+  assert train['train/epoch'] == 1 and train['train/loss'] == 1.5
+  assert evaluation == {'step': 5, 'eval/top1': 0.25, 'eval/num_examples': 1000}
+
+
+def test_rows_are_means_and_speeds_between_pauses(tmp_path, monkeypatch):
   clock = [0.0]
-  monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
-  bar = progress.Progress(10, start=0, batch_size=4, show=False)
-  bar.waited(5.0)
-  bar.restart(1)  # What was before a pause does not count.
-  bar.waited(0.5)
-  bar.waited(0.25)
-  clock[0] = 3.0
-  scalars = {'loss': 1.5, 'learning_rate': 0.1}
-  first = bar.report(4, scalars)
-  assert first == {'images_per_second': 4.0, 'data_wait': 0.25}
-  clock[0] = 4.0
-  assert bar.report(5, scalars)['data_wait'] == 0
+  monkeypatch.setattr(logging.time, 'monotonic', lambda: clock[0])
+  log = make_log(tmp_path)
+  log.start(0)
+
+  def wait(seconds):
+    with log.waiting():
+      clock[0] += seconds
+
+  wait(5.0)
+  take(log, 1, loss=1.0)  # It compiles: what was before does not count.
+  wait(0.75)
+  clock[0] += 2.25
+  for step in (2, 3, 4):
+    take(log, step, loss=float(step))
+  log.flush()
+  clock[0] += 9.0
+  log.evaluation(4, {}, write=False)
+  clock[0] += 1.0
+  take(log, 5)
+  log.flush()
+  first, second = rows(tmp_path)
+  assert first['train/loss'] == 2.5
+  assert first['train/images_per_second'] == 4.0
+  assert first['train/data_wait'] == 0.25
+  assert second['train/images_per_second'] == 4.0
+  assert second['train/data_wait'] == 0
 
 
-def test_a_live_bar_on_a_terminal():
+def test_a_live_bar_on_a_terminal(tmp_path):
   code = (
-      'from awconv_jax import progress; '
-      'bar = progress.Progress(2, start=0, batch_size=4, show=True); '
-      'bar.advance(); bar.report(1, {"loss": 1.5, "learning_rate": 0.1}); '
-      'bar.say("a remark"); bar.advance(); bar.close()'
+      'import pathlib, test_small_parts as t; '
+      f'log = t.make_log(pathlib.Path({str(tmp_path)!r})); log.start(8); '
+      't.take(log, 9); log.flush(); log.info("a remark"); '
+      't.take(log, 10); log.close()'
   )
   ours, theirs = pty.openpty()
   size = struct.pack('HHHH', 40, 120, 0, 0)  # Rows and columns.
   fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
   process = subprocess.Popen(
-      [sys.executable, '-c', code], cwd=commands.ROOT, stdout=theirs
+      [sys.executable, '-c', code],
+      cwd=commands.ROOT,
+      env=os.environ | {'PYTHONPATH': f'{commands.ROOT}/tests:{commands.ROOT}'},
+      stdout=theirs,
   )
-  process.wait(60)
+  assert process.wait(60) == 0
   os.close(theirs)
   shown = b''
   while True:
@@ -97,7 +141,7 @@ def test_a_live_bar_on_a_terminal():
     except OSError:  # The other end is closed and all is read.
       break
   text = shown.decode()
-  assert '\r' in text and '100%' in text and '2/2' in text
+  assert '\r' in text and '100%' in text and '10/10' in text
   assert 'loss 1.5000' in text and 'images/s' in text and 'a remark' in text
 
 
@@ -105,7 +149,7 @@ def test_a_live_bar_on_a_terminal():
     ('seconds', 'shown'), [(5, '0:05'), (245.4, '4:05'), (3723, '1:02:03')]
 )
 def test_durations(seconds, shown):
-  assert progress._duration(seconds) == shown
+  assert logging._duration(seconds) == shown
 
 
 def test_the_batch_axis_has_one_name():
@@ -138,78 +182,55 @@ def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
 
 
 def test_a_second_interrupt_interrupts_at_once():
-  with preemption.StopRequest() as stop:
-    assert stop.reason(1) is None
-    os.kill(os.getpid(), 2)
-    assert stop.reason(1) == 'SIGINT'
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), 2)
+  # In a process of its own, where it can reach no other test.
+  code = (
+      'import os\n'
+      'from awconv_jax.train import preemption\n'
+      'with preemption.StopRequest() as stop:\n'
+      '  assert stop.reason(1) is None\n'
+      '  os.kill(os.getpid(), 2)\n'
+      '  assert stop.reason(1) == "SIGINT"\n'
+      '  os.kill(os.getpid(), 2)\n'
+  )
+  code, _, err = commands.run('-c', code)
+  assert code != 0 and err.splitlines()[-1] == 'KeyboardInterrupt'
 
 
-def test_config_arguments_are_strict():
-  values = common.parse_arg('a=2,c=true', a=1, b=0.5, c=False, d='x')
-  assert values.to_dict() == {'a': 2, 'b': 0.5, 'c': True, 'd': 'x'}
-  for text, words in (
-      ('e=1', "'e'.*known: a, c"),
-      ('a', 'has no value'),
-      ('a=x', 'type int'),
-      ('c=1', 'true or false'),
-  ):
-    with pytest.raises(ValueError, match=words):
-      common.parse_arg(text, a=1, c=False)
-
-
-# What the name of a network decides.
-OF_THE_NAME = {
-    'resnet18': {'block', 'stage_sizes', 'groups', 'group_width'},
-    'wrn_16_4': {'blocks', 'widen'},
-    'mobilenet_v2': {'stages'},
-}
-
-
-@pytest.mark.parametrize('name', OF_THE_NAME)
-def test_every_option_of_the_networks_is_in_the_config(name):
-  """So that config.json is the whole truth, and all can be overridden."""
-  model = digits.get_config(f'model={name}').model
-  network = models.create(**model.to_dict())
-  fields = set(type(network).__dataclass_fields__) - {'parent', 'name'}
-  assert fields - OF_THE_NAME[name] == set(model) - {'name'}
-
-
-def test_every_option_of_the_paper_is_in_the_config():
-  model = digits.get_config().model
-  paper = set(AWConv.__dataclass_fields__) - set(nn.Conv.__dataclass_fields__)
-  given_by_the_network = {'train', 'norm_momentum', 'norm_epsilon'}
-  assert paper - given_by_the_network == set(model.aw_options)
-  layer = AWConv(1, 1, **model.aw_options.to_dict())
-  plain = AWConv(1, 1)
-  for name in model.aw_options:
-    assert getattr(layer, name) == getattr(plain, name), name
-
-
-def test_config_choices_are_named():
-  assert digits.get_config('optimizer=lamb').optimizer.options.eps == 1e-6
-  for argument in ('optimizer=sdg', 'schedule=cos', 'attention=sse'):
-    with pytest.raises(ValueError, match='known: '):
-      digits.get_config(argument)
-
-
-def test_the_config_is_locked():
-  config = digits.get_config()
-  with pytest.raises(AttributeError, match='batch_size'):
-    config.batch_sise = 3
+def claim(workdir, **changes):
+  """Has the directory for a moment, for a run of digits."""
+  config = tiny.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict(
+        {k.replace('__', '.'): v for k, v in changes.items()}
+    )
+  with rundir.claim(workdir, config):
+    pass
 
 
 def test_a_workdir_names_the_keys_that_differ(tmp_path):
   (tmp_path / 'checkpoints/7').mkdir(parents=True)
-  workdir.claim(tmp_path, {'a': {'b': 1, 'c': (1, 2)}, 'd': None})
-  workdir.claim(tmp_path, {'a': {'b': 1, 'c': [1, 2]}, 'd': None})
-  with pytest.raises(errors.InputError, match='config.a.b is 1 there and 2'):
-    workdir.claim(tmp_path, {'a': {'b': 2, 'c': (1, 2)}, 'd': None})
-  with pytest.raises(errors.InputError, match="config.e is 'absent' there"):
-    workdir.claim(tmp_path, {'a': {'b': 1, 'c': (1, 2)}, 'd': None, 'e': 0})
-  held = json.loads((tmp_path / 'config.json').read_text())
-  assert held == {'a': {'b': 1, 'c': [1, 2]}, 'd': None}
-  (tmp_path / 'config.json').write_text('{')
-  with pytest.raises(errors.InputError, match='holds no config'):
-    workdir.claim(tmp_path, {})
+  claim(tmp_path)
+  claim(tmp_path, data__num_threads=2)  # Of no bearing on the result.
+  with pytest.raises(errors.InputError, match='seed is 0 there and 2 here'):
+    claim(tmp_path, seed=2)
+  with pytest.raises(errors.InputError, match='width is 4 there .* and 1 more'):
+    claim(
+        tmp_path, seed=2, batch_size=8, model__width=8, model__stem='imagenet'
+    )
+  claim(tmp_path)
+
+
+def test_the_config_of_an_older_run_is_completed(tmp_path):
+  """Options that came later have their defaults in it."""
+  (tmp_path / 'checkpoints/7').mkdir(parents=True)
+  claim(tmp_path)
+  path = tmp_path / 'config.json'
+  held = json.loads(path.read_text())
+  del held['accumulation_steps'], held['model']['block']
+  path.write_text(json.dumps(held))
+  claim(tmp_path)
+  assert rundir.read_config(tmp_path).accumulation_steps == 1
+  for text in ('{', '[]', '{"seed": 0}'):
+    path.write_text(text)
+    with pytest.raises(errors.InputError, match='json does not hold the conf'):
+      claim(tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_train_loop import saved_arrays, without_speed
 
-from awconv_jax.train import metric_writer
+from awconv_jax.train import logging
 
 # Thirty steps of float32; the learning rate of a usual start, so that rounding
 # differences between the ways to sum are not blown up by the training itself.
@@ -23,7 +23,7 @@ THIRTY = (
 
 
 def rows_of(workdir):
-  return metric_writer.read(pathlib.Path(workdir) / 'metrics.jsonl')
+  return logging.read(pathlib.Path(workdir) / 'metrics.jsonl')
 
 
 def train(workdir, *arguments, **options):
@@ -90,13 +90,13 @@ def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
   outs = train_in_two_processes(tmp_path, *THIRTY)
   assert_same_losses_and_evaluation(one_device[0], tmp_path)
   # Only the first process speaks (but for what Gloo itself prints).
-  assert 'test top-1' in outs[0][0]
-  assert 'step' not in outs[1][0] and 'top-1' not in outs[1][0]
+  assert 'evaluation: ' in outs[0][0]
+  assert 'step' not in outs[1][0] and 'top1' not in outs[1][0]
 
 
 def test_the_end_says_where_everything_is(one_device):
   workdir, out = one_device
-  for words in ('test top-1', 'checkpoints', 'tensorboard', 'curves', 'next'):
+  for words in ('top1', 'checkpoints', 'tensorboard', 'curves', 'compare'):
     assert words in out
   png = (workdir / 'curves.png').read_bytes()
   assert png.startswith(b'\x89PNG') and len(png) > 10_000
@@ -148,7 +148,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
   out, err = process.communicate(timeout=120)
   assert process.returncode == 0, err
   assert 'stopped by SIGTERM after step' in out
-  assert 'goes on' in out and 'test top-1' not in out
+  assert 'goes on' in out and 'checkpoints:' not in out
   stopped = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert 4 <= stopped < 30
   assert f'resumed from the checkpoint of step {stopped}' in train(
@@ -286,21 +286,3 @@ def test_help_lists_the_flags():
   assert code == 0
   for flag in ('--config', '--workdir', '--coordinator', '--num_processes'):
     assert flag in out
-
-
-def test_the_hint_compares_the_same_run_with_and_without_aw():
-  import train
-
-  flags = train._compared(
-      'configs/imagenet.py:data=folder:birds,aw_conv=true,model=resnet18',
-      [
-          *('--config=x', '--config.seed=3', '--config.model.aw_conv=true'),
-          '--config.model.backbone.aw_conv=true',
-      ],
-      plain=False,
-  )
-  assert flags == [
-      '--config=configs/imagenet.py:data=folder:birds,model=resnet18,'
-      'aw_conv=false',
-      '--config.seed=3',
-  ]

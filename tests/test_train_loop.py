@@ -3,15 +3,13 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 import tiny
 
 from awconv_jax import errors
-from awconv_jax.train import checkpoint, metric_writer, preemption
+from awconv_jax.train import checkpoint, logging, preemption, rundir
 from awconv_jax.train import loop as train_loop
-from awconv_jax.train import rundir as workdirs
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -74,7 +72,7 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
   assert result.stopped_by is None
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved == json.loads(json.dumps(config().to_dict()))
-  rows = metric_writer.read(workdir / 'metrics.jsonl')
+  rows = logging.read(workdir / 'metrics.jsonl')
   assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 23))
   assert [r['step'] for r in rows if 'eval/top1' in r] == [11, 22]
   assert rows[-1]['eval/num_examples'] == 360
@@ -89,7 +87,7 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
 
 
 def test_the_loss_falls(whole):
-  rows = metric_writer.read(whole[0] / 'metrics.jsonl')
+  rows = logging.read(whole[0] / 'metrics.jsonl')
   losses = [r['train/loss'] for r in rows if 'train/loss' in r]
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
@@ -109,7 +107,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
   assert expected.keys() == got.keys()
   for name, leaf in expected.items():
     assert leaf.tobytes() == got[name].tobytes(), name
-  rows = [metric_writer.read(d / 'metrics.jsonl') for d in (whole[0], tmp_path)]
+  rows = [logging.read(d / 'metrics.jsonl') for d in (whole[0], tmp_path)]
   assert without_speed(rows[0]) == without_speed(rows[1])
 
 
@@ -146,7 +144,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
     train_loop.train(wild, str(tmp_path))
   message = str(caught.value)
   assert 'at step' in message and 'learning_rate' in message
-  rows = metric_writer.read(tmp_path / 'metrics.jsonl')
+  rows = logging.read(tmp_path / 'metrics.jsonl')
   assert all(np.isfinite(list(r.values())).all() for r in rows)
   for step in (tmp_path / 'checkpoints').iterdir():
     for name, leaf in saved_arrays(tmp_path, int(step.name)).items():
@@ -159,36 +157,23 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         ({'batch_size': 33}, ['config.batch_size=33', '8 devices', '32']),
         ({'eval_batch_size': 7}, ['config.eval_batch_size=7', '8 devices']),
         ({'accumulation_steps': 3}, ['config.accumulation_steps=3', '32']),
-        ({'ema_decay': 1.0}, ['config.ema_decay=1.0', '[0, 1)']),
-        ({'num_epochs': 0.0}, ['config.num_epochs=0.0']),
-        ({'log_every_steps': 0}, ['config.log_every_steps=0']),
-        ({'seed': -1}, ['config.seed=-1']),
-        ({'checkpoints_to_keep': 1}, ['config.checkpoints_to_keep=1']),
         ({'task__mean': (1.0, 2.0)}, ['config.task.mean', '1 channel']),
-        ({'task__std': (0.0,)}, ['config.task.std', 'above 0']),
-        ({'task__std': ()}, ['config.task.std', '1 channel']),
-        ({'model__aw_options__gate': 'relu'}, ['relu', 'sigmoid, tanh']),
-        ({'model__name': 'resnet19'}, ["'resnet19'", 'resnet18']),
-        ({'model__attention': 'see'}, ["'see'", "'se'"]),
         ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
-        ({'model__dtype': 'float33'}, ['float33']),
-        ({'task__name': 'clasification'}, ["'classification'"]),
-        ({'task__label_smoothing': 1.5}, ['label_smoothing=1.5']),
-        ({'data__name': 'digit'}, ["'digit'", "'digits'"]),
         ({'data__train_split': 'trian'}, ["'trian'", 'train']),
-        ({'data__image_size': 0}, ['config.data.image_size=0']),
-        ({'data__num_threads': -1}, ['config.data.num_threads=-1']),
         ({'data__prefetch': 0}, ['config.data.prefetch=0', 'num_threads=1']),
-        ({'optimizer__name': 'sdg'}, ["'sdg'", "'sgd'"]),
+        ({'init_skip': ('head',)}, ["config.init_skip=('head',)", 'init_from']),
+        # Of the config by itself: all of its faults are told at once.
+        (
+            {'seed': -1, 'model__attention': 'see'},
+            ['config.seed=-1', "attention='see'"],
+        ),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tmp_path, overrides, words):
   with pytest.raises(errors.InputError) as caught:
     train_loop.train(config(**overrides), str(tmp_path / 'run'))
-  message = str(caught.value)
-  assert '\n' not in message
   for word in words:
-    assert word in message
+    assert word in str(caught.value)
   assert not (tmp_path / 'run/metrics.jsonl').exists()
 
 
@@ -210,12 +195,12 @@ def test_a_directory_without_a_checkpoint_takes_another_config(tmp_path):
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
   result = train_loop.train(config(), str(tmp_path))
   assert result.step == 22
-  rows = metric_writer.read(tmp_path / 'metrics.jsonl')
+  rows = logging.read(tmp_path / 'metrics.jsonl')
   assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 23))
 
 
 def test_a_directory_takes_one_run_at_a_time(tmp_path):
-  with workdirs.lock(tmp_path):
+  with rundir.claim(tmp_path, config()):
     with pytest.raises(errors.InputError, match='another run is under way'):
       train_loop.train(config(), str(tmp_path))
 
@@ -258,13 +243,9 @@ def test_the_other_optimizers_train_under_accumulation_and_bfloat16(
       model__dtype='bfloat16',
   )
   train_loop.train(settings, str(tmp_path))
-  rows = metric_writer.read(tmp_path / 'metrics.jsonl')
+  rows = logging.read(tmp_path / 'metrics.jsonl')
   losses = [r['train/loss'] for r in rows if 'train/loss' in r]
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
   leaves = saved_arrays(tmp_path, 22)
   params = [v for k, v in leaves.items() if k.startswith('params')]
   assert {p.dtype for p in params} == {np.dtype('float32')}
-
-
-def test_eight_devices_are_there():
-  assert jax.device_count() == 8

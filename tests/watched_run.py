@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from awconv_jax.tasks import detection
-from awconv_jax.train import checkpoint, metric_writer, partition
+from awconv_jax.train import checkpoint, logging, partition
 from awconv_jax.train import loop as train_loop
 from awconv_jax.train import step as train_step
 
@@ -37,7 +37,7 @@ class Run:
   @property
   def rows(self) -> list[dict[str, float]]:
     """The rows of metrics."""
-    return metric_writer.read(self.workdir / 'metrics.jsonl')
+    return logging.read(self.workdir / 'metrics.jsonl')
 
   def logged(self, name: str) -> list[float]:
     """Returns the values of one metric in the order of the steps."""

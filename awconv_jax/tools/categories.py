@@ -8,7 +8,7 @@ from typing import Any
 from awconv_jax import errors
 from awconv_jax.data import sources
 from awconv_jax.tools import evaluate
-from awconv_jax.train import loop as train_loop
+from awconv_jax.train import rundir
 
 
 def find(
@@ -27,7 +27,7 @@ def find(
   Raises:
     InputError: the run's own list is damaged.
   """
-  kept = _read(pathlib.Path(workdir) / train_loop.CATEGORIES)
+  kept = _read(pathlib.Path(workdir) / rundir.CATEGORIES)
   if len(kept) == num_classes:
     return [row['id'] for row in kept], [row['name'] for row in kept]
   section = config.data
@@ -47,7 +47,7 @@ def find(
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns what `train_loop.write_classes` wrote; nothing if it did not."""
+  """Returns what `rundir.write_classes` wrote; nothing if it did not."""
   if not path.is_file():
     return []
   try:

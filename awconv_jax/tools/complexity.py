@@ -19,7 +19,6 @@ from typing import Any
 from absl import flags
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 
 from awconv_jax import command_line, complexity, errors, models, text_table
 from awconv_jax.layers.attention import ATTENTION
@@ -139,7 +138,7 @@ def main(arguments: Sequence[str]) -> None:
         f'--side={FLAGS.side} and --channels={FLAGS.channels} must be above 0'
     )
   if FLAGS.config is not None:
-    _show_config(FLAGS.config)
+    _show_config(command_line.read_config())
     return
   for flag in ('models', 'attention'):
     if not FLAGS[flag].value:
@@ -158,8 +157,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  config_flags.DEFINE_config_file(
-      'config', None, 'Count the network of this config, module by module.'
+  command_line.define_config(
+      'Count the network of this config, module by module.'
   )
   flags.DEFINE_list(
       'models', ['resnet18', 'resnet50', 'resnet101'], 'Networks to compare.'

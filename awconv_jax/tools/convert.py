@@ -31,7 +31,6 @@ from typing import Any
 
 from absl import flags, logging
 import jax
-from ml_collections import config_flags
 import numpy as np
 
 from awconv_jax import command_line, errors, models, tasks, weights
@@ -160,8 +159,11 @@ def main(arguments: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   shapes = None
   if not pathlib.Path(FLAGS.input).is_dir():
-    named = ('model', 'attention', 'num_classes', 'config', 'channels')
-    shapes = shapes_of(**{flag: FLAGS[flag].value for flag in named})
+    named = ('model', 'attention', 'num_classes', 'channels')
+    shapes = shapes_of(
+        **{flag: FLAGS[flag].value for flag in named},
+        config=command_line.read_config(),
+    )
   print(convert(FLAGS.input, FLAGS.output, shapes))
 
 
@@ -172,7 +174,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
   flags.DEFINE_integer('num_classes', None, 'Its classes; 1000 if not given.')
   flags.DEFINE_integer('channels', 3, 'Channels of its images.')
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config that holds the network, instead of --model.'
+  command_line.define_config(
+      'Config that holds the network, instead of --model.'
   )
   command_line.run(main)

@@ -27,11 +27,10 @@ from typing import Any
 from absl import flags, logging
 import jax
 import ml_collections
-from ml_collections import config_flags
 
 from awconv_jax import command_line, data, errors, tasks, text_table, weights
 from awconv_jax.train import loop as train_loop
-from awconv_jax.train import partition, warm_start
+from awconv_jax.train import partition, rundir, warm_start
 from awconv_jax.train import step as train_step
 
 FLAGS = flags.FLAGS
@@ -158,7 +157,7 @@ def read_variables(source: str, shapes: Any) -> tuple[Any, str]:
 
 def class_names(run: str | os.PathLike) -> list[str] | None:
   """Returns the names of a run's classes by label; None if it has none."""
-  path = pathlib.Path(run) / train_loop.CLASSES
+  path = pathlib.Path(run) / rundir.CLASSES
   return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -323,7 +322,7 @@ def main(arguments: Sequence[str]) -> None:
   if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
     raise errors.InputError(f'--batch_size={FLAGS.batch_size} must be above 0')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
-  config = FLAGS.config if FLAGS.config is not None else read_config(FLAGS.run)
+  config = command_line.read_config(lambda: read_config(FLAGS.run))
   config = choose(
       config,
       name=FLAGS.data,
@@ -351,7 +350,7 @@ if __name__ == '__main__':
       'max_bad_fraction', None, "Share that may be unreadable; the run's own."
   )
   flags.DEFINE_string('output', None, 'JSON file to write the result to.')
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config, in place of the one that the run was made with.'
+  command_line.define_config(
+      'Config, in place of the one that the run was made with.'
   )
   command_line.run(main)

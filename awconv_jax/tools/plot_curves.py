@@ -9,7 +9,7 @@ import pathlib
 from absl import flags
 
 from awconv_jax import command_line, errors
-from awconv_jax.train import metric_writer
+from awconv_jax.train import logging
 
 # Titles and units, and the scalars of each panel, of which those are drawn that
 # the runs have.
@@ -49,7 +49,7 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   from matplotlib import pyplot
 
   runs = {
-      str(workdir): metric_writer.read(pathlib.Path(workdir) / 'metrics.jsonl')
+      str(workdir): logging.read(pathlib.Path(workdir) / 'metrics.jsonl')
       for workdir in workdirs
   }
   known = {name for rows in runs.values() for row in rows for name in row}

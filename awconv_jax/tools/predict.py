@@ -28,7 +28,6 @@ from typing import Any
 
 from absl import flags, logging
 import jax
-from ml_collections import config_flags
 import numpy as np
 
 from awconv_jax import command_line, data, errors, tasks
@@ -240,9 +239,8 @@ def main(arguments: Sequence[str]) -> None:
     if not FLAGS[name].value:
       raise errors.InputError(f'--{name} is missing: a directory')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
-  config = FLAGS.config
   config = evaluate.choose(
-      evaluate.read_config(FLAGS.run) if config is None else config,
+      command_line.read_config(lambda: evaluate.read_config(FLAGS.run)),
       name=None,
       split=FLAGS.split,
       data_dir=FLAGS.data_dir,
@@ -276,7 +274,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('split', None, "Of the data set; the run's eval split.")
   flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's own.")
   flags.DEFINE_integer('batch_size', None, "Images at a time; the run's own.")
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config, in place of the one that the run was made with.'
+  command_line.define_config(
+      'Config, in place of the one that the run was made with.'
   )
   command_line.run(main)

@@ -73,7 +73,7 @@ def _several_processes_detected() -> bool:
   return has_tpu and os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu')
 
 
-def agree(function: Callable[[], Any]) -> Any:
+def sync_errors(function: Callable[[], Any]) -> Any:
   """Runs a function in every process; a failure of one is one of all.
 
   Without this the others would wait for the one that failed.

@@ -1,13 +1,27 @@
-"""A run's directory belongs to one config, saved beside its results."""
+"""The directory of a run belongs to one config, saved beside its results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 from typing import Any
 
-from awconv_jax import errors
+import jax
+import ml_collections
+
+from awconv_jax.errors import InputError
+from awconv_jax.train import partition, settings
+
+CONFIG = 'config.json'
+# The names of the classes, in the order of labels.
+CLASSES = 'classes.json'
+# Where labels stand for numbers of the data set: those, and the names, in the
+# order of labels.
+CATEGORIES = 'categories.json'
+# The images that could not be read, one a line.
+UNREADABLE = 'unreadable.txt'
 
 # What may differ when a run is continued: it changes where data lie or what is
 # shown and kept when, but not one bit of the trained weights.
@@ -25,115 +39,139 @@ FREE_KEYS = (
 )
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def lock(workdir: str | os.PathLike) -> Any:
-  """Keeps other runs out of a directory until the result is closed.
-
-  Args:
-    workdir: directory of the run; made if it is not there.
-
-  Returns:
-    An open file; the lock also ends with the process.
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Returns the config that a run was made with, complete.
 
   Raises:
-    InputError: another run is under way in there, or it cannot be written.
+    InputError: the directory has none, or not one of a run.
   """
-  workdir = pathlib.Path(workdir)
+  path = pathlib.Path(workdir) / CONFIG
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / '.lock').open('w')
+    return settings.complete(json.loads(path.read_text()))
   except OSError as error:
-    raise _cannot_write(workdir, error) from error
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    file.close()
-    raise errors.InputError(
-        f'another run is under way in {workdir}; wait for it, or give another '
-        '--workdir'
-    ) from error
-  return file
+    reason = error.strerror
+  except (AttributeError, ValueError) as error:  # An InputError is one.
+    reason = str(error).replace('\n', '; ')
+  raise InputError(f'{path} does not hold the config of a run: {reason}')
 
 
-def _cannot_write(workdir, error) -> errors.InputError:
-  return errors.InputError(
-      f'cannot write to --workdir={workdir}: {error.strerror}; give another'
-  )
+@contextlib.contextmanager
+def claim(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> Iterator[None]:
+  """Has the directory for this run alone, and saves its config there.
 
-
-def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-  """Saves the config in the directory, or checks that it is the one there.
-
-  A directory without any checkpoint holds nothing to continue, and takes any
-  config.
+  One without any checkpoint holds nothing to continue, and takes any config.
+  With several processes, the first does all this, and all of them call it.
 
   Args:
     workdir: directory of the run; made if it is not there.
     config: the whole config.
 
   Raises:
-    InputError: the directory cannot be written, or holds a run with another
-      config.
+    InputError: the directory cannot be written, another run is under way in
+      it, or it holds one with another config.
   """
-  workdir = pathlib.Path(workdir)
-  path = workdir / 'config.json'
-  # Through JSON, so that tuples and lists compare equal.
-  config = json.loads(json.dumps(config))
-  steps = (workdir / 'checkpoints').glob('*')
-  if path.exists() and any(p.name.isdigit() for p in steps):
+  with contextlib.ExitStack() as stack:
+
+    def take():
+      if jax.process_index() == 0:
+        stack.enter_context(_lock(workdir))
+        _save_config(workdir, config)
+
+    partition.sync_errors(take)
+    yield
+
+
+@contextlib.contextmanager
+def _lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps other runs out; the lock also ends with the process."""
+  with _writing(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / '.lock').open('w')
+  with file:
     try:
-      held = _flatten(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-      raise errors.InputError(
-          f'{path} holds no config; give another --workdir, or restore it'
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise InputError(
+          f'another run is under way in {workdir}; wait for it, or give '
+          'another --workdir'
       ) from error
-    given = _flatten(config)
-    missing = object()
-    differ = [
-        key
+    yield
+
+
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise InputError(
+        f'cannot write to --workdir={workdir}: {error.strerror}; give another'
+    ) from error
+
+
+def _save_config(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  path = workdir / CONFIG
+  steps = (workdir / 'checkpoints').glob('*')
+  if path.exists() and any(step.name.isdigit() for step in steps):
+    held, given = _flat(read_config(workdir)), _flat(config)
+    changes = [
+        f'config.{key} is {held.get(key, "absent")!r} there and '
+        f'{given.get(key, "absent")!r} here'
         for key in sorted(held.keys() | given.keys())
         if key not in FREE_KEYS
-        and held.get(key, missing) != given.get(key, missing)
+        and held.get(key, 'absent') != given.get(key, 'absent')
     ]
-    if differ:
-      changes = '; '.join(
-          f'config.{key} is {held.get(key, "absent")!r} there and '
-          f'{given.get(key, "absent")!r} here'
-          for key in differ[:3]
+    if changes:
+      more = f' and {len(changes) - 3} more' if len(changes) > 3 else ''
+      raise InputError(
+          f'{workdir} belongs to a run with another config: '
+          f'{"; ".join(changes[:3])}{more}; give another --workdir, or that '
+          'config to continue it'
       )
-      more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
-      raise errors.InputError(
-          f'{workdir} belongs to a run with another config: {changes}{more}; '
-          'give another --workdir, or that config to continue it'
-      )
-  try:
+  with _writing(workdir):
     temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(config, indent=2) + '\n')
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
     temporary.replace(path)
-  except OSError as error:
-    raise _cannot_write(workdir, error) from error
 
 
-def note(workdir: str | os.PathLike, name: str, lines: Sequence[str]) -> None:
-  """Adds lines to a file of the run, those that it does not have yet.
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, ml_collections.ConfigDict) and value:
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def write_classes(
+    workdir: pathlib.Path,
+    names: Sequence[str],
+    category_ids: Sequence[int] | None,
+) -> None:
+  """Writes what the labels stand for into a run's directory.
 
   Args:
-    workdir: directory of the run.
-    name: of the file, which is made with the first line.
-    lines: to add.
+    workdir: of the run.
+    names: of the classes, in the order of labels.
+    category_ids: the data set's numbers of them, if it has any.
   """
-  if not lines:
-    return
-  path = pathlib.Path(workdir) / name
-  known = set(path.read_text().splitlines()) if path.exists() else set()
-  with path.open('a') as file:
-    file.writelines(f'{line}\n' for line in lines if line not in known)
+  names = list(names)
+  (workdir / CLASSES).write_text(json.dumps(names) + '\n')
+  if category_ids is not None:
+    rows = [
+        {'id': int(number), 'name': name}
+        for number, name in zip(category_ids, names, strict=True)
+    ]
+    (workdir / CATEGORIES).write_text(json.dumps(rows) + '\n')
+
+
+def add_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
+  """Adds lines to a file, those that it does not have yet; made if needed."""
+  if lines:
+    known = set(path.read_text().splitlines()) if path.exists() else set()
+    with path.open('a') as file:
+      file.writelines(f'{line}\n' for line in lines if line not in known)

@@ -1,0 +1,272 @@
+"""The engine of configs by its behaviour: a toy schema, each kind of fault."""
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Annotated, Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import pytest
+
+from awconv_jax import config as engine
+from awconv_jax.errors import InputError
+from awconv_jax.options import (
+    Bound,
+    Dtype,
+    Fraction,
+    Named,
+    NonNegativeFloat,
+    OneOf,
+    Options,
+    PositiveInt,
+)
+
+
+def knot(*, rope: str = 'hemp', turns: PositiveInt = 2):
+  """A tool with options."""
+
+
+def hook(depth: float, *, turns: PositiveInt = 5, barbs: PositiveInt = 1):
+  """Another; it is told its depth."""
+
+
+TOOLS = {
+    'knot': knot,
+    'hook': hook,
+    'long_hook': functools.partial(hook, barbs=9),
+}
+DEPTH = ('depth',)
+
+
+class Net(nn.Conv):
+  """A layer whose convolution is its place's affair."""
+
+  mesh: PositiveInt = 3
+  dtype: Dtype = jnp.float32
+  tool: Annotated[str, OneOf(TOOLS)] | None = None
+  tool_options: Annotated[
+      Mapping[str, Any] | None, Options(TOOLS, by='tool', given=DEPTH)
+  ] = None
+
+
+def boat(
+    *,
+    length: Annotated[float, Bound(gt=0)],
+    crew: Annotated[int, Bound(ge=1, le=9)] = 2,
+    motor: bool = False,
+    load: Fraction = 0.5,
+    fuel: NonNegativeFloat | None = None,
+    sail: Literal['gaff', 'lug'] = 'lug',
+    ports: Sequence[str] = (),
+    marks: tuple[PositiveInt, ...] | None = None,
+    harbour: str | None = None,
+    net: Annotated[Mapping[str, Any] | None, Options(Net)] = None,
+    gear: Annotated[Mapping[str, Any], Named(TOOLS, 'gear', given=DEPTH)],
+):
+  """The root of the schema."""
+
+
+SPARSE = dict(length=7.0, gear=dict(name='knot'))
+
+
+def complete(changes=None, **overrides):
+  """Completes the toy, with texts for paths: `net__mesh='4'`."""
+  paths = {f'config.{k.replace("__", ".")}': v for k, v in overrides.items()}
+  return engine.complete(SPARSE | (changes or {}), boat, paths)
+
+
+def faults(changes=None, **overrides):
+  with pytest.raises(InputError) as caught:
+    complete(changes, **overrides)
+  return str(caught.value).splitlines()
+
+
+def test_a_sparse_config_gets_every_default_of_what_reads_it():
+  config = complete(dict(net=dict(mesh=4, tool='hook')))
+  assert config.to_dict() == dict(
+      length=7.0,
+      crew=2,
+      motor=False,
+      load=0.5,
+      fuel=None,
+      sail='lug',
+      ports=(),
+      marks=None,
+      harbour=None,
+      net=dict(
+          mesh=4,
+          dtype='float32',
+          tool='hook',
+          tool_options=dict(turns=5, barbs=1),
+      ),
+      gear=dict(name='knot', rope='hemp', turns=2),
+  )
+  assert engine.complete(config, boat) == config
+  with pytest.raises(AttributeError):  # It is locked.
+    config.crwe = 3
+
+
+def test_what_json_makes_of_a_config_is_the_same():
+  given = dict(length=7, marks=[1, 2], ports=['a'], net=dict(dtype='bfloat16'))
+  config = complete(given)
+  assert config.marks == (1, 2) and config.ports == ('a',)
+  assert config.net.dtype == 'bfloat16' and isinstance(config.length, float)
+
+
+@pytest.mark.parametrize(
+    'path, text, value',
+    [
+        ('crew', '3', 3),
+        ('length', '3', 3.0),
+        ('motor', 'true', True),
+        ('motor', 'False', False),
+        ('fuel', '1e-3', 1e-3),
+        ('fuel', 'None', None),
+        ('harbour', '123', '123'),
+        ('harbour', 'a,b=c', 'a,b=c'),
+        ('harbour', 'none', 'none'),
+        ('harbour', 'None', None),
+        ('marks', '(3, 4)', (3, 4)),
+        ('marks', '3,4', (3, 4)),
+        ('marks', '3', (3,)),
+        ('marks', 'none', None),
+        ('ports', 'Kiel', ('Kiel',)),
+        ('ports', 'Kiel,Riga', ('Kiel', 'Riga')),
+        ('ports', "('a,b',)", ('a,b',)),
+        ('ports', '()', ()),
+    ],
+)
+def test_the_text_of_an_override_is_read_by_the_type_of_its_option(
+    path, text, value
+):
+  got = complete(**{path: text})[path]
+  assert got == value and type(got) is type(value)
+
+
+def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
+  config = complete(net__tool='hook', net__tool_options__barbs='3')
+  assert config.net.tool_options.to_dict() == dict(turns=5, barbs=3)
+  set_ = dict(gear=dict(name='knot', rope='wire', turns=7))
+  gear = complete(set_, gear__name='long_hook').gear
+  assert gear.to_dict() == dict(name='long_hook', turns=7, barbs=9)
+  # Also over what is complete already: defaults give way to defaults.
+  whole = complete(dict(net=dict(tool='knot')))
+  config = engine.complete(whole, boat, {'config.net.tool': 'hook'})
+  assert config.net.tool_options.to_dict() == dict(turns=5, barbs=1)
+  config = engine.complete(whole, boat, {'config.net.tool': 'None'})
+  assert config.net.tool is None and not config.net.tool_options
+
+
+@pytest.mark.parametrize(
+    'changes, line',
+    [
+        (
+            dict(crwe=3),
+            "unknown config.crwe (did you mean 'crew'?); known: crew, fuel, "
+            'gear, harbour, length, load, marks, motor, net, ports, sail',
+        ),
+        (
+            dict(net=dict(padding=1)),
+            'unknown config.net.padding; known: dtype, ',
+        ),
+        (dict(crew=0), 'config.crew=0 must be greater than or equal to 1'),
+        (dict(crew='3'), "config.crew='3' must be a valid integer"),
+        (dict(crew=True), 'config.crew=True must be a valid integer'),
+        (dict(motor=1), 'config.motor=1 must be a valid boolean'),
+        (dict(fuel=float('nan')), 'config.fuel=nan must be a finite number'),
+        (dict(load=1.0), 'config.load=1.0 must be less than 1'),
+        (
+            dict(sail='lgu'),
+            "config.sail='lgu' must be 'gaff' or 'lug' (did you",
+        ),
+        (dict(marks=(1, 0)), 'config.marks[1]=0 must be greater than or equal'),
+        (dict(ports='Kiel'), "config.ports='Kiel' 'str' instances are not"),
+        (
+            dict(net=dict(dtype='int8')),
+            "config.net.dtype='int8' must be a float",
+        ),
+        (dict(net=dict(tool='hok')), "config.net.tool='hok' must be 'knot', "),
+        (
+            dict(net=dict(tool_options=dict(turns=1))),
+            "config.net.tool_options={'turns': 1} needs config.net.tool, which",
+        ),
+        (dict(net=3), 'config.net=3 must hold options by name'),
+        (dict(gear=dict(turns=3)), 'config.gear.name is missing'),
+        (
+            dict(gear=dict(name='knto')),
+            "config.gear.name: unknown gear 'knto' (did you mean 'knot'?)",
+        ),
+    ],
+)
+def test_a_fault_is_one_line_that_begins_with_its_path(changes, line):
+  (got,) = faults(changes)
+  assert got.startswith(line)
+
+
+def test_options_without_a_default_are_missed():
+  with pytest.raises(InputError) as caught:
+    engine.complete({}, boat)
+  assert str(caught.value).splitlines() == [
+      'config.length is missing',
+      'config.gear is missing',
+  ]
+
+
+@pytest.mark.parametrize(
+    'path, line',
+    [
+        ('crwe', "unknown config.crwe (did you mean 'config.crew'?); known: "),
+        (
+            'nets__mesh',
+            "unknown config.nets.mesh (did you mean 'config.net.mesh'?); "
+            'known: dtype, mesh, tool',
+        ),
+        ('net', 'unknown config.net (did you mean '),
+        (
+            'net__tool_options__turns',
+            'config.net.tool_options.turns needs config.net.tool, which is',
+        ),
+    ],
+)
+def test_an_override_of_no_option_names_the_nearest(path, line):
+  (got,) = faults(**{path: '3'})
+  assert got.startswith(line)
+
+
+def test_all_faults_are_told_at_once_and_none_twice():
+  got = faults(
+      dict(crew=0, sale='lug', gear=dict(name='rope')),
+      gear__turns='1',  # Of what it would be, nobody knows.
+      net__mesh='four',
+      length='long',
+  )
+  assert [line.split('=')[0].split(' (')[0] for line in got] == [
+      'unknown config.sale',
+      'config.length',
+      'config.crew',
+      'config.net.mesh',
+      "config.gear.name: unknown gear 'rope'; known: hook, knot, long_hook",
+  ]
+
+
+def test_arguments_of_a_config_have_the_types_of_their_defaults():
+  defaults = dict(a=1, b=0.5, c=False, d='x', e=None)
+  got = engine.parse_arg('a=2,c=true,b=3,d=7', **defaults)
+  assert vars(got) == dict(a=2, b=3.0, c=True, d='7', e=None)
+  assert engine.parse_arg('e=se', **defaults).e == 'se'
+  assert engine.parse_arg('e=none', **defaults).e is None
+  assert vars(engine.parse_arg(None, **defaults)) == defaults
+
+
+def test_wrong_arguments_of_a_config_are_told_at_once():
+  with pytest.raises(InputError) as caught:
+    engine.parse_arg('e=1,bb=2,a,a=x,c=1,d=y=z', a=1, bb=True, c=False, d='')
+  lines = str(caught.value).splitlines()
+  assert [line[:40] for line in lines] == [
+      "unknown config argument 'e'; known: a, b",
+      "config argument bb='2' must be true or f",
+      "config argument 'a' is not key=value, wh",
+      "config argument a='x' must be of type in",
+      "config argument c='1' must be true or fa",
+      "config argument 'd=y=z' is not key=value",
+  ]
