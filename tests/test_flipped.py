@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from awconv_jax.tools import flipped
+from awconv_jax.tasks import flipped
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 MOST = 8

@@ -26,14 +26,14 @@ import json
 import pathlib
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 import jax
 import numpy as np
 
-from awconv_jax import command_line, data, errors, tasks
+from awconv_jax import command_line, data, inference
+from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import CocoEvaluator
-from awconv_jax.tools import categories, evaluate, image_files
-from awconv_jax.tools.flipped import Flipped
+from awconv_jax.tools import evaluate, image_files
 from awconv_jax.tools.pictures import Pictures
 from awconv_jax.train import partition
 from awconv_jax.train import step as train_step
@@ -41,45 +41,36 @@ from awconv_jax.train import step as train_step
 FLAGS = flags.FLAGS
 
 
-def create_batches(
-    config: Any, task: Any, files: Sequence[str], workdir: str
-) -> Any:
+def create_batches(model: inference.Detector, files: Sequence[str]) -> Any:
   """Returns batches of files, or of the eval split if there are none.
 
   Args:
-    config: of the run.
-    task: of it.
+    model: that looks at them.
     files: paths of images.
-    workdir: of the run, which may hold the names of its classes.
 
   Raises:
     InputError: the images cannot be used, or are of other classes.
   """
+  config = model.config
   size = config.eval_batch_size
   if files:
-    ids_and_names = categories.find(config, task.num_classes, workdir)
-    source = image_files.ImageFiles(files, *ids_and_names)
+    source = image_files.ImageFiles(files, *model.categories)
     return image_files.batches(source, config.data, size)
   batches = data.create(
       config.data, train=False, batch_size=size, seed=config.seed
   )
-  if batches.num_classes != task.num_classes:
-    raise errors.InputError(
-        f'{config.data.name} has {batches.num_classes} classes, and the '
-        f'network has {task.num_classes}'
-    )
-  evaluate.check_classes(workdir, batches.class_names, config.data.name)
+  evaluate.check_classes(model, batches)
   return batches
 
 
 def detect(
-    predictor: Any, variables: Any, batches: Any, pictures: Pictures
+    model: inference.Detector, flip: bool, batches: Any, pictures: Pictures
 ) -> CocoEvaluator:
   """Looks at every image once.
 
   Args:
-    predictor: has `predict`, as tasks do.
-    variables: of the network.
+    model: that looks at them.
+    flip: whether every image is looked at mirrored, too.
     batches: as of `create_batches`.
     pictures: takes what is to be drawn.
 
@@ -93,9 +84,9 @@ def detect(
   mesh = partition.create_mesh()
   place = 0
   with jax.set_mesh(mesh):
-    predict = train_step.create_predict(predictor, mesh)
+    predict = train_step.create_predict(model.predictor(flip), mesh)
     for batch in batches:
-      outputs = predict(variables, partition.shard_batch(mesh, batch))
+      outputs = predict(model.variables, partition.shard_batch(mesh, batch))
       outputs = jax.device_get(outputs)
       evaluator.update(outputs)
       for row in np.flatnonzero(batch['mask']):
@@ -105,7 +96,7 @@ def detect(
   for line in batches.unreadable.news():
     print(line)
   if not place:
-    raise errors.InputError(
+    raise InputError(
         f'no image can be read, of {batches.num_examples:,}; each is named '
         'above'
     )
@@ -157,29 +148,25 @@ def run(
   Raises:
     InputError: the run, the images or the directory cannot be used.
   """
-  _check(config, workdir, score, max_images)
+  if config.task.name != 'detection':
+    raise InputError(
+        f'--run={workdir} is a run of {config.task.name}; boxes are predicted '
+        'by runs of detection'
+    )
+  mesh = partition.create_mesh()
+  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
   files = image_files.find(inputs) if inputs else []
   folder = _folder(output)
-  task = tasks.create(config)
-  batches = create_batches(config, task, files, workdir)
-  image = jax.ShapeDtypeStruct((1, *config.data.canvas, 3), np.uint8)
-  shapes = jax.eval_shape(task.init, jax.random.key(0), {'image': image})
-  variables, kind = evaluate.read_variables(workdir, shapes)
-  print(f'{kind}, {batches.num_examples:,} images')
+  model = inference.load(workdir, config)
+  batches = create_batches(model, files)
+  total = batches.num_examples
+  print(f'{model.weights}, {total:,} images')
   if flip and not config.data.flip:
     print('--flip: this run never saw mirrored images (config.data.flip=0)')
   pictures = Pictures(
-      folder / 'pictures',
-      batches.class_names,
-      score,
-      max_images,
-      batches.num_examples,
-      files,
+      folder / 'pictures', batches.class_names, score, max_images, total, files
   )
-  predictor = task
-  if flip:
-    predictor = Flipped(task, task.model.detections['threshold'])
-  evaluator = detect(predictor, variables, batches, pictures)
+  evaluator = detect(model, flip, batches, pictures)
   metrics = {} if files else report(evaluator)
   for name, content in _contents(evaluator, metrics, files).items():
     (folder / f'{name}.json').write_text(json.dumps(content))
@@ -188,28 +175,13 @@ def run(
   return metrics
 
 
-def _check(config: Any, workdir: str, score: float, max_images: int) -> None:
-  """Raises InputError for what can be seen to be wrong at once."""
-  if config.task.name != 'detection':
-    raise errors.InputError(
-        f'--run={workdir} is a run of {config.task.name}; boxes are predicted '
-        'by runs of detection'
-    )
-  if not 0 <= score <= 1:
-    raise errors.InputError(f'--score={score} is not in 0..1')
-  if max_images < 0:
-    raise errors.InputError(f'--max_images={max_images} must be at least 0')
-  mesh = partition.create_mesh()
-  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
-
-
 def _folder(output: str) -> pathlib.Path:
   """Makes the directories, before anything that takes long."""
   folder = pathlib.Path(output)
   try:
     (folder / 'pictures').mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise errors.InputError(
+    raise InputError(
         f'cannot write to --output={output}: {error.strerror}'
     ) from error
   return folder
@@ -237,44 +209,32 @@ def main(arguments: Sequence[str]) -> None:
   command_line.refuse_arguments(arguments)
   for name in ('run', 'output'):
     if not FLAGS[name].value:
-      raise errors.InputError(f'--{name} is missing: a directory')
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
-  config = evaluate.choose(
-      command_line.read_config(lambda: evaluate.read_config(FLAGS.run)),
-      name=None,
-      split=FLAGS.split,
-      data_dir=FLAGS.data_dir,
-      batch_size=FLAGS.batch_size,
-      max_bad_fraction=None,
+      raise InputError(f'--{name} is missing: a directory')
+  metrics = run(
+      evaluate.chosen_config(),
+      FLAGS.run,
+      FLAGS.output,
+      inputs=FLAGS.input,
+      flip=FLAGS.flip,
+      score=FLAGS.score,
+      max_images=FLAGS.max_images,
   )
-  with evaluate.naming_the_flag(FLAGS.config is not None):
-    metrics = run(
-        config,
-        FLAGS.run,
-        FLAGS.output,
-        inputs=FLAGS.input,
-        flip=FLAGS.flip,
-        score=FLAGS.score,
-        max_images=FLAGS.max_images,
-    )
   if metrics:
     print(table(metrics))
   print(f'results.json and pictures are in {FLAGS.output}')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('run', None, 'Directory of a run, or file of weights.')
+  evaluate.define_flags()
   flags.DEFINE_string('output', None, 'Directory to write to.')
   flags.DEFINE_multi_string(
       'input', [], 'Image file or folder; may be given several times.'
   )
   flags.DEFINE_bool('flip', False, 'Look at every image mirrored, too.')
-  flags.DEFINE_float('score', 0.3, 'Least score of a box that is drawn.')
-  flags.DEFINE_integer('max_images', 16, 'Pictures drawn at most.')
-  flags.DEFINE_string('split', None, "Of the data set; the run's eval split.")
-  flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's own.")
-  flags.DEFINE_integer('batch_size', None, "Images at a time; the run's own.")
-  command_line.define_config(
-      'Config, in place of the one that the run was made with.'
+  flags.DEFINE_float(
+      'score', 0.3, 'Least score of a box that is drawn.', 0.0, 1.0
+  )
+  flags.DEFINE_integer(
+      'max_images', 16, 'Pictures drawn at most.', lower_bound=0
   )
   command_line.run(main)

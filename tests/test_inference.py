@@ -1,0 +1,122 @@
+"""Networks as functions of arrays: as in evaluation, from runs and files."""
+
+import io
+import json
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+import tiny
+import trained
+
+from awconv_jax import inference, weights
+from awconv_jax.data import crops, decode
+from awconv_jax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run over five classes: (directory, config, task, variables)."""
+  directory = tmp_path_factory.mktemp('inference') / 'run'
+  made = trained.imagenet_run(directory, 5)
+  (directory / 'classes.json').write_text(json.dumps(list('abcde')))
+  return directory, *made
+
+
+@pytest.fixture(scope='module')
+def images():
+  rng = np.random.default_rng(0)
+  sizes = ((40, 64), (64, 40), (32, 32), (8, 12), (33, 90))
+  return [rng.integers(0, 256, (*s, 3)).astype(np.uint8) for s in sizes]
+
+
+def test_an_array_is_classified_as_its_file_is_evaluated(run, images):
+  directory, config, task, variables = run
+  wanted = []
+  for image in images:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, 'PNG')
+    encoded = decode.EncodedImage(file.getvalue(), 3)
+    cut = crops.center_crop(
+        encoded,
+        size=32,
+        share=config.data.eval_crop,
+        interpolation=config.data.eval_interpolation,
+    )
+    logits = task.forward(variables, {'image': cut[None]})
+    wanted.append(np.asarray(jax.nn.softmax(logits))[0])
+
+  classifier = inference.load(directory)
+  found = classifier.predict(images, batch_size=2)
+
+  np.testing.assert_allclose(found.probabilities, wanted, rtol=1e-4, atol=1e-6)
+  assert found.labels.tolist() == np.argmax(wanted, 1).tolist()
+  assert found.names == ['abcde'[label] for label in found.labels]
+  assert (classifier.weights, classifier.channels) == ('weights of step 0', 3)
+
+
+def test_with_flip_an_image_and_its_mirror_image_are_one(run, images):
+  classifier = inference.load(run[0])
+  # Of sides that are odd, or are cut to odd ones, another part is cut.
+  even = [images[0][:32, :48], images[1][:, 4:36], images[4][:32]]
+  plain, mirrored = (
+      classifier.predict([i[:, ::step] for i in even], flip=True).probabilities
+      for step in (1, -1)
+  )
+  np.testing.assert_allclose(plain, mirrored, rtol=1e-4, atol=1e-6)
+  assert abs(plain - classifier.predict(even).probabilities).max() > 1e-5
+
+
+def test_a_file_of_weights_with_a_name_or_a_config(run, images, tmp_path):
+  directory, config, _, variables = run
+  path = tmp_path / 'a.safetensors'
+  weights.save(path, variables)
+  wanted = inference.load(directory).predict(images).probabilities
+
+  network = config.model.to_dict()
+  for loaded in (
+      inference.load(path, config),
+      inference.load(path, image_size=32, **network),
+  ):
+    found = loaded.predict(images).probabilities
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert loaded.weights == 'weights' and loaded.names == list('01234')
+
+
+def test_grey_images(tmp_path):
+  config = tiny.get_config()
+  trained.write_run(tmp_path / 'run', config, channels=1)
+  classifier = inference.load(tmp_path / 'run')
+  assert classifier.channels == 1
+  found = classifier.predict([np.full((16, 20, 1), 9, np.uint8)])
+  assert found.probabilities.shape == (1, 10)
+  with pytest.raises(ValueError, match=r'want uint8 \[H, W, 1\] in 0..255'):
+    classifier.predict([np.zeros((16, 16, 3), np.uint8)])
+
+
+def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
+  directory, config, _, variables = run
+  weights.save(tmp_path / 'a.safetensors', variables)
+  wider = config.copy_and_resolve_references().unlock()
+  wider.model.width = 32
+  for arguments, options, message in (
+      ((tmp_path,), {}, 'cannot read .*config.json: No such file'),
+      ((directory, wider), {}, 'another network than its config: '),
+      ((tmp_path / 'a.safetensors',), dict(name='resnet81'), "'resnet81'"),
+      (
+          (tmp_path / 'a.safetensors',),
+          dict(name='resnet18', widht=8),
+          "unknown config.model.widht.*'width'",
+      ),
+      (
+          (tmp_path / 'a.safetensors',),
+          dict(name='resnet18', num_classes=5),
+          'a.safetensors',
+      ),
+  ):
+    with pytest.raises(InputError, match=message) as caught:
+      inference.load(*arguments, **options)
+    assert len(str(caught.value).splitlines()) == 1 or 'safetensors' in message
