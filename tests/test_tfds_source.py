@@ -126,7 +126,7 @@ def test_tfrecord_form_names_the_command(copy):
   message = open_error('tiny', data_dir, 'train')
 
   assert message.startswith(f'{directory} is not in array_record form;')
-  assert f'tfds convert_format --dataset_dir={directory} --out_' in message
+  assert f'tfds convert_format --dataset_version_dir={directory} --o' in message
 
 
 def test_features_that_lack(copy):

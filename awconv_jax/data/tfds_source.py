@@ -54,20 +54,22 @@ class TfdsRecords:
           f'cannot open {directory}: {_reason(error)}; {_REMEDY}'
       ) from error
     self.info = builder.info
-    self._files = self._instructions()
-    self.paths = [file.filename for file in self._files]
-    for path in self.paths:
-      if not os.path.exists(path):
-        raise InputError(f'{path} is missing; {_REMEDY}')
+    self._instructions()  # Says what is wrong with the split.
     decoders = {'image': tfds.decode.SkipDecoding()}
     try:
       self._records = builder.as_data_source(split, decoders=decoders)
     except NotImplementedError as error:
       raise InputError(
           f'{directory} is not in array_record form; where TensorFlow is '
-          'installed, convert it by: tfds convert_format --dataset_dir='
-          f'{directory} --out_file_format=array_record --out_path=DIRECTORY'
+          'installed, add it by: tfds convert_format --dataset_version_dir='
+          f'{directory} --out_file_format=array_record'
       ) from error
+    # Not before: where there are files of several forms, these are of the one.
+    self._files = self._instructions()
+    self.paths = [file.filename for file in self._files]
+    for path in self.paths:
+      if not os.path.exists(path):
+        raise InputError(f'{path} is missing; {_REMEDY}')
     # Files cut short show at once: array_record keeps its index at the end.
     for index in (0, len(self) - 1):
       try:
