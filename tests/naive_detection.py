@@ -98,3 +98,25 @@ def nms(boxes, scores, valid, threshold, groups=None):
           for j in np.flatnonzero(keep)
       )
   return keep
+
+
+def survivors(
+    scores, deltas, anchors, valid, coder, size, *, threshold, min_size
+):
+  """Returns the scores and boxes of what stays of one class, or level."""
+  clamp = coder.clamp
+  boxes = [
+      np.clip(decode(d, a, coder.weights, -clamp, clamp), 0, [*size[::-1]] * 2)
+      for d, a in zip(deltas, anchors, strict=True)
+  ]
+  large = [min(b[2:] - b[:2]) >= max(min_size, 1e-9) for b in boxes]
+  keep = nms(boxes, scores, np.logical_and(valid, large), threshold)
+  return [(scores[i], boxes[i]) for i in np.flatnonzero(keep)]
+
+
+def box_losses(deltas, targets, beta):
+  """Returns the smooth L1 loss of boxes, summed."""
+  total = 0.0
+  for d in np.abs(np.float64(deltas) - targets).ravel():
+    total += d**2 / beta / 2 if d < beta else d - beta / 2
+  return total

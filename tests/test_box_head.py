@@ -156,63 +156,46 @@ def test_at_most_a_share_is_positive():
   assert regions.targets.valid.all() and regions.targets.positive.sum() == 2
 
 
-def naive_box_loss(logits, deltas, regions, beta):
-  classes = boxes = 0.0
-  for n in np.flatnonzero(regions.targets.valid):
-    row, label = np.float64(logits[n]), regions.labels[n]
-    classes += np.log(np.sum(np.exp(row))) - row[label]
-    if label < CLASSES:
-      for d in np.abs(deltas[n, label] - regions.targets.deltas[n]):
-        boxes += d**2 / beta / 2 if d < beta else d - beta / 2
-  return classes, boxes
-
-
 @pytest.mark.parametrize('beta', [0.0, 1 / 9])
 def test_losses_are_those_of_the_loops(beta):
   regions = jax.tree.map(np.asarray, sample())
+  valid, positive = regions.targets.valid, regions.targets.positive
   rng = np.random.default_rng(3)
   logits = rng.normal(size=(40, CLASSES + 1)).astype(np.float32)
   deltas = 0.3 * rng.normal(size=(40, CLASSES, 4)).astype(np.float32)
   loss = functools.partial(box_head.box_loss, beta=beta)
   sums = jax.jit(loss)(logits, deltas, regions)
-  classes, boxes = naive_box_loss(logits, deltas, regions, beta)
-  np.testing.assert_allclose(sums.classes, classes, rtol=1e-5)
+  rows = np.float64(logits[valid])
+  classes = np.log(np.exp(rows).sum(1)) - np.choose(
+      regions.labels[valid], rows.T
+  )
+  np.testing.assert_allclose(sums.classes, classes.sum(), rtol=1e-5)
+  found = deltas[positive, regions.labels[positive]]
+  targets = regions.targets.deltas[positive]
+  boxes = naive_detection.box_losses(found, targets, beta)
   np.testing.assert_allclose(sums.boxes, boxes, rtol=1e-5)
-  assert sums.samples == regions.targets.valid.sum()
-  # Of a positive only the box of its own class is trained.
+  assert sums.samples == valid.sum()
+  # Of a positive only the box of its class is trained.
   grad = jax.grad(lambda d: loss(logits, d, regions).boxes)(deltas)
   trained = {tuple(at) for at in np.argwhere(np.any(grad, axis=-1)).tolist()}
-  assert trained == {
-      (n, regions.labels[n]) for n in np.flatnonzero(regions.targets.positive)
-  }
+  assert trained == {(n, regions.labels[n]) for n in np.flatnonzero(positive)}
 
 
-def naive_detections(logits, deltas, rois, valid, options):
+def naive_detections(logits, deltas, rois, valid, min_score, number, **options):
   """Every class by itself, and then the best of all."""
   scores = np.exp(np.float64(logits))
   scores /= scores.sum(-1, keepdims=True)
-  clamp = CODER.clamp
   found = []
   for c in range(CLASSES):
-    boxes = [
-        np.clip(
-            naive_detection.decode(
-                deltas[k, c], rois[k], CODER.weights, -clamp, clamp
-            ),
-            0,
-            [SIZE[1], SIZE[0]] * 2,
+    some = valid & (scores[:, c] > min_score)
+    arrays = scores[:, c], deltas[:, c], rois, some
+    found += [
+        (score, c, box)
+        for score, box in naive_detection.survivors(
+            *arrays, CODER, SIZE, **options
         )
-        for k in range(len(rois))
     ]
-    some = [
-        valid[k]
-        and scores[k, c] > options['min_score']
-        and min(boxes[k][2:] - boxes[k][:2]) >= max(options['min_size'], 1e-9)
-        for k in range(len(rois))
-    ]
-    keep = naive_detection.nms(boxes, scores[:, c], some, options['threshold'])
-    found += [(scores[k, c], c, boxes[k]) for k in np.flatnonzero(keep)]
-  return sorted(found, key=lambda row: -row[0])[: options['number']]
+  return sorted(found, key=lambda row: -row[0])[:number]
 
 
 @pytest.mark.parametrize('number', [10, 200])
@@ -225,19 +208,16 @@ def test_detections_are_those_of_the_loops(number):
   options = dict(min_score=0.1, threshold=0.3, number=number, min_size=2.0)
   find = functools.partial(postprocess.detections, coder=CODER, **options)
   got = jax.jit(find)(logits, deltas, rois, valid, SIZE)
-  want = naive_detections(logits, deltas, rois, valid, options)
+  want = naive_detections(logits, deltas, rois, valid, **options)
   count = len(want)
+  scores, labels, boxes = map(np.array, zip(*want, strict=True))
   assert got['valid'].tolist() == [i < count for i in range(number)]
-  assert got['labels'][:count].tolist() == [c for _, c, _ in want]
-  np.testing.assert_allclose(
-      got['scores'][:count], [s for s, _, _ in want], atol=1e-6
-  )
-  np.testing.assert_allclose(
-      got['boxes'][:count], [b for _, _, b in want], atol=1e-3
-  )
+  np.testing.assert_array_equal(got['labels'][:count], labels)
+  np.testing.assert_allclose(got['scores'][:count], scores, atol=1e-6)
+  np.testing.assert_allclose(got['boxes'][:count], boxes, atol=1e-3)
   assert not got['boxes'][count:].any() and not got['scores'][count:].any()
   if number == 200:
-    assert 20 < count < 100 and len({c for _, c, _ in want}) == CLASSES
+    assert 20 < count < 100 and set(labels) == set(range(CLASSES))
 
 
 def test_the_background_is_last_wherever_the_parameters_have_it():
@@ -245,17 +225,17 @@ def test_the_background_is_last_wherever_the_parameters_have_it():
   first = box_head.BoxPredictor(CLASSES, background='first')
   variables = first.init(jax.random.key(0), x)
   logits, deltas = first.apply(variables, x)
-  own = variables['params']
-  plain = x @ own['cls_score']['kernel'] + own['cls_score']['bias']
+  params = variables['params']
+  plain = x @ params['cls_score']['kernel'] + params['cls_score']['bias']
   np.testing.assert_allclose(logits[:, -1], plain[:, 0], rtol=1e-5)
   np.testing.assert_allclose(logits[:, :-1], plain[:, 1:], rtol=1e-5)
-  flat = x @ own['bbox_pred']['kernel']
+  flat = x @ params['bbox_pred']['kernel']
   assert deltas.shape == (3, CLASSES, 4)
   np.testing.assert_allclose(deltas.reshape(3, -1), flat[:, 4:], rtol=1e-5)
   last = box_head.BoxPredictor(CLASSES)
   shapes = jax.eval_shape(last.init, jax.random.key(0), x)['params']
   assert shapes['bbox_pred']['bias'].shape == (4 * CLASSES,)
-  assert own['bbox_pred']['bias'].shape == (4 * CLASSES + 4,)
+  assert params['bbox_pred']['bias'].shape == (4 * CLASSES + 4,)
 
 
 def test_predictions_in_half_precision_are_not_rounded_to_it():

@@ -32,23 +32,12 @@ def test_hits_and_loss_against_sorting():
   assert metrics['loss'] == pytest.approx(loss[mask].mean(), rel=1e-6)
 
 
-def test_equal_logits_count_as_argmax_does():
+def test_equals_count_as_argmax_does_and_nan_is_no_hit():
   evaluator = TopK((1,))
-  evaluator.update(outputs([[1, 1], [1, 1]], [0, 1]))
-  assert evaluator.compute()['top1'] == 0.5
-
-
-def test_nan_is_no_hit_and_padding_may_hold_anything():
-  evaluator = TopK((1,))
-  evaluator.update(
-      outputs(
-          [[np.nan, 0], [0, 1], [np.nan, np.nan]],
-          [0, 1, 0],
-          [True, True, False],
-          [1.0, 1.0, np.nan],
-      )
-  )
-  assert evaluator.compute() == {'top1': 0.5, 'loss': 1.0, 'num_examples': 2}
+  logits = [[1, 1], [1, 1], [np.nan, 0], [np.nan, np.nan]]
+  mask, loss = [True, True, True, False], [1.0, 1.0, 1.0, np.nan]
+  evaluator.update(outputs(logits, [0, 1, 0, 0], mask, loss))
+  assert evaluator.compute() == {'top1': 1 / 3, 'loss': 1.0, 'num_examples': 3}
 
 
 def test_a_hit_is_any_of_several_right_classes():
@@ -78,22 +67,17 @@ def test_a_hit_is_any_of_several_right_classes():
 
 def test_padding_is_never_a_hit_and_rows_of_it_are_masked():
   evaluator = TopK((1, 5))
-  # The last class, which an index of -1 means in numpy, is the best one.
-  evaluator.update(
-      outputs(
-          [[0, 1], [0, 1], [0, 1]],
-          [[0, -1], [-1, 1], [-1, -1]],
-          [True, True, False],
-      )
-  )
-  metrics = evaluator.compute()
-  assert metrics == {'top1': 0.5, 'top5': 1.0, 'loss': 1.0, 'num_examples': 2}
-
-
-def test_nothing_is_a_hit_only_because_there_are_few_classes():
-  evaluator = TopK((5,))
-  evaluator.update(outputs([[np.nan, 0], [1, 0]], [0, -1]))
-  assert evaluator.compute()['top5'] == 0
+  # The last class, which an index of -1 means in numpy, is the best one; and
+  # of few classes not all are hits.
+  logits = [[0, 1], [0, 1], [0, 1], [np.nan, 0]]
+  label = [[0, -1], [-1, 1], [-1, -1], [0, -1]]
+  evaluator.update(outputs(logits, label, [True, True, False, True]))
+  assert evaluator.compute() == {
+      'top1': 1 / 3,
+      'top5': 2 / 3,
+      'loss': 1.0,
+      'num_examples': 3,
+  }
 
 
 def test_nothing_to_count_is_an_error():

@@ -98,8 +98,8 @@ def test_by_hand():
 
 
 def test_a_long_chain_is_followed_to_its_end():
-  boxes, scores, valid = problem('stairs', 300, 100_000, 0)
-  keep = nms(boxes, -np.arange(300.0), np.ones(300, bool), 0.3)
+  boxes, _, valid = problem('stairs', 300, 9, 0)
+  keep = nms(boxes, -np.arange(300.0), np.ones_like(valid), 0.3)
   np.testing.assert_array_equal(keep, np.arange(300) % 2 == 0)
 
 
@@ -129,8 +129,8 @@ def test_groups_equal_a_loop_for_each(kind, count, threshold, seed):
   got = nms(boxes, scores, valid, threshold, groups)
   want = np.zeros(200, bool)
   for group in range(count):
-    own = np.flatnonzero(groups == group)
-    want[own] = naive.nms(boxes[own], scores[own], valid[own], threshold)
+    its = np.flatnonzero(groups == group)
+    want[its] = naive.nms(boxes[its], scores[its], valid[its], threshold)
   np.testing.assert_array_equal(got, want)
 
 
@@ -138,28 +138,27 @@ def test_images_of_a_batch_do_not_meet():
   given = [problem(k, 60, 5, s) for s, k in enumerate(KINDS)]
   run = functools.partial(nms_ops.nms, threshold=0.5)
   got = jax.jit(jax.vmap(run))(*map(np.stack, zip(*given, strict=True)))
-  for own, one in zip(got, given, strict=True):
-    np.testing.assert_array_equal(own, naive.nms(*one, 0.5))
+  for keep, one in zip(got, given, strict=True):
+    np.testing.assert_array_equal(keep, naive.nms(*one, 0.5))
 
 
 def test_scores_may_be_bfloat16_and_losses_go_through():
-  boxes, _, valid = problem('clustered', 60, 5, 0)
-  scores = jnp.asarray(np.random.default_rng(0).random(60), jnp.bfloat16)
+  boxes, _, valid = problem('clustered', 300, 5, 0)
+  scores = jnp.asarray(np.random.default_rng(0).random(300), jnp.bfloat16)
   want = naive.nms(boxes, np.float32(scores), valid, 0.5)
   np.testing.assert_array_equal(nms(boxes, scores, valid, 0.5), want)
 
   def loss(boxes, scores):
     return jnp.where(nms(boxes, scores, valid, 0.5), scores**2, 0).sum()
 
-  gradient = jax.grad(loss, 1)(boxes, np.float32(scores))
+  scores = np.float32(scores)
+  gradient = jax.grad(loss, 1)(boxes, scores)
   np.testing.assert_allclose(gradient, np.where(want, 2 * scores, 0))
 
 
-def test_bad_shapes_are_refused():
+def test_arrays_that_do_not_fit_are_refused():
   boxes, scores, valid = problem('stairs', 5, 5, 0)
   with pytest.raises(ValueError, match=r'scores \(4,\), groups \(5,\)'):
     nms_ops.nms(boxes, scores[:4], valid, 0.5)
   with pytest.raises(ValueError, match='of one image'):
     nms_ops.nms(boxes[None], scores[None], valid[None], 0.5)
-  with pytest.raises(ValueError, match='too coarse for pixels'):
-    nms_ops.nms(jnp.asarray(boxes, jnp.bfloat16), scores, valid, 0.5)

@@ -41,71 +41,57 @@ def outputs(seed=0):
   return logits, deltas, [rng.uniform(size=len(a)) < 0.8 for a in LEVELS]
 
 
-def naive_proposals(logits, deltas, inside, options):
+def naive_proposals(logits, deltas, inside, candidates, number, **options):
   found = []
-  for level in range(len(LEVELS)):
+  for level, anchors in enumerate(LEVELS):
     order = np.argsort(-logits[level], kind='stable')
-    order = [i for i in order if inside[level][i]][: options['candidates']]
-    boxes = [
-        np.clip(
-            naive_detection.decode(
-                deltas[level][i], LEVELS[level][i], [1] * 4, -CLAMP, CLAMP
-            ),
-            0,
-            [SIZE[1], SIZE[0]] * 2,
-        )
-        for i in order
-    ]
-    scores = [naive.sigmoid(np.float64(logits[level][i])) for i in order]
-    valid = [
-        min(b[2] - b[0], b[3] - b[1]) >= max(options['min_size'], 1e-9)
-        for b in boxes
-    ]
-    keep = naive_detection.nms(boxes, scores, valid, options['threshold'])
-    found += [(scores[i], boxes[i]) for i in np.flatnonzero(keep)]
-  found.sort(key=lambda row: -row[0])
-  return found[: options['number']]
+    order = [i for i in order if inside[level][i]][:candidates]
+    found += naive_detection.survivors(
+        naive.sigmoid(np.float64(logits[level][order])),
+        *(deltas[level][order], anchors[order], np.ones(len(order), bool)),
+        *(CODER, SIZE),
+        **options,
+    )
+  return sorted(found, key=lambda row: -row[0])[:number]
 
 
 @pytest.mark.parametrize('number', [20, 500])
 @pytest.mark.parametrize('min_size', [0.0, 4.0])
 def test_proposals_are_those_of_the_loops(number, min_size):
-  logits, deltas, inside = outputs()
+  arrays = outputs()
   options = dict(candidates=40, number=number, threshold=0.4, min_size=min_size)
   propose = functools.partial(
       rpn.propose, anchors=LEVELS, coder=CODER, train=False, **options
   )
-  boxes, scores, valid = jax.jit(propose)(logits, deltas, inside, SIZE)
-  want = naive_proposals(logits, deltas, inside, options)
+  boxes, scores, valid = jax.jit(propose)(*arrays, SIZE)
+  want = naive_proposals(*arrays, **options)
   # Level two has fewer anchors than candidates.
   assert len(boxes) == min(number, 40 + len(LEVELS[1]))
   assert valid.tolist() == [i < len(want) for i in range(len(boxes))]
   assert 0 < len(want) < 76
-  np.testing.assert_allclose(
-      scores[: len(want)], [s for s, _ in want], atol=1e-6
-  )
-  np.testing.assert_allclose(
-      boxes[: len(want)], [b for _, b in want], atol=1e-3
-  )
+  want_scores, want_boxes = zip(*want, strict=True)
+  np.testing.assert_allclose(scores[: len(want)], want_scores, atol=1e-6)
+  np.testing.assert_allclose(boxes[: len(want)], want_boxes, atol=1e-3)
 
 
 def test_no_gradient_flows_through_proposals():
   logits, deltas, inside = outputs()
-  options = dict(train_candidates=9, train_number=9, threshold=0.5)
+  propose = functools.partial(
+      rpn.propose,
+      anchors=LEVELS,
+      coder=CODER,
+      train=True,
+      train_candidates=9,
+      train_number=9,
+  )
 
   def total(logits, deltas):
-    boxes, scores, _ = rpn.propose(
-        *(logits, deltas, inside, SIZE),
-        anchors=LEVELS,
-        coder=CODER,
-        train=True,
-        **options,
-    )
+    boxes, scores, _ = propose(logits, deltas, inside, SIZE)
+    assert len(scores) == 9
     return boxes.sum() + scores.sum()
 
-  grads = jax.grad(total, (0, 1))(logits, deltas)
-  assert all(not np.any(g) for g in jax.tree.leaves(grads))
-  assert total(logits, deltas) > 0
+  value, grads = jax.jit(jax.value_and_grad(total, (0, 1)))(logits, deltas)
+  assert value > 0 and all(not np.any(g) for g in jax.tree.leaves(grads))
 
 
 def matching(preset):
@@ -141,17 +127,17 @@ def naive_loss(deltas, logits, inside, preset):
   overlaps = naive_detection.ious(GT[VALID], ANCHORS) * inside
   # Thresholds may be hit exactly: as in float32.
   index, label = naive_detection.match(np.float32(overlaps), **matcher)
-  classes = boxes = 0.0
-  for a in np.flatnonzero(inside & (label >= 0)):
-    p = naive.sigmoid(np.float64(logits[a]))
-    classes -= np.log(p if label[a] else 1 - p)
-    if label[a]:
-      target = naive_detection.encode(GT[index[a]], ANCHORS[a], [1] * 4)
-      for d in np.abs(target - deltas[a]):
-        boxes += d**2 / beta / 2 if d < beta else d - beta / 2
-  count = np.sum(inside & (label >= 0))
-  assert np.sum(inside & (label == 1)) >= 2
-  return classes, boxes, count
+  positive = inside & (label == 1)
+  assert positive.sum() >= 2
+  rows = inside & (label >= 0)
+  sign = np.where(label[rows] == 1, -1, 1)
+  classes = np.log1p(np.exp(sign * np.float64(logits[rows]))).sum()
+  targets = [
+      naive_detection.encode(GT[index[a]], ANCHORS[a], [1] * 4)
+      for a in np.flatnonzero(positive)
+  ]
+  boxes = naive_detection.box_losses(deltas[positive], targets, beta)
+  return classes, boxes, rows.sum()
 
 
 @pytest.mark.parametrize('preset', sorted(PRESETS))
@@ -209,33 +195,28 @@ def test_gradients_are_finite_beside_empty_rows():
 
 
 def test_the_head_gives_rows_columns_and_then_anchors():
-  x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+  rng = np.random.default_rng(0)
+  x, sizes = rng.normal(size=(2, 3, 4, 5)), jnp.array([[1, 2], [3, 4]])
+  x = x.astype(np.float32)
   head = rpn.RPNHead(anchors=3, features=6)
   params = jax.jit(head.init)(jax.random.key(0), x)
   params = jax.tree.map(lambda p: p + 0.1, params)  # Biases, too.
-  logits, deltas, inside = head.apply(params, x)
-  assert inside.all()
-  own = jax.tree.map(np.float64, params['params'])
+  logits, deltas, inside = head.apply(params, x, sizes)
+  x[0, 1:], x[0, :, 2:] = 0, 0
 
   def conv(name, x, pad):
-    out = naive.conv(x, own[name]['kernel'], padding=((pad, pad),) * 2)
-    return out + own[name]['bias']
+    kernel = np.float64(params['params'][name]['kernel'])
+    bias = np.float64(params['params'][name]['bias'])
+    return naive.conv(x, kernel, padding=((pad, pad),) * 2) + bias
 
   hidden = np.maximum(conv('shared_conv', x, 1), 0)
-  want_logits, want = conv('cls_logits', hidden, 0), conv(
-      'bbox_pred', hidden, 0
-  )
-  assert logits.shape == (2, 36) and deltas.shape == (2, 36, 4)
-  for i in range(3):
-    for j in range(4):
-      for a in range(3):
-        at = (i * 4 + j) * 3 + a
-        np.testing.assert_allclose(
-            logits[:, at], want_logits[:, i, j, a], rtol=1e-4
-        )
-        np.testing.assert_allclose(
-            deltas[:, at], want[:, i, j, 4 * a : 4 * a + 4], rtol=1e-4
-        )
+  want = conv('cls_logits', hidden, 0).reshape(2, 36)
+  np.testing.assert_allclose(logits, want, rtol=1e-4)
+  want = conv('bbox_pred', hidden, 0).reshape(2, 36, 4)
+  np.testing.assert_allclose(deltas, want, rtol=1e-4)
+  # Of the first image one row and two columns are no padding.
+  cells = inside.reshape(2, 3, 4, 3)
+  assert cells[1].all() and cells[0, 0, :2].all() and cells[0].sum() == 6
 
 
 def test_predictions_in_half_precision_are_not_rounded_to_it():
@@ -243,16 +224,8 @@ def test_predictions_in_half_precision_are_not_rounded_to_it():
   x = np.random.default_rng(0).normal(size=(1, 5, 6, 4))
   head = rpn.RPNHead(anchors=3, features=8, dtype=jnp.bfloat16)
   x = jnp.asarray(x, jnp.bfloat16)
-  params = jax.jit(head.init)(jax.random.key(0), x)
-  for values in jax.jit(head.apply)(params, x)[:2]:
+  (logits, deltas, _), _ = head.init_with_output(jax.random.key(0), x)
+  for values in (logits, deltas):
     assert values.dtype == jnp.float32
     rounded = values.astype(jnp.bfloat16).astype(jnp.float32)
     assert np.mean(rounded != values) > 0.9
-
-
-def test_anchors_of_cells_in_the_padding_are_outside():
-  x, sizes = np.zeros((2, 2, 3, 7)), jnp.array([[1, 2], [2, 3]])
-  head = rpn.RPNHead(anchors=2, features=4)
-  (_, _, inside), _ = head.init_with_output(jax.random.key(0), x, sizes)
-  first = [[True] * 4 + [False] * 2, [False] * 6]
-  assert inside.reshape(2, 2, 6).tolist() == [first, [[True] * 6] * 2]

@@ -34,13 +34,13 @@ def test_counts_are_exact(positives, negatives):
   assert ((indices >= 0) & (indices < len(labels))).all()
   taken = min(positives, 8)
   filled = min(negatives, 16 - taken)
-  for own, is_positive, is_valid in zip(indices, positive, valid, strict=True):
-    got = labels[own[is_valid]]
+  for rows, is_positive, is_valid in zip(indices, positive, valid, strict=True):
+    got = labels[rows[is_valid]]
     want = [1] * taken + [0] * filled
     assert got.tolist() == want  # The positives first.
     assert is_valid.tolist() == [True] * len(want) + [False] * (16 - len(want))
     np.testing.assert_array_equal(is_positive, np.arange(16) < taken)
-    assert len(set(own[is_valid])) == len(want)  # Each at most once.
+    assert len(set(rows[is_valid])) == len(want)  # Each at most once.
 
 
 @pytest.mark.parametrize(

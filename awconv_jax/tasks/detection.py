@@ -1,6 +1,7 @@
 """Object detection: the four losses of Faster R-CNN, and COCO's measures."""
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -15,19 +16,6 @@ from awconv_jax.tasks import pixels
 Variables = Mapping[str, Any]
 Batch = Mapping[str, jax.Array]
 
-# What the evaluator wants of a batch, beside the detections.
-_TRUTH = (
-    'image_id',
-    'image_size',
-    'original_size',
-    'mask',
-    'gt_boxes',
-    'gt_labels',
-    'gt_valid',
-    'gt_crowd',
-    'gt_area',
-)
-
 
 class Detection:
   """Detects objects in uint8 images on a canvas; see `data.detection`.
@@ -37,7 +25,7 @@ class Detection:
     mean, std: per channel (one value serves all), in units of 0..255.
 
   Raises:
-    InputError: a value is impossible.
+    InputError: a name is unknown.
   """
 
   def __init__(
@@ -49,7 +37,7 @@ class Detection:
   ):
     self.model = models.create_detector(**model)
     self.num_classes = self.model.num_classes
-    self._normalize = pixels.Normalize(mean, std)
+    self._normalize = functools.partial(pixels.normalize, mean=mean, std=std)
 
   def _prepare(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Returns images, 0 beyond their area, and the sizes of these areas."""
@@ -77,7 +65,6 @@ class Detection:
     Raises:
       InputError: mean or std do not fit the images' channels.
     """
-    self._normalize.check(batch['image'].shape[-1])
     images, size = self._prepare({'image': batch['image'][:1]})
     return self.model.init(rng, images, size, jnp.zeros((1, 1, 4)))
 
@@ -109,7 +96,7 @@ class Detection:
     """Returns what `CocoEvaluator` takes: detections and ground truth."""
     images, size = self._prepare(batch)
     found = self.model.apply(variables, images, size, method='detect')
-    return found | {key: batch[key] for key in _TRUTH if key in batch}
+    return found | {k: v for k, v in batch.items() if k != 'image'}
 
   def evaluator(self) -> CocoEvaluator:
     """Returns an empty evaluator; labels stand for themselves, from 1."""
