@@ -1,7 +1,6 @@
 """RoIAlign and its levels against loops in numpy, and by hand."""
 
 import functools
-import itertools
 import re
 import time
 
@@ -18,21 +17,18 @@ STRIDES = (4, 8)
 SIZES = (9, 12), (5, 6)  # Of a canvas of 36x48 pixels.
 CHANNELS = 3
 # Columns: x1, y1, x2, y2, level.
-REGIONS = {
-    'inside': [(7.3, 5.1, 30.2, 22.9, 0), (6.5, 9.0, 33.0, 30.5, 1)],
-    'on the border': [
-        (0.0, 0.0, 48.0, 36.0, 0),
-        (0.0, 0.0, 48.0, 36.0, 1),
-        (47.0, 35.0, 48.0, 36.0, 0),
-    ],
-    'beyond it': [
-        (-20.0, -13.0, 20.0, 21.0, 0),
-        (40.0, 30.0, 70.0, 52.0, 1),
-        (-50.0, -50.0, -30.0, -20.0, 0),
-        (100.0, 3.0, 120.0, 30.0, 1),
-    ],
-    'thin': [(3.0, 4.0, 46.0, 4.5, 0), (11.0, 2.0, 11.02, 2.03, 1)],
-}
+REGIONS = np.array(
+    [
+        # Inside, on the border, beyond it, and thin.
+        *[(7.3, 5.1, 30.2, 22.9, 0), (6.5, 9.0, 33.0, 30.5, 1)],
+        *[(0.0, 0.0, 48.0, 36.0, 0), (0.0, 0.0, 48.0, 36.0, 1)],
+        *[(47.0, 35.0, 48.0, 36.0, 0), (-20.0, -13.0, 20.0, 21.0, 0)],
+        *[(40.0, 30.0, 70.0, 52.0, 1), (-50.0, -50.0, -30.0, -20.0, 0)],
+        *[(100.0, 3.0, 120.0, 30.0, 1), (3.0, 4.0, 46.0, 4.5, 0)],
+        (11.0, 2.0, 11.02, 2.03, 1),
+    ]
+)
+ROIS, LEVELS = REGIONS[:, :4].astype(np.float32), REGIONS[:, 4].astype(np.int32)
 SAMPLINGS = {
     '2': dict(sampling=2),
     '1': dict(sampling=1),
@@ -40,52 +36,30 @@ SAMPLINGS = {
 }
 
 
-def neighbours(y, x, height, width):
-  """Yields row, column and weight of the pixels of a sample."""
-  if y < -1 or y > height or x < -1 or x > width:
-    return
-  ends = []
-  for position, size in ((y, height), (x, width)):
-    position = max(position, 0.0)
-    low = int(position)
-    if low >= size - 1:
-      ends.append([(size - 1, 1.0)])
-    else:
-      far = position - low
-      ends.append([(low, 1 - far), (low + 1, far)])
-  for (row, a), (column, b) in itertools.product(*ends):
-    yield row, column, a * b
-
-
-def reads(roi, size, stride, *, output, sampling, adaptive, aligned):
-  """Yields the bin, the pixel and the weight of all that a region reads."""
-  x1, y1, x2, y2 = (float(c) / stride - (0.5 if aligned else 0) for c in roi)
-  height, width = y2 - y1, x2 - x1
+def shares(low, high, size, output, sampling, *, adaptive, aligned):
+  """Returns the share of each position of an axis in each bin, [P, size]."""
   if not aligned:
-    height, width = max(height, 1.0), max(width, 1.0)
-  down = across = sampling
-  if adaptive:
-    down = min(int(np.ceil(height / output)), sampling)
-    across = min(int(np.ceil(width / output)), sampling)
-  for i, j in itertools.product(range(output), repeat=2):
-    for s, t in itertools.product(range(down), range(across)):
-      y = y1 + height / output * (i + (s + 0.5) / down)
-      x = x1 + width / output * (j + (t + 0.5) / across)
-      for row, column, weight in neighbours(y, x, *size):
-        yield (i, j), (row, column), weight / (down * across)
+    high = max(high, low + 1)
+  step = (high - low) / output
+  n = min(int(np.ceil(step)), sampling) if adaptive else sampling
+  bins, samples = np.arange(output)[:, None], (np.arange(n) + 0.5) / n
+  y = low + step * (bins + samples)
+  counts = (y >= -1) & (y <= size)
+  distance = np.abs(y.clip(0, size - 1)[..., None] - np.arange(size))
+  return (counts[..., None] * np.maximum(1 - distance, 0)).mean(1)
 
 
 def naive(features, rois, levels, grad, **options):
   """Returns the averages and the gradients of the features, in float64."""
-  p = options['output']
-  out = np.zeros((len(rois), p, p, features[0].shape[-1]))
-  grads = [np.zeros(f.shape) for f in features]
+  out, grads = np.zeros(grad.shape), [np.zeros(f.shape) for f in features]
   for k, (roi, level) in enumerate(zip(rois, levels, strict=True)):
-    feature = features[level].astype(np.float64)
-    places = reads(roi, feature.shape[:2], STRIDES[level], **options)
-    for place, pixel, weight in places:
-      out[k][place] += weight * feature[pixel]
-      grads[level][pixel] += weight * grad[k][place]
+    height, width, _ = features[level].shape
+    half = 0.5 if options['aligned'] else 0
+    x1, y1, x2, y2 = np.float64(roi) / STRIDES[level] - half
+    rows = shares(y1, y2, height, **options)
+    columns = shares(x1, x2, width, **options)
+    out[k] = np.einsum('pi,qj,ijc->pqc', rows, columns, features[level])
+    grads[level] += np.einsum('pi,qj,pqc->ijc', rows, columns, grad[k])
   return out, grads
 
 
@@ -106,17 +80,12 @@ def maps(*batch, seed=0, dtype=np.float32):
   return [rng.normal(size=(*batch, *s, CHANNELS)).astype(dtype) for s in SIZES]
 
 
-def regions(*names):
-  rows = np.array([row for name in names for row in REGIONS[name]])
-  return rows[:, :4].astype(np.float32), rows[:, 4].astype(np.int32)
-
-
 @pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not'])
 @pytest.mark.parametrize('sampling', SAMPLINGS)
 def test_values_and_gradients(sampling, aligned):
   options = dict(adaptive=False, aligned=aligned, output=3)
   options |= SAMPLINGS[sampling]
-  features, (rois, levels) = maps(2), regions(*REGIONS)
+  features, rois, levels = maps(2), ROIS, LEVELS
   # Of the second image they are in another order.
   rois, levels = np.stack([rois, rois[::-1]]), np.stack([levels, levels[::-1]])
   grad = np.random.default_rng(1).normal(size=(*levels.shape, 3, 3, CHANNELS))
@@ -215,7 +184,7 @@ def test_what_is_no_region_gives_zeros_and_moves_nothing(adaptive, aligned):
 
 
 def test_a_padded_map_is_read_as_the_image_alone():
-  alone, (rois, levels) = maps(), regions(*REGIONS)
+  alone = maps()
   padding = [((0, 3), (0, 2), (0, 0)), ((0, 0), (0, 4), (0, 0))]
   padded = [
       np.pad(f, pad, constant_values=np.nan)
@@ -224,7 +193,7 @@ def test_a_padded_map_is_read_as_the_image_alone():
   pool = functools.partial(roi_align, strides=STRIDES, output=3)
 
   def run(features, sizes):
-    out, pullback = jax.vjp(lambda f: pool(f, rois, levels, sizes), features)
+    out, pullback = jax.vjp(lambda f: pool(f, ROIS, LEVELS, sizes), features)
     return out, *pullback(jnp.ones_like(out))
 
   want, wants = jax.jit(run)(alone, None)
@@ -239,7 +208,7 @@ def test_a_padded_map_is_read_as_the_image_alone():
 def test_nothing_is_read_beside_the_map():
   """Where it would be is not defined, and the weight alone no protection."""
   far = [(1e12, 1e12, 3e12, 3e12, 1), (-1e12, 4, 1e12, 20, 0)]
-  rows = np.concatenate([[*NOTHING.values(), *far], *REGIONS.values()])
+  rows = np.concatenate([[*NOTHING.values(), *far], REGIONS])
   sizes = SIZES, [width for _, width in SIZES], STRIDES
   rois, levels = jnp.array(rows[:, :4]), jnp.array(rows[:, 4], int)
   grid = roi_ops._create_grid(rois, levels, *sizes, 3, 2, False, True)
@@ -261,7 +230,7 @@ def test_half_precision_is_summed_in_single():
   assert out.dtype == grads[0].dtype == grads[1].dtype == jnp.bfloat16
   assert float(grads[0][0, 1, 1, 0]) == 400
   # What is read is rounded once: as single precision is.
-  rois, levels = (a[None] for a in regions(*REGIONS))
+  rois, levels = ROIS[None], LEVELS[None]
   grad = jnp.zeros((1, *levels.shape[1:], 7, 7, CHANNELS), jnp.bfloat16)
   out, *_ = compiled()(features, rois, levels, grad)
   single = [f.astype(jnp.float32) for f in features]
@@ -338,8 +307,8 @@ def test_memory_and_time_at_full_size():
 def test_a_sharded_batch_stays_where_it_is():
   mesh = partition.create_mesh()
   assert mesh.size == 8
-  features, (rois, levels) = maps(16), regions('inside', 'beyond it')
-  rois, levels = (np.stack([a] * 16) for a in (rois, levels))
+  features = maps(16)
+  rois, levels = (np.stack([a] * 16) for a in (ROIS, LEVELS))
   grad = np.ones((*levels.shape, 2, 2, CHANNELS), np.float32)
   inputs = features, rois, levels, grad
   want = compiled(output=2)(*inputs)
