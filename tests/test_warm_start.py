@@ -265,7 +265,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
   train_loop.train(config, str(tmp_path / 'one'))
   config.model.width = 8
   config.init_from = str(tmp_path / 'one')
-  with pytest.raises(errors.InputError, match='of another network.*shape'):
+  with pytest.raises(
+      errors.InputError, match='does not fit the network.*shape'
+  ):
     train_loop.train(config, str(tmp_path / 'two'))
 
 

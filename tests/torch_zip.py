@@ -1,5 +1,7 @@
 """Writes files as torch.save does, with the standard library and numpy alone.
 
+Those of today, which are zips, and those of before torch 1.6.
+
 The pickle is of protocol 2, put together opcode by opcode: the names in it are
 of functions that are not installed here.
 """
@@ -57,8 +59,9 @@ ORDERED_DICT = Global('collections', 'OrderedDict')
 class Writer:
   """Pickles a tree, and keeps its storages."""
 
-  def __init__(self):
+  def __init__(self, legacy=False):
     self.storages = []
+    self.legacy = legacy  # Names of storages end with a view, then.
 
   def emit(self, value: Any) -> bytes:
     """Returns the opcodes that leave a value on the stack."""
@@ -70,6 +73,7 @@ class Writer:
     key = next(i for i, s in enumerate(self.storages) if s is storage)
     kind = Global('torch', KINDS[storage.array.dtype.name])
     name = ('storage', kind, str(key), 'cpu', storage.array.size)
+    name += (None,) * self.legacy
     return self.emit(name) + pickle.BINPERSID
 
   def _array(self, array):
@@ -122,4 +126,25 @@ def save(path, tree, byteorder=b'little'):
       raw = storage.array.ravel('K').tobytes()
       archive.writestr(f'archive/data/{key}', raw)
     archive.writestr('archive/version', b'3\n')
+  return path
+
+
+def save_legacy(path, tree, little_endian=True):
+  """Writes the same as torch before 1.6 did."""
+  writer = Writer(legacy=True)
+
+  def pickled(value):
+    return pickle.PROTO + b'\x02' + writer.emit(value) + pickle.STOP
+
+  parts = [
+      pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2),
+      pickled(1001),
+      pickled({'protocol_version': 1001, 'little_endian': little_endian}),
+      pickled(tree),
+      pickled(tuple(map(str, range(len(writer.storages))))),
+  ]
+  for storage in writer.storages:
+    raw = storage.array.ravel('K').tobytes()
+    parts += [struct.pack('<q', storage.array.size), raw]
+  path.write_bytes(b''.join(parts))
   return path

@@ -17,7 +17,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from awconv_jax import errors, surgery, weights
+from awconv_jax import weights
+from awconv_jax.errors import InputError, unknown_name
 from awconv_jax.train import checkpoint
 from awconv_jax.weights import names, state_dict
 
@@ -27,21 +28,10 @@ Report = Callable[[str], object]
 BACKBONE, HEAD = 'backbone', 'head'
 
 
-def _is_skipped(path: Sequence[str], skip: Sequence[str]) -> bool:
-  """Returns whether a path below its collection is one of those to skip."""
-  own = '/'.join(path[1:])
-  return any(own == s or own.startswith(f'{s}/') for s in skip)
-
-
-def _is_of_backbone(path: Sequence[str]) -> bool:
-  return path[1] == BACKBONE
-
-
-def _tell_backbone(source: Any, report: Report) -> None:
-  report(
-      f'{source} is of a network for classification: the backbone takes it, '
-      f'without {HEAD!r}'
-  )
+def _is_below(path: Sequence[str], modules: Sequence[str]) -> bool:
+  """Returns whether a path is that of one of the modules, or in it."""
+  below = '/'.join(path[1:]) + '/'  # Without the collection.
+  return any(below.startswith(f'{module}/') for module in modules)
 
 
 def _as_backbone(
@@ -50,7 +40,7 @@ def _as_backbone(
   """Returns a plain network's arrays by their names in a detector.
 
   Args:
-    arrays: of a file, by torch's names.
+    arrays: by torch's names.
     variables: of the network that starts.
 
   Returns:
@@ -68,34 +58,6 @@ def _as_backbone(
   return renamed if fits else None
 
 
-def _read_file(path, variables, kept, skip, report):
-  """Returns the kept variables with the values of a file."""
-  arrays = weights.read(path, report=report)
-  allowed = weights.in_aw_branch
-  of_backbone = _as_backbone(arrays, variables)
-  if of_backbone is not None:
-    _tell_backbone(path, report)
-    arrays = of_backbone
-
-    def allowed(name):
-      outside = not _is_of_backbone(name.split('/'))
-      return outside or weights.in_aw_branch(name)
-
-  skipped = [
-      name
-      for name, entry in names.table(variables).items()
-      if _is_skipped(entry.path, skip)
-  ]
-  skipped += names.counters(skipped)
-  arrays = {name: a for name, a in arrays.items() if name not in skipped}
-  return state_dict.from_state_dict(
-      arrays,
-      kept,
-      allow_missing=allowed,
-      source=f'config.init_from={str(path)!r}',
-  )
-
-
 def _newest(directory: pathlib.Path, report: Report):
   """Returns the arrays of the newest checkpoint in good order, and its step."""
   steps, reasons = [], []
@@ -106,11 +68,11 @@ def _newest(directory: pathlib.Path, report: Report):
       for step in reversed(steps):
         try:
           return checkpointer.read(step), step
-        except errors.InputError as error:
+        except InputError as error:
           reasons.append(str(error))
           report(f'{error}; trying the one before it')
   why = '; '.join(reasons) or 'there is none'
-  raise errors.InputError(f'no checkpoint in good order in {directory}: {why}')
+  raise InputError(f'no checkpoint in good order in {directory}: {why}')
 
 
 def read_run(workdir: str | os.PathLike, *, report: Report = print):
@@ -140,30 +102,18 @@ def read_run(workdir: str | os.PathLike, *, report: Report = print):
   return traverse_util.unflatten_dict(found), f'{kind} of step {step}'
 
 
-def _read_run(directory, kept, skip, report):
-  """Returns the kept variables with those of a run."""
-  variables, kind = read_run(directory, report=report)
-  report(f'starting from the {kind} in {directory}')
-  found, kept = map(traverse_util.flatten_dict, (variables, kept))
-  taking = kept
-  if any(map(_is_of_backbone, kept)) and not any(map(_is_of_backbone, found)):
-    _tell_backbone(directory, report)
-    found = {
-        (path[0], BACKBONE, *path[1:]): array
-        for path, array in found.items()
-        if path[1] != HEAD
-    }
-    taking = {p: leaf for p, leaf in kept.items() if _is_of_backbone(p)}
-  found = {p: array for p, array in found.items() if not _is_skipped(p, skip)}
-  try:
-    taken = surgery.merge_variables(
-        *map(traverse_util.unflatten_dict, (taking, found))
+def _read(source: str, report: Report) -> dict[str, np.ndarray]:
+  """Returns the arrays of a run or a file by torch's names."""
+  path = pathlib.Path(source)
+  if not path.exists():
+    raise InputError(
+        f'config.init_from={str(source)!r}: there is no file and no run there'
     )
-  except ValueError as error:
-    raise errors.InputError(
-        f'config.init_from={str(directory)!r} is of another network: {error}'
-    ) from error
-  return traverse_util.unflatten_dict(kept | traverse_util.flatten_dict(taken))
+  if not path.is_dir():
+    return weights.read(path, report=report)
+  variables, kind = read_run(path, report=report)
+  report(f'starting from the {kind} in {path}')
+  return state_dict.to_state_dict(variables)
 
 
 def load(
@@ -191,35 +141,43 @@ def load(
   """
   variables = jax.device_get(variables)
   flat = traverse_util.flatten_dict(variables)
-  own = {path for path in flat if _is_skipped(path, skip)}
   for name in skip:
-    if not any(_is_skipped(path, [name]) for path in own):
+    if not any(_is_below(path, [name]) for path in flat):
       modules = {path[1] for path in flat}
-      raise errors.unknown_name('module in config.init_skip', name, modules)
-  kept = traverse_util.unflatten_dict(
-      {path: leaf for path, leaf in flat.items() if path not in own}
-  )
-  path = pathlib.Path(source)
-  if not path.exists():
-    raise errors.InputError(
-        f'config.init_from={str(source)!r}: there is no file and no run there'
+      raise unknown_name('module in config.init_skip', name, modules)
+  arrays = _read(source, report)
+  allowed = weights.in_aw_branch
+  if (of_backbone := _as_backbone(arrays, variables)) is not None:
+    report(
+        f'{source} is of a network for classification: the backbone takes it, '
+        f'without {HEAD!r}'
     )
-  if path.is_dir():
-    loaded = _read_run(path, kept, skip, report)
-  else:
-    loaded = _read_file(path, variables, kept, skip, report)
-  loaded = traverse_util.flatten_dict(loaded)
-  same = sum(loaded[path] is flat[path] for path in loaded)
+    arrays = of_backbone
+
+    def allowed(path):
+      outside = not _is_below(path.split('/'), [BACKBONE])
+      return outside or weights.in_aw_branch(path)
+
+  skipped = [
+      name
+      for name, entry in names.table(variables).items()
+      if _is_below(entry.path, skip)
+  ]
+  skipped += names.counters(skipped)
+  kept = {p: leaf for p, leaf in flat.items() if not _is_below(p, skip)}
+  loaded = state_dict.from_state_dict(
+      {name: a for name, a in arrays.items() if name not in skipped},
+      traverse_util.unflatten_dict(kept),
+      allow_missing=allowed,
+      source=f'config.init_from={str(source)!r}',
+  )
+  loaded = flat | traverse_util.flatten_dict(loaded)
+  taken = sum(loaded[path] is not flat[path] for path in flat)
   report(
-      f'init_from={source}: {len(loaded) - same} of {len(flat)} arrays are '
-      'from there; the others keep their first values'
+      f'init_from={source}: {taken} of {len(flat)} arrays are from there; the '
+      'others keep their first values'
   )
-  return traverse_util.unflatten_dict(
-      {
-          p: np.asarray(loaded.get(p, leaf), leaf.dtype)
-          for p, leaf in flat.items()
-      }
-  )
+  return traverse_util.unflatten_dict(loaded)
 
 
 def fixed_at_random(first: Any, params: Any, frozen: Any) -> list[str]:

@@ -13,14 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from awconv_jax import errors
-from awconv_jax.weights import (
-    names,
-    safetensors_file,
-    state_dict,
-    torch_file,
-    unwrap,
-)
+from awconv_jax.errors import InputError, look_up
+from awconv_jax.weights import names, safetensors_file, state_dict, torch_file
 from awconv_jax.weights.names import in_aw_branch
 
 __all__ = ['READERS', 'WRITERS', 'in_aw_branch', 'load', 'read', 'save']
@@ -30,16 +24,9 @@ READERS = {
     '.pth': torch_file.read,
     '.pt': torch_file.read,
     '.bin': torch_file.read,
-    '.tar': torch_file.read,  # Torch's own example writes model.pth.tar.
+    '.tar': torch_file.read,  # Torch's example writes model.pth.tar.
 }
 WRITERS = {'.safetensors': safetensors_file.write}
-
-
-def _by_suffix(path, known):
-  suffix = pathlib.Path(path).suffix
-  if suffix not in known:
-    raise errors.unknown_name(f'format of {path}:', suffix, known)
-  return known[suffix]
 
 
 def read(
@@ -60,18 +47,18 @@ def read(
     InputError: the suffix is unknown, or the file not there, a directory,
       damaged, or holding more than arrays.
   """
-  if pathlib.Path(path).is_dir():
-    raise errors.InputError(
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise InputError(
         f'{path} is a directory, want a file of weights; if that is a run, '
         f'convert it first: python -m awconv_jax.tools.convert --input={path} '
         '--output=x.safetensors'
     )
-  reader = _by_suffix(path, READERS)
-  if not pathlib.Path(path).is_file():
-    raise errors.InputError(f'there is no file {path}')
-  return names.renew(
-      unwrap.strip_prefixes(reader(path, report), report), report
-  )
+  reader = look_up(f'format of {path}:', path.suffix, READERS)
+  if not path.is_file():
+    raise InputError(f'there is no file {path}')
+  arrays = names.strip_prefixes(reader(path, report), report)
+  return names.renew(arrays, report)
 
 
 def load(
@@ -87,10 +74,8 @@ def load(
     path: as in `read`.
     variables: tree of arrays, or of `jax.ShapeDtypeStruct`: 'params' and
       'batch_stats'.
-    allow_missing: tells by our path, such as 'params/head/kernel', what may be
-      absent from the file; it keeps the value it has in `variables`. With
-      `in_aw_branch` an AW network starts from the plain one's weights. Each
-      such branch may be absent as a whole only.
+    allow_missing: as in `state_dict.from_state_dict`. With `in_aw_branch` an AW
+      network starts from the plain one's weights.
     report: as in `read`.
 
   Returns:
@@ -100,9 +85,11 @@ def load(
     InputError: as in `read`; or names are unknown or missing, or shapes differ,
       and all of those are named.
   """
-  arrays = read(path, report=report)
   return state_dict.from_state_dict(
-      arrays, variables, allow_missing=allow_missing, source=str(path)
+      read(path, report=report),
+      variables,
+      allow_missing=allow_missing,
+      source=str(path),
   )
 
 
@@ -116,5 +103,6 @@ def save(path: str | os.PathLike, variables: Any) -> None:
   Raises:
     InputError: the suffix is another, or the file cannot be written.
   """
-  writer = _by_suffix(path, WRITERS)
-  writer(path, state_dict.to_state_dict(variables))
+  suffix = pathlib.Path(path).suffix
+  write = look_up(f'format of {path}:', suffix, WRITERS)
+  write(path, state_dict.to_state_dict(variables))

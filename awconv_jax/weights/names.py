@@ -59,6 +59,8 @@ FORMER = (
     ),
     (r'rpn\.head\.conv\.(weight|bias)', r'rpn.head.conv.0.0.\1'),
 )
+# Of DataParallel and of compiled models.
+PREFIXES = ('module.', '_orig_mod.')
 # Attention modules that timm has (SE, ECA), told by what they hold. Its layers
 # are 1x1 convolutions where ours are matrices.
 ATTENTION = {
@@ -193,6 +195,23 @@ def renew(
   if former:
     report(f'took the present names for {len(former)} former ones')
   return renewed
+
+
+def strip_prefixes(
+    arrays: Mapping[str, Any], report: Callable[[str], object]
+) -> dict[str, Any]:
+  """Returns arrays without the prefixes that all their names have.
+
+  Args:
+    arrays: by name.
+    report: called with one line for each prefix.
+  """
+  for prefix in PREFIXES:
+    if arrays and all(name.startswith(prefix) for name in arrays):
+      report(f'took {prefix!r} off every name')
+      inner = {name.removeprefix(prefix): a for name, a in arrays.items()}
+      return strip_prefixes(inner, report)
+  return dict(arrays)
 
 
 def counters(names: Sequence[str]) -> list[str]:

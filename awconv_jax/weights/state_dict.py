@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax import errors
+from awconv_jax.errors import InputError
 from awconv_jax.weights import names
 
 
@@ -23,21 +23,17 @@ def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
   """
   leaves, _ = names.flatten(jax.device_get(variables))
   entries = names.table(variables)
-  arrays = {
-      name: entry.to_torch(leaves[entry.path])
-      for name, entry in entries.items()
-  }
+  arrays = {n: e.to_torch(leaves[e.path]) for n, e in entries.items()}
   return arrays | {n: np.zeros((), np.int64) for n in names.counters(entries)}
 
 
-def _may_be_absent(arrays, entries, allow_missing) -> set[str]:
+def _may_be_absent(arrays, paths, allow_missing) -> set[str]:
   """Returns torch's names of what the arrays need not hold.
 
   The branch of an AW-convolution is absent as a whole or not at all: with some
   of its arrays here, the others were lost.
   """
-  paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
-  begun = {names.aw_branch(paths[n]) for n in entries.keys() & arrays.keys()}
+  begun = {names.aw_branch(paths[n]) for n in paths.keys() & arrays.keys()}
   begun.discard(None)
   return {
       name
@@ -46,14 +42,13 @@ def _may_be_absent(arrays, entries, allow_missing) -> set[str]:
   }
 
 
-def _faults(arrays, entries, allowed) -> dict[str, list[str]]:
-  """Returns all that keeps the arrays from fitting, by kind."""
+def _check(arrays, entries, paths, allowed, source) -> None:
+  """Raises InputError with all that keeps the arrays from fitting, by kind."""
   known = entries.keys() | set(names.counters(entries))
-  absent = entries.keys() - arrays.keys() - allowed
   shared = sorted(entries.keys() & arrays.keys())
   faults = {
       'unknown': sorted(arrays.keys() - known),
-      'missing': sorted(absent),
+      'missing': sorted(entries.keys() - arrays.keys() - allowed),
       'of another shape': [
           f'{n} has {arrays[n].shape}, want {entries[n].shape}'
           for n in shared
@@ -65,21 +60,18 @@ def _faults(arrays, entries, allowed) -> dict[str, list[str]]:
           if not jnp.issubdtype(arrays[n].dtype, jnp.floating)
       ],
   }
-  return {kind: found for kind, found in faults.items() if found}
-
-
-def _misfit(source, faults, entries) -> errors.InputError:
-  """Returns the error: counts and remedy, and then all names."""
+  faults = {kind: found for kind, found in faults.items() if found}
+  if not faults:
+    return
   remedy = 'choose the network and the options that it was made with'
-  paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
-  added = {name for name, path in paths.items() if names.in_aw_branch(path)}
-  if faults.keys() == {'missing'} and added == set(faults['missing']):
+  added = [name for name, path in paths.items() if names.aw_branch(path)]
+  if faults == {'missing': sorted(added)}:
     remedy = 'it has no AW-convolutions: choose aw_conv=false'
   counts = ', '.join(f'{len(found)} {kind}' for kind, found in faults.items())
   listed = '; '.join(
       f'{kind}: {", ".join(found)}' for kind, found in faults.items()
   )
-  return errors.InputError(
+  raise InputError(
       f'{source} does not fit the network ({counts}); {remedy}: {listed}'
   )
 
@@ -109,17 +101,14 @@ def from_state_dict(
   """
   leaves, treedef = names.flatten(variables)
   entries = names.table(variables)
+  paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
   allowed = set()
   if allow_missing is not None:
-    allowed = _may_be_absent(arrays, entries, allow_missing)
-  faults = _faults(arrays, entries, allowed)
-  if faults:
-    raise _misfit(source, faults, entries)
-  by_path = {
-      entry.path: (
-          entry.from_torch(arrays[name]).astype(leaves[entry.path].dtype)
-      )
-      for name, entry in entries.items()
-      if name in arrays
-  }
-  return treedef.unflatten(by_path.get(p, leaf) for p, leaf in leaves.items())
+    allowed = _may_be_absent(arrays, paths, allow_missing)
+  _check(arrays, entries, paths, allowed, source)
+  found = dict(leaves)
+  for name in entries.keys() & arrays.keys():
+    path = entries[name].path
+    array = entries[name].from_torch(arrays[name])
+    found[path] = array.astype(leaves[path].dtype)
+  return treedef.unflatten(found.values())

@@ -1,23 +1,25 @@
 """Reads what torch.save writes, without torch and without running its code.
 
-The file is a zip: `data.pkl` holds the tree, with each tensor as (storage,
-offset, size, stride), and `data/<key>` the bytes of a storage. A pickle names
-functions to be called; here only the few that rebuild tensors can be named,
-and those stand for records. Arrays are made afterwards, of what is asked for.
+A pickle holds the tree, with each tensor as (storage, offset, size, stride). In
+a zip it is `data.pkl`, and `data/<key>` are the bytes of a storage; before
+torch 1.6 it lay between two more pickles, and the storages behind. A pickle
+names functions to be called; here only the few that rebuild tensors can be
+named, and those stand for records. Arrays are made afterwards, of what is asked
+for.
 """
 
 from collections.abc import Callable, Mapping
 import io
 import os
 import pickle
-from typing import Any, NamedTuple
+import struct
+from typing import Any, BinaryIO, NamedTuple
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax import errors
-from awconv_jax.weights import unwrap
+from awconv_jax.errors import InputError
 
 # What a file begins with that torch before 1.6 wrote.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
@@ -33,18 +35,23 @@ DTYPES = {
     'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
 }
-
-
-class _Storage(NamedTuple):
-  kind: str
-  key: str
+# Where scripts keep the weights beside epoch, optimizer and the like.
+WRAPPINGS = ('state_dict', 'model')
+_ALONE = 'in torch, save model.state_dict() alone'
 
 
 class _Tensor(NamedTuple):
-  storage: _Storage
+  storage: str
+  dtype: np.dtype
   offset: int
   size: tuple[int, ...]
   stride: tuple[int, ...]
+
+  def over(self, data: bytes) -> np.ndarray:
+    """Returns a view of a storage's bytes; ValueError if it reaches beyond."""
+    width = self.dtype.itemsize
+    strides = [step * width for step in self.stride]
+    return np.ndarray(self.size, self.dtype, data, self.offset * width, strides)
 
 
 class _Dict(dict):
@@ -67,7 +74,7 @@ class _RebuildTensor:
   __slots__ = ()
 
   def __call__(self, storage, offset, size, stride, *autograd):
-    return _Tensor(storage, offset, size, stride)
+    return _Tensor(*storage, offset, size, stride)
 
 
 class _RebuildParameter:
@@ -92,57 +99,68 @@ KNOWN = {
 class _Unpickler(pickle.Unpickler):
   """Builds dicts of records; refuses to name anything else."""
 
+  def __init__(self, file: BinaryIO):
+    super().__init__(file)
+    self.dtypes = {}  # Of the storages, by key.
+
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) not in KNOWN:
-      raise errors.InputError(
-          f'it holds {module}.{name}, which is not run here; in torch, save '
-          'model.state_dict() alone'
+      raise InputError(
+          f'it holds {module}.{name}, which is not run here; {_ALONE}'
       )
     return KNOWN[module, name]
 
-  def persistent_load(self, key: tuple) -> _Storage:
-    _, kind, name, *_ = key
-    return _Storage(kind, name)
+  def persistent_load(self, key: tuple) -> tuple[str, np.dtype]:
+    _, kind, name, _, _, *view = key
+    if any(view):  # Of a part of another storage; before torch 0.4.
+      raise InputError(f'it has storages within others; {_ALONE}')
+    self.dtypes[name] = np.dtype(DTYPES[kind])
+    return name, self.dtypes[name]
 
 
-def _array(tensor: _Tensor, data: bytes) -> np.ndarray:
-  """Returns a view of a storage's bytes; ValueError if it reaches beyond."""
-  dtype = np.dtype(DTYPES[tensor.storage.kind])
-  strides = [step * dtype.itemsize for step in tensor.stride]
-  offset = tensor.offset * dtype.itemsize
-  return np.ndarray(tensor.size, dtype, data, offset, strides)
+def _tensors(tree: Any, report: Callable[[str], object]) -> dict[str, _Tensor]:
+  """Returns the dict of weights in what a file holds."""
+  if not isinstance(tree, Mapping):
+    raise InputError(f'it holds no dict; {_ALONE}')
+  for key in WRAPPINGS:
+    if isinstance(tree.get(key), Mapping):
+      beside = ', '.join(str(k) for k in tree if k != key)
+      without = f', without {beside}' if beside else ''
+      report(f'took the weights under {key!r}{without}')
+      return _tensors(tree[key], report)
+  others = [str(k) for k, v in tree.items() if not isinstance(v, _Tensor)]
+  if others or not tree:
+    raise InputError(
+        f'not tensors: {", ".join(others) or "(it is empty)"}; {_ALONE}'
+    )
+  return {str(name): tensor for name, tensor in tree.items()}
 
 
-def _read(archive: zipfile.ZipFile, report) -> dict[str, np.ndarray]:
-  """Returns the arrays of an archive by name; raises anything if damaged."""
+def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
+  """Returns the tree, and what reads a storage; raises anything if damaged."""
+  archive = zipfile.ZipFile(file)
   names = archive.namelist()
   # All of it lies in one folder, of any name.
   root = names[0].partition('/')[0] if names else ''
   order = f'{root}/byteorder'
   if order in names and archive.read(order) != b'little':
-    raise errors.InputError('its bytes are big-endian; save it elsewhere')
+    raise InputError('its bytes are big-endian; save it elsewhere')
   pickled = archive.read(f'{root}/data.pkl')
-  found = _Unpickler(io.BytesIO(pickled)).load()
-  if not isinstance(found, Mapping):
-    raise errors.InputError(
-        'it holds no dict; in torch, save model.state_dict()'
-    )
-  tensors = unwrap.take_inner(found, report)
-  others = [str(k) for k, v in tensors.items() if not isinstance(v, _Tensor)]
-  if others or not tensors:
-    raise errors.InputError(
-        f'not tensors: {", ".join(others) or "(it is empty)"}; in torch, save '
-        'model.state_dict() alone'
-    )
-  data = {}  # Tensors may share a storage.
-  for tensor in tensors.values():
-    key = tensor.storage.key
-    if key not in data:
-      data[key] = archive.read(f'{root}/data/{key}')
-  return {
-      str(name): _array(tensor, data[tensor.storage.key])
-      for name, tensor in tensors.items()
-  }
+  tree = _Unpickler(io.BytesIO(pickled)).load()
+  return tree, lambda key: archive.read(f'{root}/data/{key}')
+
+
+def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
+  """Returns the same of a file that torch before 1.6 wrote."""
+  _, _, system = (_Unpickler(file).load() for _ in range(3))
+  if not system['little_endian']:
+    raise InputError('its bytes are big-endian; save it elsewhere')
+  unpickler = _Unpickler(file)
+  tree, storages = unpickler.load(), {}
+  for key in _Unpickler(file).load():
+    (count,) = struct.unpack('<q', file.read(8))
+    storages[key] = file.read(count * unpickler.dtypes[key].itemsize)
+  return tree, storages.__getitem__
 
 
 def read(
@@ -158,25 +176,26 @@ def read(
     Read-only arrays in torch's layout and dtypes (bfloat16 as ml_dtypes').
 
   Raises:
-    InputError: the file cannot be read, is damaged, of the format before torch
-      1.6, or holds more than tensors in dicts.
+    InputError: the file cannot be read, is damaged, or holds more than tensors
+      in dicts.
   """
   try:
     with open(path, 'rb') as file:
-      if file.read(len(LEGACY)) == LEGACY:
-        raise errors.InputError(
-            'it is of the format before torch 1.6; in torch, '
-            'torch.save(torch.load(old, weights_only=True), new)'
-        )
-      with zipfile.ZipFile(file) as archive:
-        return _read(archive, report)
-  except errors.InputError as error:
-    raise errors.InputError(f'{path} cannot be read: {error}') from error
+      legacy = file.read(len(LEGACY)) == LEGACY
+      file.seek(0)
+      tree, storage = (_read_legacy if legacy else _read_zip)(file)
+      tensors = _tensors(tree, report)
+      data = {}  # Tensors may share a storage.
+      for key in dict.fromkeys(t.storage for t in tensors.values()):
+        data[key] = storage(key)
+    return {name: t.over(data[t.storage]) for name, t in tensors.items()}
+  except InputError as error:
+    raise InputError(f'{path} cannot be read: {error}') from error
   except MemoryError:
     raise
   except Exception as error:  # Whatever zipfile and pickle say of wrong bytes.
     reason = (str(error) or repr(error)).splitlines()[0][:200]
-    raise errors.InputError(
+    raise InputError(
         f'{path} cannot be read: {reason}; it may be cut short or no file of '
         'torch.save: fetch it again'
     ) from error
