@@ -1,9 +1,9 @@
 """Parameters and multiply-adds (MACs) of a network, module by module.
 
 MACs are counted in the jaxpr: convolutions and matrix products, and products in
-the scope `MULTIPLY_ADDS`, inside loops too (XLA's own analysis counts the body
-of a loop once). For an AW-convolution
-that includes its attention branch and the product K * (1 + A).
+the scope `MULTIPLY_ADDS`, inside loops too (XLA's analysis counts the body of a
+loop once). For an AW-convolution that includes its attention branch and the
+product K * (1 + A).
 """
 
 from collections import Counter
@@ -121,21 +121,19 @@ def rows(
     module = next((p for p in scope.split('/') if p in params), '(other)')
     by_module[module] += count
   # In the order of the computation; `params` is ordered by the alphabet.
-  names = list(dict.fromkeys([*by_module, *params]))
   table = [
       Row(
           name,
           sum(leaf.size for leaf in jax.tree.leaves(params.get(name, {}))),
           by_module[name],
       )
-      for name in names
+      for name in dict.fromkeys([*by_module, *params])
   ]
-  total = Row(
+  return table, Row(
       'total',
-      sum(r.parameters for r in table),
-      sum(r.multiply_adds for r in table),
+      sum(row.parameters for row in table),
+      sum(row.multiply_adds for row in table),
   )
-  return table, total
 
 
 def format_table(table: list[Row], total: Row) -> str:

@@ -20,8 +20,8 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from awconv_jax import command_line, complexity, errors, models, text_table
-from awconv_jax.layers.attention import ATTENTION
+from awconv_jax import command_line, complexity, models, text_table
+from awconv_jax.errors import InputError
 
 FLAGS = flags.FLAGS
 
@@ -49,34 +49,29 @@ class Row:
   gmacs_v1: float | None
 
 
-def count(model: Any, side: int, channels: int = 3) -> tuple[Any, dict]:
-  """Returns the shapes of a network's parameters, and its MACs by scope.
+def count(
+    model: Any, side: int, channels: int = 3
+) -> tuple[list[complexity.Row], complexity.Row]:
+  """Counts parameters and MACs of a network for one image; computes nothing.
 
   Args:
-    model: a network of `models.create`; nothing is computed with it.
+    model: a network of `models.create`.
     side: height and width of the image.
     channels: of the image.
+
+  Returns:
+    A row for each module, and the total, as `complexity.rows`.
   """
   image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
   variables = models.shapes_of(model, side, channels)
   macs = complexity.count_macs(
       functools.partial(model.apply, train=False), variables, image
   )
-  return variables['params'], macs
-
-
-def _totals(model, side):
-  """Returns parameters and MACs of a network."""
-  _, total = complexity.rows(*count(model, side))
-  return total.parameters, total.multiply_adds
+  return complexity.rows(variables['params'], macs)
 
 
 def rows(
-    names: Sequence[str],
-    attentions: Sequence[str],
-    *,
-    side: int,
-    **options: Any,
+    names: Sequence[str], attentions: Sequence[str], side: int, **options: Any
 ) -> Iterator[Row]:
   """Counts, and yields a row without AW-convolutions and one with them.
 
@@ -88,23 +83,23 @@ def rows(
   """
   for name in names:
     for attention in attentions:
-      own = dict(options, attention=None if attention == 'none' else attention)
+      options['attention'] = None if attention == 'none' else attention
       plain = None
       for aw_conv in (False, True):
-        model = models.create(name, aw_conv=aw_conv, **own)
-        parameters, macs = _totals(model, side)
-        plain = plain or parameters
+        model = models.create(name, aw_conv=aw_conv, **options)
+        _, total = count(model, side)
+        plain = plain or total
         v1 = None
         if getattr(model, 'block', None) == 'bottleneck':
-          _, v1 = _totals(model.clone(version='v1'), side)
+          v1 = count(model.clone(version='v1'), side)[1].multiply_adds / 1e9
         yield Row(
             network=name,
             attention=attention,
             aw=aw_conv,
-            parameters=parameters,
-            added=parameters - plain,
-            gmacs=macs / 1e9,
-            gmacs_v1=None if v1 is None else v1 / 1e9,
+            parameters=total.parameters,
+            added=total.parameters - plain.parameters,
+            gmacs=total.multiply_adds / 1e9,
+            gmacs_v1=v1,
         )
 
 
@@ -114,45 +109,28 @@ def _format(value: Any) -> str:
     return '-'
   if isinstance(value, bool):
     return 'AW' if value else ''
-  return (
-      f'{value:.3f}'
-      if isinstance(value, float)
-      else text_table.thousands(value)
-  )
-
-
-def _show_config(config: Any) -> None:
-  """Prints one network, module by module."""
-  model = models.create(**config.model.to_dict())
-  side = config.data.image_size
-  table = complexity.rows(*count(model, side, FLAGS.channels))
-  print(f'{config.model.name}, one image of {side}x{side}x{FLAGS.channels}:')
-  print(complexity.format_table(*table))
+  if isinstance(value, float):
+    return f'{value:.3f}'
+  return text_table.thousands(value)
 
 
 def main(arguments: Sequence[str]) -> None:
   """Prints the table that is asked for."""
   command_line.refuse_arguments(arguments)
-  if FLAGS.side < 1 or FLAGS.channels < 1:
-    raise errors.InputError(
-        f'--side={FLAGS.side} and --channels={FLAGS.channels} must be above 0'
-    )
   if FLAGS.config is not None:
-    _show_config(command_line.read_config())
+    config = command_line.read_config()
+    model, side = config.model, config.data.image_size
+    network = models.create(**model.to_dict())
+    table = count(network, side, FLAGS.channels)
+    print(f'{model.name}, one image of {side}x{side}x{FLAGS.channels}:')
+    print(complexity.format_table(*table))
     return
-  for flag in ('models', 'attention'):
-    if not FLAGS[flag].value:
-      raise errors.InputError(
-          f'--{flag} names none; give at least one, such as '
-          f'--{flag}={FLAGS[flag].default[0]}'
-      )
-  for name in FLAGS.attention:
-    if name not in ('none', *ATTENTION):
-      raise errors.unknown_name('attention', name, ('none', *ATTENTION))
+  if not FLAGS.models or not FLAGS.attention:
+    raise InputError('--models and --attention must name at least one each')
   options = dict(num_classes=FLAGS.num_classes)
   if FLAGS.stem is not None:
     options['stem'] = FLAGS.stem
-  table = list(rows(FLAGS.models, FLAGS.attention, side=FLAGS.side, **options))
+  table = list(rows(FLAGS.models, FLAGS.attention, FLAGS.side, **options))
   print(text_table.make(table, _format))
 
 
@@ -164,8 +142,9 @@ if __name__ == '__main__':
       'models', ['resnet18', 'resnet50', 'resnet101'], 'Networks to compare.'
   )
   flags.DEFINE_list('attention', ['none'], 'Attention modules, or none.')
-  flags.DEFINE_integer('num_classes', 1000, 'Classes (of --models).')
+  _integer = functools.partial(flags.DEFINE_integer, lower_bound=1)
+  _integer('num_classes', 1000, 'Classes (of --models).')
   flags.DEFINE_string('stem', None, "'imagenet' or 'cifar' (of --models).")
-  flags.DEFINE_integer('side', 224, 'Height and width (of --models).')
-  flags.DEFINE_integer('channels', 3, 'Of the image (of --config).')
+  _integer('side', 224, 'Height and width (of --models).')
+  _integer('channels', 3, 'Of the image (of --config).')
   command_line.run(main)

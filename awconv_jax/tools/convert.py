@@ -40,12 +40,9 @@ FLAGS = flags.FLAGS
 SIDE = 224  # Of the images that arrays are shaped for.
 # Suffixes of files that hold weights. A name with any other, such as that of
 # runs/v1.5, is that of a directory.
-FILES = frozenset(
-    (
-        *(*weights.READERS, *weights.WRITERS, '.safetensor'),
-        *('.npz', '.npy', '.h5', '.hdf5', '.onnx', '.ckpt'),
-        *('.msgpack', '.pkl', '.pickle'),
-    )
+FILES = (
+    *(*weights.READERS, *weights.WRITERS, '.safetensor', '.npz', '.npy'),
+    *('.h5', '.hdf5', '.onnx', '.ckpt', '.msgpack', '.pkl', '.pickle'),
 )
 
 
@@ -117,15 +114,10 @@ def shapes_of(
   Raises:
     InputError: no network is named, or two are, or one that there is not.
   """
-  if model is not None and config is not None:
+  if (model is None) == (config is None):
     raise errors.InputError(
-        f'--model={model} and --config both name a network: give one of them, '
-        'not both'
-    )
-  if model is None and config is None:
-    raise errors.InputError(
-        'a file is read for a network: give --model=resnet50 or, for all its '
-        'options, --config=configs/digits.py'
+        'a file is read for one network: give --model=resnet50 or, for all its '
+        'options, --config=configs/digits.py, and not both'
     )
   if model in models.DETECTORS:
     raise errors.InputError(
@@ -151,11 +143,6 @@ def shapes_of(
 def main(arguments: Sequence[str]) -> None:
   """Converts as the flags say."""
   command_line.refuse_arguments(arguments)
-  for flag in ('input', 'output'):
-    if not FLAGS[flag].value:
-      raise errors.InputError(f'--{flag} is missing')
-  if FLAGS.channels < 1:
-    raise errors.InputError(f'--channels={FLAGS.channels} must be at least 1')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   shapes = None
   if not pathlib.Path(FLAGS.input).is_dir():
@@ -173,8 +160,9 @@ if __name__ == '__main__':
   flags.DEFINE_string('model', None, 'Name of the network, such as resnet50.')
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
   flags.DEFINE_integer('num_classes', None, 'Its classes; 1000 if not given.')
-  flags.DEFINE_integer('channels', 3, 'Channels of its images.')
+  flags.DEFINE_integer('channels', 3, 'Channels of its images.', lower_bound=1)
   command_line.define_config(
       'Config that holds the network, instead of --model.'
   )
+  flags.mark_flags_as_required(['input', 'output'])
   command_line.run(main)
