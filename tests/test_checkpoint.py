@@ -236,11 +236,10 @@ def test_all_damaged(directory):
     [
         (
             lambda s: s['params']['conv1'].update(kernel=np.zeros((3, 65))),
-            ['params/conv1/kernel is float32[64, 65] there', 'float32[3, 65]'],
+            'conv1/kernel is float32.64, 65. there and float32.3, 65. in this',
         ),
-        (lambda s: s.update(step=np.float32(1)), ['step is int32[] there']),
-        (lambda s: s.update(more=np.zeros(3)), ['more is absent there']),
-        (lambda s: s.pop('mask'), ['mask is bool[9] there and absent in']),
+        (lambda s: s.update(more=np.zeros(3)), 'more is absent there'),
+        (lambda s: s.pop('mask'), 'mask is bool.9. there and absent in'),
     ],
 )
 def test_another_model_is_no_damage(directory, change, words):
@@ -249,11 +248,9 @@ def test_another_model_is_no_damage(directory, change, words):
   # Damage ahead of it stays as well until a checkpoint is really used.
   (directory / '3').mkdir()
   with Checkpointer(directory, keep=2) as checkpointer:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f'2 in .* another model: .*{words}'):
       checkpointer.restore_latest(on_device(template))
     assert checkpointer.steps() == [1, 2, 3]
-  for word in [*words, 'checkpoint 2 in', 'another model', str(directory)]:
-    assert word in str(error.value)
   assert damaged(directory) == []
 
 
@@ -268,41 +265,6 @@ def test_keeps_the_newest(tmp_path):
         checkpointer.save(step, {'w': jnp.ones(3)}, {})
       checkpointer.wait()
       assert checkpointer.steps() == [steps[-2], steps[-1]]
-
-
-def test_keep_of_one_is_refused(tmp_path):
-  with pytest.raises(InputError, match='keep=1 .* use 2 or more'):
-    Checkpointer(tmp_path, keep=1)
-
-
-def test_saving_a_step_again(directory):
-  lines = []
-  before = [path.stat().st_mtime_ns for path in files_of(directory)]
-  with Checkpointer(directory, keep=3, report=lines.append) as checkpointer:
-    checkpointer.save(2, on_device(make_state(2)), ITERATOR)
-    with pytest.raises(InputError, match='checkpoint 2 with other contents'):
-      checkpointer.save(2, on_device(make_state(3)), ITERATOR)
-    with pytest.raises(InputError, match='checkpoint 2 with other contents'):
-      checkpointer.save(2, on_device(make_state(2)), {'epoch': 7})
-    with pytest.raises(InputError, match='cannot save checkpoint 1: .* 2,'):
-      checkpointer.save(1, on_device(make_state(1)), ITERATOR)
-    checkpointer.wait()
-    assert [path.stat().st_mtime_ns for path in files_of(directory)] == before
-    flip(directory / '2' / 'meta' / 'metadata')
-    checkpointer.save(2, on_device(make_state(2)), ITERATOR)
-  assert len(lines) == 1 and 'writing it anew' in lines[0]
-  assert damaged(directory) == ['2']
-  assert restore(directory)[0][0] == 2
-
-
-def test_leaves_that_cannot_be_saved(tmp_path):
-  with Checkpointer(tmp_path / 'checkpoints', keep=2) as checkpointer:
-    with pytest.raises(TypeError, match='a/rng is a typed PRNG key'):
-      checkpointer.save(1, {'a': {'rng': jax.random.key(0)}}, {})
-    with pytest.raises(TypeError, match='state leaf b is a .*int'):
-      checkpointer.save(1, {'b': 3}, {})
-    with pytest.raises(TypeError, match="two leaves .* 'a/b'"):
-      checkpointer.save(1, {'a/b': np.ones(1), 'a': {'b': np.ones(1)}}, {})
 
 
 @pytest.mark.parametrize('call', ['wait', 'save', 'close'])
@@ -403,7 +365,6 @@ def one_of_two(directory, port, index):
     check(2)
     for step in (3, 4):
       checkpointer.save(step, place(make_state(step)), ITERATOR)
-    checkpointer.save(4, place(make_state(4)), ITERATOR)
     checkpointer.wait()
     multihost_utils.sync_global_devices('saved')
     if index == 0:

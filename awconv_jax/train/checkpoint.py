@@ -6,7 +6,9 @@ all it holds, and one that does not match is set aside for the one before it.
 """
 
 from collections.abc import Callable
+import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -42,18 +44,10 @@ class Checkpointer:
 
     Args:
       directory: where the checkpoints lie, such as `<workdir>/checkpoints`.
-      keep: how many of the newest to keep, at least 2, as the newest may turn
+      keep: how many of the newest to keep; at least 2, as the newest may turn
         out to be damaged.
       report: called with one line for each damaged checkpoint set aside.
-
-    Raises:
-      InputError: `keep` is below 2.
     """
-    if keep < 2:
-      raise InputError(
-          f'keep={keep} checkpoints is too few: use 2 or more, so that one is'
-          ' left when the newest is damaged'
-      )
     # Orbax takes absolute paths only.
     self._directory = pathlib.Path(directory).absolute()
     self._keep = keep
@@ -105,30 +99,21 @@ class Checkpointer:
   def save(self, step: int, state: Any, iterator_state: dict) -> None:
     """Saves in the background; the arrays may be donated once this returns.
 
-    Saving again what already lies there in good order does nothing; a damaged
-    checkpoint of this step is set aside and written anew.
-
     Args:
-      step: training steps done so far.
+      step: training steps done so far, more than in any checkpoint there.
       state: pytree of replicated arrays (any shape); no typed PRNG keys.
       iterator_state: position of the data iterator, as JSON can hold it; only
         that of process 0 is kept.
 
     Raises:
-      InputError: the directory has other contents for this step, or a newer
-        step: it belongs to another run.
-      TypeError: a leaf is not an array, or is a typed PRNG key.
       Exception: the save before this one failed.
     """
     self.wait()
     leaves = _to_host(state)
     # To what JSON gives back (string keys, lists), or digests would differ.
     iterator_state = json.loads(json.dumps(iterator_state))
-    digest = _digest(step, leaves, iterator_state)
-    if self._already_saved(step, digest):
-      return
     meta = {
-        'digest': digest,
+        'digest': _digest(step, leaves, iterator_state),
         'leaves': _describe(leaves),
         'iterator_state': iterator_state,
     }
@@ -141,28 +126,6 @@ class Checkpointer:
         ),
         force=True,  # Without it Orbax may skip a save and only return False.
     )
-
-  def _already_saved(self, step: int, digest: str) -> bool:
-    """Returns whether `step` is on disk; makes way where it is damaged."""
-    newest = self._newest_before(None)
-    if newest is None or newest < step:
-      return False
-    where = f'{self._directory} already holds checkpoint {newest}'
-    if newest > step:
-      raise InputError(
-          f'cannot save checkpoint {step}: {where}, of another run; resume'
-          ' that run or choose another workdir'
-      )
-    found, reason = self._read_everywhere(step)
-    if found is None:
-      self._set_aside([(step, reason)], 'writing it anew')
-      return False
-    if found['digest'] != digest:
-      raise InputError(
-          f'cannot save checkpoint {step}: {where} with other contents; resume'
-          ' that run or choose another workdir'
-      )
-    return True
 
   def restore_latest(self, template: Any) -> tuple[int, Any, dict] | None:
     """Restores the newest checkpoint whose contents match their digest.
@@ -186,7 +149,7 @@ class Checkpointer:
       found, reason = self._read_everywhere(step)
       if found is not None:
         state = self._place(step, found['leaves'], template)
-        self._set_aside(damaged, f'using checkpoint {step}')
+        self._set_aside(damaged, step)
         return step, state, found['iterator_state']
       damaged.append((step, reason))
       step = self._newest_before(step)
@@ -277,50 +240,37 @@ class Checkpointer:
         _to_device(leaves[name], like) for name, like in wanted.items()
     )
 
-  def _set_aside(self, damaged: list[tuple[int, str]], then: str) -> None:
-    """Moves damaged steps out of the way and says so (process 0 does)."""
+  def _set_aside(self, damaged: list[tuple[int, str]], step: int) -> None:
+    """Moves damaged steps out of the way of `step`, in the first process."""
     if not damaged:
       return
     self._manager.close()
     if jax.process_index() == 0:
-      for step, reason in damaged:
-        target = self._damaged_path(step)
+      for bad, reason in damaged:
+        target = self._damaged_path(bad)
         target.parent.mkdir(exist_ok=True)
-        (self._directory / str(step)).rename(target)
-        message = (
-            f'checkpoint {step} in {self._directory} is damaged ({reason});'
-            f' moved to {target}; {then}'
+        (self._directory / str(bad)).rename(target)
+        self._report(
+            f'checkpoint {bad} in {self._directory} is damaged ({reason}); '
+            f'moved to {target}; using checkpoint {step}'
         )
-        self._report(message)
     _all_processes(True)  # No process may list the steps before the moves.
     self._open()
 
   def _damaged_path(self, step: int) -> pathlib.Path:
     """Returns a path that nothing has yet for a damaged step."""
     parent = self._directory.with_name(f'{self._directory.name}_damaged')
-    path, number = parent / str(step), 1
-    while path.exists():
-      path, number = parent / f'{step}.{number}', number + 1
-    return path
+    names = itertools.chain(
+        [str(step)], (f'{step}.{n}' for n in itertools.count(1))
+    )
+    return next(parent / n for n in names if not (parent / n).exists())
 
 
 def _named_leaves(tree: Any) -> tuple[dict[str, Any], Any]:
   """Returns leaves by name ('params/conv1/kernel') and the tree structure."""
   paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  named = {}
-  for path, leaf in paths:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    if name in named:
-      raise TypeError(f'two leaves of the state have the name {name!r}')
-    if not (hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')):
-      raise TypeError(f'state leaf {name} is a {type(leaf)}, not an array')
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      raise TypeError(
-          f'state leaf {name} is a typed PRNG key, which checkpoints cannot'
-          ' hold: keep the seed or jax.random.key_data(key)'
-      )
-    named[name] = leaf
-  return named, treedef
+  keystr = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
+  return {keystr(path): leaf for path, leaf in paths}, treedef
 
 
 def _to_host(state: Any) -> dict[str, np.ndarray]:
