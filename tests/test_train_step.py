@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from awconv_jax.tasks import classification
 from awconv_jax.train import partition
 from awconv_jax.train import step as train_step
 
@@ -109,82 +108,6 @@ def test_averages_of_parameters_and_statistics():
   np.testing.assert_allclose(state.ema['params']['w'], w, rtol=1e-5)
   np.testing.assert_allclose(state.ema['batch_stats']['n'], n, rtol=1e-5)
   assert state.eval_variables() is state.ema
-
-
-def test_averages_of_a_network_with_batch_norm():
-  """Of every parameter and running statistic, step by step."""
-  task, mesh = small_network(), partition.create_mesh()
-  optimizer, ema_decay = optax.sgd(0.1), 0.25
-  rng = np.random.default_rng(0)
-  batches = [
-      {
-          'image': rng.integers(0, 256, (8, 8, 8, 1)).astype(np.uint8),
-          'label': rng.integers(0, 3, 8).astype(np.int32),
-      }
-      for _ in range(5)
-  ]
-  state = train_step.create_state(
-      task,
-      optimizer,
-      mesh,
-      seed=0,
-      batch_shapes=jax.eval_shape(lambda: batches[0]),
-      ema=True,
-  )
-  function = train_step.create_train_step(
-      task,
-      optimizer,
-      lambda step: 0.1,
-      mesh,
-      seed=7,
-      accumulation_steps=1,
-      ema_decay=ema_decay,
-  )
-  want = flat(state.variables())
-  first = flat(state.variables())
-  for t, rows in enumerate(batches):
-    state, _ = function(state, partition.shard_batch(mesh, rows))
-    decay = min(ema_decay, (1 + t) / (10 + t))  # The cap is met at the third.
-    newest = flat(state.variables())
-    want = {k: decay * want[k] + (1 - decay) * newest[k] for k in newest}
-    for key, value in flat(state.ema).items():
-      np.testing.assert_allclose(
-          value, want[key], rtol=1e-4, atol=1e-6, err_msg=key
-      )
-  assert any('batch_stats' in key and 'var' in key for key in want)
-  for key in want:  # All of them moved, so that an average says something.
-    assert not np.allclose(want[key], first[key], rtol=1e-4), key
-    assert not np.allclose(want[key], newest[key], rtol=1e-4), key
-
-
-def small_network():
-  """Returns the task of a network of two blocks."""
-  model = dict(
-      name='resnet18',
-      num_classes=3,
-      width=4,
-      stem='cifar',
-      stage_sizes=(1, 1),
-      zero_init_residual=False,
-  )
-  return classification.Classification(
-      model,
-      loss='bce',
-      label_smoothing=0.1,
-      bce_threshold=None,
-      mixup=0.2,
-      cutmix=1.0,
-      mix_probability=1.0,
-      mix_switch_probability=0.5,
-      mean=(128.0,),
-      std=(64.0,),
-  )
-
-
-def flat(tree):
-  """Returns the leaves in float64 by path."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
-  return {jax.tree_util.keystr(k): v.astype(np.float64) for k, v in leaves}
 
 
 def test_without_averages_the_newest_are_evaluated():
