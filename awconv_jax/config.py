@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import inspect
+import re
 import types
 from typing import Any
 
@@ -282,7 +283,8 @@ def _line(path: str, value: Any, error: pydantic.ValidationError) -> str:
   """Returns a line on the first fault of a value."""
   fault = error.errors()[0]  # The others may be of a union's other members.
   message = fault['msg'].removeprefix('Value error, ')
-  message = message.replace('Input should be', 'must be')
+  message = re.sub(r'^\w+ should ', 'must ', message)
+  message = message.replace(' after validation', '')
   # Numbers are places in a tuple; names, members of a union.
   for place in (p for p in fault['loc'] if isinstance(p, int)):
     if place >= len(value):

@@ -58,7 +58,9 @@ def boat(
     fuel: NonNegativeFloat | None = None,
     sail: Literal['gaff', 'lug'] = 'lug',
     ports: Sequence[str] = (),
-    marks: tuple[PositiveInt, ...] | None = None,
+    marks: (
+        Annotated[tuple[PositiveInt, ...], Bound(min_length=1)] | None
+    ) = None,
     harbour: str | None = None,
     net: Annotated[Mapping[str, Any] | None, Options(Net)] = None,
     gear: Annotated[Mapping[str, Any], Named(TOOLS, 'gear', given=DEPTH)],
@@ -190,6 +192,7 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
             dict(net=dict(tool_options=dict(turns=1))),
             "config.net.tool_options={'turns': 1} needs config.net.tool, which",
         ),
+        (dict(marks=()), 'config.marks=() must have at least 1 item'),
         (dict(net=3), 'config.net=3 must hold options by name'),
         (dict(gear=dict(turns=3)), 'config.gear.name is missing'),
         (

@@ -173,7 +173,7 @@ def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
   partition.initialize_distributed('host:1', 2, 0)
   assert called[1:] == [('host:1', 2, 0)]
   for given, words in (
-      (('host:1', 2, None), '--process_id'),
+      (('host:1', 2, None), '--process_id together'),
       (('host:1', 2, 2), '--process_id=2 is not in 0..1'),
       (('host', 2, 0), '--coordinator=host has no port'),
   ):

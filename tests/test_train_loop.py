@@ -159,6 +159,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         ({'accumulation_steps': 3}, ['config.accumulation_steps=3', '32']),
         ({'task__mean': (1.0, 2.0)}, ['config.task.mean', '1 channel']),
         ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
+        ({'task__name': 'detection'}, ['detector', 'faster_rcnn']),
         ({'data__train_split': 'trian'}, ["'trian'", 'train']),
         ({'data__prefetch': 0}, ['config.data.prefetch=0', 'num_threads=1']),
         ({'init_skip': ('head',)}, ["config.init_skip=('head',)", 'init_from']),

@@ -1,6 +1,7 @@
 """Tasks: all that the training loop must know of what is learned.
 
-A task has the attributes `model` and `num_classes`, and these methods:
+A task has the attributes `model`, `num_classes` and `trains_on` (keys of the
+batches that the loss reads), and these methods:
   init(rng, batch) -> variables
   loss(variables, batch, rng) -> loss, (metrics, updated batch statistics)
   forward(variables, batch) -> the network's outputs; what is counted as MACs

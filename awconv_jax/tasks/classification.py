@@ -65,6 +65,8 @@ class Classification:
     InputError: the threshold does not divide right from wrong.
   """
 
+  trains_on = ('image', 'label')
+
   def __init__(
       self,
       model: Mapping[str, Any],

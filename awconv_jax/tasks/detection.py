@@ -28,6 +28,8 @@ class Detection:
     InputError: a name is unknown.
   """
 
+  trains_on = ('image', 'image_size', 'gt_boxes', 'gt_labels', 'gt_valid')
+
   def __init__(
       self,
       model: Mapping[str, Any],

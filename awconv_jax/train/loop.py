@@ -76,7 +76,8 @@ def train(config: Any, workdir: str) -> Result:
 def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
   task = tasks.create(config)
   batches, eval_batches = _create_data(config)
-  _check_classes(config, task, batches)
+  shapes = _shapes(eval_batches)
+  _check_fits(config, task, batches, shapes)
   steps_per_epoch = batches.batches_per_epoch
   total = _in_steps(config.num_epochs, steps_per_epoch)
   optimizer, schedule = optim.create(
@@ -114,7 +115,6 @@ def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
             report=log.info,
         )
     )
-    shapes = _shapes(eval_batches)
     state = train_step.create_state(
         task,
         optimizer,
@@ -238,7 +238,13 @@ def _create_data(config: Any) -> tuple[Any, Any]:
   )
 
 
-def _check_classes(config: Any, task: Any, batches: Any) -> None:
+def _check_fits(config: Any, task: Any, batches: Any, shapes: Any) -> None:
+  """Raises InputError if the task cannot learn from these data."""
+  if lacking := [key for key in task.trains_on if key not in shapes]:
+    raise InputError(
+        f'config.task.name={config.task.name!r} does not fit {config.data.name}'
+        f', whose batches have no {", ".join(lacking)}'
+    )
   if task.num_classes != batches.num_classes:
     raise InputError(
         f'config.model.num_classes={task.num_classes}, but {config.data.name} '

@@ -15,7 +15,6 @@ import optax
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.options import (
-    Bound,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,6 +22,7 @@ from awconv_jax.options import (
     Options,
     PositiveFloat,
     PositiveInt,
+    Share,
     UnitFloat,
 )
 
@@ -106,7 +106,7 @@ def step(
     steps_per_epoch: float,
     *,
     boundaries_epochs: Sequence[PositiveFloat] = (30.0, 60.0, 90.0),
-    factor: Annotated[float, Bound(gt=0, le=1)] = 0.1,
+    factor: Share = 0.1,
 ) -> optax.Schedule:
   """Times `factor` from each boundary on, in epochs from the very start.
 
@@ -211,16 +211,27 @@ def create(
   Raises:
     InputError: an unknown name, or durations that contradict each other.
   """
-  rate = create_schedule(
-      schedule,
-      schedule_options,
-      base_learning_rate=learning_rate * batch_size / base_batch_size,
-      warmup_epochs=warmup_epochs,
-      warmup_steps=warmup_steps,
-      warmup_start_fraction=warmup_start_fraction,
-      total_steps=total_steps,
-      steps_per_epoch=steps_per_epoch,
+  if warmup_steps and warmup_epochs:
+    raise InputError(
+        f'config.optimizer.warmup_steps={warmup_steps} and warmup_epochs='
+        f'{warmup_epochs} are both given; set one to 0'
+    )
+  warmup = warmup_steps or round(warmup_epochs * steps_per_epoch)
+  if warmup > total_steps:
+    raise InputError(
+        f'the warm-up of {warmup} steps (config.optimizer.warmup_steps or '
+        f'warmup_epochs) is longer than the run of {total_steps} steps'
+    )
+  fraction = look_up('schedule', schedule, SCHEDULES)(
+      warmup, total_steps, steps_per_epoch, **(schedule_options or {})
   )
+  highest = learning_rate * batch_size / base_batch_size
+
+  def rate(step):
+    start = warmup_start_fraction
+    rise = start + (1 - start) * step / max(warmup, 1)
+    return highest * jnp.where(step < warmup, rise, fraction(step))
+
   build = look_up('optimizer', name, OPTIMIZERS)
   mask = look_up('decay mask', decay_mask, DECAY_MASKS)
   tx = build(rate, weight_decay, mask, **(options or {}))
@@ -234,43 +245,6 @@ def create(
         lambda params: is_frozen(params, frozen),
     )
   return tx, rate
-
-
-def create_schedule(
-    name: str,
-    options: Mapping[str, Any] | None,
-    *,
-    base_learning_rate: float,
-    warmup_epochs: float,
-    warmup_steps: int,
-    warmup_start_fraction: float,
-    total_steps: int,
-    steps_per_epoch: float,
-) -> optax.Schedule:
-  """Returns a linear warm-up, then the schedule of a name; see `create`."""
-  if warmup_steps and warmup_epochs:
-    raise InputError(
-        f'config.optimizer.warmup_steps={warmup_steps} and warmup_epochs='
-        f'{warmup_epochs} are both given; set one to 0'
-    )
-  warmup_steps = warmup_steps or round(warmup_epochs * steps_per_epoch)
-  if warmup_steps > total_steps:
-    raise InputError(
-        f'the warm-up of {warmup_steps} steps (config.optimizer.warmup_steps '
-        f'or warmup_epochs) is longer than the run of {total_steps} steps'
-    )
-  build = look_up('schedule', name, SCHEDULES)
-  fraction = build(
-      warmup_steps, total_steps, steps_per_epoch, **(options or {})
-  )
-
-  def schedule(step):
-    start = warmup_start_fraction
-    rise = start + (1 - start) * step / max(warmup_steps, 1)
-    warming = step < warmup_steps
-    return base_learning_rate * jnp.where(warming, rise, fraction(step))
-
-  return schedule
 
 
 def is_frozen(params: Any, patterns: Sequence[str]) -> Any:

@@ -8,6 +8,7 @@ the same metrics.
 from collections.abc import Callable, Mapping
 import importlib.util
 import os
+import re
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from awconv_jax import errors
+from awconv_jax.errors import InputError, ReportedError
 
 DATA_AXIS = 'data'
 
@@ -38,30 +39,24 @@ def initialize_distributed(
   Raises:
     InputError: only some of the three are given, or they cannot be right.
   """
-  given = {
-      '--coordinator': coordinator,
-      '--num_processes': num_processes,
-      '--process_id': process_id,
-  }
-  missing = [name for name, value in given.items() if value is None]
-  if not missing:
-    if not 0 <= process_id < num_processes:
-      raise errors.InputError(
-          f'--process_id={process_id} is not in 0..{num_processes - 1}, as '
-          f'--num_processes={num_processes} says'
-      )
-    if not coordinator.rpartition(':')[2].isdigit() or ':' not in coordinator:
-      raise errors.InputError(
-          f'--coordinator={coordinator} has no port; want host:port'
-      )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-  elif len(missing) < len(given):
-    raise errors.InputError(
+  given = (coordinator, num_processes, process_id)
+  if all(value is None for value in given):
+    if _several_processes_detected():
+      jax.distributed.initialize()
+    return
+  if any(value is None for value in given):
+    raise InputError(
         'a run of several processes needs --coordinator, --num_processes and '
-        f'--process_id together; missing: {", ".join(missing)}'
+        '--process_id together'
     )
-  elif _several_processes_detected():
-    jax.distributed.initialize()
+  if not 0 <= process_id < num_processes:
+    raise InputError(
+        f'--process_id={process_id} is not in 0..{num_processes - 1}, as '
+        f'--num_processes={num_processes} says'
+    )
+  if not re.fullmatch(r'.+:\d+', coordinator):
+    raise InputError(f'--coordinator={coordinator} has no port; want host:port')
+  jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def _several_processes_detected() -> bool:
@@ -92,14 +87,14 @@ def sync_errors(function: Callable[[], Any]) -> Any:
   result, message = None, b''
   try:
     result = function()
-  except errors.ReportedError as error:
+  except ReportedError as error:
     message = str(error).encode()
   room = np.zeros(2048, np.uint8)
   room[: len(message)] = np.frombuffer(message[: len(room)], np.uint8)
   for row in multihost_utils.process_allgather(room):
     if row.any():
       text = bytes(row).rstrip(b'\0').decode(errors='replace')
-      raise errors.InputError(text)
+      raise InputError(text)
   return result
 
 
@@ -123,7 +118,7 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
   """Raises InputError if the devices cannot share the batch evenly."""
   if batch_size < 1 or batch_size % mesh.size:
     nearest = max(round(batch_size / mesh.size), 1) * mesh.size
-    raise errors.InputError(
+    raise InputError(
         f'config.{name}={batch_size} is not divisible by the {mesh.size} '
         f'devices of this run; take {nearest}, for example'
     )
