@@ -17,7 +17,7 @@ import os
 import pathlib
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,9 @@ from awconv_jax.options import NonNegativeFloat, NonNegativeInt, PositiveInt
 from awconv_jax.train import partition
 from benchmarks import network
 
-# (width, height), and how many of 20 images have it.
-SIZES = {
-    (500, 375): 9,
-    (375, 500): 3,
-    (500, 333): 3,
-    (333, 500): 1,
-    (500, 400): 1,
-    (400, 300): 1,
-    (640, 480): 1,
-    (1024, 768): 1,
-}
+# Width and height of 20 images in succession.
+SIZES = ((500, 375),) * 9 + ((375, 500), (500, 333)) * 3
+SIZES += ((333, 500), (500, 400), (400, 300), (640, 480), (1024, 768))
 # With these two the files have 110 kB on average. The noise, of 255, is what
 # photographs that were shrunk and enlarged lack.
 _QUALITY, _NOISE = 96, 3.0
@@ -84,23 +76,14 @@ class Row:
   consumer_ms: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """A pipeline and what takes its batches.
-
-  Attributes:
-    pipeline, consumer: as in `Row`.
-    open: starts the pipeline; returns endless batches with a method `close`.
-    ahead: batches that may be ready before they are asked for.
-    consume: takes a batch, starts to compute and returns what can be waited
-      for.
-  """
+class Case(NamedTuple):
+  """A pipeline and what takes its batches; both have names, as in `Row`."""
 
   pipeline: str
   consumer: str
-  open: Callable[[], Any]
-  ahead: int
-  consume: Callable[[Any], Any]
+  open: Callable[[], Any]  # Starts endless batches, with a method `close`.
+  ahead: int  # Batches that may be ready before they are asked for.
+  consume: Callable[[Any], Any]  # Returns what can be waited for.
 
 
 def run(
@@ -147,22 +130,13 @@ def run(
     # Each worker has one more, done, on its way to this process.
     threads = 1 if workers else os.cpu_count()
     ahead = 2 * workers or threads
+    crop = dict(area=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    crop['interpolation'] = interpolation
     options = dict(
         name=f'folder:{folder}',
         image_size=side,
         eval_image_size=side,
-        augment=(
-            # As in the recipes for ImageNet.
-            (
-                'random_resized_crop',
-                dict(
-                    area=(0.08, 1.0),
-                    ratio=(3 / 4, 4 / 3),
-                    interpolation=interpolation,
-                ),
-            ),
-            ('flip', {}),
-        ),
+        augment=(('random_resized_crop', crop), ('flip', {})),
         num_workers=workers,
         num_threads=threads,
         prefetch=threads,
@@ -190,12 +164,11 @@ def write_jpegs(path: str, number: int, seed: int) -> list[str]:
   from sklearn import datasets
 
   photographs = datasets.load_sample_images().images
-  sizes = [size for size, times in SIZES.items() for _ in range(times)]
   files = []
   for i in range(number):
     rng = np.random.default_rng((seed, i))
-    width, height = sizes[i % len(sizes)]
-    photograph = photographs[i // len(sizes) % len(photographs)]
+    width, height = SIZES[i % len(SIZES)]
+    photograph = photographs[i // len(SIZES) % len(photographs)]
     most = min(photograph.shape[0] / height, photograph.shape[1] / width)
     factor = most * rng.uniform(0.6, 1.0)
     high, wide = int(height * factor), int(width * factor)
@@ -208,8 +181,7 @@ def write_jpegs(path: str, number: int, seed: int) -> list[str]:
     file = pathlib.Path(path, 'train', f'class{i % _CLASSES}', f'{i:05}.jpg')
     file.parent.mkdir(parents=True, exist_ok=True)
     quality = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-    if not cv2.imwrite(str(file), image[..., ::-1], quality):
-      raise errors.InputError(f'cannot write {file}')
+    cv2.imwrite(str(file), image[..., ::-1], quality)
     files.append(str(file))
   return files
 

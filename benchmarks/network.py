@@ -242,9 +242,6 @@ def fetch(result: tuple[Any, Any]) -> dict[str, Any]:
 
 
 def count_exchanges(text: str, kind: str) -> int:
-  """Returns how many exchanges such as 'all-gather' a program has.
-
-  One that is split into a start and an end, so that other work goes on
-  meanwhile, counts once.
-  """
+  """Returns how many exchanges such as 'all-gather' a program has."""
+  # One that is split into a start and an end counts once.
   return len(re.findall(rf'\s{re.escape(kind)}(?:-start)?\(', text))

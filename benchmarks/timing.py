@@ -6,12 +6,9 @@ meet the same state of the machine, and only after results were compared.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
-import functools
 import math
 import os
 import platform
-import shutil
-import subprocess
 import time
 from typing import Any
 
@@ -49,7 +46,7 @@ class Program:
 
 @dataclasses.dataclass
 class Measurement:
-  """What was seen of one program.
+  """What was seen of a program.
 
   Attributes:
     program: that was measured.
@@ -98,10 +95,7 @@ def relative_error(result: Any, reference: Any) -> float:
 
 
 def _refuse_meaningless(name: str, result: Any) -> None:
-  """Raises ReportedError for an array that is zero, or not finite.
-
-  Zero equals zero, and a time for NaN may be another one.
-  """
+  """Raises ReportedError for an array that is zero, or not finite."""
   for array in jax.tree.leaves(result):
     norm = np.linalg.norm(np.asarray(array, np.float64))
     if not (np.isfinite(norm) and norm > 0):
@@ -224,29 +218,14 @@ def measure(
       {name: first for name, (_, first, _) in ready.items()},
       seconds,
   )
-  return {
-      name: Measurement(
-          program=program,
-          milliseconds=1e3 * float(np.median([took / n for n, took in seen])),
-          calls=sum(n for n, _ in seen),
-          error=difference,
-      )
-      for (name, seen), (program, _, difference) in zip(
-          times.items(), ready.values(), strict=True
-      )
-  }
+  measured = {}
+  for name, (program, _, difference) in ready.items():
+    median = float(np.median([took / n for n, took in times[name]]))
+    calls = sum(n for n, _ in times[name])
+    measured[name] = Measurement(program, 1e3 * median, calls, difference)
+  return measured
 
 
-def _driver() -> str:
-  """Returns the version of NVIDIA's driver; '' where there is none."""
-  if not shutil.which('nvidia-smi'):
-    return ''
-  query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
-  found = subprocess.run(query, capture_output=True, text=True, check=False)
-  return found.stdout.partition('\n')[0]
-
-
-@functools.cache
 def environment() -> dict[str, Any]:
   """Returns what all numbers depend on: device, processor and versions."""
   device = jax.devices()[0]
@@ -255,8 +234,6 @@ def environment() -> dict[str, Any]:
       'devices': jax.device_count(),
       'backend': jax.default_backend(),
       'platform': device.client.platform_version,
-      'driver': _driver(),
-      'machine': platform.machine(),
       'cores': os.cpu_count(),
       'jax': jax.__version__,
       'jaxlib': jaxlib.__version__,

@@ -4,6 +4,7 @@ python -m awconv_jax.tools.plot_curves --output=curves.png runs/a runs/b
 """
 
 from collections.abc import Sequence
+import itertools
 import pathlib
 
 from absl import flags
@@ -58,33 +59,37 @@ def plot(workdirs: Sequence[str], output: str) -> str:
       for title, names in PANELS.items()
       if known & set(names)
   }
+  number = max(len(panels), 1)
   figure, axes = pyplot.subplots(
-      1, max(len(panels), 1), figsize=(13, 4), squeeze=False
+      1,
+      number,
+      figsize=(2 + 4 * number, 4),
+      squeeze=False,
+      layout='constrained',
   )
-  axes = axes[0]
+  axes, entries = axes[0], {}
   for axis, (title, names) in zip(axes, panels.items(), strict=False):
-    for color, (workdir, rows) in enumerate(runs.items()):
-      for name in names:
-        steps, values = _series(rows, name)
-        if not steps:
-          continue  # Nor is there an entry in the legend.
-        if '%' in title:
-          values = [100 * value for value in values]
-        split = name.partition('/')[0]
-        axis.plot(
-            steps,
-            values,
-            color=f'C{color}',
-            alpha=1 if split == 'eval' or len(names) == 1 else 0.4,
-            # A line of a single point is not to be seen.
-            marker='.' if split == 'eval' or len(steps) == 1 else None,
-            label=f'{pathlib.Path(workdir).name}, {split}',
-        )
+    for (color, (workdir, rows)), name in itertools.product(
+        enumerate(runs.items()), names
+    ):
+      steps, values = _series(rows, name)
+      if not steps:
+        continue  # Nor is there an entry in the legend.
+      split = name.partition('/')[0]
+      (line,) = axis.plot(
+          steps,
+          [100 * v for v in values] if '%' in title else values,
+          color=f'C{color}',
+          alpha=1 if split == 'eval' or len(names) == 1 else 0.4,
+          # A line of a single point is not to be seen.
+          marker='.' if split == 'eval' or len(steps) == 1 else None,
+          label=f'{pathlib.Path(workdir).name}, {split}',
+      )
+      entries.setdefault((workdir, split), line)
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
-  axes[0].legend()
   axes[0].set_yscale('log')
-  figure.tight_layout()
+  figure.legend(handles=entries.values(), loc='outside right upper')
   try:
     figure.savefig(output, dpi=120)
   except (OSError, ValueError) as error:
