@@ -5,7 +5,7 @@ import numpy as np
 
 from awconv_jax.ops import aw_conv as op
 
-# `fused` has tiles for wider kernels than these; see test_aw_conv_fused.py.
+# `fused` has tiles for wider kernels than most here; see test_aw_conv_fused.py.
 IMPLEMENTATIONS = [name for name in op.IMPLEMENTATIONS if name != 'fused']
 FAST = [name for name in IMPLEMENTATIONS if name != 'vmap']
 BASE = dict(
@@ -22,6 +22,8 @@ BASE = dict(
     groups=1,
     residual=True,
 )
+# As wide as `fused` has tiles for.
+WIDE = BASE | dict(channels=16, features=32, g=2, p=32)
 # Every option once; `cases` mixes them.
 CASES = {
     'plain': {},

@@ -7,6 +7,7 @@ from aw_conv_cases import (
     CASES,
     FAST,
     IMPLEMENTATIONS,
+    WIDE,
     draw,
     floats,
     options_of,
@@ -14,6 +15,7 @@ from aw_conv_cases import (
 import jax
 from jax import lax
 import jax.numpy as jnp
+from layer_cases import close
 import naive
 import numpy as np
 import pytest
@@ -22,8 +24,13 @@ from awconv_jax.ops import aw_conv as op
 from awconv_jax.ops.aw_conv import aw_conv
 from awconv_jax.ops.aw_conv.forms import modulate
 
-# JAX derives these by itself, so that they can be derived forward, too.
-DERIVED = [name for name in FAST if not name.startswith('loop')]
+# Backward passes of their own; JAX derives the others forward, too.
+REVERSE_ONLY = ('loop_dot', 'loop_conv', 'fused')
+ALL_FAST = [*FAST, 'fused']
+
+
+def case_of(implementation):
+  return WIDE if implementation == 'fused' else BASE
 
 
 @pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
@@ -48,10 +55,6 @@ def plain_conv(x, kernel):
   return lax.conv_general_dilated(
       x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
-
-
-def close(a, b, tolerance=1e-5):
-  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -99,19 +102,19 @@ def test_samples_do_not_see_each_other_nor_their_order(run):
   assert not np.allclose(out[1], other[1])
 
 
-@pytest.mark.parametrize('implementation', ['loop_dot', 'loop_conv'])
-def test_forward_derivatives_of_the_loops_are_refused_clearly(implementation):
-  operands = floats()
+@pytest.mark.parametrize('implementation', REVERSE_ONLY)
+def test_forward_derivatives_that_there_are_not_are_refused(implementation):
+  operands = tuple(floats(case_of(implementation)))
   run = functools.partial(aw_conv, implementation=implementation)
   with pytest.raises(TypeError, match="forward-mode, say implementation='map'"):
-    jax.jvp(run, tuple(operands), tuple(operands))
+    jax.jvp(run, operands, operands)
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', FAST)
-@pytest.mark.parametrize('name', ['plain', 'stride_2', 'groups_2'])
+@pytest.mark.parametrize('implementation', ALL_FAST)
+@pytest.mark.parametrize('name', ['plain', 'stride_2'])
 def test_export_with_a_symbolic_batch_size(implementation, name):
-  case = BASE | CASES[name]
+  case = case_of(implementation) | CASES[name]
   options = options_of(case)
   run = functools.partial(aw_conv, implementation=implementation, **options)
   _, kernel, _ = floats(case)
@@ -127,7 +130,9 @@ def test_export_with_a_symbolic_batch_size(implementation, name):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', DERIVED)
+@pytest.mark.parametrize(
+    'implementation', [name for name in FAST if name not in REVERSE_ONLY]
+)
 def test_jvp(implementation):
   x, kernel, maps = floats()
   run = functools.partial(aw_conv, implementation=implementation)
@@ -146,9 +151,9 @@ def test_jvp(implementation):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', FAST)
+@pytest.mark.parametrize('implementation', ALL_FAST)
 def test_gradient_of_gradient(implementation):
-  case = BASE | dict(size=(2, 2), n=1)
+  case = case_of(implementation) | dict(size=(2, 2), n=1)
   x, kernel, maps = floats(case)
   x2, _, maps2 = floats(case, seed=1)
 
@@ -177,9 +182,9 @@ def test_gradient_of_gradient(implementation):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', FAST)
+@pytest.mark.parametrize('implementation', ALL_FAST)
 def test_vmap_and_checkpoint_over_the_whole_operation(implementation):
-  many = [floats(seed=s) for s in range(3)]
+  many = [floats(case_of(implementation), seed=s) for s in range(2)]
   x, kernel, maps = (np.stack(a) for a in zip(*many, strict=True))
   run = functools.partial(aw_conv, implementation=implementation)
   out = jax.jit(jax.vmap(jax.checkpoint(run)))(x, kernel, maps)
@@ -280,26 +285,20 @@ def sharded_gradient(mesh, run, case):
   return compiled.as_text(), result, expected
 
 
-def check_that_nothing_is_gathered(implementation, case):
-  """Compares a batch over all devices with one in one place, and its HLO."""
-  if jax.device_count() < 8:
-    pytest.skip('needs XLA_FLAGS=--xla_force_host_platform_device_count=8')
+@pytest.mark.parametrize('implementation', ['auto', *op.IMPLEMENTATIONS])
+def test_a_sharded_batch_is_not_gathered(implementation):
+  assert jax.device_count() == 8
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   run = functools.partial(aw_conv, implementation=implementation)
-  case = case | dict(n=2 * jax.device_count())
+  case = case_of(implementation) | dict(n=16, size=(3, 3))
   text, result, expected = sharded_gradient(mesh, run, case)
   for own, wanted in zip(
       jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
   ):
-    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
+    close(own, wanted, 1e-4)
   assert 'all-gather' not in text and 'all-to-all' not in text
   # One, for the gradient of the shared kernel.
   assert text.count(' all-reduce(') == 1
-
-
-@pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
-def test_a_sharded_batch_is_not_gathered(implementation):
-  check_that_nothing_is_gathered(implementation, BASE)
 
 
 @pytest.mark.parametrize('axis, number', [('data', 3), ('model', 2)])
