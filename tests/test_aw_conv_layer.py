@@ -186,7 +186,8 @@ def test_drop_in_for_flax_conv(name):
   fields = dict(features=4, kernel_size=(3, 3)) | DROP_IN[name]
   x = images(*fields.pop('shape', (2, 6, 5, 4)))
   plain, layer = nn.Conv(**fields), AWConv(**fields, gate='tanh')
-  loaded = random_variables(plain, x)['params']
+  # nn.Conv masks NumPy's arrays in place.
+  loaded = jax.tree.map(jnp.asarray, random_variables(plain, x)['params'])
   variables = random_variables(layer, x)
   # `nn.Conv`'s own variables, under the same names; and maps of zero.
   assert set(loaded) == set(variables['params']) - {'attention'}

@@ -269,7 +269,7 @@ class AWConv(nn.Conv, kw_only=True):
         self.param_dtype,
     )
     if self.mask is not None:
-      kernel *= self.mask
+      kernel = kernel * self.mask  # Not in place: it may be NumPy's.
     bias = None
     if self.use_bias:
       bias = self.param(
