@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import tiny
+import tiny_scenes
 
 from awconv_jax import errors
 from awconv_jax.train import checkpoint, logging, preemption, rundir
@@ -159,7 +160,6 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         ({'accumulation_steps': 3}, ['config.accumulation_steps=3', '32']),
         ({'task__mean': (1.0, 2.0)}, ['config.task.mean', '1 channel']),
         ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
-        ({'task__name': 'detection'}, ['detector', 'faster_rcnn']),
         ({'data__train_split': 'trian'}, ["'trian'", 'train']),
         ({'data__prefetch': 0}, ['config.data.prefetch=0', 'num_threads=1']),
         ({'init_skip': ('head',)}, ["config.init_skip=('head',)", 'init_from']),
@@ -176,6 +176,15 @@ def test_a_value_that_cannot_be_used_is_named(tmp_path, overrides, words):
   for word in words:
     assert word in str(caught.value)
   assert not (tmp_path / 'run/metrics.jsonl').exists()
+
+
+def test_data_that_a_task_cannot_learn_from(tmp_path):
+  scenes = tiny_scenes.get_config()
+  with scenes.unlocked():
+    scenes.data = config().data
+  words = "'detection' does not fit digits, .* no image_size, gt_boxes"
+  with pytest.raises(errors.InputError, match=words):
+    train_loop.train(scenes, str(tmp_path))
 
 
 def test_a_directory_belongs_to_one_config(whole):
