@@ -97,53 +97,44 @@ def replace_variables(state: TrainState, variables: Any) -> TrainState:
         like,
     )
 
-  own = place(variables, state.variables())
-  params = own.pop('params')
+  model_state = place(variables, state.variables())
+  params = model_state.pop('params')
   ema = None if state.ema is None else place(variables, state.ema)
-  return state.replace(params=params, model_state=own, ema=ema)
-
-
-def _microbatches(batch: Batch, number: int) -> Batch:
-  """Splits every array [B, ...] into [number, B / number, ...].
-
-  Each takes every number-th row, so that it is spread over all devices.
-  """
-
-  def split(x):
-    x = x.reshape(x.shape[0] // number, number, *x.shape[1:])
-    return jnp.swapaxes(x, 0, 1)
-
-  return jax.tree.map(split, dict(batch))
+  return state.replace(params=params, model_state=model_state, ema=ema)
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):
-  """Averages loss, metrics and gradients over microbatches, one at a time.
+  """Averages loss, metrics and gradients over parts, one at a time.
 
   Batch statistics are updated after each of them, in turn.
   """
   if number == 1:
     return loss_and_grads(state.params, state.model_state, batch, rng)
 
-  def body(model_state, inputs):
-    index, part = inputs
-    part_rng = jax.random.fold_in(rng, index)
+  # Each part takes every number-th row, so that it is spread over all devices:
+  # [B, ...] becomes [number, B / number, ...].
+  parts = jax.tree.map(
+      lambda x: jnp.swapaxes(x.reshape(-1, number, *x.shape[1:]), 0, 1),
+      dict(batch),
+  )
+
+  def of_part(model_state, index):
+    part = jax.tree.map(lambda x: x[index], parts)
     (loss, (metrics, model_state)), grads = loss_and_grads(
-        state.params, model_state, part, part_rng
+        state.params, model_state, part, jax.random.fold_in(rng, index)
     )
     return model_state, (loss, metrics, grads)
 
   # A running sum, since the scan would stack the gradients of all parts.
-  def step(carry, inputs):
+  def step(carry, index):
     model_state, total = carry
-    model_state, out = body(model_state, inputs)
+    model_state, out = of_part(model_state, index)
     return (model_state, jax.tree.map(jnp.add, total, out)), None
 
-  parts = _microbatches(batch, number)
-  first = jax.tree.map(lambda x: x[0], parts)
-  shapes = jax.eval_shape(body, state.model_state, (jnp.int32(0), first))[1]
+  shapes = jax.eval_shape(of_part, state.model_state, jnp.int32(0))[1]
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   (model_state, total), _ = jax.lax.scan(
-      step, (state.model_state, zeros), (jnp.arange(number), parts)
+      step, (state.model_state, zeros), jnp.arange(number)
   )
   loss, metrics, grads = jax.tree.map(lambda x: x / number, total)
   return (loss, (metrics, model_state)), grads
