@@ -67,7 +67,10 @@ def train(config: Any, workdir: str) -> Result:
   """
   config = settings.complete(config)
   mesh = partition.create_mesh()
-  _check_batches(config, mesh)
+  partition.check_batch_size(
+      'batch_size', config.batch_size, mesh, config.accumulation_steps
+  )
+  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
   # The mesh is in force while functions are traced: `ops.aw_conv` asks for it.
   with jax.set_mesh(mesh):
     return _train(config, pathlib.Path(workdir).absolute(), mesh)
@@ -206,19 +209,6 @@ def evaluate(
 
 
 # --- before the first step ---------------------------------------------------
-
-
-def _check_batches(config: Any, mesh: Mesh) -> None:
-  """Raises InputError for batches that the devices cannot share."""
-  partition.check_batch_size('batch_size', config.batch_size, mesh)
-  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
-  parts = config.accumulation_steps
-  if config.batch_size % (parts * mesh.size):
-    raise InputError(
-        f'config.accumulation_steps={parts} must divide the '
-        f'{config.batch_size // mesh.size} images of batch_size='
-        f'{config.batch_size} that each of the {mesh.size} devices gets'
-    )
 
 
 def _create_data(config: Any) -> tuple[Any, Any]:

@@ -114,13 +114,17 @@ def over_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, jax.P(DATA_AXIS))
 
 
-def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
-  """Raises InputError if the devices cannot share the batch evenly."""
-  if batch_size < 1 or batch_size % mesh.size:
-    nearest = max(round(batch_size / mesh.size), 1) * mesh.size
+def check_batch_size(
+    name: str, batch_size: int, mesh: Mesh, parts: int = 1
+) -> None:
+  """Raises InputError if devices cannot share a batch, or its parts, evenly."""
+  shards = mesh.size * parts
+  if batch_size % shards:
+    nearest = max(round(batch_size / shards), 1) * shards
+    times = f' times config.accumulation_steps={parts}' if parts > 1 else ''
     raise InputError(
         f'config.{name}={batch_size} is not divisible by the {mesh.size} '
-        f'devices of this run; take {nearest}, for example'
+        f'devices of this run{times}; take {nearest}, for example'
     )
 
 
