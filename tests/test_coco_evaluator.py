@@ -95,11 +95,6 @@ def evaluator_of(rows, size=5, **options):
   return evaluator
 
 
-def found_nothing(rows):
-  """Returns no detection at all."""
-  return perfect(rows) | {'valid': np.zeros_like(rows['gt_valid'])}
-
-
 def test_ground_truth_as_predictions_is_perfect():
   rows = images()
   # What the test is about is there.
@@ -117,21 +112,18 @@ def test_ground_truth_as_predictions_is_perfect():
   assert evaluator.per_class() == dict.fromkeys(IDS, one)
 
 
-def test_no_detections_at_all_is_zero():
-  evaluator = evaluator_of(found_nothing(images()))
-  assert evaluator.results() == []
-  zeros = dict.fromkeys(coco.METRICS, 0.0)
-  assert evaluator.compute() == zeros | {'num_images': 12}
-  assert evaluator.per_class() == dict.fromkeys(IDS, 0.0)
-
-
-def test_nothing_to_find_is_minus_one():
+def test_no_detections_are_zero_and_nothing_to_find_is_minus_one():
   rows = perfect(images())
-  rows['gt_valid'] = np.zeros_like(rows['gt_valid'])
-  evaluator = evaluator_of(rows)
+  nothing = np.zeros_like(rows['valid'])
+  evaluator = evaluator_of(rows | {'valid': nothing})
+  assert evaluator.results() == []
+  want = dict.fromkeys(coco.METRICS, 0.0) | {'num_images': 12}
+  assert evaluator.compute() == want
+  assert evaluator.per_class() == dict.fromkeys(IDS, 0.0)
+  evaluator = evaluator_of(rows | {'gt_valid': nothing})
   assert len(evaluator.results()) > 0
-  nothing = dict.fromkeys(coco.METRICS, -1.0)
-  assert evaluator.compute() == nothing | {'num_images': 12}
+  want = dict.fromkeys(coco.METRICS, -1.0) | {'num_images': 12}
+  assert evaluator.compute() == want
   # Without the ground truth, as of a folder of images, there is none either.
   folder = {k: v for k, v in rows.items() if not k.startswith('gt_')}
   assert evaluator_of(folder).results() == evaluator.results()
@@ -280,13 +272,10 @@ def test_one_of_two_found_by_hand():
   assert metrics['APs'] == metrics['APl'] == -1
   by_id = dict.fromkeys(IDS, -1.0) | {17: pytest.approx(51 / 101)}
   assert evaluator.per_class() == by_id
-
-
-def test_the_area_of_an_object_may_be_less_than_its_box():
+  # The area of an object may be less than its box: the one found is small now.
   evaluator = coco.CocoEvaluator(IDS)
   evaluator.update(one_image(gt_area=np.float32([[1000, 2000]])))
   metrics = evaluator.compute()
-  # The one found is small now, the one missed is as it was.
   assert (metrics['APs'], metrics['APm']) == (pytest.approx(1), 0)
 
 

@@ -56,12 +56,6 @@ def small(data_dir):
   return config
 
 
-@pytest.fixture(scope='module')
-def small_run(data_dir, tmp_path_factory, quick_compiles_of_module):
-  workdir = tmp_path_factory.mktemp('small')
-  return watched_run.train(small(data_dir), workdir, devices=1)
-
-
 def check_metrics(run):
   assert run.result.step == run.result.total_steps == STEPS
   for name in ('loss', 'rpn_class', 'rpn_box', 'roi_class', 'roi_box'):
@@ -104,22 +98,16 @@ def check_frozen(run):
     assert any(name.startswith(prefix) for name in moved), prefix
 
 
-def test_losses_are_finite_and_the_rate_warms_up(small_run):
-  check_metrics(small_run)
-
-
-def test_every_image_is_evaluated_once(small_run):
-  check_images(small_run)
-
-
-def test_what_is_frozen_keeps_its_bits(small_run):
-  check_frozen(small_run)
-
-
-def test_one_canvas_is_one_compilation(small_run):
+def test_five_steps_and_an_evaluation(
+    data_dir, tmp_path, quick_compiles_of_module
+):
+  run = watched_run.train(small(data_dir), tmp_path, devices=1)
+  check_metrics(run)
+  check_images(run)
+  check_frozen(run)
   # Of three short sides in training and three sizes of images.
-  assert small_run.step._cache_size() == 1
-  assert small_run.predict._cache_size() == 1
+  for compiled in (run.step, run.predict):
+    assert compiled._cache_size() == 1
 
 
 @pytest.mark.slow

@@ -440,27 +440,20 @@ def complete(**options):
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_a_preset_is_complete_in_a_config_and_makes_what_it_makes_alone(preset):
-  section = complete(
-      **presets.with_preset(
-          preset, backbone=dict(name='resnet18'), proposals=dict(number=300)
-      )
-  ).model.to_dict()
-  assert section['proposals']['number'] == 300
-  assert section['proposals']['train_candidates'] == 2000
+  given = dict(backbone=dict(name='resnet18'), proposals=dict(number=300))
+  section = complete(**presets.with_preset(preset, **given)).model.to_dict()
   mmdet = preset == 'mmdet'
-  assert section['proposals']['train_number'] == (1000 if mmdet else 2000)
+  assert section['proposals'] == dict(
+      train_candidates=2000,
+      candidates=1000,
+      train_number=1000 if mmdet else 2000,
+      number=300,
+      threshold=0.7,
+      min_size=0.0 if mmdet else 1e-3,
+  )
   assert section['roi_coder'] == dict(
-      weights=(10.0, 10.0, 5.0, 5.0),
-      clamp=math.log(1000 / 16),
-      clamp_below=mmdet,
+      weights=(10.0, 10.0, 5.0, 5.0), clamp=math.log(62.5), clamp_below=mmdet
   )
-  assert section['anchor_matcher'] == dict(
-      positive=0.7,
-      negative=0.3,
-      min_positive=0.3 if mmdet else 0.0,
-      low_quality='gt' if mmdet else 'own',
-  )
-  assert PRESETS[preset].get('proposals', {}).get('number') is None
   # The sections are all the arguments that there are.
   whole = models.create_detector(**section)
   sparse = models.create_detector(backbone='resnet18', preset=preset)
@@ -515,10 +508,3 @@ def test_options_that_do_not_fit_each_other_are_refused(options, message):
   key = jax.random.key(0)
   with pytest.raises(errors.InputError, match=message):
     jax.eval_shape(init, key, *arrays, key)
-
-
-def test_strides_of_another_stem():
-  model = small(
-      dict(stem='cifar'), anchors=dict(strides=(1, 2, 4, 8, 16), scale=4.0)
-  )
-  assert 'rpn' in models.detector_shapes(model)['params']

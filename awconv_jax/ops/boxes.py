@@ -9,7 +9,8 @@ anchor with the centre x_a, y_a and the sides w_a, h_a:
 
 A box is x1, y1, x2, y2 in pixels of the canvas, and its sides are x2 - x1 and
 y2 - y1. Boxes are float32, as neighbouring numbers of bfloat16 are 4 pixels
-apart from 512 on; boxes in half precision are refused.
+apart from 512 on. All here raise ValueError for boxes in half precision, and
+for what is not 4 long.
 """
 
 from collections.abc import Sequence
@@ -34,16 +35,13 @@ def as_boxes(boxes: jax.Array, name: str = 'boxes') -> jax.Array:
 
   Returns:
     float32 [..., 4], or float64 as it was.
-
-  Raises:
-    ValueError: the last axis is not 4 long, or the precision is half.
   """
   boxes = jnp.asarray(boxes)
   if not boxes.ndim or boxes.shape[-1] != 4:
     raise ValueError(
         f'{name} {boxes.shape} are no boxes: want [..., 4], x1, y1, x2, y2'
     )
-  if jnp.issubdtype(boxes.dtype, jnp.floating) and boxes.dtype.itemsize < 4:
+  if boxes.dtype in (jnp.bfloat16, jnp.float16):
     raise ValueError(
         f'{name} are {boxes.dtype}, too coarse for pixels: decode and keep'
         ' boxes in float32'
@@ -59,9 +57,6 @@ def sides(boxes: jax.Array) -> jax.Array:
 
   Returns:
     float32 [..., 2].
-
-  Raises:
-    ValueError: these are no boxes.
   """
   boxes = as_boxes(boxes)
   return boxes[..., 2:] - boxes[..., :2]
@@ -75,9 +70,6 @@ def area(boxes: jax.Array) -> jax.Array:
 
   Returns:
     float32 [...].
-
-  Raises:
-    ValueError: these are no boxes.
   """
   return jnp.maximum(sides(boxes), 0).prod(-1)
 
@@ -91,9 +83,6 @@ def paired_iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
   Returns:
     float32 [...], from 0 to 1; 0 where a box is empty.
-
-  Raises:
-    ValueError: these are no boxes.
   """
   a, b = as_boxes(a), as_boxes(b)
 
@@ -115,9 +104,6 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
   Returns:
     float32 [N, M], from 0 to 1; 0 where a box is empty.
-
-  Raises:
-    ValueError: these are no boxes.
   """
   return paired_iou(jnp.asarray(a)[:, None], b)
 
@@ -131,9 +117,6 @@ def clip(boxes: jax.Array, size: jax.Array | Sequence) -> jax.Array:
 
   Returns:
     float32 [..., 4]; what lay outside is empty.
-
-  Raises:
-    ValueError: these are no boxes.
   """
   boxes = as_boxes(boxes)
   height, width = (jnp.asarray(s, boxes.dtype) for s in size)
@@ -149,9 +132,6 @@ def is_large(boxes: jax.Array, min_size: float) -> jax.Array:
 
   Returns:
     bool [...].
-
-  Raises:
-    ValueError: these are no boxes.
   """
   shorter = sides(boxes).min(-1)
   return (shorter > 0) & (shorter >= min_size)
@@ -166,9 +146,6 @@ def flip(boxes: jax.Array, width: jax.Array | float) -> jax.Array:
 
   Returns:
     float32 [..., 4]; empty boxes stay empty.
-
-  Raises:
-    ValueError: these are no boxes.
   """
   x1, y1, x2, y2 = jnp.moveaxis(as_boxes(boxes), -1, 0)
   return jnp.stack([width - x2, y1, width - x1, y2], -1)
@@ -207,9 +184,6 @@ class Coder:
 
     Returns:
       float32 [..., 4], d_x, d_y, d_w, d_h.
-
-    Raises:
-      ValueError: these are no boxes.
     """
     boxes, anchors = as_boxes(boxes), as_boxes(anchors, 'anchors')
     size, size_a = sides(boxes), sides(anchors)
@@ -230,9 +204,6 @@ class Coder:
 
     Returns:
       float32 [..., 4], not clipped to the image.
-
-    Raises:
-      ValueError: the anchors are no boxes.
     """
     anchors = as_boxes(anchors, 'anchors')
     deltas = jnp.asarray(deltas).astype(anchors.dtype)
