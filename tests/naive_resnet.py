@@ -13,12 +13,14 @@ class Resnet:
     state: arrays by the names of torchvision and timm.
     imagenet: whether the stem strides and has a max-pool.
     strided: the convolution of a bottleneck that strides.
+    epsilon: of the norms.
   """
 
-  def __init__(self, state, imagenet=True, strided=2):
+  def __init__(self, state, imagenet=True, strided=2, epsilon=1e-5):
     self.state = {k: np.float64(v) for k, v in state.items()}
     self.imagenet = imagenet
     self.strided = strided
+    self.epsilon = epsilon
 
   def conv(self, name, x, stride):
     """Symmetric padding by hand: half the kernel on every side."""
@@ -30,7 +32,7 @@ class Resnet:
     own = {k: self.state.get(f'{name}.{k}') for k in ('weight', 'bias')}
     stats = {k: self.state[f'{name}.running_{k}'] for k in ('mean', 'var')}
     params = {'scale': own['weight'], 'bias': own['bias']}
-    return naive.normalize(x, params, 'batch', stats, 1e-5)
+    return naive.normalize(x, params, 'batch', stats, self.epsilon)
 
   def squeeze_excite(self, name, x):
     params = {}

@@ -333,6 +333,17 @@ def test_wrong_names_are_looked_up_where_there_is_no_config(options, words):
     models.shapes_of(models.create('resnet50', **options), 32)
 
 
+@pytest.mark.parametrize(
+    'name, stages',
+    [('resnet18', '123'), ('wrn_16_4', '12'), ('mobilenet_v2', '1235')],
+)
+def test_bam_stands_before_every_stage_that_strides(name, stages):
+  model = models.create(name, attention='bam', num_classes=None)
+  params = models.shapes_of(model, 32)['params']
+  found = [key for key in params if key.endswith('attention')]
+  assert sorted(found) == [f'stage{stage}_attention' for stage in stages]
+
+
 def test_refinement_by_name_reaches_the_aw_convolutions():
   options = dict(aw_conv=True, aw_options=dict(refinement='se'))
   shapes = models.shapes_of(models.create('resnet50', **options), 32)['params']

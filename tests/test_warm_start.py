@@ -87,21 +87,6 @@ def test_an_aw_network_starts_as_the_plain_one_and_then_moves_away(plain):
   assert not np.allclose(logits(aw_model, moved), expected, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_without_an_identity_start_the_logits_differ(plain):
-  # So that the equality above is no matter of course.
-  model, variables, path = plain
-  aw_model = create(attention='se', aw_conv=True)
-  x = images()
-  init = functools.partial(aw_model.init, train=False)
-  start = warm_start.load(path, jax.jit(init)(KEY, x), report=silent)
-  assert not np.allclose(
-      aw_model.apply(start, x, train=False),
-      model.apply(variables, x, train=False),
-      atol=1e-2,
-  )
-
-
 def test_a_head_for_other_classes_is_left_as_it_is(plain):
   _, variables, path = plain
   other = models.create('resnet18', width=8, num_classes=3, attention='se')

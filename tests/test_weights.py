@@ -209,24 +209,6 @@ def test_aw_networks_extend_the_names_and_come_back(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
-def test_an_aw_network_starts_from_plain_weights(tmp_path):
-  state = draw(torch_shapes('basic'))
-  path = torch_zip.save(tmp_path / 'plain.pth', state)
-  variables = aw_variables()
-  with pytest.raises(InputError, match='missing: layer1.0.conv1.attention'):
-    weights.load(path, variables)
-  loaded = weights.load(path, variables, allow_missing=weights.in_aw_branch)
-  plain = weights.load(path, shapes_of(create('basic')))
-  before, own, plain = (
-      names.flatten(tree)[0] for tree in (variables, loaded, plain)
-  )
-  kept = own.keys() - plain.keys()
-  assert kept and all('attention' in p for p in kept)
-  for key, array in own.items():
-    want = before[key] if key in kept else plain[key]
-    np.testing.assert_array_equal(array, want, '/'.join(key))
-
-
 @pytest.mark.parametrize('lost', ['norm1.running_mean', 'pointwise2.weight'])
 def test_a_branch_is_absent_as_a_whole_or_not_at_all(lost):
   variables = aw_variables()
@@ -341,18 +323,6 @@ def test_all_faults_are_listed():
   )
 
 
-def test_counters_of_batches_may_be_absent():
-  state = draw(torch_shapes('basic'))
-  without = {k: v for k, v in state.items() if v.dtype != np.int64}
-  assert len(without) < len(state)
-  shapes = shapes_of(create('basic'))
-  jax.tree.map(
-      np.testing.assert_array_equal,
-      state_dict.from_state_dict(without, shapes),
-      state_dict.from_state_dict(state, shapes),
-  )
-
-
 def test_arrays_are_cast_to_the_dtypes_of_the_network():
   state = draw(torch_shapes('basic'), np.float64)
   shapes = shapes_of(create('basic', param_dtype='bfloat16'))
@@ -424,12 +394,6 @@ def test_wrappings_are_taken_off_and_said(wrap, expected, tmp_path):
   lines = []
   assert_same_bits(weights.read(path, report=lines.append), state)
   assert lines == expected
-
-
-def test_a_prefix_of_some_names_stays(tmp_path):
-  state = {'module.a': np.ones(1), 'b': np.ones(1)}
-  path = torch_zip.save(tmp_path / 'model.pth', state)
-  assert weights.read(path).keys() == state.keys()
 
 
 def refusal(path):
