@@ -4,23 +4,52 @@ The format: https://cocodataset.org/#format-data. A box is [x, y, width,
 height] in pixels.
 """
 
-import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 import concurrent.futures
 import dataclasses
-import math
 import os
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from PIL import Image
+import pydantic
 
 from awconv_jax.errors import InputError
+from awconv_jax.options import Bound, NonNegativeFloat, PositiveInt
 
-Entry = dict[str, Any]
 # Pixels by which a box may reach beyond its image, as rounding makes it.
 TOLERANCE = 1.0
 # At once, as a disk far away takes its time for every file.
 _THREADS = 16
+
+
+class Category(pydantic.BaseModel, strict=True):
+  """A class of objects."""
+
+  id: int
+  name: str
+
+
+class ImageEntry(pydantic.BaseModel, strict=True):
+  """An image."""
+
+  id: int | str
+  file_name: Annotated[str, pydantic.Field(min_length=1)]
+  width: PositiveInt
+  height: PositiveInt
+
+
+class Annotation(pydantic.BaseModel, strict=True):
+  """An object on an image."""
+
+  id: int | str
+  image_id: int | str
+  category_id: int
+  bbox: Annotated[
+      list[Annotated[float, Bound()]],
+      pydantic.Field(min_length=4, max_length=4),
+  ]
+  iscrowd: bool | Literal[0, 1] | None = None
+  area: NonNegativeFloat | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +63,9 @@ class Checked:
     faults: a line for each entry that is left out.
   """
 
-  categories: list[Entry]
-  images: list[Entry]
-  annotations: dict[int | str, list[Entry]]
+  categories: list[Category]
+  images: list[ImageEntry]
+  annotations: dict[int | str, list[Annotation]]
   faults: tuple[str, ...]
 
 
@@ -65,180 +94,131 @@ def check(document: Any, place: str, folder: str) -> Checked:
           f'{place} has no list {key!r} of objects; want the format of '
           'https://cocodataset.org/#format-data'
       )
-  categories = _categories(document['categories'], place)
+  wrong: list[str] = []
+  categories = _sound('category', Category, document['categories'], wrong)
+  if wrong or not categories:
+    reasons = '; '.join(wrong) or 'there are none'
+    raise InputError(f'categories of {place}: {reasons}; mend them')
   faults: list[str] = []
-  named = _unique('image', document['images'], _image_fault, faults)
-  images = _with_files(named, folder, faults)
-  annotations = _annotations(
-      document['annotations'],
-      known={entry.get('id') for entry in document['images'] if _has_id(entry)},
-      sizes={i['id']: (i['width'], i['height']) for i in images},
-      categories={c['id'] for c in categories},
-      faults=faults,
-  )
-  return Checked(categories, images, annotations, tuple(faults))
-
-
-def _has_id(entry: Entry) -> bool:
-  """Returns whether there is an id, a number or a text."""
-  identity = entry.get('id')
-  return isinstance(identity, int | str) and not isinstance(identity, bool)
-
-
-def _categories(entries: list[Entry], place: str) -> list[Entry]:
-  faults = []
-  for entry in entries:
-    if not (_has_id(entry) and isinstance(entry['id'], int)):
-      faults.append(f'category {entry} has no number as its id')
-    elif not isinstance(entry.get('name'), str):
-      faults.append(f'category {entry["id"]} has no name')
-  counts = collections.Counter(str(entry.get('id')) for entry in entries)
-  faults += [
-      f'category {identity} is there {count} times'
-      for identity, count in counts.items()
-      if count > 1
-  ]
-  if faults or not entries:
-    faults = faults or ['there are none']
-    raise InputError(f'categories of {place}: {"; ".join(faults)}; mend them')
-  return sorted(entries, key=lambda entry: entry['id'])
-
-
-def _unique(
-    kind: str,
-    entries: list[Entry],
-    fault_of: Callable[[Entry], str | None],
-    faults: list[str],
-) -> Iterator[Entry]:
-  """Yields the sound entries, the first of each id."""
-  seen = set()
-  for number, entry in enumerate(entries):
-    if not _has_id(entry):
-      faults.append(f'{kind} number {number} of the list has no id')
-      continue
-    duplicate = entry['id'] in seen
-    seen.add(entry['id'])
-    fault = 'the id is that of another one' if duplicate else fault_of(entry)
-    if fault is None:
-      yield entry
-    else:
-      faults.append(f'{kind} {entry["id"]}{_owner(entry)}: {fault}')
-
-
-def _owner(entry: Entry) -> str:
-  """Returns where an entry belongs: the file of an image, a box's image."""
-  if 'file_name' in entry:
-    return f' ({entry["file_name"]})'
-  return f' (image {entry["image_id"]})' if 'image_id' in entry else ''
-
-
-def _image_fault(entry: Entry) -> str | None:
-  if not isinstance(entry.get('file_name'), str) or not entry['file_name']:
-    return 'it has no file_name'
-  sides = [entry.get(key) for key in ('width', 'height')]
-  if not all(isinstance(side, int) and side > 0 for side in sides):
-    return f'width and height are {sides[0]} and {sides[1]}, no whole pixels'
-  return None
-
-
-def _with_files(
-    entries: Iterator[Entry], folder: str, faults: list[str]
-) -> list[Entry]:
-  """Returns the entries whose files are there and of the size they say."""
-  entries = list(entries)
+  named = _sound('image', ImageEntry, document['images'], faults)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = pool.map(lambda entry: _file_fault(entry, folder), entries)
-    pairs = list(zip(entries, found, strict=True))
+    found = list(pool.map(lambda image: _file_fault(image, folder), named))
   faults += [
-      f'image {entry["id"]}{_owner(entry)}: {fault}'
-      for entry, fault in pairs
-      if fault is not None
+      _line('image', vars(image), fault)
+      for image, fault in zip(named, found, strict=True)
+      if fault
   ]
-  return [entry for entry, fault in pairs if fault is None]
+  images = {
+      image.id: image
+      for image, fault in zip(named, found, strict=True)
+      if not fault
+  }
+  # Those of images that are left out are no faults of their own.
+  known = {str(entry.get('id')) for entry in document['images']}
+  labels = {category.id for category in categories}
+
+  def fault_of(annotation):
+    if str(annotation.image_id) not in known:
+      return f'there is no image {annotation.image_id}'
+    if annotation.category_id not in labels:
+      return f'there is no category {annotation.category_id}'
+    return _box_fault(annotation.bbox, images.get(annotation.image_id))
+
+  annotations = {identity: [] for identity in images}
+  for annotation in _sound(
+      'annotation', Annotation, document['annotations'], faults, fault_of
+  ):
+    if annotation.image_id in annotations:
+      annotations[annotation.image_id].append(annotation)
+  return Checked(
+      sorted(categories, key=lambda category: category.id),
+      list(images.values()),
+      annotations,
+      tuple(faults),
+  )
 
 
-def _file_fault(entry: Entry, folder: str) -> str | None:
-  path = os.path.join(folder, entry['file_name'])
+def _sound(
+    kind: str,
+    model: type[pydantic.BaseModel],
+    entries: list[dict[str, Any]],
+    faults: list[str],
+    fault_of: Callable[[Any], str | None] = lambda entry: None,
+) -> list[Any]:
+  """Returns the sound entries, the first of each id, and notes the faults."""
+  seen, sound = set(), []
+  for number, values in enumerate(entries):
+    try:
+      entry = model.model_validate(values)
+    except pydantic.ValidationError as error:
+      (key, *_), message = error.errors()[0]['loc'], error.errors()[0]['msg']
+      given = f'={values[key]!r}' if key in values else ''
+      fault = f'{key}{given}: {message}'
+    else:
+      twice = entry.id in seen
+      seen.add(entry.id)
+      fault = 'the id is that of another one' if twice else fault_of(entry)
+      if fault is None:
+        sound.append(entry)
+        continue
+    faults.append(_line(kind, values, fault, f'number {number} of the list'))
+  return sound
+
+
+def _line(
+    kind: str, values: Mapping[str, Any], fault: str, unnamed: str = ''
+) -> str:
+  """Returns a line about an entry: its id, where it belongs, and the fault."""
+  owner = ''
+  if 'file_name' in values:
+    owner = f' ({values["file_name"]})'
+  elif 'image_id' in values:
+    owner = f' (image {values["image_id"]})'
+  identity = values.get('id')
+  return f'{kind} {unnamed if identity is None else identity}{owner}: {fault}'
+
+
+def _file_fault(entry: ImageEntry, folder: str) -> str | None:
+  """Returns what is wrong with the file of an image, by its header."""
+  path = os.path.join(folder, entry.file_name)
   if not os.path.isfile(path):
     return f'there is no file {path}'
   try:
-    with Image.open(path) as image:  # Reads the header only.
+    with Image.open(path) as image:
       size = image.size
-  except Exception as error:  # Every decoder of Pillow has its own.
-    if isinstance(error, PermissionError):
-      return f'{path} may not be read'
+  except PermissionError:
+    return f'{path} may not be read'
+  except Exception:  # Every decoder of Pillow has its own.
     return f'{path} is no image'
-  wanted = (entry['width'], entry['height'])
-  if size != wanted:
-    # What a camera says in the EXIF data does not count.
-    turned = '; turn the pixels of the file' if size[::-1] == wanted else ''
-    return (
-        f'{path} has {size[0]} x {size[1]} pixels, its entry says '
-        f'{wanted[0]} x {wanted[1]}{turned}'
-    )
-  return None
+  wanted = (entry.width, entry.height)
+  if size == wanted:
+    return None
+  # What a camera says in the EXIF data does not count.
+  turned = '; turn the pixels of the file' if size[::-1] == wanted else ''
+  return (
+      f'{path} has {size[0]} x {size[1]} pixels, its entry says '
+      f'{wanted[0]} x {wanted[1]}{turned}'
+  )
 
 
-def _annotations(
-    entries: list[Entry],
-    *,
-    known: set[int | str],
-    sizes: dict[int | str, tuple[int, int]],
-    categories: set[int],
-    faults: list[str],
-) -> dict[int | str, list[Entry]]:
-  """Returns the sound annotations by image; those of bad images go unnamed."""
-
-  def fault_of(entry):
-    image, category = entry.get('image_id'), entry.get('category_id')
-    if not isinstance(image, int | str) or image not in known:
-      return f'there is no image {image}'
-    if not isinstance(category, int) or category not in categories:
-      return f'there is no category {category}'
-    return _box_fault(entry.get('bbox'), sizes.get(image)) or _value_fault(
-        entry.get('iscrowd'), entry.get('area')
-    )
-
-  found = {image: [] for image in sizes}
-  for entry in _unique('annotation', entries, fault_of, faults):
-    if entry['image_id'] in sizes:
-      found[entry['image_id']].append(entry)
-  return found
-
-
-def _value_fault(crowd: Any, area: Any) -> str | None:
-  """Returns what is wrong with `iscrowd` and `area`; None is not given."""
-  if crowd not in (0, 1, None):  # Which True and False equal.
-    return f'iscrowd is {crowd!r}, want 0 or 1'
-  number = isinstance(area, int | float) and not isinstance(area, bool)
-  if area is not None and not (number and 0 <= area < math.inf):
-    return f'area is {area!r}, want square pixels'
-  return None
-
-
-def _box_fault(box: Any, size: tuple[int, int] | None) -> str | None:
-  """Returns what is wrong with a box; `size` is None for an image left out."""
-  if (
-      not isinstance(box, list)
-      or len(box) != 4
-      or not all(isinstance(v, int | float) and math.isfinite(v) for v in box)
-  ):
-    return f'bbox {box} is not four numbers'
+def _box_fault(box: list[float], image: ImageEntry | None) -> str | None:
+  """Returns what is wrong with a box; `image` is None if it is left out."""
   left, top, width, height = box
+  shown = ', '.join(f'{value:g}' for value in box)
   if width <= 0 or height <= 0:
-    return f'bbox {box} has no width or no height'
-  if size is not None and (
-      min(left, top) < -TOLERANCE
-      or left + width > size[0] + TOLERANCE
-      or top + height > size[1] + TOLERANCE
-      # Inside of the tolerance altogether: nothing of it would be left.
-      or left >= size[0]
-      or top >= size[1]
-      or left + width <= 0
-      or top + height <= 0
+    return f'bbox [{shown}] has no width or no height'
+  if image is None:
+    return None
+  for low, length, side in (
+      (left, width, image.width),
+      (top, height, image.height),
   ):
-    return (
-        f'bbox {box} reaches outside of its image of {size[0]} x {size[1]} '
-        'pixels'
-    )
+    # Inside of the tolerance altogether, nothing of it would be left.
+    if not -TOLERANCE <= low < side or not (
+        0 < low + length <= side + TOLERANCE
+    ):
+      return (
+          f'bbox [{shown}] reaches outside of its image of {image.width} x '
+          f'{image.height} pixels'
+      )
   return None

@@ -52,31 +52,36 @@ class CocoJson:
           f'there is no folder {self._folder} for the images of {self.place}'
       )
     checked = coco_faults.check(_load(self.place), self.place, self._folder)
-    self.faults = checked.faults
-    if not checked.images:
+    self.faults, images = checked.faults, checked.images
+    if not images:
       reasons = '; '.join(self.faults) or 'it lists none'
       raise InputError(f'no image of {self.place} can be used: {reasons}')
-    self.class_names = tuple(c['name'] for c in checked.categories)
-    self.category_ids = tuple(c['id'] for c in checked.categories)
+    self.class_names = tuple(c.name for c in checked.categories)
+    self.category_ids = tuple(c.id for c in checked.categories)
     self.num_classes = len(self.class_names)
-    self._keep(checked)
-
-  def _keep(self, checked: coco_faults.Checked) -> None:
-    """Keeps the entries as arrays: worker processes get a copy of each."""
-    images = checked.images
-    self._names = np.array([os.fsencode(i['file_name']) for i in images])
-    self._ids = _numbers([image['id'] for image in images])
-    self._sizes = np.int32([(i['height'], i['width']) for i in images])
-    lists = [checked.annotations[image['id']] for image in images]
-    self._ends = np.cumsum([len(entries) for entries in lists])
-    entries = [entry for entries in lists for entry in entries]
+    # All entries as arrays: worker processes get a copy of each.
+    self._names = np.array([os.fsencode(i.file_name) for i in images])
+    self._ids = _numbers([i.id for i in images])
+    self._sizes = np.int32([(i.height, i.width) for i in images])
+    lists = [checked.annotations[i.id] for i in images]
+    counts = [len(annotations) for annotations in lists]
+    self._ends = np.cumsum(counts)
+    found = [annotation for annotations in lists for annotation in annotations]
     labels = {c: label for label, c in enumerate(self.category_ids)}
-    limits = np.repeat(self._sizes[:, ::-1], [len(e) for e in lists], axis=0)
+    boxes = np.reshape([a.bbox for a in found], (-1, 4)).astype(float)
+    areas = boxes[:, 2] * boxes[:, 3]
+    # Width and height of each one's image.
+    limits = np.repeat(self._sizes[:, ::-1], counts, axis=0)
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], limits.reshape(-1, 2))
     self._objects = create(
-        _corners([entry['bbox'] for entry in entries], limits),
-        [labels[entry['category_id']] for entry in entries],
-        [bool(entry.get('iscrowd')) for entry in entries],
-        [_area(entry) for entry in entries],
+        np.concatenate([boxes[:, :2].clip(0), high], 1),
+        [labels[a.category_id] for a in found],
+        [bool(a.iscrowd) for a in found],
+        # Of the object, or of its box where none is given.
+        [
+            area if a.area is None else a.area
+            for a, area in zip(found, areas, strict=True)
+        ],
     )
 
   def __len__(self) -> int:
@@ -149,22 +154,3 @@ def _numbers(ids: list[int | str]) -> np.ndarray:
   if all(isinstance(i, int) and 0 <= i < 2**31 for i in ids):
     return np.array(ids, np.int32)
   return np.arange(len(ids), dtype=np.int32)
-
-
-def _corners(boxes: list[list[float]], limits: np.ndarray) -> np.ndarray:
-  """Returns [x, y, width, height] as xyxy, cut off at the images' borders.
-
-  Args:
-    boxes: n boxes, in pixels.
-    limits: width and height of each one's image, [n, 2].
-  """
-  boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-  low = boxes[:, :2].clip(0)
-  high = np.minimum(boxes[:, :2] + boxes[:, 2:], limits.reshape(-1, 2))
-  return np.concatenate([low, high], 1)
-
-
-def _area(entry: coco_faults.Entry) -> float:
-  """Returns the area of the object, or that of its box if none is given."""
-  area = entry.get('area')
-  return entry['bbox'][2] * entry['bbox'][3] if area is None else area
