@@ -9,7 +9,7 @@ https://arxiv.org/abs/1905.04899, equations 1 and 2:
 M is s everywhere for mixup; for CutMix it is 0 in a box and 1 outside of it,
 and s is its mean. The partner of a row is the row as far from the other end of
 the batch: the order of the examples is random to begin with, so that nothing
-is gained by a permutation. The middle row of an odd batch is its own partner.
+is gained by a permutation. The middle row of an odd batch meets itself.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ class Mix(NamedTuple):
   """How a batch is mixed.
 
   Attributes:
-    weights: M, float32 [H, W, 1], share of a pixel that is the row's own.
-    share: s, float32 [], share of the target that is the row's own.
+    weights: M, float32 [H, W, 1], share of a row's pixel that stays.
+    share: s, float32 [], share of a row's target that stays.
   """
 
   weights: jax.Array
@@ -111,8 +111,8 @@ def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
   Returns:
     float32 [B, H, W, C].
   """
-  own, other = (x.astype(jnp.float32) for x in (images, images[::-1]))
-  return mix.weights * own + (1 - mix.weights) * other
+  first, other = (x.astype(jnp.float32) for x in (images, images[::-1]))
+  return mix.weights * first + (1 - mix.weights) * other
 
 
 def mix_targets(targets: jax.Array, mix: Mix) -> jax.Array:

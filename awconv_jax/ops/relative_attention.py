@@ -75,11 +75,11 @@ def relative_attention(
   query = query * dimensions**-0.5
   logits = einsum('nyxhd,nijhd->nhyxij', query, key)
   if rows is not None:
-    own = by_offset(rows, height)
-    logits += einsum('nyxhd,yid->nhyxi', query, own)[..., None]
+    embedded = by_offset(rows, height)
+    logits += einsum('nyxhd,yid->nhyxi', query, embedded)[..., None]
   if columns is not None:
-    own = by_offset(columns, width)
-    logits += einsum('nyxhd,xjd->nhyxj', query, own)[..., None, :]
+    embedded = by_offset(columns, width)
+    logits += einsum('nyxhd,xjd->nhyxj', query, embedded)[..., None, :]
   if valid_size is not None:
     inside = mask_padding(jnp.ones((n, height, width, 1)), valid_size) > 0
     inside = inside[:, None, None, None, :, :, 0]

@@ -57,7 +57,7 @@ def _convolve(path: Path, conv: nn.Conv, options: Mapping[str, Any], call):
   fields = {name: getattr(conv, name) for name in SHARED}
   layer = AWConv(**fields | options | dict(parent=conv.scope, name=None))
   # With capture_intermediates both layers put their output down, under the
-  # same name; the conv's own is enough.
+  # same name; that of the conv is enough.
   captured = conv.get_variable('intermediates', '__call__', ())
   try:
     out = call(layer)
@@ -113,7 +113,7 @@ class Surgery:
         return call(*args, **kwargs)
       options = self.rules[rule][1]
       return _convolve(path, module, options, lambda f: f(*args, **kwargs))
-    # A subclass with a call of its own, around that of nn.Conv or without.
+    # A subclass with another call, around that of nn.Conv or without.
     out = call(*args, **kwargs)
     if path not in self.met and self.choose(path, module) is not None:
       raise ValueError(

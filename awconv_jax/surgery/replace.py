@@ -33,8 +33,8 @@ def _methods_of(model_class: type[nn.Module]) -> Iterator[str]:
   """Yields the names of the methods by which a model can be entered."""
   yield from ('apply', 'init_with_output')
   fields = {f.name for f in dataclasses.fields(model_class)} | {'setup'}
-  own = model_class.__mro__[: model_class.__mro__.index(nn.Module)]
-  for name in {name: None for c in own for name in vars(c)}:
+  classes = model_class.__mro__[: model_class.__mro__.index(nn.Module)]
+  for name in {name: None for c in classes for name in vars(c)}:
     function = inspect.getattr_static(model_class, name)
     if name in fields or not inspect.isfunction(function):
       continue

@@ -207,8 +207,8 @@ def aw_conv(
   if 0 in (x.shape[0], positions):
     implementation = 'vmap'  # Nothing to compute; not all forms can.
   elif implementation == 'auto':
-    implementation, own_chunk = _auto(x.shape[0], kernel, groups, positions)
-    options = dataclasses.replace(options, chunk=chunk or own_chunk)
+    implementation, auto_chunk = _auto(x.shape[0], kernel, groups, positions)
+    options = dataclasses.replace(options, chunk=chunk or auto_chunk)
   function = IMPLEMENTATIONS[implementation]
   dtype = jnp.promote_types(x.dtype, kernel.dtype)
   return over_data_shards(

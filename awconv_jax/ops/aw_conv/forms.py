@@ -185,16 +185,16 @@ def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
   return jax.vmap(product)(lhs, rhs)
 
 
-def convolve_one(image, own, options: Options):
+def convolve_one(image, kernel, options: Options):
   """Returns one sample's output [H', W', D] as a convolution."""
-  return convolve(image[None], own, options)[0]
+  return convolve(image[None], kernel, options)[0]
 
 
-def multiply_one(image, own, options: Options):
+def multiply_one(image, kernel, options: Options):
   """Returns one sample's output [H', W', D] as its patches times its kernel."""
-  size = options.output_size(image.shape[:2], own.shape[:2])
-  seen = patches(image, own.shape[:2], options)
-  matrices = as_matrices(own, options.groups)
+  size = options.output_size(image.shape[:2], kernel.shape[:2])
+  seen = patches(image, kernel.shape[:2], options)
+  matrices = as_matrices(kernel, options.groups)
   out = dot(seen, matrices, (1, 0), options.precision)
   return join_groups(out, size).astype(image.dtype)
 
@@ -213,12 +213,12 @@ def scale_channels(image: jax.Array, factors: jax.Array) -> jax.Array:
   return product.reshape(*image.shape[:2], factors.size)
 
 
-def add_taps_one(image, own, options: Options):
+def add_taps_one(image, kernel, options: Options):
   """Returns one sample's output [H', W', D] as a sum over the kernel's taps."""
-  size = options.output_size(image.shape[:2], own.shape[:2])
-  views = tap_views(image, own.shape[:2], options)
-  matrices = own.reshape(-1, *own.shape[2:])
-  if own.shape[2] == 1:  # Depthwise: there is nothing to sum but the taps.
+  size = options.output_size(image.shape[:2], kernel.shape[:2])
+  views = tap_views(image, kernel.shape[:2], options)
+  matrices = kernel.reshape(-1, *kernel.shape[2:])
+  if kernel.shape[2] == 1:  # Depthwise: there is nothing to sum but the taps.
     wide = accumulator(image.dtype)
     out = sum(
         scale_channels(v.astype(wide), m.astype(wide))
@@ -244,8 +244,8 @@ def with_own_kernel(function, kernel, options: Options):
   kernel = kernel.astype(accumulator(kernel.dtype))
 
   def one(image, maps):
-    own = modulate(kernel, maps, residual=options.residual)
-    return function(image, own.astype(image.dtype), options)
+    scaled = modulate(kernel, maps, residual=options.residual)
+    return function(image, scaled.astype(image.dtype), options)
 
   return one
 
@@ -266,7 +266,9 @@ def _batched(function, x, kernel, attention, options):
     array = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
     return array.reshape(chunks, chunk, *array.shape[1:])
 
-  out = lax.map(lambda own: several(*own), (split(x), split(attention)))
+  out = lax.map(
+      lambda operands: several(*operands), (split(x), split(attention))
+  )
   return out.reshape(chunks * chunk, *out.shape[2:])[: x.shape[0]]
 
 

@@ -273,19 +273,21 @@ def _kernel_gradient(
           precision=plan.precision,
       )
 
-    own = lax.fori_loop(0, pl.cdiv(number, depth), add, zeros)
+    products = lax.fori_loop(0, pl.cdiv(number, depth), add, zeros)
     factors = tiles.factors_of(
         maps, sample, tap, inputs, outputs, shape, plan.residual
     )
-    by_runs = (own * shared).reshape(rows // run, run, columns // part, part)
+    by_runs = (products * shared).reshape(
+        rows // run, run, columns // part, part
+    )
     triton.store(
         maps_grad.at[sample, tap, here_runs, here_parts],
         by_runs.sum(3).sum(1).astype(maps_grad.dtype),
     )
-    return total + own * factors
+    return total + products * factors
 
-  own_samples = jnp.minimum(samples, x.shape[0] - group * samples)
-  total = lax.fori_loop(0, own_samples, add_sample, zeros)
+  count = jnp.minimum(samples, x.shape[0] - group * samples)
+  total = lax.fori_loop(0, count, add_sample, zeros)
   triton.store(
       kernel_grad.at[group, tap, here_in, here_out],
       total.astype(kernel_grad.dtype),

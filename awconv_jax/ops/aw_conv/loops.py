@@ -27,29 +27,29 @@ from awconv_jax.ops.aw_conv import forms
 _BLOCK_BYTES = 2.5e6
 
 
-def _input_gradient_dot(grad, own, image, options):
+def _input_gradient_dot(grad, kernel, image, options):
   """Returns dI [H, W, C] of one sample: a product, then patches put back."""
-  matrices = forms.as_matrices(own, options.groups)
+  matrices = forms.as_matrices(kernel, options.groups)
   grad = forms.split_groups(grad, options.groups)
   columns = forms.dot(grad, matrices, (1, 1), options.precision)
 
   def see(x):
-    return forms.patches(x, own.shape[:2], options)
+    return forms.patches(x, kernel.shape[:2], options)
 
   wide = jax.ShapeDtypeStruct(image.shape, columns.dtype)
   (result,) = jax.linear_transpose(see, wide)(columns)
   return result.astype(image.dtype)
 
 
-def _input_gradient_conv(grad, own, image, options):
+def _input_gradient_conv(grad, kernel, image, options):
   """Returns dI [H, W, C] of one sample as a convolution of stride 1.
 
   Written out with the flipped, transposed kernel: in this form XLA has a fast
   convolution in loops on CPU, and in that of its own transpose rule not.
   """
-  kh, kw, c, d = own.shape
+  kh, kw, c, d = kernel.shape
   groups = options.groups
-  flipped = own[::-1, ::-1].reshape(kh, kw, c, groups, d // groups)
+  flipped = kernel[::-1, ::-1].reshape(kh, kw, c, groups, d // groups)
   flipped = flipped.transpose(0, 1, 4, 3, 2).reshape(kh, kw, -1, c * groups)
   spans = [(k - 1) * s for k, s in zip((kh, kw), options.dilation)]  # noqa: B905
   padding = [
@@ -191,20 +191,20 @@ def _backward(layout, input_gradient, options, x, kernel, attention, grad):
       image = _read(x, n, block, blocks)
       maps = _read(attention, n, block, blocks)
       out_grad = lax.dynamic_index_in_dim(grad, n, keepdims=False)
-      own = forms.modulate(shared, maps, residual=options.residual)
+      scaled = forms.modulate(shared, maps, residual=options.residual)
       scale = parts.scale(forms.scale_of(maps, wide, options.residual))
-      own_grad = parts.gradient(
+      scaled_grad = parts.gradient(
           forms.split_groups(out_grad, options.groups),
           forms.patches(image, kernel.shape[:2], options),
           options.precision,
       )
       # Split in here: outside, the loop would hold the kernel a second time.
       split = parts.split(arranged).astype(wide)
-      image_grad = input_gradient(out_grad, own, image, options)
+      image_grad = input_gradient(out_grad, scaled, image, options)
       carry = (
-          total + own_grad * scale,
+          total + scaled_grad * scale,
           _write(x_grad, image_grad, n, block),
-          _write(attention_grad, parts.reduce(own_grad * split), n, block),
+          _write(attention_grad, parts.reduce(scaled_grad * split), n, block),
       )
       return carry, None
 

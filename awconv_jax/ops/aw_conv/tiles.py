@@ -62,14 +62,16 @@ def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
     residual: True for 1 + A, False for A.
   """
   runs = [
-      lax.div(own, jnp.int32(channels // number))
-      for own, channels, number in zip(
+      lax.div(places, jnp.int32(channels // number))
+      for places, channels, number in zip(
           (inputs, outputs), shape, maps.shape[2:], strict=True
       )
   ]
-  own = triton.load(maps.at[sample, tap, runs[0][:, None], runs[1][None, :]])
-  own = own.astype(jnp.float32)
-  return 1 + own if residual else own
+  factors = triton.load(
+      maps.at[sample, tap, runs[0][:, None], runs[1][None, :]]
+  )
+  factors = factors.astype(jnp.float32)
+  return 1 + factors if residual else factors
 
 
 def scaled(shared, factors):
@@ -86,8 +88,8 @@ def place_of(row, column, size, valid):
 
 def read(image, sample, place, inside, channels):
   """Returns an image's values [positions, channels], 0 where not inside."""
-  own = image.at[sample, place[:, None], channels[None, :]]
-  return triton.load(own, mask=inside[:, None], other=0)
+  values = image.at[sample, place[:, None], channels[None, :]]
+  return triton.load(values, mask=inside[:, None], other=0)
 
 
 def write(image, sample, place, inside, channels, values):
@@ -130,8 +132,8 @@ def phase_of(plan, rows):
   across = pl.cdiv(plan.size[1], plan.strides[1])
   places = divide(span(tile, rows), across)
   places = [
-      place * stride + own
-      for place, stride, own in zip(places, plan.strides, phase, strict=True)
+      place * stride + first
+      for place, stride, first in zip(places, plan.strides, phase, strict=True)
   ]
   return phase, places
 
@@ -142,14 +144,14 @@ def taps_of(plan, phase):
   Both are pairs, vertical and horizontal.
   """
   firsts, counts = [], []
-  for own, stride, before, size in zip(
+  for offset, stride, before, size in zip(
       phase,
       plan.strides,
       plan.before,
       plan.kernel_size,
       strict=True,
   ):
-    first = lax.rem(own + before, jnp.int32(stride))
+    first = lax.rem(offset + before, jnp.int32(stride))
     firsts.append(first)
     most = jnp.maximum(size - first + stride - 1, 0)
     counts.append(lax.div(most, jnp.int32(stride)))
@@ -167,8 +169,8 @@ def seen_back(plan, places, taps, valid):
   """
   source = [
       # A multiple of the stride, by the choice of the taps.
-      lax.div(own + before - tap * gap, jnp.int32(stride))
-      for own, tap, stride, gap, before in zip(
+      lax.div(place + before - tap * gap, jnp.int32(stride))
+      for place, tap, stride, gap, before in zip(
           places,
           taps,
           plan.strides,
