@@ -4,10 +4,7 @@ import naive_detection as naive
 import numpy as np
 import pytest
 
-from awconv_jax.ops import boxes as box_ops
 from awconv_jax.ops.anchors import Anchors
-
-SIZES = (32, 64, 128, 256, 512)
 
 
 @pytest.mark.parametrize('canvas', [(800, 1344), (1344, 800)])
@@ -68,21 +65,3 @@ def test_equal_the_loop(canvas, rounded, options):
   )
   got = np.concatenate(made.pyramid(canvas))
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
-
-
-def test_levels_are_those_of_convolutions_that_halve():
-  """ceil(n / 64) is what six halvings with rounding up leave."""
-  for n in range(1, 300):
-    halved = n
-    for _ in range(6):
-      halved = -(-halved // 2)
-    (level,) = Anchors(strides=(64,), ratios=(1.0,)).pyramid((n, 1))
-    assert len(level) == halved
-
-
-def test_anchors_of_a_level_have_one_area_and_their_ratios():
-  for level, size in zip(Anchors().pyramid((64, 64)), SIZES, strict=True):
-    np.testing.assert_allclose(box_ops.area(level), size**2, rtol=1e-4)
-    width, height = np.asarray(box_ops.sides(level)).T
-    ratios = (height / width).reshape(-1, 3)
-    np.testing.assert_allclose(ratios - [0.5, 1, 2], 0, atol=1e-4)

@@ -106,16 +106,6 @@ def test_deltas_equal_the_loop_lead_back_and_are_clamped(weights, below):
   assert (growth.min() > 0.0159) == below
 
 
-def test_deltas_for_every_class_of_an_anchor():
-  anchors = random_boxes(3)
-  deltas = np.float32(np.random.default_rng(3).normal(0, 1, (3, 5, 4)))
-  got = Coder().decode(deltas, anchors[:, None])
-  assert got.shape == (3, 5, 4)
-  for c in range(5):
-    want = Coder().decode(deltas[:, c], anchors)
-    np.testing.assert_allclose(got[:, c], want, rtol=1e-6)
-
-
 def masked_sums(boxes, anchors):
   """A loss in which the empty boxes of the padding have no part."""
   real = (box_ops.area(boxes) > 0) & (box_ops.area(anchors) > 0)

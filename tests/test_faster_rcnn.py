@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import functools
 import json
 import math
-import re
 from typing import Annotated, Any
 
 import jax
@@ -379,34 +378,6 @@ def test_every_device_ranks_its_own_images(plain, method):
   found = set(outside_of_shards(jaxpr.jaxpr))
   assert 'shard_map' in found and 'conv_general_dilated' in found
   assert not found & {'top_k', 'while', 'scan', 'sort'}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('method', ['detect', 'losses'])
-def test_a_sharded_batch_is_not_gathered(plain, method):
-  model, variables, _ = plain
-  mesh = partition.create_mesh()
-  assert mesh.size == 8
-  arrays, rng = sharded_batch(), ()
-  if method == 'losses':
-    # So that the means over a device are not those over the batch.
-    arrays[4][::3] = False
-    rng = (jax.random.key(0),)
-  else:
-    arrays = arrays[:2]
-  call = functools.partial(model.apply, method=method)
-  want = jax.jit(call)(variables, *arrays, *rng)
-  whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
-  shardings = (whole, *[rows] * len(arrays), *[whole] * len(rng))
-  with jax.set_mesh(mesh):
-    inputs = jax.device_put((variables, *arrays, *rng), shardings)
-    run = jax.jit(call, in_shardings=shardings)
-    text = run.lower(*inputs).compile().as_text()
-    got = run(*inputs)
-  assert_same(got, want)
-  assert not re.findall(r' (?:all-gather|all-to-all|collective-)\S*\(', text)
-  # Losses and numbers of samples are summed over all devices.
-  assert (' all-reduce(' in text) == (method == 'losses')
 
 
 def test_half_precision_keeps_boxes_and_losses_in_float32():

@@ -129,29 +129,6 @@ def test_which_samples_count_and_for_what(axis):
   assert out.ravel().tolist() == [*wanted.values()]
 
 
-@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not'])
-@pytest.mark.parametrize('sampling', [1, 3])
-def test_a_ramp_gives_the_middle_of_each_bin(sampling, aligned):
-  """Aligned, pixel i reaches from i to i + 1, so that its middle is i + 0.5."""
-  ramp = np.stack(np.mgrid[:20, :30], -1).astype(np.float32)
-  roi = np.float32([[4.1, 3.3, 24.1, 15.3]])
-  (out,) = pool(ramp, roi, sampling=sampling, aligned=aligned)
-  middles = (np.arange(7) + 0.5) / 7
-  want = np.meshgrid(3.3 + 12 * middles, 4.1 + 20 * middles, indexing='ij')
-  half = 0.5 if aligned else 0
-  np.testing.assert_allclose(out, np.stack(want, -1) - half, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    'aligned, want', [(True, [1.5625, 1.6875]), (False, [2.25, 2.75])]
-)
-def test_only_what_is_aligned_may_be_less_than_one_position(aligned, want):
-  ramp = np.arange(8, dtype=np.float32)[:, None, None] * np.ones((1, 8, 1))
-  roi = np.float32([[3, 2, 3.25, 2.25]])
-  (out,) = pool(ramp, roi, output=2, aligned=aligned)
-  np.testing.assert_allclose(out[:, 0, 0], want, atol=1e-6)
-
-
 NOTHING = {
     'padding': (0, 0, 0, 0, 0),
     'no width': (8, 4, 8, 20, 0),

@@ -118,7 +118,7 @@ class CocoEvaluator:
                 'area': area,
                 'iscrowd': int(crowd),
             }
-            # pycocotools takes an id of 0 for 'no match'.
+            # COCO's tools take an id of 0 for 'no match'.
             for number, (image_id, (*xywh, area, crowd, label)) in enumerate(
                 rows, start=1
             )
