@@ -352,20 +352,11 @@ def read_config(run: str | os.PathLike) -> ml_collections.ConfigDict:
   """
   path = pathlib.Path(run) / 'config.json'
   try:
-    values = json.loads(path.read_text())
-    if not isinstance(values, dict):
-      raise ValueError('it is no JSON object')
-  except (OSError, ValueError) as error:
+    return settings.complete(json.loads(path.read_text()))
+  except (OSError, TypeError, ValueError) as error:
     raise InputError(
-        f'--run={run}: cannot read {path}: '
-        f'{getattr(error, "strerror", None) or error}; give the directory of a '
-        'run, or the config by --config'
-    ) from error
-  try:
-    return settings.complete(values)
-  except InputError as error:
-    raise InputError(
-        f'{path} is no config of a run; give it by --config:\n{error}'
+        f'cannot read {path} (give the directory of a run as --run, or the '
+        f'config by --config): {getattr(error, "strerror", None) or error}'
     ) from error
 
 

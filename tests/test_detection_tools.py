@@ -111,7 +111,7 @@ def add_a_class(content):
     [
         (widen, r'another network than its config: params/box_head/fc6/bias'),
         (add_a_class, 'another network.*box_predictor'),
-        (lambda c: c.pop('task'), 'is no config of a run.*\nconfig.task is mi'),
+        (lambda c: c.pop('task'), 'cannot read .*: config.task is missing'),
         (lambda c: c.update(model=3, seed='a'), 'model=3 must hold'),
         (lambda c: c['data'].pop('canvas'), 'config.data.canvas is missing'),
         (lambda c: c['model'].update(anchors=8), 'model.anchors=8 must hold'),
@@ -139,9 +139,9 @@ def test_other_data_must_be_boxes_of_the_same_classes(made, tmp_path):
 
 
 def test_a_config_that_is_no_json_object_is_one_line(tmp_path):
-  for text, fault in (('[]', 'it is no JSON object'), ('{', 'Expecting')):
+  for text, fault in (('3', ''), ('{', 'Expecting')):
     (tmp_path / 'config.json').write_text(text)
-    with pytest.raises(InputError, match=f'cannot read .*json: {fault}'):
+    with pytest.raises(InputError, match=f'cannot read .*json .*: {fault}'):
       inference.read_config(tmp_path)
 
 
@@ -165,5 +165,5 @@ def test_the_command_without_a_run_is_one_line(tmp_path):
       *(f'--run={tmp_path}/none', f'--output={tmp_path}/out'),
   )
   assert (code, out) == (1, '') and err.count('\n') == 1
-  assert err.startswith('error: --run=') and 'No such file' in err
+  assert err.startswith('error: cannot read') and 'No such file' in err
   assert not (tmp_path / 'out').exists()

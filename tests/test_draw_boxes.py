@@ -95,7 +95,3 @@ def test_neighbouring_classes_have_colours_apart():
   assert len(np.unique(colors, axis=0)) == 80
   apart = np.abs(np.diff(colors, axis=0)).sum(1)
   assert apart.min() > 150
-
-
-def test_captions():
-  assert draw_boxes.caption('bird', 0.966) == 'bird 97%'

@@ -207,7 +207,7 @@ def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
     measure(two_classes[0], name=two_classes[1], split='val')
   with pytest.raises(InputError, match='eval_batch_size=3 is not divisible'):
     measure(run[0], name='imagenet2012', data_dir=str(sets), batch_size=3)
-  with pytest.raises(InputError, match='cannot read .*config.json: No such'):
+  with pytest.raises(InputError, match='cannot read .*config.json .*: No such'):
     measure(tmp_path)
   config = inference.read_config(run[0]).unlock()
   config.model.num_classes = 2
@@ -215,6 +215,3 @@ def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
   message = 'another network than its config: params/head/bias is .1000,. there'
   with pytest.raises(InputError, match=message):
     evaluate.evaluate(config, str(run[0]))
-  code, out, err = commands.run('-m', 'awconv_jax.tools.evaluate')
-  assert (code, out) == (1, '')
-  assert err.startswith('error: --run is missing') and err.count('\n') == 1

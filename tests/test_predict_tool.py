@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import commands
 import cv2
@@ -258,13 +259,6 @@ def test_nothing_found_at_all(run):
   assert 'AP of bright' in predict.table(metrics)
 
 
-def test_files_that_are_no_images_are_an_error(run, tmp_path):
-  _, call = run
-  (tmp_path / 'notes.txt').write_text('no image')
-  with pytest.raises(InputError, match='none of the files .*notes.txt cannot'):
-    call(inputs=[str(tmp_path / 'notes.txt')])
-
-
 def test_files_that_all_break_when_decoded_are_an_error(run, tmp_path, capsys):
   _, call = run
   path = tmp_path / 'half.jpg'
@@ -341,6 +335,10 @@ def test_mistakes_are_one_line(run, tmp_path):
   (tmp_path / 'empty').mkdir()
   with pytest.raises(InputError, match='holds no images .*.jpg'):
     image_files.find([str(tmp_path / 'empty')])
+  (tmp_path / 'notes.txt').write_text('no image')
+  with pytest.raises(InputError, match='none of the files .*notes.txt cannot'):
+    call(inputs=[str(tmp_path / 'notes.txt')])
+  shutil.rmtree(tmp_path / 'out')
   (tmp_path / 'out').write_text('a file')
   with pytest.raises(InputError, match='cannot write to --output='):
     call()
