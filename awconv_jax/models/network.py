@@ -1,7 +1,7 @@
-"""What all networks share: their fields, and what they make of these.
+"""What all networks share: their fields, and the layers made by these.
 
-A network is a class of its own file, that reads from the stem to the head; the
-functions here make the layers that it puts in the slots of its blocks.
+Every network is a file that reads from the stem to the head. The functions here
+make, as partials, what it puts in the slots of its blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,7 +119,7 @@ def check_places(net: Network, stages: int, dense_3x3: bool) -> None:
         f'model.attention={net.attention!r} augments dense 3x3 convolutions, '
         'and this network has none; take another attention'
     )
-  if max(net.aw_stages or (1,)) > stages:
+  if not set(net.aw_stages or ()) <= set(range(1, stages + 1)):
     raise InputError(
         f'model.aw_stages={net.aw_stages} must be from 1 to {stages}, the '
         'stages of the network'
