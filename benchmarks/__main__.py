@@ -121,17 +121,14 @@ def _format(value: Any) -> str:
 
 
 def plot(rows: Sequence[Any], plot: Mapping[str, Any], path: str) -> None:
-  """Draws bars, a group for each shape.
+  """Draws bars into a PNG file, a group for each shape.
 
   Args:
     rows: dataclasses.
     plot: `PLOT` of the subject: 'bar', the field by which the bars of a group
       differ; 'groups', those that name a group; 'height', the field that is
       drawn; 'label' and 'scale', of its axis.
-    path: of the PNG file.
-
-  Raises:
-    ImportError: there is no matplotlib.
+    path: of the file.
   """
   import matplotlib
 

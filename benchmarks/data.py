@@ -297,16 +297,9 @@ def measure(
       if case.pipeline == TF
   }
   for case, (rate, waited, alone) in zip(cases, medians, strict=True):
-    yield Row(
-        pipeline=case.pipeline,
-        consumer=case.consumer,
-        batch=batch,
-        side=side,
-        images_per_second=rate,
-        ratio=rate / base[case.consumer] if case.consumer in base else None,
-        data_wait=waited,
-        consumer_ms=alone,
-    )
+    names, tf = (case.pipeline, case.consumer), base.get(case.consumer)
+    ratio = rate / tf if tf else None
+    yield Row(*names, batch, side, rate, ratio, waited, alone)
 
 
 def _consume(case, batches, seconds, least):

@@ -189,19 +189,11 @@ def run(
       )
     for variant, found in measured.items():
       yield Row(
-          model=model,
-          variant=variant,
-          batch=batch,
-          side=side,
-          devices=mesh.size,
-          milliseconds=found.milliseconds,
-          calls=found.calls,
-          ratio=found.milliseconds / measured['plain'].milliseconds,
+          *(model, variant, batch, side, mesh.size),
           images_per_second=1e3 * batch / found.milliseconds,
-          temporary_mib=found.program.temporary_mib,
           all_gathers=count_exchanges(found.program.text, 'all-gather'),
           all_reduces=count_exchanges(found.program.text, 'all-reduce'),
-          error=found.error,
+          **found.columns(measured['plain']),
       )
 
 

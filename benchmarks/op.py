@@ -130,19 +130,8 @@ def run(
     )
     for name, found in measured.items():
       base = measured['torch:plain' if name in TORCH else 'plain']
-      yield Row(
-          channels=channels,
-          side=side,
-          stride=stride,
-          batch=batch,
-          direction=direction,
-          implementation=name,
-          milliseconds=found.milliseconds,
-          calls=found.calls,
-          ratio=found.milliseconds / base.milliseconds,
-          temporary_mib=found.program.temporary_mib,
-          error=found.error,
-      )
+      shape = (channels, side, stride, batch)
+      yield Row(*shape, direction, name, **found.columns(base))
 
 
 def _implementations() -> list[str]:

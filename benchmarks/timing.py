@@ -61,6 +61,16 @@ class Measurement:
   calls: int
   error: float
 
+  def columns(self, base: 'Measurement') -> dict[str, Any]:
+    """Returns what all tables have of it, with the ratio of time to base's."""
+    return dict(
+        milliseconds=self.milliseconds,
+        calls=self.calls,
+        ratio=self.milliseconds / base.milliseconds,
+        temporary_mib=self.program.temporary_mib,
+        error=self.error,
+    )
+
 
 def compile_jax(
     function: Callable[..., Any],
