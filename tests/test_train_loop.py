@@ -132,6 +132,11 @@ def test_evaluation_does_not_depend_on_the_batch_size(whole, eval_batch_size):
   assert again.metrics['loss'] == pytest.approx(first.metrics['loss'], rel=1e-6)
 
 
+def test_what_is_due_shortly_before_the_end_is_left_to_it():
+  due = [step for step in range(1, 12) if train_loop._is_due(step, 11, 5)]
+  assert due == [5, 11]
+
+
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
     tmp_path,
 ):
