@@ -7,14 +7,14 @@ import os
 import pathlib
 import sys
 import tempfile
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
 from awconv_jax import errors
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
   """Ends the program with exit code 1, and the lines on standard error."""
   sys.exit('\n'.join(f'error: {line}' for line in str(message).splitlines()))
 
@@ -74,7 +74,7 @@ def load_config(value: str) -> Any:
     known = [p for p in known if not p.endswith('__init__.py')]
     raise errors.unknown_name('config file', path, known or ['(none there)'])
   spec = importlib.util.spec_from_file_location('config', path)
-  if spec is None:
+  if spec is None or spec.loader is None:
     raise errors.InputError(f'config file {path!r} is not a Python file')
   module = importlib.util.module_from_spec(spec)
   try:

@@ -20,7 +20,7 @@ from awconv_jax import text_table
 from awconv_jax.ops.aw_conv.forms import MULTIPLY_ADDS
 
 
-def _own_macs(equation: core.JaxprEqn, scope: str) -> int:
+def _own_macs(equation: Any, scope: str) -> int:
   """Returns the MACs of one convolution or product, else 0."""
   if equation.primitive.name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape

@@ -33,7 +33,7 @@ def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   Of a Flax module those are the fields it declares, or a base that is not
   Flax's own: what `nn.Module` and `nn.Conv` declare, its place decides.
   """
-  plain = target.func if isinstance(target, functools.partial) else target
+  plain: Any = target.func if isinstance(target, functools.partial) else target
   declared = None
   if dataclasses.is_dataclass(plain):
     # All fields but those of Flax's own classes, and those it adds to ours.

@@ -95,7 +95,7 @@ class Model:
   config: Any = None
 
   @functools.cached_property
-  def names(self) -> list[str]:
+  def names(self) -> Sequence[str]:
     """Names of the classes by label; numbers from 0 where none are known."""
     return class_names(self.source) or list(map(str, self._numbers))
 
@@ -210,7 +210,7 @@ class Detector(Model):
     names = class_names(self.source) or ()
     return ids, names if len(names) == len(ids) else list(map(str, ids))
 
-  @property
+  @functools.cached_property
   def names(self) -> Sequence[str]:
     """Names of the classes by label."""
     return self.categories[1]
@@ -374,7 +374,7 @@ def _variables(
   for number in channels:
     image = jax.ShapeDtypeStruct((1, *size, number), jnp.uint8)
     shapes = jax.eval_shape(task.init, jax.random.key(0), {'image': image})
-    if is_run:
+    if found is not None:
       differences = _differences(shapes, found[0])
       if not differences:
         return *found, source, number

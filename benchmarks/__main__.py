@@ -20,7 +20,7 @@ import math
 import re
 import sys
 import typing
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -36,7 +36,7 @@ _PLACES = {'fused': 'gpu', 'torch': 'cpu'}
 class _Parser(argparse.ArgumentParser):
   """Says what is wrong in one line, as the other commands do."""
 
-  def error(self, message):
+  def error(self, message: str) -> NoReturn:
     command_line.fail(message)
 
 
@@ -76,7 +76,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   for name, subject in SUBJECTS.items():
     made = subjects.add_parser(name, allow_abbrev=False)
     texts = re.findall(
-        r'^    (\w+): (.*(?:\n      .*)*)', subject.run.__doc__, re.M
+        r'^    (\w+): (.*(?:\n      .*)*)', subject.run.__doc__ or '', re.M
     )
     texts = {name: ' '.join(text.split()) for name, text in texts}
     for option in inspect.signature(subject.run).parameters.values():

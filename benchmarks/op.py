@@ -241,6 +241,7 @@ def _torch_program(name, direction, stride, inputs) -> timing.Program:
     return result, *grads
 
   def run(turn, calls=1):
+    results = None
     for number in range(turn, turn + calls):
       results = once(number)
     return results

@@ -73,7 +73,7 @@ class Measurement:
 
 
 def compile_jax(
-    function: Callable[..., Any],
+    function: Any,
     inputs: Sequence[tuple[Any, ...]],
     fetch: Callable[[Any], Any] = jax.device_get,
 ) -> Program:
@@ -82,6 +82,7 @@ def compile_jax(
   analysis = compiled.memory_analysis()
 
   def run(turn, calls=1):
+    result = None
     for number in range(turn, turn + calls):
       result = compiled(*inputs[number % len(inputs)])
     return jax.block_until_ready(result)

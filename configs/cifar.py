@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg: 'key=value,...' with the keys data (cifar10 or cifar100), model,
       attention ('none' or a name), aw_conv and auto_augment (true or false).
   """
-  arg = parse_arg(
+  given = parse_arg(
       arg,
       data='cifar10',
       model=None,
@@ -59,9 +59,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       aw_conv=True,
       auto_augment=False,
   )
-  data = look_up('data', arg.data, DATA)
+  data = look_up('data', given.data, DATA)
   augment = (('pad_crop', dict(padding=4)), ('flip', {}))
-  if arg.auto_augment:
+  if given.auto_augment:
     augment += (('auto_augment', dict(policy='cifar10')),)
   return settings.complete(
       dict(
@@ -71,7 +71,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           eval_every_epochs=5.0,
           checkpoint_every_epochs=5.0,
           data=dict(
-              name=arg.data,
+              name=given.data,
               image_size=32,
               eval_image_size=32,
               augment=augment,
@@ -80,10 +80,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           ),
           task=dict(name='classification', mean=data['mean'], std=data['std']),
           model=settings.network(
-              arg.model or data['model'],
+              given.model or data['model'],
               num_classes=data['num_classes'],
-              attention=arg.attention,
-              aw_conv=arg.aw_conv,
+              attention=given.attention,
+              aw_conv=given.aw_conv,
               stem='cifar',
               zero_init_residual=False,
               dropout=0.0,

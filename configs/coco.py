@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       ('none' or a name), aw_conv (true or false), schedule (1x, 3x), preset
       (mmdet, torchvision), data and num_classes.
   """
-  arg = parse_arg(
+  given = parse_arg(
       arg,
       model='resnet50',
       attention=None,
@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       data='coco/2017',
       num_classes=80,
   )
-  schedule = look_up('schedule', arg.schedule, SCHEDULES)
+  schedule = look_up('schedule', given.schedule, SCHEDULES)
   return settings.complete(
       dict(
           num_epochs=schedule['num_epochs'],
@@ -78,11 +78,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           eval_batch_size=16,
           log_every_steps=50,
           data=dict(
-              name=arg.data,
+              name=given.data,
               eval_split='validation',
               # Of 4:3 images little is padding; the longest are 1333. Sides
               # that are multiples of 64 fit the strides.
-              canvas=(832 if arg.preset == 'torchvision' else 800, 1344),
+              canvas=(832 if given.preset == 'torchvision' else 800, 1344),
               short_side=800,
               long_side=1333,
               train_short_sides=schedule['train_short_sides'],
@@ -95,9 +95,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           model=dict(
               name='faster_rcnn',
               backbone=dict(
-                  name=arg.model, attention=arg.attention, aw_conv=arg.aw_conv
+                  name=given.model,
+                  attention=given.attention,
+                  aw_conv=given.aw_conv,
               ),
-              **with_preset(arg.preset, num_classes=arg.num_classes),
+              **with_preset(given.preset, num_classes=given.num_classes),
           ),
           optimizer=dict(
               options=dict(nesterov=False),

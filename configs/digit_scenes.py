@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg: 'key=value,...' with the keys model (of the backbone), attention
       ('none' or a name) and aw_conv (true or false).
   """
-  arg = parse_arg(arg, model='resnet18', attention=None, aw_conv=True)
+  given = parse_arg(arg, model='resnet18', attention=None, aw_conv=True)
   return settings.complete(
       dict(
           num_epochs=20.0,
@@ -48,9 +48,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               name='faster_rcnn',
               num_classes=10,
               backbone=settings.network(
-                  arg.model,
-                  attention=arg.attention,
-                  aw_conv=arg.aw_conv,
+                  given.model,
+                  attention=given.attention,
+                  aw_conv=given.aw_conv,
                   width=16,
               ),
               norm_train=True,  # Nothing is pretrained.

@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg: 'key=value,...' with the keys model, attention ('none' or a name),
       aw_conv (true or false), optimizer and schedule.
   """
-  arg = parse_arg(
+  given = parse_arg(
       arg,
       model='resnet18',
       attention=None,
@@ -60,19 +60,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               std=(96.0,),
           ),
           model=settings.network(
-              arg.model,
+              given.model,
               num_classes=10,
-              attention=arg.attention,
-              aw_conv=arg.aw_conv,
+              attention=given.attention,
+              aw_conv=given.aw_conv,
               width=16,
               stem='cifar',
           ),
           optimizer=dict(
-              name=arg.optimizer,
-              learning_rate=0.1 if arg.optimizer == 'sgd' else 3e-3,
+              name=given.optimizer,
+              learning_rate=0.1 if given.optimizer == 'sgd' else 3e-3,
               base_batch_size=64,
               weight_decay=5e-4,
-              schedule=arg.schedule,
+              schedule=given.schedule,
               warmup_epochs=2.0,
           ),
       )

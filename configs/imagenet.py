@@ -182,7 +182,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       (val, minival), data, num_classes, model, attention ('none' or a name)
       and aw_conv (true or false).
   """
-  arg = parse_arg(
+  given = parse_arg(
       arg,
       recipe='standard',
       eval='val',
@@ -192,17 +192,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       attention=None,
       aw_conv=True,
   )
-  config = look_up('recipe', arg.recipe, RECIPES)()
+  config = look_up('recipe', given.recipe, RECIPES)()
   # The tables of relative positions have the size of the images.
-  size = config['data']['image_size'] if arg.attention == 'aa' else 224
+  size = config['data']['image_size'] if given.attention == 'aa' else 224
   return settings.complete(
       config
       | dict(
           eval_batch_size=1024,
           data=config['data']
-          | look_up('eval', arg.eval, SPLITS)
+          | look_up('eval', given.eval, SPLITS)
           | dict(
-              name=arg.data,
+              name=given.data,
               eval_image_size=size,
               max_bad_fraction=0.001,
               num_workers=8,
@@ -211,10 +211,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           ),
           task=config['task'] | dict(name='classification'),
           model=settings.network(
-              arg.model,
-              num_classes=arg.num_classes,
-              attention=arg.attention,
-              aw_conv=arg.aw_conv,
+              given.model,
+              num_classes=given.num_classes,
+              attention=given.attention,
+              aw_conv=given.aw_conv,
               **config['model'],
           ),
       )

@@ -89,7 +89,7 @@ def _checked(
     name: str, function: Callable[..., Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns the options, if they are those that a function declares."""
-  known = {
+  known: dict[str, Any] = {
       option.name: (option.annotation, ...)
       for option in inspect.signature(function).parameters.values()
       # What the chain gives by itself is no option.

@@ -63,7 +63,8 @@ def solarize_add(image: np.ndarray, amount: int) -> np.ndarray:
   """
   _, low = cv2.threshold(image, 127, 0, cv2.THRESH_TOZERO_INV)
   # The others became 0, and then no more than 128.
-  return np.maximum(image, cv2.add(low, (amount,) * 4).reshape(image.shape))
+  more = cv2.add(low, (amount,) * 4)  # pyrefly: ignore[no-matching-overload]
+  return np.maximum(image, more.reshape(image.shape))
 
 
 def sharpen(image: np.ndarray, factor: float) -> np.ndarray:

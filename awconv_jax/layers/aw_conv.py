@@ -191,12 +191,12 @@ class AWConv(nn.Conv, kw_only=True):
     ]
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     norm = look_up('norm', self.norm, NORMS)
-    if norm is not None:
-      norm = functools.partial(norm, epsilon=self.norm_epsilon, **dtypes)
+    options = dict(epsilon=self.norm_epsilon, **dtypes)
     if self.norm == 'batch':
-      norm = functools.partial(
-          norm, use_running_average=not train, momentum=self.norm_momentum
+      options |= dict(
+          use_running_average=not train, momentum=self.norm_momentum
       )
+    norm = norm and functools.partial(norm, **options)
     return AttentionMaps(
         kernel_size=kernel_size,
         pool_size=pair(self.pool_size) if self.pool_size else kernel_size,

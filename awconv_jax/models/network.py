@@ -236,9 +236,7 @@ def norm_of(net: Network, train: bool) -> functools.partial:
   )
 
 
-def attention_of(
-    net: Network, place: Mapping[str, type], train: bool
-) -> functools.partial | None:
+def attention_of(net: Network, place: Mapping[str, type], train: bool) -> Any:
   """Returns the attention layer of a network if it has that place, or None."""
   if net.attention not in place:
     return None

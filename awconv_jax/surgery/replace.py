@@ -122,7 +122,7 @@ def replace_conv(
       raise errors.unknown_name('option of AWConv', name, OPTIONS)
   base, rules = type(model), ((where, aw_options),)
   if '_surgery' in vars(base):
-    base, rules = base.__base__, (*base._surgery.rules, *rules)
+    base, rules = base.__base__, (*vars(base)['_surgery'].rules, *rules)
   replaced = _subclass(base, Surgery(rules))
   fields = [f.name for f in dataclasses.fields(base) if f.init]
   return replaced(

@@ -73,14 +73,14 @@ def choose(
     batch_size: images at a time.
     max_bad_fraction: share of the images that may be unreadable.
   """
-  config = settings.complete(config).unlock()
-  if name is not None and name != config.data.name:
-    config.data.name, config.data.eval_split = SETS.get(name, (name, 'test'))
+  changed = settings.complete(config).unlock()
+  if name is not None and name != changed.data.name:
+    changed.data.name, changed.data.eval_split = SETS.get(name, (name, 'test'))
   wanted = dict(eval_split=split, dir=data_dir)
   wanted |= dict(max_bad_fraction=max_bad_fraction)
-  config.data.update({k: v for k, v in wanted.items() if v is not None})
-  config.eval_batch_size = batch_size or config.eval_batch_size
-  return settings.complete(config)
+  changed.data.update({k: v for k, v in wanted.items() if v is not None})
+  changed.eval_batch_size = batch_size or changed.eval_batch_size
+  return settings.complete(changed)
 
 
 def check_classes(model: inference.Model, batches: Any) -> None:

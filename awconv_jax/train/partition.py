@@ -54,7 +54,7 @@ def initialize_distributed(
         f'--process_id={process_id} is not in 0..{num_processes - 1}, as '
         f'--num_processes={num_processes} says'
     )
-  if not re.fullmatch(r'.+:\d+', coordinator):
+  if not re.fullmatch(r'.+:\d+', str(coordinator)):
     raise InputError(f'--coordinator={coordinator} has no port; want host:port')
   jax.distributed.initialize(coordinator, num_processes, process_id)
 

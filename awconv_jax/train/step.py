@@ -1,6 +1,7 @@
 """The state of training and the two compiled functions over it."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import flax
@@ -100,7 +101,9 @@ def replace_variables(state: TrainState, variables: Any) -> TrainState:
   model_state = place(variables, state.variables())
   params = model_state.pop('params')
   ema = None if state.ema is None else place(variables, state.ema)
-  return state.replace(params=params, model_state=model_state, ema=ema)
+  return dataclasses.replace(
+      state, params=params, model_state=model_state, ema=ema
+  )
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):

@@ -140,7 +140,7 @@ def load(
       all that is missing, unknown or of another shape.
   """
   variables = jax.device_get(variables)
-  flat = traverse_util.flatten_dict(variables)
+  flat: dict[Any, Any] = traverse_util.flatten_dict(variables)
   for name in skip:
     if not any(_is_below(path, [name]) for path in flat):
       modules = {path[1] for path in flat}

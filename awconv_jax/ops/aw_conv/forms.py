@@ -224,7 +224,7 @@ def add_taps_one(image, kernel, options: Options):
         scale_channels(v.astype(wide), m.astype(wide))
         for v, m in zip(views, matrices[:, 0], strict=True)
     )
-    return out.astype(image.dtype)
+    return jnp.asarray(out, image.dtype)
   groups = options.groups
   out = sum(
       dot(
