@@ -99,9 +99,9 @@ def draw(photos: np.ndarray, maps: np.ndarray, path: pathlib.Path) -> None:
       axis.axvline(part * photo.shape[1], color='white', linewidth=0.8)
       axis.axhline(part * photo.shape[0], color='white', linewidth=0.8)
     axis.axis('off')
-  for own, axis in zip(maps, map_axes, strict=True):
+  for sample, axis in zip(maps, map_axes, strict=True):
     tiles = np.pad(
-        own[..., filters], ((0, 1), (0, 1), (0, 0)), constant_values=np.nan
+        sample[..., filters], ((0, 1), (0, 1), (0, 0)), constant_values=np.nan
     )
     tiles = tiles.reshape(4, 4, rows, SHOWN // rows)
     shown = axis.imshow(
@@ -115,7 +115,7 @@ def draw(photos: np.ndarray, maps: np.ndarray, path: pathlib.Path) -> None:
   figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(path: pathlib.Path) -> None:
   photos = photographs()
   model = awconv_jax.create_model(
       'resnet18',
@@ -133,10 +133,9 @@ def main() -> None:
   print('photographs told apart:', logits.argmax(-1).tolist() == [0, 1])
   block = seen['intermediates']['stage2_block1']
   (maps,) = block['conv2']['attention_maps']  # [2, 3, 3, C / e, D]
-  path = pathlib.Path(__file__).with_suffix('.png')
   draw(photos, np.array(maps[:, :, :, 0]), path)
   print(path)
 
 
 if __name__ == '__main__':
-  main()
+  main(pathlib.Path(__file__).with_suffix('.png'))

@@ -1,6 +1,7 @@
 """What the documents say is so: their code runs, their commands parse."""
 
 import ast
+import importlib.util
 import re
 import runpy
 import shlex
@@ -74,6 +75,7 @@ def parse(monkeypatch):
       benchmarks._parse(words)
     elif program:
       monkeypatch.setattr(sys, 'argv', [program, *words])
+      monkeypatch.delitem(sys.modules, program, raising=False)
       runpy.run_module(program, run_name='__main__')
     else:
       monkeypatch.setattr(sys, 'argv', words)
@@ -143,3 +145,14 @@ def test_the_defaults_of_the_ambiguities_are_those_of_the_layer():
   assert len(found) >= 8
   for name, value in found.items():
     assert getattr(awconv_jax.AWConv, name) == ast.literal_eval(value), name
+
+
+@pytest.mark.slow
+def test_the_picture_can_be_drawn(tmp_path, monkeypatch):
+  path = commands.ROOT / 'docs/attention_maps.py'
+  spec = importlib.util.spec_from_file_location('attention_maps', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  monkeypatch.setattr(module, 'STEPS', 1)
+  module.main(tmp_path / 'maps.png')
+  assert (tmp_path / 'maps.png').stat().st_size > 50_000
