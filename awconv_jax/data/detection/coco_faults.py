@@ -140,7 +140,7 @@ def check(document: Any, place: str, folder: str) -> Checked:
 
 def _sound(
     kind: str,
-    model: type[pydantic.BaseModel],
+    model: Any,
     entries: list[dict[str, Any]],
     faults: list[str],
     fault_of: Callable[[Any], str | None] = lambda entry: None,
