@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax import errors
-from awconv_jax.models import mobilenet_v2, resnet, wide_resnet
 from awconv_jax.models.detection import faster_rcnn, presets
+from awconv_jax.models.networks import MODELS
 
-# Networks by name: a class, and what the name decides.
-MODELS = {**resnet.MODELS, **wide_resnet.MODELS, **mobilenet_v2.MODELS}
 DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
 
 

@@ -10,7 +10,7 @@ x1, y1, x2, y2 in pixels of the canvas. All shapes are static; what fills them
 up is marked by masks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import functools
 from typing import Annotated, Any
 
@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax.errors import InputError, look_up
+from awconv_jax.errors import InputError
 from awconv_jax.models.detection import box_head, postprocess, rpn
 from awconv_jax.models.detection.fpn import FPN
 from awconv_jax.models.detection.losses import choose_targets
+from awconv_jax.models.networks import MODELS
 from awconv_jax.ops import roi_align as roi_ops
 from awconv_jax.ops.anchors import Anchors
 from awconv_jax.ops.boxes import Coder
@@ -43,13 +44,6 @@ _PROPOSED = ('logits', 'deltas', 'inside', 'size', 'anchors', 'coder', 'train')
 _ALIGNED = ('features', 'rois', 'levels', 'valid_sizes', 'strides')
 _DETECTED = ('logits', 'deltas', 'rois', 'valid', 'size', 'coder')
 _DTYPES = ('dtype', 'param_dtype')
-
-
-def _network(name: str) -> Callable[..., nn.Module]:
-  """Returns what makes the backbone of a name."""
-  from awconv_jax import models  # Which has this one among its detectors.
-
-  return look_up('model', name, models.MODELS)
 
 
 class FasterRCNN(nn.Module):
@@ -82,9 +76,7 @@ class FasterRCNN(nn.Module):
     param_dtype: of the parameters.
   """
 
-  backbone: Annotated[
-      nn.Module, Named(_network, 'model', given=('num_classes',))
-  ]
+  backbone: Annotated[nn.Module, Named(MODELS, 'model', given=('num_classes',))]
   num_classes: PositiveInt = 80
   mask_padding: bool = True
   norm_train: bool = False
