@@ -54,7 +54,7 @@ class Chain:
     self._size, self._crop, self._steps = size, None, []
     for place, (name, options) in enumerate(pairs):
       function = look_up('augmentation', name, AUGMENTATIONS | CROPS)
-      options = _checked(name, function, options)
+      options = _options_of(name, function, options)
       if name not in CROPS:
         self._steps.append((function, options))
       elif place:
@@ -85,7 +85,7 @@ class Chain:
     return decode.resize(image, self._size, 'area')
 
 
-def _checked(
+def _options_of(
     name: str, function: Callable[..., Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns the options, if they are those that a function declares."""

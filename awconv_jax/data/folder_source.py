@@ -75,35 +75,23 @@ class FolderSource:
   def _list(self) -> dict[int, list[str]]:
     """Returns the names of the images by label."""
     numbers = {name: i for i, name in enumerate(self.class_names)}
-    found, empty, unreadable = {}, [], []
-    present = _subfolders(self._root)
-    if not present:
-      raise InputError(
-          f'{self._root} has no sub-folders; want {self._root}/<class>/<image>'
-      )
-    unknown = [name for name in present if name not in numbers]
-    if unknown:
-      raise InputError(
-          f'{self._root} has classes that {self._path}/{_FIRST} lacks: '
-          f'{_some(unknown)}; give both the same'
-      )
-    for name in present:
+    found, wrong = {}, []
+    for name in _subfolders(self._root):
       folder = os.path.join(self._root, name)
       with os.scandir(folder) as entries:
         images = [e for e in entries if _is_image(e.name)]
-      found[numbers[name]] = [entry.name for entry in images]
-      unreadable += [e.path for e in images if not _can_be_read(e)]
-      if not images:
-        empty.append(folder)
-    if empty:
-      raise InputError(
-          f'no images ({" ".join(sorted(EXTENSIONS))}) in the class folder(s) '
-          f'{_some(empty)}; fill or remove them'
-      )
-    if unreadable:
-      raise InputError(
-          f'cannot open {_some(unreadable)}; remove them or make them readable'
-      )
+      unreadable = [e.path for e in images if not _can_be_read(e)]
+      if name not in numbers:
+        wrong.append(f'{self._path}/{_FIRST} has no class {name}')
+      elif not images:
+        wrong.append(f'{folder} has no images ({" ".join(sorted(EXTENSIONS))})')
+      elif unreadable:
+        wrong.append(f'cannot open {_some(unreadable)}')
+      else:
+        found[numbers[name]] = [entry.name for entry in images]
+    if wrong or not found:
+      reasons = '; '.join(wrong) or f'want {self._root}/<class>/<image>'
+      raise InputError(f'{self._root} cannot be used: {reasons}')
     return found
 
   def __len__(self) -> int:

@@ -79,18 +79,16 @@ class TfdsRecords:
 
   def _instructions(self) -> list[Any]:
     """Returns what TFDS says of the files that hold the split."""
-    known = ', '.join(sorted(self.info.splits))
     try:
       files = self.info.splits[self.split].file_instructions
-    except ValueError as error:
-      raise InputError(
-          f'unknown split {self.split!r} of {self.directory}; known: {known}'
-      ) from error
+    except ValueError:
+      files = []
     # A slice whose end comes before its start takes less than nothing.
     if not files or min(file.take for file in files) < 1:
+      known = ', '.join(sorted(self.info.splits))
       raise InputError(
-          f'split {self.split!r} of {self.directory} holds no examples; known: '
-          + known
+          f'split {self.split!r} of {self.directory} is unknown or holds no '
+          f'examples; known: {known}'
       )
     return files
 
@@ -173,11 +171,11 @@ class TfdsLabels:
     record = self._records[index]
     return {
         'image': record['image'],
-        'label': self._checked(record[self._label], index),
+        'label': self._padded(record[self._label], index),
         'id': next((record[key] for key in _IDS if key in record), index),
     }
 
-  def _checked(self, label: Any, index: int) -> Any:
+  def _padded(self, label: Any, index: int) -> Any:
     """Returns the label, or all labels of an image padded with -1."""
     labels = np.atleast_1d(label)
     wrong = labels[(labels < 0) | (labels >= self.num_classes)]
@@ -188,14 +186,7 @@ class TfdsLabels:
       )
     if np.ndim(label) == 0:
       return label
-    if len(labels) > _MOST_LABELS:
-      raise InputError(
-          f'{self._records.place(index)} has {len(labels)} labels; at most '
-          f'{_MOST_LABELS} are supported'
-      )
-    padded = np.full(_MOST_LABELS, -1, np.int32)
-    padded[: len(labels)] = labels
-    return padded
+    return np.pad(labels, (0, _MOST_LABELS - len(labels)), constant_values=-1)
 
   def describe(self, index: int, reason: str) -> str:
     """Returns which record could not be read, why, and what can be done."""

@@ -69,7 +69,7 @@ class Checked:
   faults: tuple[str, ...]
 
 
-def check(document: Any, place: str, folder: str) -> Checked:
+def sort_out(document: Any, place: str, folder: str) -> Checked:
   """Sorts the entries of a file into sound ones and faults.
 
   Args:

@@ -51,7 +51,7 @@ class CocoJson:
       raise InputError(
           f'there is no folder {self._folder} for the images of {self.place}'
       )
-    checked = coco_faults.check(_load(self.place), self.place, self._folder)
+    checked = coco_faults.sort_out(_load(self.place), self.place, self._folder)
     self.faults, images = checked.faults, checked.images
     if not images:
       reasons = '; '.join(self.faults) or 'it lists none'
