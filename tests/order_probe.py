@@ -1,6 +1,11 @@
-"""What a worker process must be able to load, to tell what it was given."""
+"""Order and random numbers of a stream, told by rows that are no images."""
+
+import itertools
 
 import numpy as np
+
+from awconv_jax.data import batches as reading
+from awconv_jax.data.order import ShuffledOrder
 
 
 class Numbers:
@@ -27,3 +32,31 @@ def make_row(index, record, group, rng):
   """
   assert record == index and group == 0
   return {'row': np.array([index, rng.integers(2**62)], np.int64)}
+
+
+def read(
+    batch, length, *, num_workers, count, start=0, host=0, hosts=1, repeats=1
+):
+  """Reads batches of rows; returns (example:random) of each, a batch a line."""
+  source = Numbers(length)
+  reader = reading.Reader(
+      None,
+      train=True,
+      batch_size=batch,
+      seed=5,
+      process_index=host,
+      process_count=hosts,
+      num_workers=num_workers,
+      prefetch=2,
+  )
+  order = ShuffledOrder(length, 5, repeats)
+  batches = reader.train_batches(
+      source,
+      reading.train_stream(source, order, make_row, 7),
+      num_examples=length,
+      repeats=repeats,
+  )
+  batches.set_state(batches.get_state() | {'batches': start})
+  rows = [b['row'].tolist() for b in itertools.islice(batches, count)]
+  batches.close()
+  return '\n'.join(' '.join(f'{i}:{r}' for i, r in row) for row in rows)
