@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 
+import commands
 import jax
 import numpy as np
 from PIL import Image
@@ -86,13 +88,19 @@ def test_a_file_of_weights_with_a_name_or_a_config(run, images, tmp_path):
     assert loaded.weights == 'weights' and loaded.names == list('01234')
 
 
-def test_grey_images(tmp_path):
-  config = tiny.get_config()
-  trained.write_run(tmp_path / 'run', config, channels=1)
-  classifier = inference.load(tmp_path / 'run')
+def test_grey_images_by_the_python_code_of_the_docs(tmp_path, monkeypatch):
+  trained.write_run(tmp_path / 'runs/digits', tiny.get_config(), channels=1)
+  monkeypatch.chdir(tmp_path)
+  text = (commands.ROOT / 'docs/training.md').read_text()
+  section = text.partition('## In Python')[2].partition('\n## ')[0]
+  (code,) = re.findall(r'^```python\n(.*?)^```$', section, re.M | re.S)
+  namespace = dict(images=[np.full((16, 20, 1), 9, np.uint8)])
+
+  exec(code, namespace)
+
+  assert namespace['found'].probabilities.shape == (1, 10)
+  classifier = namespace['classifier']
   assert classifier.channels == 1
-  found = classifier.predict([np.full((16, 20, 1), 9, np.uint8)])
-  assert found.probabilities.shape == (1, 10)
   with pytest.raises(ValueError, match=r'want uint8 \[H, W, 1\] in 0..255'):
     classifier.predict([np.zeros((16, 16, 3), np.uint8)])
 
