@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from awconv_jax import errors
 from awconv_jax.models.detection import faster_rcnn, presets
-from awconv_jax.models.networks import MODELS
+from awconv_jax.models.registry import MODELS
 
 DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
 

@@ -24,7 +24,7 @@ from awconv_jax.errors import InputError
 from awconv_jax.models.detection import box_head, postprocess, rpn
 from awconv_jax.models.detection.fpn import FPN
 from awconv_jax.models.detection.losses import choose_targets
-from awconv_jax.models.networks import MODELS
+from awconv_jax.models.registry import MODELS
 from awconv_jax.ops import roi_align as roi_ops
 from awconv_jax.ops.anchors import Anchors
 from awconv_jax.ops.boxes import Coder
