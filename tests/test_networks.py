@@ -304,7 +304,11 @@ def test_wrong_options_of_all_kinds_are_found_by_the_config():
     'name, options, words',
     [
         ('resnet51', {}, "model 'resnet51'.*'resnet50'.*resnet152"),
-        ('resnet18', dict(widht=3), "'widht' .*'width'.*stage_sizes"),
+        (
+            'resnet18',
+            dict(widht=3),
+            "'widht' .*'width'.*norm_momentum, num_classes, param_dtype, stage",
+        ),
         ('resnet18', dict(attention='sse'), "'sse' .*'se'"),
         ('resnet18', dict(groups=2), "model.groups=2.*block='bottleneck'"),
         ('resnext50_32x4d', dict(width=8), 'width=8.*at least 16'),

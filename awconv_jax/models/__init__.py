@@ -34,7 +34,8 @@ def create(name: str, **options: Any) -> nn.Module:
     InputError: the name or an option is unknown, or options do not fit.
   """
   network = errors.look_up('model', name, MODELS)
-  fields = inspect.signature(network).parameters
+  fields = dict(inspect.signature(network).parameters)
+  del fields['parent'], fields['name']  # Flax's.
   for option in options:
     errors.look_up(f'option of {name}', option, fields)
   return network(**options)
