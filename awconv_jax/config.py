@@ -60,7 +60,8 @@ def complete(
       complete already.
     schema: function or class whose keyword options the config holds; those
       annotated by `Options` and `Named` are sections.
-    overrides: texts of values by path, such as {'config.seed': '3'}. One of a
+    overrides: texts of values by path, such as {'config.seed': '3'}; that of a
+      section is a dict, which takes the place of the whole section. One of a
       name brings the defaults of what has it, and drops what that does not know
       of the options that were there.
 
@@ -177,6 +178,10 @@ class _Filling:
     ):
       option, here = known[name], f'{path}.{name}'
       value, marker = values.get(name, option.default), _marker(option)
+      whole = marker is not None and here in self._overrides
+      if whole:  # "{'momentum': 0.8}", in place of what the config sets.
+        self._paths.append(here)
+        value = _tuples(next(_readings(self._overrides[here])))
       if marker is None:
         self._set(filled, name, here, option, value)
       elif value is _REQUIRED:
@@ -190,9 +195,10 @@ class _Filling:
       elif marker.by is None:
         filled[name] = self.section(here, marker.of, value or {}, marker.given)
       else:
+        new = filled.get(marker.by, _REQUIRED)
         old = values.get(marker.by, known[marker.by].default)
         filled[name] = self._beside(
-            here, marker, value or {}, old, filled.get(marker.by, _REQUIRED)
+            here, marker, value or {}, new if whole else old, new
         )
     return filled
 
