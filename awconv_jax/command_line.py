@@ -79,18 +79,13 @@ def load_config(value: str) -> Any:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
+    return module.get_config(*filter(None, [argument]))
+  except errors.ReportedError:
+    raise
   except Exception as error:  # It is the user's own program.
     raise errors.InputError(
-        f'config file {path} cannot be read: {type(error).__name__}: {error}'
+        f'--config={value} cannot be read: {type(error).__name__}: {error}'
     ) from error
-  if not hasattr(module, 'get_config'):
-    raise errors.InputError(f'{path} has no function get_config')
-  try:
-    return module.get_config(argument) if argument else module.get_config()
-  except errors.InputError:
-    raise
-  except ValueError as error:
-    raise errors.InputError(f'--config={value}: {error}') from error
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -213,6 +213,24 @@ def test_wrong_arguments_are_one_line(argument, words):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    'name, text, words',
+    [
+        ('a.py', 'import nowhere', 'a.py cannot be read: ModuleNotFoundError'),
+        ('a.py', 'x = 1', "a.py cannot be read: AttributeError.*'get_config'"),
+        ('a.py', 'def get_config(): return 1 / 0', 'read: ZeroDivisionError'),
+        ('a.txt', '', 'is not a Python file'),
+        ('b.py', '', "unknown config file '.*b.py' .*did you mean"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(name, text, words, tmp_path):
+  (tmp_path / 'a.py').touch()
+  if name != 'b.py':
+    (tmp_path / name).write_text(text)
+  with pytest.raises(errors.InputError, match=words):
+    command_line.load_config(str(tmp_path / name))
+
+
 # --- what is made of them ----------------------------------------------------
 
 
