@@ -340,7 +340,7 @@ class TrainBatches(_Batches):
       state: what `get_state` returned.
 
     Raises:
-      InputError: the state is of another stream, or no state at all.
+      InputError: the state is of another stream.
     """
     for key, here in self._identity.items():
       there = state.get(key)
@@ -349,11 +349,8 @@ class TrainBatches(_Batches):
             f'the data state was written with {key} {there}, and this run has'
             f' {here}; resume with {key}={there} or start a new run'
         )
-    batches = state.get('batches')
-    if not isinstance(batches, int) or batches < 0:
-      raise InputError(f'the data state has no count of batches: {state}')
     self.close()
-    self._delivered = batches
+    self._delivered = state['batches']
 
   def close(self) -> None:
     """Stops threads and workers; `next` would start them again, in place."""

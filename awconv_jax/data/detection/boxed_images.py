@@ -127,15 +127,25 @@ class BoxedImages(Geometry, batches.Reader):
         split: self.open_split(self.dir, split)
         for split in (*names, self.eval_split)
     }
-    if not self.drop_bad:
-      _check_faults(opened)
-    _check_categories(opened)
-    source = next(iter(opened.values()))
+    faults = [f'{k}: {fault}' for k, s in opened.items() for fault in s.faults]
+    if faults and not self.drop_bad:
+      raise InputError(
+          f'{len(faults)} fault(s) in the data; mend them, or leave out what '
+          'is faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(faults)
+      )
+    source, *others = opened.values()
+    for other in others:
+      differing = set(source.category_ids) ^ set(other.category_ids)
+      if differing:
+        raise InputError(
+            f'splits {self.train_split!r} and {self.eval_split!r} differ in '
+            f'their categories, id {", ".join(map(str, sorted(differing)))}; '
+            'list the same in both'
+        )
     examples = self._examples(source)
     make_row = _MakeRow(Geometry.of(vars(self)))
     if not self.train:
       return self.eval_batches(source, examples, make_row, source.faults)
-    # A batch of more examples than there are is refused further down.
     order = GroupedOrder(examples, self.batch_size, self.seed)
     # Not a seed that `order` uses.
     seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
@@ -161,28 +171,6 @@ class BoxedImages(Geometry, batches.Reader):
       # What cannot be read is kept, to be told of.
       keep = (counts > 0) | (index.sizes[:, 0] == 0)
     return [group[keep[group]] for group in groups(index.sizes)]
-
-
-def _check_faults(opened: Mapping[str, Any]) -> None:
-  lines = [
-      f'{name}: {f}' for name, source in opened.items() for f in source.faults
-  ]
-  if lines:
-    raise InputError(
-        f'{len(lines)} fault(s) in the data; mend them, or leave out what is '
-        'faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(lines)
-    )
-
-
-def _check_categories(opened: Mapping[str, Any]) -> None:
-  (one, first), *others = opened.items()
-  for other, source in others:
-    if source.category_ids != first.category_ids:
-      ids = set(first.category_ids) ^ set(source.category_ids)
-      raise InputError(
-          f'splits {one!r} and {other!r} differ in their categories, id '
-          f'{", ".join(map(str, sorted(ids)))}; list the same in both'
-      )
 
 
 @dataclasses.dataclass(frozen=True)
