@@ -75,9 +75,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   subjects = parser.add_subparsers(dest='subject', required=True)
   for name, subject in SUBJECTS.items():
     made = subjects.add_parser(name, allow_abbrev=False)
-    texts = re.findall(
-        r'^    (\w+): (.*(?:\n      .*)*)', subject.run.__doc__ or '', re.M
-    )
+    # Python 3.13 takes the indentation away by itself.
+    text = inspect.cleandoc(subject.run.__doc__ or '')
+    texts = re.findall(r'^  (\w+): (.*(?:\n    .*)*)', text, re.M)
     texts = {name: ' '.join(text.split()) for name, text in texts}
     for option in inspect.signature(subject.run).parameters.values():
       text = f'{texts[option.name]} Default: {option.default}.'
