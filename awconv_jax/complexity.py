@@ -138,4 +138,4 @@ def rows(
 
 def format_table(table: list[Row], total: Row) -> str:
   """Returns the rows as text, MACs for one image."""
-  return text_table.make([*table, total], text_table.thousands)
+  return text_table.make([*map(vars, table), vars(total)], text_table.thousands)

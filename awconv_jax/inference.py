@@ -13,7 +13,7 @@
 The newest checkpoint in good order is read, the averages where a run has them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -24,7 +24,6 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from awconv_jax import config as engine
@@ -38,6 +37,7 @@ from awconv_jax.evaluators import coco
 from awconv_jax.options import Named
 from awconv_jax.tasks.flipped import Flipped
 from awconv_jax.train import rundir, settings, warm_start
+from awconv_jax.weights import state_dict
 
 Images = Sequence[np.ndarray]
 
@@ -76,48 +76,58 @@ class Found:
 
 @dataclasses.dataclass
 class Model:
-  """A trained network.
+  """A trained network: what classifiers and detectors have in common.
 
   Attributes:
     task: gives its outputs; see `tasks`.
+    config: the whole config; None of a file that came with a name.
+    source: where the weights are from.
     variables: 'params' and 'batch_stats', arrays on the host.
     weights: which they are, such as 'averages of step 400'.
-    source: where they are from.
     channels: of the images.
-    config: the whole config; None of a file that came with a name.
   """
 
   task: Any
+  config: Any
+  source: str
   variables: Any
   weights: str
-  source: str
   channels: int
-  config: Any = None
+
+  @functools.cached_property
+  def kept_names(self) -> list[str] | None:
+    """Names of the classes by label, if the run has kept them."""
+    return _read_json(self.source, rundir.CLASSES)
 
   @functools.cached_property
   def names(self) -> Sequence[str]:
     """Names of the classes by label; numbers from 0 where none are known."""
-    return class_names(self.source) or list(map(str, self._numbers))
-
-  @property
-  def _numbers(self) -> range:
-    return range(self.task.num_classes)
+    return self.kept_names or list(map(str, range(self.task.num_classes)))
 
   @functools.cached_property
-  def _on_device(self) -> Any:
-    return jax.device_put(self.variables)
+  def _compiled(self) -> Callable[..., Any]:
+    outputs = jax.jit(self._outputs, static_argnums=2)
+    return functools.partial(outputs, jax.device_put(self.variables))
 
-  def _check(self, images: Images) -> None:
-    """Raises ValueError for what is no images."""
+  def _run(self, size: int, flip: bool, **batch: np.ndarray) -> Any:
+    """Returns outputs of a batch, filled up to `size` so as to compile once."""
+    shapes = {k: (size, *rows.shape[1:]) for k, rows in batch.items()}
+    filled = {k: np.resize(rows, shapes[k]) for k, rows in batch.items()}
+    outputs = jax.device_get(self._compiled(filled, flip))
+    return jax.tree.map(lambda array: array[: len(batch['image'])], outputs)
+
+  def _checked(self, images: Images) -> Images:
+    """Returns arrays that OpenCV takes; ValueError for what is no images."""
+    images = [np.asarray(image) for image in images]
     for image in images:
-      shape = np.shape(image)
-      if image.dtype != np.uint8 or not (
-          len(shape) == 3 and shape[2] == self.channels and image.size
-      ):
+      like = np.shape(image)[:2] + (self.channels,)
+      if image.dtype != np.uint8 or image.shape != like or not image.size:
         raise ValueError(
-            f'an image is {image.dtype} {list(shape)}, want uint8 [H, W, '
+            f'an image is {image.dtype} {list(image.shape)}, want uint8 [H, W, '
             f'{self.channels}]{", RGB" * (self.channels == 3)} in 0..255'
         )
+    # OpenCV takes no views that run backwards, such as BGR turned to RGB.
+    return [np.ascontiguousarray(image) for image in images]
 
 
 @dataclasses.dataclass
@@ -128,18 +138,14 @@ class Classifier(Model):
     preparation: options of `crops.center_crop`.
   """
 
-  preparation: Mapping[str, Any] = dataclasses.field(kw_only=True)
+  preparation: Mapping[str, Any]
 
-  @functools.cached_property
-  def _probabilities(self) -> Any:
-    def probabilities(variables, images, flip):
-      logits = self.task.forward(variables, {'image': images})
-      if flip:
-        mirrored = {'image': images[:, :, ::-1]}
-        logits = (logits + self.task.forward(variables, mirrored)) / 2
-      return jax.nn.softmax(logits)
-
-    return jax.jit(probabilities, static_argnums=2)
+  def _outputs(self, variables: Any, batch: Any, flip: bool) -> jax.Array:
+    logits = self.task.forward(variables, batch)
+    if flip:
+      mirrored = {'image': batch['image'][:, :, ::-1]}
+      logits = (logits + self.task.forward(variables, mirrored)) / 2
+    return jax.nn.softmax(logits)
 
   def predict(
       self, images: Images, *, batch_size: int = 32, flip: bool = False
@@ -154,27 +160,16 @@ class Classifier(Model):
     Raises:
       ValueError: they are not such arrays.
     """
-    images = [np.asarray(image) for image in images]
-    self._check(images)
-    prepared = [self._prepared(image) for image in images]
-    found = []
-    for chunk in _chunks(range(len(images)), batch_size):
-      rows = np.stack([prepared[i] for i in chunk])
-      rows = _filled(rows, min(batch_size, len(images)))
-      outputs = self._probabilities(self._on_device, rows, flip)
-      found.append(np.asarray(outputs)[: len(chunk)])
+    rows = np.stack([self._prepared(i) for i in self._checked(images)])
+    size = min(batch_size, len(rows))
+    found = [self._run(size, flip, image=part) for part in _chunks(rows, size)]
     probabilities = np.concatenate(found)
     labels = probabilities.argmax(1)
     return Classes(probabilities, labels, [self.names[i] for i in labels])
 
   def _prepared(self, image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    decoded = types.SimpleNamespace(
-        # OpenCV takes no views that run backwards, such as BGR turned to RGB.
-        pixels=lambda: np.ascontiguousarray(image),
-        height=height,
-        width=width,
-    )
+    decoded = types.SimpleNamespace(pixels=lambda: image)
+    decoded.height, decoded.width = image.shape[:2]
     return crops.center_crop(decoded, **self.preparation)
 
 
@@ -192,23 +187,27 @@ class Detector(Model):
     Raises:
       InputError: the run's list is damaged.
     """
-    kept = _kept_categories(self.source)
-    if len(kept) == len(self._numbers):
-      return [row['id'] for row in kept], [row['name'] for row in kept]
-    section = self.config.data
+    number, data = self.task.num_classes, self.config.data
     try:
-      source = sources.open_source(
-          section.name, section.dir, section.eval_split
-      )
-      if source.num_classes == len(self._numbers):
+      kept = _read_json(self.source, rundir.CATEGORIES) or ()
+      if len(kept) == number:
+        return [int(c['id']) for c in kept], [str(c['name']) for c in kept]
+    except (KeyError, TypeError, ValueError) as error:
+      raise InputError(
+          f'{self.source}/{rundir.CATEGORIES} is no list of {{"id": 1, "name": '
+          '"heron"}; mend it, or remove it to take those of the data set'
+      ) from error
+    try:
+      source = sources.open_source(data.name, data.dir, data.eval_split)
+      if source.num_classes == number:
         return source.category_ids, source.class_names
-      reason = f'{section.name} has {source.num_classes}'
+      reason = f'{data.name} has {source.num_classes}'
     except InputError as error:
       reason = str(error)
-    ids = [1 + label for label in self._numbers]
-    print(f'the {len(ids)} categories are numbered from 1: {reason}')
-    names = class_names(self.source) or ()
-    return ids, names if len(names) == len(ids) else list(map(str, ids))
+    print(f'the {number} categories are numbered from 1: {reason}')
+    ids = list(range(1, number + 1))
+    fits = len(self.kept_names or ()) == number
+    return ids, self.kept_names if fits else list(map(str, ids))
 
   @functools.cached_property
   def names(self) -> Sequence[str]:
@@ -221,11 +220,8 @@ class Detector(Model):
       return self.task
     return Flipped(self.task, self.config.model.detections.threshold)
 
-  @functools.cached_property
-  def _predict(self) -> dict[bool, Any]:
-    return {
-        flip: jax.jit(self.predictor(flip).predict) for flip in (False, True)
-    }
+  def _outputs(self, variables: Any, batch: Any, flip: bool) -> Any:
+    return self.predictor(flip).predict(variables, batch)
 
   def detect(
       self, images: Images, *, batch_size: int = 8, flip: bool = False
@@ -242,26 +238,18 @@ class Detector(Model):
     Raises:
       ValueError: they are not such arrays.
     """
-    images = [np.asarray(image) for image in images]
-    self._check(images)
+    images = self._checked(images)
     geometry = Geometry.of(self.config.data)
     size = min(batch_size, len(images)) or 1
     sizes = np.array([image.shape[:2] for image in images]).reshape(-1, 2)
     found = {}
     for group, members in enumerate(order.groups(sizes)):
+      canvas = geometry.canvas_of(group)
       for chunk in _chunks(members, size):
-        rows = [
-            geometry.plain(np.ascontiguousarray(images[i]), NOTHING)[0]
-            for i in chunk
-        ]
-        canvas = geometry.canvas_of(group)
-        pasted = np.stack([canvases.paste(row, canvas) for row in rows])
+        rows = [geometry.plain(images[i], NOTHING)[0] for i in chunk]
         areas = np.int32([row.shape[:2] for row in rows])
-        batch = {'image': _filled(pasted, size), 'image_size': areas}
-        # An area of nothing would be divided by.
-        batch['image_size'] = np.maximum(_filled(areas, size), 1)
-        outputs = self._predict[flip](self._on_device, batch)
-        outputs = jax.device_get(outputs)
+        pasted = np.stack([canvases.paste(row, canvas) for row in rows])
+        outputs = self._run(size, flip, image=pasted, image_size=areas)
         for row, i in enumerate(chunk):
           one = {name: array[row] for name, array in outputs.items()}
           found[i] = self._found(one, areas[row], images[i].shape[:2])
@@ -272,25 +260,20 @@ class Detector(Model):
     kept = np.flatnonzero(one['valid'] & finite)
     kept = kept[np.argsort(-one['scores'][kept], kind='stable')]
     boxes = coco.in_original_pixels(one['boxes'][kept], size, original_size)
-    labels = one['labels'][kept]
-    return Found(
-        boxes=boxes.astype(np.float32),
-        scores=one['scores'][kept],
-        labels=labels,
-        names=[self.names[label] for label in labels],
-    )
+    scores, labels = one['scores'][kept], one['labels'][kept]
+    names = [self.names[label] for label in labels]
+    return Found(boxes.astype(np.float32), scores, labels, names)
 
 
-def _chunks(members: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _chunks(members: np.ndarray, size: int) -> Iterator[np.ndarray]:
   for start in range(0, len(members), size):
     yield members[start : start + size]
 
 
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-  """Returns the rows with zeros after them, so that a batch compiles once."""
-  out = np.zeros((size, *rows.shape[1:]), rows.dtype)
-  out[: len(rows)] = rows
-  return out
+def _read_json(source: str, name: str) -> Any:
+  """Returns what a file of a run holds; None where there is none."""
+  path = pathlib.Path(source) / name
+  return json.loads(path.read_text()) if path.is_file() else None
 
 
 @dataclasses.dataclass
@@ -324,107 +307,44 @@ def load(
   if name is not None:
     network = engine.complete({'model': dict(name=name) | options}, _ByName)
     task = tasks.TASKS['classification'](network.model.to_dict())
-    found = _variables(source, task, (image_size, image_size), (3,))
-    preparation = dict(size=image_size, share=0.875, interpolation='bicubic')
-    return Classifier(task, *found, preparation=preparation)
-  config = read_config(source) if config is None else settings.complete(config)
-  task, section = tasks.create(config), config.data
+    crop = dict(size=image_size, share=0.875, interpolation='bicubic')
+    loaded = _variables(source, task, (image_size, image_size), (3,))
+    return Classifier(task, None, source, *loaded, crop)
+  if config is None:
+    config = rundir.read_config(source)
+  config = settings.complete(config)
+  task, data = tasks.create(config), config.data
   # Where one mean serves all channels, the weights say how many there are.
   channels = (3, 1) if len(config.task.mean) == 1 else (len(config.task.mean),)
   if config.task.name == 'detection':
-    found = _variables(source, task, section.canvas, channels)
-    return Detector(task, *found, config)
-  side = section.eval_image_size
-  found = _variables(source, task, (side, side), channels)
-  preparation = dict(
-      size=side,
-      share=section.eval_crop,
-      interpolation=section.eval_interpolation,
-  )
-  return Classifier(task, *found, config, preparation=preparation)
-
-
-def read_config(run: str | os.PathLike) -> ml_collections.ConfigDict:
-  """Returns the whole config that a run was made with.
-
-  Raises:
-    InputError: the directory has none, or one that is not in order.
-  """
-  path = pathlib.Path(run) / 'config.json'
-  try:
-    return settings.complete(json.loads(path.read_text()))
-  except (OSError, TypeError, ValueError) as error:
-    raise InputError(
-        f'cannot read {path} (give the directory of a run as --run, or the '
-        f'config by --config): {getattr(error, "strerror", None) or error}'
-    ) from error
+    loaded = _variables(source, task, data.canvas, channels)
+    return Detector(task, config, source, *loaded)
+  side, kind = data.eval_image_size, data.eval_interpolation
+  crop = dict(size=side, share=data.eval_crop, interpolation=kind)
+  loaded = _variables(source, task, (side, side), channels)
+  return Classifier(task, config, source, *loaded, crop)
 
 
 def _variables(
     source: str, task: Any, size: Sequence[int], channels: Sequence[int]
-) -> tuple[Any, str, str, int]:
-  """Returns variables, which they are, their source, and images' channels.
+) -> tuple[Any, str, int]:
+  """Returns variables, which they are, and the number of images' channels.
 
   Raises:
     InputError: they are not there, or of another network than the task's.
   """
-  is_run = pathlib.Path(source).is_dir()
-  found = warm_start.read_run(source) if is_run else None
+  if pathlib.Path(source).is_dir():
+    variables, kind = warm_start.read_run(source)
+    arrays = state_dict.to_state_dict(variables)
+  else:
+    arrays, kind = weights.read(source), 'weights'
   faults = []
   for number in channels:
     image = jax.ShapeDtypeStruct((1, *size, number), jnp.uint8)
     shapes = jax.eval_shape(task.init, jax.random.key(0), {'image': image})
-    if found is not None:
-      differences = _differences(shapes, found[0])
-      if not differences:
-        return *found, source, number
-      faults.append((len(differences), differences[0]))
-      continue
     try:
-      return weights.load(source, shapes), 'weights', source, number
+      loaded = state_dict.from_state_dict(arrays, shapes, source=source)
+      return loaded, kind, number
     except InputError as error:
-      faults.append((len(str(error)), str(error)))
-  _, fault = min(faults)
-  if is_run:
-    fault = f'--run={source} is of another network than its config: {fault}'
-  raise InputError(fault)
-
-
-def _differences(here: Any, there: Any) -> list[str]:
-  """Returns a line for each variable that is absent, or of another shape."""
-  here, there = (
-      {
-          jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-          for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-      }
-      for tree in (here, there)
-  )
-  return [
-      f'{name} is {there.get(name, "absent")} there, want '
-      f'{here.get(name, "absent")}'
-      for name in {**here, **there}
-      if here.get(name) != there.get(name)
-  ]
-
-
-def class_names(run: str | os.PathLike) -> list[str] | None:
-  """Returns the names of a run's classes by label; None if it has none."""
-  path = pathlib.Path(run) / rundir.CLASSES
-  return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _kept_categories(run: str) -> list[dict[str, Any]]:
-  """Returns what `rundir.write_classes` wrote; nothing if it did not."""
-  path = pathlib.Path(run) / rundir.CATEGORIES
-  if not path.is_file():
-    return []
-  try:
-    return [
-        {'id': int(row['id']), 'name': str(row['name'])}
-        for row in json.loads(path.read_text())
-    ]
-  except (KeyError, TypeError, ValueError) as error:
-    raise InputError(
-        f'{path} is no list of {{"id": 1, "name": "heron"}}; mend it, or '
-        'remove it to take the categories from the data set'
-    ) from error
+      faults.append(error)
+  raise min(faults, key=lambda error: len(str(error)))

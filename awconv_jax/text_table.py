@@ -1,7 +1,6 @@
 """Rows of data as a table of text, which Markdown understands, too."""
 
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -10,24 +9,19 @@ def thousands(value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else str(value)
 
 
-def make(rows: Sequence[Any], value_format: Callable[[Any], str]) -> str:
-  """Returns dataclasses of one kind as text, a column for each field.
+def make(
+    rows: Sequence[Mapping[str, Any]], value_format: Callable[[Any], str]
+) -> str:
+  """Returns rows as text, a column for each key.
 
   Args:
-    rows: at least one. A field that is None in all of them gets no column.
+    rows: at least one, all of the same keys. What is None in all of them gets
+      no column.
     value_format: returns the text of a value.
   """
-  values = [
-      {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
-      for row in rows
-  ]
-  names = [n for n in values[0] if any(v[n] is not None for v in values)]
-  lines = [names, *([value_format(v[n]) for n in names] for v in values)]
+  names = [n for n in rows[0] if any(row[n] is not None for row in rows)]
+  lines = [names, *([value_format(row[n]) for n in names] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   lines.insert(1, ['-' * width for width in widths])
-  return '\n'.join(
-      '|'.join(
-          ['', *(f' {t:<{w}} ' for t, w in zip(line, widths, strict=True)), '']
-      )
-      for line in lines
-  )
+  padded = (map(str.ljust, line, widths) for line in lines)
+  return '\n'.join(f'| {" | ".join(cells)} |' for cells in padded)

@@ -176,7 +176,7 @@ def main(arguments: Sequence[str]) -> None:
     kept = [vars(flags) | environment | dataclasses.asdict(r) for r in rows]
     with open(f'{output}.json', 'w') as file:
       json.dump(kept, file, indent=1)
-  print(text_table.make(rows, _format))
+  print(text_table.make([vars(row) for row in rows], _format))
   try:
     plot(rows, subject.PLOT, f'{output}.png')
     print(f'written: {output}.json, {output}.png')

@@ -12,6 +12,7 @@ import random_values
 from awconv_jax import inference, models, weights
 from awconv_jax.errors import InputError
 from awconv_jax.tools import convert, evaluate, predict
+from awconv_jax.train import rundir
 from configs import coco
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -42,7 +43,7 @@ def made(tmp_path_factory):
 
 
 def config_of(run, **changes):
-  return evaluate.choose(inference.read_config(run), **changes)
+  return evaluate.choose(rundir.read_config(run), **changes)
 
 
 @pytest.mark.slow
@@ -109,9 +110,9 @@ def add_a_class(content):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (widen, r'another network than its config: params/box_head/fc6/bias'),
-        (add_a_class, 'another network.*box_predictor'),
-        (lambda c: c.pop('task'), 'cannot read .*: config.task is missing'),
+        (widen, r'does not fit the network .*roi_heads.box_head.fc6.bias has'),
+        (add_a_class, 'does not fit the network .*box_predictor'),
+        (lambda c: c.pop('task'), 'config of a run: config.task is missing'),
         (lambda c: c.update(model=3, seed='a'), 'model=3 must hold'),
         (lambda c: c['data'].pop('canvas'), 'config.data.canvas is missing'),
         (lambda c: c['model'].update(anchors=8), 'model.anchors=8 must hold'),
@@ -141,8 +142,8 @@ def test_other_data_must_be_boxes_of_the_same_classes(made, tmp_path):
 def test_a_config_that_is_no_json_object_is_one_line(tmp_path):
   for text, fault in (('3', ''), ('{', 'Expecting')):
     (tmp_path / 'config.json').write_text(text)
-    with pytest.raises(InputError, match=f'cannot read .*json .*: {fault}'):
-      inference.read_config(tmp_path)
+    with pytest.raises(InputError, match=f'config.json .* a run: {fault}'):
+      rundir.read_config(tmp_path)
 
 
 def test_options_of_a_runs_config_are_overridden_beside_it(made, tmp_path):
@@ -165,5 +166,5 @@ def test_the_command_without_a_run_is_one_line(tmp_path):
       *(f'--run={tmp_path}/none', f'--output={tmp_path}/out'),
   )
   assert (code, out) == (1, '') and err.count('\n') == 1
-  assert err.startswith('error: cannot read') and 'No such file' in err
+  assert 'none/config.json does not hold' in err and 'No such file' in err
   assert not (tmp_path / 'out').exists()

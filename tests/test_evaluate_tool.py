@@ -11,9 +11,10 @@ import pytest
 import tensorflow_datasets as tfds
 import trained
 
-from awconv_jax import data, inference, weights
+from awconv_jax import data, weights
 from awconv_jax.errors import InputError
 from awconv_jax.tools import evaluate
+from awconv_jax.train import rundir
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -48,7 +49,7 @@ def sets(tmp_path_factory):
 
 def measure(run, **changes):
   """Evaluates with what the flags would say."""
-  config = evaluate.choose(inference.read_config(run), **changes)
+  config = evaluate.choose(rundir.read_config(run), **changes)
   return evaluate.evaluate(config, str(run))
 
 
@@ -168,7 +169,7 @@ def test_a_file_of_weights_with_a_config(run, sets, tmp_path):
   directory, _, _, variables = run
   weights.save(tmp_path / 'a.safetensors', variables)
   expected = measure(directory, name='imagenet2012', data_dir=str(sets))
-  config = evaluate.choose(inference.read_config(directory), data_dir=str(sets))
+  config = evaluate.choose(rundir.read_config(directory), data_dir=str(sets))
   result = evaluate.evaluate(config, str(tmp_path / 'a.safetensors'))
   assert result['loss'] == expected['loss']
   assert result['split'] == expected['split'] == 'validation'
@@ -195,23 +196,23 @@ def test_the_run_decides_but_for_what_is_asked(run):
 
 
 def test_a_config_comes_back_as_it_was(run):
-  found = inference.read_config(run[0]).to_dict()
+  found = rundir.read_config(run[0]).to_dict()
   assert found == run[1].to_dict()
   assert isinstance(found['task']['mean'], tuple)
 
 
 def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
-  with pytest.raises(InputError, match='has 1000 classes, and the network has'):
+  with pytest.raises(InputError, match='has 1000 classes .* has 2 and takes 3'):
     measure(two_classes[0], name='imagenet2012', data_dir=str(sets))
   with pytest.raises(InputError, match="unknown split 'val'"):
     measure(two_classes[0], name=two_classes[1], split='val')
   with pytest.raises(InputError, match='eval_batch_size=3 is not divisible'):
     measure(run[0], name='imagenet2012', data_dir=str(sets), batch_size=3)
-  with pytest.raises(InputError, match='cannot read .*config.json .*: No such'):
+  with pytest.raises(InputError, match='config.json does not hold .*: No such'):
     measure(tmp_path)
-  config = inference.read_config(run[0]).unlock()
+  config = rundir.read_config(run[0]).unlock()
   config.model.num_classes = 2
   config = evaluate.choose(config, name=two_classes[1], split='train')
-  message = 'another network than its config: params/head/bias is .1000,. there'
+  message = r'does not fit the network .*fc.bias has \(1000,\), want \(2,\)'
   with pytest.raises(InputError, match=message):
     evaluate.evaluate(config, str(run[0]))

@@ -111,8 +111,8 @@ def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
   wider = config.copy_and_resolve_references().unlock()
   wider.model.width = 32
   for arguments, options, message in (
-      ((tmp_path,), {}, 'cannot read .*config.json .*: No such file'),
-      ((directory, wider), {}, 'another network than its config: '),
+      ((tmp_path,), {}, 'config.json does not hold .*: No such file'),
+      ((directory, wider), {}, 'does not fit the network '),
       ((tmp_path / 'a.safetensors',), dict(name='resnet81'), "'resnet81'"),
       (
           (tmp_path / 'a.safetensors',),

@@ -11,10 +11,10 @@ import oracle_coco
 import pytest
 import watched_run
 
-from awconv_jax import inference
 from awconv_jax.data import sources
 from awconv_jax.evaluators.coco import METRICS
 from awconv_jax.tools import evaluate, predict
+from awconv_jax.train import rundir
 from configs import digit_scenes
 
 # One process has the run that all of them look at.
@@ -73,7 +73,7 @@ def test_eight_images_are_learnt_by_heart(learnt):
 def predictions(run, split: str, output: pathlib.Path, devices: int):
   """Returns the metrics that the tool says on some devices; it writes JSON."""
   config = evaluate.choose(
-      inference.read_config(run.workdir), split=split, batch_size=8
+      rundir.read_config(run.workdir), split=split, batch_size=8
   )
   with pytest.MonkeyPatch.context() as patch:
     watched_run.use_devices(patch, devices)

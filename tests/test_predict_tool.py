@@ -46,7 +46,7 @@ class FindsRectangles:
   num_classes = 2
 
   def init(self, rng, batch):
-    return {'params': {'level': jnp.zeros((), jnp.uint8)}}
+    return {'params': {'level': jnp.zeros(())}}
 
   def predict(self, variables, batch):
     on = batch['image'].max(-1) > variables['params']['level']
@@ -106,7 +106,7 @@ def run(tmp_path, monkeypatch):
         canvas=CANVAS, short_side=24, long_side=32, train_short_sides=(24,)
     )
   config.unlock()
-  convert.write_run(tmp_path / 'run', {'params': {'level': np.uint8([100])[0]}})
+  convert.write_run(tmp_path / 'run', {'params': {'level': np.float32(100)}})
   monkeypatch.setattr(tasks, 'create', lambda config: FindsRectangles())
   text = json.dumps(config.to_dict())
   (tmp_path / 'run/config.json').write_text(text)
@@ -281,13 +281,13 @@ def test_a_split_without_objects_does_not_look_like_a_result(run):
   assert files['metrics']['AP'] == files['metrics']['per_class'][0]['AP'] == -1
   text = predict.table(metrics)
   assert '-1' not in text and text.count('n/a') == 12 + 2
-  assert text.splitlines()[-1].startswith('no image of this split has an obj')
+  assert text.splitlines()[-1].startswith('no image has an object')
   assert text.count('AP of bright') == 1
   twice = metrics | {'per_class': metrics['per_class'][1:] * 2}
   assert predict.table(twice).count('AP of bright') == 2
   # Where some sizes are lacking only, the line is, too.
   some = predict.table(metrics | {'AP': 0.5, 'APl': -1.0})
-  assert 'no image' not in some and some.count('n/a') == 11 + 2
+  assert 'no image has' not in some and some.count('n/a') == 11 + 2
 
 
 def test_flipping_merges_as_the_network_does(run):
@@ -330,13 +330,15 @@ def test_classes_keep_their_names_and_their_order(run, tmp_path, monkeypatch):
 
 def test_mistakes_are_one_line(run, tmp_path):
   config, call = run
-  with pytest.raises(InputError, match='--input=/no/where is not there'):
+  with pytest.raises(
+      InputError, match='--input=/no/where is no file and holds'
+  ):
     call(inputs=['/no/where'])
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(InputError, match='holds no images .*.jpg'):
+  with pytest.raises(InputError, match='holds none of .*.jpg'):
     image_files.find([str(tmp_path / 'empty')])
   (tmp_path / 'notes.txt').write_text('no image')
-  with pytest.raises(InputError, match='none of the files .*notes.txt cannot'):
+  with pytest.raises(InputError, match='no image can be read, of 1'):
     call(inputs=[str(tmp_path / 'notes.txt')])
   shutil.rmtree(tmp_path / 'out')
   (tmp_path / 'out').write_text('a file')

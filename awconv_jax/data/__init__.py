@@ -55,6 +55,7 @@ def create(
     num_classes: labels are 0..num_classes-1.
     class_names: the name of each label.
     category_ids: the data set's number of each label, or None.
+    channels: of the images.
     batches_per_epoch: N / batch_size in training, where batches may straddle
       epochs; a whole number in evaluation.
     unreadable: what could not be read so far; see `batches.Unreadable`.

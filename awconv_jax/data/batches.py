@@ -287,6 +287,7 @@ class _Batches:
     self.num_classes = source.num_classes
     self.class_names = source.class_names
     self.category_ids = source.category_ids
+    self.channels = source.channels
     self._loader = loader
 
 

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
   if FLAGS.stem is not None:
     options['stem'] = FLAGS.stem
   table = list(rows(FLAGS.models, FLAGS.attention, FLAGS.side, **options))
-  print(text_table.make(table, _format))
+  print(text_table.make([vars(row) for row in table], _format))
 
 
 if __name__ == '__main__':

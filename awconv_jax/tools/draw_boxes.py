@@ -1,6 +1,6 @@
 """Pictures of images with boxes, names and scores drawn on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import colorsys
 
 import numpy as np
@@ -19,9 +19,31 @@ def color_of(label: int) -> tuple[int, int, int]:
   return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, 0.95))
 
 
-def caption(name: str, score: float) -> str:
-  """Returns what stands at a box, such as 'bird 97%'."""
-  return f'{name} {100 * score:.0f}%'
+def picture(
+    image: np.ndarray,
+    one: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    least_score: float,
+) -> np.ndarray:
+  """Draws what was found on an image, such as 'bird 97%', and the truth.
+
+  Args:
+    image: uint8 [H, W, 3], on its canvas.
+    one: what a task predicts for it, as of `CocoEvaluator.update`.
+    names: of the classes.
+    least_score: boxes below it are left out.
+
+  Returns:
+    uint8 [H', W', 3], the image without the rest of the canvas; see `draw`.
+  """
+  height, width = one['image_size'].astype(int)
+  shown = one['valid'] & (one['scores'] >= least_score)
+  labels, scores = one['labels'][shown], one['scores'][shown]
+  pairs = zip(labels, scores, strict=True)
+  captions = [f'{names[label]} {100 * score:.0f}%' for label, score in pairs]
+  truth = one['gt_boxes'][one['gt_valid']] if 'gt_boxes' in one else ()
+  boxes = one['boxes'][shown]
+  return draw(image[:height, :width], boxes, labels, captions, truth=truth)
 
 
 def draw(
@@ -30,7 +52,7 @@ def draw(
     labels: Sequence[int],
     captions: Sequence[str],
     *,
-    truth: np.ndarray | None = None,
+    truth: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
   """Draws boxes with captions; the first lie on top.
 
@@ -47,25 +69,19 @@ def draw(
   """
   factor = -(-LEAST_SIDE // max(image.shape[:2]))
   image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-  picture = Image.fromarray(image)
-  pen = ImageDraw.Draw(picture)
-  font = ImageFont.load_default(size=max(12, max(image.shape[:2]) // 45))
-  width = max(2, max(image.shape[:2]) // 300)
-  for box in () if truth is None else truth:
-    _outline_truth(pen, _corners(box, factor))
+  canvas = Image.fromarray(image)
+  pen, side = ImageDraw.Draw(canvas), max(image.shape[:2])
+  font = ImageFont.load_default(size=max(12, side // 45))
+  for box in truth:
+    x1, y1, x2, y2 = corners = _corners(box, factor)
+    pen.rectangle(corners, outline=TRUTH_COLOR)
+    if min(x2 - x1, y2 - y1) >= 2:  # Inside of it black, to be seen on white.
+      pen.rectangle([x1 + 1, y1 + 1, x2 - 1, y2 - 1], outline=(0, 0, 0))
   for n in reversed(range(len(boxes))):
-    corners = _corners(boxes[n], factor)
-    color = color_of(int(labels[n]))
-    pen.rectangle(corners, outline=color, width=width)
-    _write(picture, corners, captions[n], color, font)
-  return np.asarray(picture)
-
-
-def _outline_truth(pen, corners: Sequence[int]) -> None:
-  pen.rectangle(corners, outline=TRUTH_COLOR)
-  x1, y1, x2, y2 = corners
-  if min(x2 - x1, y2 - y1) >= 2:  # Inside of it black, to be seen on white.
-    pen.rectangle([x1 + 1, y1 + 1, x2 - 1, y2 - 1], outline=(0, 0, 0))
+    corners, color = _corners(boxes[n], factor), color_of(int(labels[n]))
+    pen.rectangle(corners, outline=color, width=max(2, side // 300))
+    _write(canvas, corners, captions[n], color, font)
+  return np.asarray(canvas)
 
 
 def _corners(box: np.ndarray, factor: int) -> list[int]:
@@ -74,12 +90,12 @@ def _corners(box: np.ndarray, factor: int) -> list[int]:
   return [x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)]
 
 
-def _write(picture, corners, text, color, font) -> None:
+def _write(canvas, corners, text, color, font) -> None:
   """Writes on a patch of colour above the box, or inside where that is out."""
-  pen = ImageDraw.Draw(picture)
+  pen = ImageDraw.Draw(canvas)
   width = round(pen.textlength(text, font=font)) + 4
   height = sum(font.getmetrics())
-  x = max(min(corners[0], picture.width - width), 0)
+  x = max(min(corners[0], canvas.width - width), 0)
   y = corners[1] - height if corners[1] >= height else max(corners[1], 0)
   pen.rectangle([x, y, x + width - 1, y + height - 1], fill=color)
   ink = (0, 0, 0) if sum(color) > 380 else (255, 255, 255)

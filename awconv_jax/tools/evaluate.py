@@ -16,7 +16,6 @@ one do not count.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import dataclasses
 import itertools
 import json
 import pathlib
@@ -28,7 +27,7 @@ import ml_collections
 
 from awconv_jax import command_line, data, inference, text_table
 from awconv_jax.errors import InputError
-from awconv_jax.train import loop, partition, settings
+from awconv_jax.train import loop, partition, rundir, settings
 from awconv_jax.train import step as train_step
 
 FLAGS = flags.FLAGS
@@ -39,19 +38,8 @@ SETS = {
     'imagenet_v2': ('tfds:imagenet_v2/matched-frequency', 'test'),
     'coco/2017': ('coco/2017', 'validation'),
 }
-_NO_OBJECT = (
-    'no image of this split has an object, crowds aside: AP is undefined'
-)
 # Data sets whose classes have the names that their owner gave them.
 _OWN_NAMES = ('folder:', 'coco_json:')
-
-
-@dataclasses.dataclass
-class Row:
-  """One line of the table."""
-
-  measure: str
-  value: str
 
 
 def choose(
@@ -74,41 +62,54 @@ def choose(
     max_bad_fraction: share of the images that may be unreadable.
   """
   changed = settings.complete(config).unlock()
-  if name is not None and name != changed.data.name:
+  if name not in (None, changed.data.name):
     changed.data.name, changed.data.eval_split = SETS.get(name, (name, 'test'))
   wanted = dict(eval_split=split, dir=data_dir)
-  wanted |= dict(max_bad_fraction=max_bad_fraction)
+  wanted['max_bad_fraction'] = max_bad_fraction
   changed.data.update({k: v for k, v in wanted.items() if v is not None})
   changed.eval_batch_size = batch_size or changed.eval_batch_size
   return settings.complete(changed)
 
 
-def check_classes(model: inference.Model, batches: Any) -> None:
-  """Raises InputError where labels mean other classes than in training.
+def mesh_for(config: Any) -> jax.sharding.Mesh:
+  """Returns the mesh; InputError where it cannot share a batch evenly."""
+  mesh = partition.create_mesh()
+  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
+  return mesh
+
+
+def eval_batches(model: inference.Model) -> Any:
+  """Returns the batches that the config of a model says.
 
   Data sets of TFDS spell the same classes in several ways, so that their names
   are not compared.
 
-  Args:
-    model: that predicts them.
-    batches: of the data set in its config.
+  Raises:
+    InputError: the labels mean other classes than in training, or the images
+      have other channels.
   """
-  name, wanted = model.config.data.name, model.task.num_classes
-  if batches.num_classes != wanted:
+  config = model.config
+  size, name = config.eval_batch_size, config.data.name
+  batches = data.create(
+      config.data, train=False, batch_size=size, seed=config.seed
+  )
+  here = (batches.num_classes, batches.channels)
+  wanted = (model.task.num_classes, model.channels)
+  if here != wanted:
     raise InputError(
-        f'--data={name} has {batches.num_classes} classes, and the network has '
-        f'{wanted}'
+        f'--data={name} has {here[0]} classes and images of {here[1]} '
+        f'channel(s), and the network of {model.source} has {wanted[0]} and '
+        f'takes {wanted[1]}'
     )
-  known = inference.class_names(model.source)
-  if known is None or not name.startswith(_OWN_NAMES):
-    return
-  pairs = itertools.zip_longest(batches.class_names, known)
-  for label, (here, there) in enumerate(pairs):
-    if here != there:
-      raise InputError(
-          f'--data={name}: label {label} is the class {here!r} there, and '
-          f'{there!r} in the run {model.source}; give classes the same names'
-      )
+  if model.kept_names and name.startswith(_OWN_NAMES):
+    pairs = itertools.zip_longest(batches.class_names, model.kept_names)
+    for label, (here, there) in enumerate(pairs):
+      if here != there:
+        raise InputError(
+            f'--data={name}: label {label} is the class {here!r} there, and '
+            f'{there!r} in the run {model.source}; give classes the same names'
+        )
+  return batches
 
 
 def evaluate(config: Any, source: str) -> dict[str, Any]:
@@ -125,33 +126,13 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   Raises:
     InputError: the weights or the data cannot be used.
   """
-  mesh = partition.create_mesh()
-  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
+  mesh = mesh_for(config)
   model = inference.load(source, config)
-  batches = data.create(
-      config.data,
-      train=False,
-      batch_size=config.eval_batch_size,
-      seed=config.seed,
-  )
-  check_classes(model, batches)
-  # One pass, as its reading processes take seconds to start.
-  rows = iter(batches)
-  first = next(rows)
-  channels = first['image'].shape[-1]
-  if channels != model.channels:
-    raise InputError(
-        f'--data={config.data.name} has images of {channels} channel(s), and '
-        f'the network of {source} takes {model.channels}'
-    )
+  batches = eval_batches(model)
   with jax.set_mesh(mesh):
-    metrics = loop.evaluate(
-        train_step.create_predict(model.task, mesh),
-        model.variables,
-        itertools.chain([first], rows),
-        model.task.evaluator(),
-        mesh,
-    )
+    predict = train_step.create_predict(model.task, mesh)
+    evaluator = model.task.evaluator()
+    metrics = loop.evaluate(predict, model.variables, batches, evaluator, mesh)
   for line in batches.unreadable.news():
     print(line)
   unreadable = len(batches.unreadable)
@@ -171,9 +152,8 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
 def _format(name: str, value: Any) -> str:
   if name.startswith(('AP', 'AR')) and value == -1:  # Nothing to find.
     return 'n/a'
-  if isinstance(value, float):
-    return f'{value:.4f}'
-  return text_table.thousands(value)
+  is_float = isinstance(value, float)
+  return f'{value:.4f}' if is_float else text_table.thousands(value)
 
 
 def table(measures: Iterable[tuple[str, Any]]) -> str:
@@ -183,10 +163,10 @@ def table(measures: Iterable[tuple[str, Any]]) -> str:
   below it says so if that is true of all objects.
   """
   measures = list(measures)
-  rows = [Row(name, _format(name, value)) for name, value in measures]
+  rows = [dict(measure=name, value=_format(name, v)) for name, v in measures]
   text = text_table.make(rows, str)
   if ('AP', -1) in measures:
-    text += f'\n{_NO_OBJECT}'
+    text += '\nno image has an object, crowds aside: AP is undefined'
   return text
 
 
@@ -205,27 +185,22 @@ def define_flags() -> None:
 
 def chosen_config(**changes: Any) -> ml_collections.ConfigDict:
   """Returns the config of the flags; see `choose`."""
+  if not FLAGS.run:
+    raise InputError("--run is missing: a run's directory, or weights")
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
-  return choose(
-      command_line.read_config(lambda: inference.read_config(FLAGS.run)),
-      split=FLAGS.split,
-      data_dir=FLAGS.data_dir,
-      batch_size=FLAGS.batch_size,
-      **changes,
-  )
+  config = command_line.read_config(lambda: rundir.read_config(FLAGS.run))
+  for flag in ('split', 'data_dir', 'batch_size'):
+    changes[flag] = FLAGS[flag].value
+  return choose(config, **changes)
 
 
 def main(arguments: Sequence[str]) -> None:
   """Evaluates as the flags say."""
   command_line.refuse_arguments(arguments)
-  if not FLAGS.run:
-    raise InputError("--run is missing: a run's directory, or weights")
   if FLAGS.output:
     command_line.check_output(FLAGS.output)
-  config = chosen_config(
-      name=FLAGS.data, max_bad_fraction=FLAGS.max_bad_fraction
-  )
-  result = evaluate(config, FLAGS.run)
+  changes = dict(name=FLAGS.data, max_bad_fraction=FLAGS.max_bad_fraction)
+  result = evaluate(chosen_config(**changes), FLAGS.run)
   print(table(result.items()))
   if FLAGS.output:
     pathlib.Path(FLAGS.output).write_text(json.dumps(result, indent=2) + '\n')

@@ -5,7 +5,7 @@ that a camera marked as turned are turned upright first: nobody's boxes lie on
 the file's own rows and columns here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 import io
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
-from awconv_jax.data.batches import EvalBatches, unreadable_reason
+from awconv_jax.data.batches import EvalBatches
 from awconv_jax.data.decode import UnreadableError
 from awconv_jax.data.detection import objects
 from awconv_jax.data.detection.boxed_images import BoxedImages
@@ -30,28 +30,21 @@ def find(inputs: Sequence[str]) -> list[str]:
       are searched with all that is in them.
 
   Raises:
-    InputError: one of them is not there, or there is no image.
+    InputError: one of them is not there, or holds no image.
   """
   files = set()
   for path in map(pathlib.Path, inputs):
-    if not path.exists():
-      raise InputError(f'--input={path} is not there')
-    inside = path.rglob('*') if path.is_dir() else ()
-    files |= {path} if path.is_file() else set()
-    files |= {
-        p for p in inside if p.is_file() and _is_image(p.relative_to(path))
-    }
-  if not files:
-    raise InputError(
-        f'--input={" ".join(inputs)} holds no images '
-        f'({" ".join(sorted(EXTENSIONS))})'
-    )
+    inside = {p for p in path.rglob('*') if _is_image(p, path)}
+    if not inside and not path.is_file():
+      kinds = ' '.join(sorted(EXTENSIONS))
+      raise InputError(f'--input={path} is no file and holds none of {kinds}')
+    files |= inside or {path}
   return sorted(map(str, files))
 
 
-def _is_image(path: pathlib.Path) -> bool:
-  hidden = any(part[0] == '.' for part in path.parts)
-  return path.suffix.lower() in EXTENSIONS and not hidden
+def _is_image(path: pathlib.Path, folder: pathlib.Path) -> bool:
+  hidden = any(part[0] == '.' for part in path.relative_to(folder).parts)
+  return path.is_file() and path.suffix.lower() in EXTENSIONS and not hidden
 
 
 class ImageFiles:
@@ -65,25 +58,19 @@ class ImageFiles:
 
   def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
     """Takes the files, and what the network's labels stand for."""
-    self.paths = list(paths)
-    self.category_ids = tuple(ids)
-    self.class_names = tuple(map(str, names))
-    self.num_classes = len(self.class_names)
+    self.paths, self.category_ids, self.class_names = paths, ids, names
+    self.num_classes = len(names)
 
   def __len__(self) -> int:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
-      with open(self.paths[index], 'rb') as file:
-        data = file.read()
+      data = pathlib.Path(self.paths[index]).read_bytes()
     except OSError as error:
       raise UnreadableError(error.strerror) from error
-    return {
-        'image': _upright(data),
-        'image_id': index + 1,
-        'objects': objects.NOTHING,
-    }
+    image, number = _upright(data), index + 1
+    return {'image': image, 'image_id': number, 'objects': objects.NOTHING}
 
   @functools.cached_property
   def index(self) -> objects.Index:
@@ -109,32 +96,15 @@ def _upright(data: bytes) -> bytes:
   return encoded.getvalue()
 
 
-def batches(
-    source: ImageFiles, options: Mapping[str, Any], batch_size: int
-) -> EvalBatches:
+def batches(source: ImageFiles, config: Any) -> EvalBatches:
   """Returns batches as of `data.create`, of every file once.
 
   Args:
     source: of the files.
-    options: `config.data` of the run, which has the sizes.
-    batch_size: rows of a batch.
-
-  Raises:
-    InputError: the sizes cannot be used, or not one of the files.
+    config: of the run, which has the sizes.
   """
-  if not source.index.sizes.any():
-    first = source.describe(0, unreadable_reason(source, 0))
-    raise InputError(
-        f'none of the files of --input can be read, such as: {first}'
-    )
   # Each that cannot be read is told; the others are wanted all the same.
-  options = {**options, 'max_bad_fraction': 1.0}
+  options = {**config.data, 'max_bad_fraction': 1.0}
+  options |= dict(batch_size=config.eval_batch_size, train=False, seed=0)
   del options['name']
-  reader = BoxedImages(
-      lambda dir, split: source,
-      train=False,
-      batch_size=batch_size,
-      seed=0,
-      **options,
-  )
-  return reader.create()
+  return BoxedImages(lambda dir, split: source, **options).create()

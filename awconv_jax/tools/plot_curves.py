@@ -24,11 +24,12 @@ PANELS = {
 }
 
 
-def _series(rows, name):
+def _points(rows, name):
+  """Returns steps and values; an AP of -1 is of a split without any object."""
   points = [(row['step'], row[name]) for row in rows if name in row]
-  if name.startswith('eval/AP'):  # -1 is of a split without any object.
+  if name.startswith('eval/AP'):
     points = [(step, value) for step, value in points if value != -1]
-  return [list(axis) for axis in zip(*points, strict=True)] or [[], []]
+  return list(zip(*points, strict=True))
 
 
 def plot(workdirs: Sequence[str], output: str) -> str:
@@ -49,43 +50,33 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   matplotlib.use('agg')
   from matplotlib import pyplot
 
-  runs = {
-      str(workdir): logging.read(pathlib.Path(workdir) / 'metrics.jsonl')
-      for workdir in workdirs
-  }
+  paths = map(pathlib.Path, workdirs)
+  runs = {path: logging.read(path / 'metrics.jsonl') for path in paths}
   known = {name for rows in runs.values() for row in rows for name in row}
   panels = {
       title: [name for name in names if name in known]
       for title, names in PANELS.items()
       if known & set(names)
   }
-  number = max(len(panels), 1)
-  figure, axes = pyplot.subplots(
-      1,
-      number,
-      figsize=(2 + 4 * number, 4),
-      squeeze=False,
-      layout='constrained',
-  )
-  axes, entries = axes[0], {}
+  number, entries = max(len(panels), 1), {}
+  figure = pyplot.figure(figsize=(2 + 4 * number, 4), layout='constrained')
+  axes = figure.subplots(1, number, squeeze=False)[0]
   for axis, (title, names) in zip(axes, panels.items(), strict=False):
-    for (color, (workdir, rows)), name in itertools.product(
-        enumerate(runs.items()), names
-    ):
-      steps, values = _series(rows, name)
-      if not steps:
+    for (number, run), name in itertools.product(enumerate(runs), names):
+      points, split = _points(runs[run], name), name.partition('/')[0]
+      if not points:
         continue  # Nor is there an entry in the legend.
-      split = name.partition('/')[0]
+      steps, values = points
       (line,) = axis.plot(
           steps,
           [100 * v for v in values] if '%' in title else values,
-          color=f'C{color}',
+          color=f'C{number}',
           alpha=1 if split == 'eval' or len(names) == 1 else 0.4,
           # A line of a single point is not to be seen.
           marker='.' if split == 'eval' or len(steps) == 1 else None,
-          label=f'{pathlib.Path(workdir).name}, {split}',
+          label=f'{run.name}, {split}',
       )
-      entries.setdefault((workdir, split), line)
+      entries.setdefault((run, split), line)
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
   axes[0].set_yscale('log')

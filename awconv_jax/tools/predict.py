@@ -27,98 +27,49 @@ import pathlib
 from typing import Any
 
 from absl import flags
+import cv2
 import jax
 import numpy as np
 
-from awconv_jax import command_line, data, inference
+from awconv_jax import command_line, inference
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import CocoEvaluator
-from awconv_jax.tools import evaluate, image_files
-from awconv_jax.tools.pictures import Pictures
+from awconv_jax.tools import draw_boxes, evaluate, image_files
 from awconv_jax.train import partition
 from awconv_jax.train import step as train_step
 
 FLAGS = flags.FLAGS
 
 
-def create_batches(model: inference.Detector, files: Sequence[str]) -> Any:
-  """Returns batches of files, or of the eval split if there are none.
-
-  Args:
-    model: that looks at them.
-    files: paths of images.
-
-  Raises:
-    InputError: the images cannot be used, or are of other classes.
-  """
-  config = model.config
-  size = config.eval_batch_size
-  if files:
-    source = image_files.ImageFiles(files, *model.categories)
-    return image_files.batches(source, config.data, size)
-  batches = data.create(
-      config.data, train=False, batch_size=size, seed=config.seed
-  )
-  evaluate.check_classes(model, batches)
-  return batches
-
-
-def detect(
-    model: inference.Detector, flip: bool, batches: Any, pictures: Pictures
-) -> CocoEvaluator:
-  """Looks at every image once.
-
-  Args:
-    model: that looks at them.
-    flip: whether every image is looked at mirrored, too.
-    batches: as of `create_batches`.
-    pictures: takes what is to be drawn.
-
-  Returns:
-    An evaluator that holds the detections, and the ground truth if any.
-
-  Raises:
-    InputError: not one image can be read.
-  """
-  evaluator = CocoEvaluator(batches.category_ids, batches.class_names)
-  mesh = partition.create_mesh()
-  place = 0
-  with jax.set_mesh(mesh):
-    predict = train_step.create_predict(model.predictor(flip), mesh)
-    for batch in batches:
-      outputs = predict(model.variables, partition.shard_batch(mesh, batch))
-      outputs = jax.device_get(outputs)
-      evaluator.update(outputs)
-      for row in np.flatnonzero(batch['mask']):
-        one = {name: array[row] for name, array in outputs.items()}
-        pictures.write(place, batch['image'][row], one)
-        place += 1
-  for line in batches.unreadable.news():
-    print(line)
-  if not place:
-    raise InputError(
-        f'no image can be read, of {batches.num_examples:,}; each is named '
-        'above'
-    )
-  return evaluator
-
-
-def report(evaluator: CocoEvaluator) -> dict[str, Any]:
-  """Returns the metrics, with the AP of each category under 'per_class'."""
-  names = {c['id']: c['name'] for c in evaluator.dataset()['categories']}
-  per_class = [
-      {'category_id': i, 'name': names[i], 'AP': ap}
-      for i, ap in evaluator.per_class().items()
-  ]
-  return {**evaluator.compute(), 'per_class': per_class}
-
-
 def table(metrics: Mapping[str, Any]) -> str:
-  """Returns what `report` returned as text."""
+  """Returns what `run` returned as text."""
   rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
   # Two categories may have one name.
   rows += [(f'AP of {c["name"]}', c['AP']) for c in metrics['per_class']]
   return evaluate.table(rows)
+
+
+def _detect(predictor, variables, mesh, batches):
+  """Yields each image, and what is predicted for it."""
+  with jax.set_mesh(mesh):
+    predict = train_step.create_predict(predictor, mesh)
+    for batch in batches:
+      outputs = predict(variables, partition.shard_batch(mesh, batch))
+      outputs = jax.device_get(outputs)
+      for row in np.flatnonzero(batch['mask']):
+        one = {name: array[row] for name, array in outputs.items()}
+        yield batch['image'][row], one
+
+
+def _write_picture(folder, files, image_id, picture) -> None:
+  # As COCO's files are called; or with the number, as files in two folders may
+  # have one name.
+  stem = f'{image_id:012}'
+  if files:
+    stem = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
+  path = folder / 'pictures' / f'{stem}.png'
+  if not cv2.imwrite(str(path), picture[..., ::-1]):
+    raise InputError(f'cannot write {path}')
 
 
 def run(
@@ -140,10 +91,11 @@ def run(
     inputs: files and folders; if none, the eval split.
     flip: whether every image is looked at mirrored, too.
     score: least score of a box that is drawn.
-    max_images: pictures at most.
+    max_images: pictures at most, evenly spread over all images.
 
   Returns:
-    What `report` returns, or nothing for files.
+    The metrics, with the AP of each category under 'per_class'; nothing for
+    files.
 
   Raises:
     InputError: the run, the images or the directory cannot be used.
@@ -153,72 +105,74 @@ def run(
         f'--run={workdir} is a run of {config.task.name}; boxes are predicted '
         'by runs of detection'
     )
-  mesh = partition.create_mesh()
-  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
+  mesh = evaluate.mesh_for(config)
   files = image_files.find(inputs) if inputs else []
-  folder = _folder(output)
+  folder = pathlib.Path(output)
+  try:  # Before anything that takes long.
+    (folder / 'pictures').mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    reason = f'cannot write to --output={output}: {error.strerror}'
+    raise InputError(reason) from error
   model = inference.load(workdir, config)
-  batches = create_batches(model, files)
+  if files:
+    source = image_files.ImageFiles(files, *model.categories)
+    batches = image_files.batches(source, config)
+  else:
+    batches = evaluate.eval_batches(model)
   total = batches.num_examples
   print(f'{model.weights}, {total:,} images')
   if flip and not config.data.flip:
     print('--flip: this run never saw mirrored images (config.data.flip=0)')
-  pictures = Pictures(
-      folder / 'pictures', batches.class_names, score, max_images, total, files
-  )
-  evaluator = detect(model, flip, batches, pictures)
-  metrics = {} if files else report(evaluator)
-  for name, content in _contents(evaluator, metrics, files).items():
-    (folder / f'{name}.json').write_text(json.dumps(content))
-  if metrics:
-    (folder / 'metrics.txt').write_text(f'{table(metrics)}\n')
-  return metrics
+
+  evaluator = CocoEvaluator(batches.category_ids, batches.class_names)
+  # The last image of each of so many parts of equal length.
+  parts = min(max_images, total)
+  drawn = {-(-total * part // parts) - 1 for part in range(1, parts + 1)}
+  found = _detect(model.predictor(flip), model.variables, mesh, batches)
+  names, count = batches.class_names, 0
+  for count, (image, one) in enumerate(found, start=1):
+    evaluator.update({name: array[None] for name, array in one.items()})
+    if count - 1 in drawn:
+      picture = draw_boxes.picture(image, one, names, score)
+      _write_picture(folder, files, int(one['image_id']), picture)
+  for line in batches.unreadable.news():
+    print(line)
+  if not count:
+    raise InputError(f'no image can be read, of {total:,}; each is named above')
+  return _write(folder, files, evaluator)
 
 
-def _folder(output: str) -> pathlib.Path:
-  """Makes the directories, before anything that takes long."""
-  folder = pathlib.Path(output)
-  try:
-    (folder / 'pictures').mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-        f'cannot write to --output={output}: {error.strerror}'
-    ) from error
-  return folder
-
-
-def _contents(
-    evaluator: CocoEvaluator, metrics: Any, files: Sequence[str]
-) -> dict[str, Any]:
-  """Returns what is written as JSON, by the names of the files."""
-  results, dataset = evaluator.results(), evaluator.dataset()
-  if not files:
-    return dict(results=results, ground_truth=dataset, metrics=metrics)
-  images = [
-      {**image, 'file_name': files[image['id'] - 1]}
-      for image in dataset['images']
-  ]
+def _write(folder, files, evaluator: CocoEvaluator) -> dict[str, Any]:
+  """Writes everything but the pictures, and returns the metrics."""
+  dataset, metrics = evaluator.dataset(), {}
   categories = dataset['categories']
-  return dict(
-      results=results, images=dict(images=images, categories=categories)
-  )
+  contents = {'results': evaluator.results()}
+  if files:
+    for image in dataset['images']:
+      image['file_name'] = files[image['id'] - 1]
+    contents['images'] = dict(images=dataset['images'], categories=categories)
+  else:
+    ap = evaluator.per_class()
+    per_class = [
+        {'category_id': c['id'], 'name': c['name'], 'AP': ap[c['id']]}
+        for c in categories
+    ]
+    metrics = {**evaluator.compute(), 'per_class': per_class}
+    contents |= {'ground_truth': dataset, 'metrics': metrics}
+    (folder / 'metrics.txt').write_text(f'{table(metrics)}\n')
+  for name, content in contents.items():
+    (folder / f'{name}.json').write_text(json.dumps(content))
+  return metrics
 
 
 def main(arguments: Sequence[str]) -> None:
   """Detects as the flags say."""
   command_line.refuse_arguments(arguments)
-  for name in ('run', 'output'):
-    if not FLAGS[name].value:
-      raise InputError(f'--{name} is missing: a directory')
-  metrics = run(
-      evaluate.chosen_config(),
-      FLAGS.run,
-      FLAGS.output,
-      inputs=FLAGS.input,
-      flip=FLAGS.flip,
-      score=FLAGS.score,
-      max_images=FLAGS.max_images,
-  )
+  config = evaluate.chosen_config()
+  if not FLAGS.output:
+    raise InputError('--output is missing: a directory')
+  options = {k: FLAGS[k].value for k in ('flip', 'score', 'max_images')}
+  metrics = run(config, FLAGS.run, FLAGS.output, inputs=FLAGS.input, **options)
   if metrics:
     print(table(metrics))
   print(f'results.json and pictures are in {FLAGS.output}')

@@ -49,8 +49,8 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   try:
     return settings.complete(json.loads(path.read_text()))
   except OSError as error:
-    reason = error.strerror
-  except (AttributeError, ValueError) as error:  # An InputError is one.
+    reason = f'{error.strerror}; weights without one need a config (--config)'
+  except (AttributeError, TypeError, ValueError) as error:
     reason = str(error).replace('\n', '; ')
   raise InputError(f'{path} does not hold the config of a run: {reason}')
 
