@@ -50,12 +50,8 @@ def read(
       prefetch=2,
   )
   order = ShuffledOrder(length, 5, repeats)
-  batches = reader.train_batches(
-      source,
-      reading.train_stream(source, order, make_row, 7),
-      num_examples=length,
-      repeats=repeats,
-  )
+  row = reading.TrainRow(source, order, make_row)
+  batches = reading.TrainBatches(reader, row, 7, length, repeats)
   batches.set_state(batches.get_state() | {'batches': start})
   rows = [b['row'].tolist() for b in itertools.islice(batches, count)]
   batches.close()

@@ -252,11 +252,13 @@ def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
           max_boxes=1,
       )
   )
-  evaluated = batching.EvalStream(source, order.EvalOrder(parts, 1), make_row)
+  evaluated = batching.EvalRow(source, order.EvalOrder(parts, 1), make_row)
   shuffled = order.GroupedOrder(parts, 1, seed=0)
-  trained = batching.train_stream(source, shuffled, make_row, 0)
-  for train, stream in ((False, evaluated), (True, trained)):
-    left_out = {int(stream[i]['unreadable']) for i in range(N_TRAIN)} - {-1}
+  trained = batching.TrainRow(source, shuffled, make_row)
+  rng = (np.random.default_rng(0),)
+  for train, row, more in ((False, evaluated, ()), (True, trained, rng)):
+    rows = [row(i, *more) for i in range(N_TRAIN)]
+    left_out = {int(r['unreadable']) for r in rows} - {-1}
     assert left_out == set(np.flatnonzero(counts[train] > 1))
 
 

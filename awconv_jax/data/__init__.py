@@ -11,10 +11,7 @@ Batches of images with boxes are described in `data.detection`.
 
 from collections.abc import Callable, Mapping
 import functools
-import inspect
 from typing import Any
-
-from awconv_jax.errors import InputError
 
 
 # Imported when called, so that models can be used without Grain and TFDS.
@@ -22,15 +19,11 @@ def reader_of(name: str) -> Callable[..., Any]:
   """Returns what takes the options that `config.data` holds for a data set.
 
   Args:
-    name: of the data set, see `sources.dataset`.
+    name: of the data set, see `sources.dataset`; InputError if it is unknown.
 
   Returns:
-    `(*, train, batch_size, seed, process_index, process_count, **options)`, a
-    partial of `labelled_images.LabelledImages` or of
+    A partial of `labelled_images.LabelledImages` or of
     `detection.boxed_images.BoxedImages`, which say what the options are.
-
-  Raises:
-    InputError: for unknown names.
   """
   from awconv_jax.data import sources
 
@@ -73,17 +66,12 @@ def create(
     InputError: for a data set or options that cannot be used.
   """
   options = dict(options)
-  name = options.pop('name')
-  options |= dict(
+  reader = reader_of(options.pop('name'))
+  return reader(
+      **options,
       train=train,
       batch_size=batch_size,
       seed=seed,
       process_index=process_index,
       process_count=process_count,
-  )
-  reader = reader_of(name)
-  try:
-    inspect.signature(reader).bind(**options)
-  except TypeError as error:
-    raise InputError(f'config.data of {name!r}: {error}') from error
-  return reader(**options).create()
+  ).create()

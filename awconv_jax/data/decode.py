@@ -5,7 +5,7 @@ simplejpeg, the others by OpenCV; Pillow is asked where these two refuse. A
 file that ends too early is refused by all three: half an image is no image.
 """
 
-from collections.abc import Callable
+import functools
 import io
 import math
 import threading
@@ -21,6 +21,7 @@ from awconv_jax.errors import InputError
 # More pixels than this is a mistake or an attack: 0.8 GB decoded.
 MAX_PIXELS = 2**28
 _JPEG = b'\xff\xd8\xff'
+# By the number of channels, for simplejpeg, OpenCV and Pillow.
 _COLORS = {1: 'GRAY', 3: 'RGB'}
 _FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _MODES = {1: 'L', 3: 'RGB'}
@@ -32,37 +33,40 @@ class UnreadableError(InputError):
   """An example that cannot be made an image of."""
 
 
-def _opencv(method: int) -> Callable[[np.ndarray, int], np.ndarray]:
-  def resize(pixels, size):
-    return cv2.resize(pixels, (size, size), interpolation=method)
+def read_file(path: str) -> bytes:
+  """Returns a file's content; UnreadableError if that cannot be had."""
+  try:
+    with open(path, 'rb') as file:
+      return file.read()
+  except OSError as error:
+    raise UnreadableError(error.strerror) from error
 
-  return resize
+
+def _opencv(pixels: np.ndarray, size: int, method: int) -> np.ndarray:
+  return cv2.resize(pixels, (size, size), interpolation=method)
 
 
-def _pillow(method: int) -> Callable[[np.ndarray, int], np.ndarray]:
-  def resize(pixels, size):
-    grey = pixels.shape[2] == 1
-    image = Image.fromarray(pixels[..., 0] if grey else pixels)
-    return np.array(image.resize((size, size), method))
-
-  return resize
+def _pillow(pixels: np.ndarray, size: int, method: int) -> np.ndarray:
+  image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+  return np.array(image.resize((size, size), method))
 
 
 def _area(pixels: np.ndarray, size: int) -> np.ndarray:
   # Averaging over areas keeps a smaller image free of aliasing.
   shrinks = size < min(pixels.shape[:2])
-  return _opencv(cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)(pixels, size)
+  return _opencv(pixels, size, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+_BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 # 'linear' and 'cubic' look at the 4 and 16 nearest pixels, as tf.image.resize
 # does; 'bilinear' and 'bicubic' at all pixels that a smaller one covers, as
 # torchvision and timm do, and take several times as long.
 INTERPOLATIONS = {
     'area': _area,
-    'linear': _opencv(cv2.INTER_LINEAR),
-    'cubic': _opencv(cv2.INTER_CUBIC),
-    'bilinear': _pillow(Image.Resampling.BILINEAR),
-    'bicubic': _pillow(Image.Resampling.BICUBIC),
+    'linear': functools.partial(_opencv, method=cv2.INTER_LINEAR),
+    'cubic': functools.partial(_opencv, method=cv2.INTER_CUBIC),
+    'bilinear': functools.partial(_pillow, method=_BILINEAR),
+    'bicubic': functools.partial(_pillow, method=_BICUBIC),
 }
 
 
@@ -79,9 +83,8 @@ def resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
   """
   if pixels.shape[:2] == (size, size):
     return pixels
-  resized = INTERPOLATIONS[interpolation](pixels, size)
   # Both libraries drop the channel axis of grey images.
-  return resized[..., None] if resized.ndim == 2 else resized
+  return np.atleast_3d(INTERPOLATIONS[interpolation](pixels, size))
 
 
 class EncodedImage:
@@ -101,16 +104,26 @@ class EncodedImage:
 
   def __init__(self, data: bytes, channels: int):
     self._data, self._channels, self._pixels = data, channels, None
-    size = _jpeg_size(data)
-    if size is None:
-      self._pixels = _decode_any(data, channels)
-      size = self._pixels.shape[:2]
-    self.height, self.width = size
+    if data.startswith(_JPEG):
+      try:
+        self.height, self.width, *_ = simplejpeg.decode_jpeg_header(data)
+      except ValueError:
+        pass  # Not a sound one.
+      else:
+        _check_size(self.height, self.width)
+        return
+    self._pixels = _decode_any(data, channels)
+    self.height, self.width = self._pixels.shape[:2]
 
   def pixels(self) -> np.ndarray:
     """Returns all pixels, uint8 [height, width, channels]."""
     if self._pixels is None:
-      self._pixels = _decode_jpeg(self._data, self._channels)
+      try:
+        color = _COLORS[self._channels]
+        self._pixels = simplejpeg.decode_jpeg(self._data, color)
+      except ValueError:
+        # It refuses what any warning is said of; some of it is sound.
+        self._pixels = _decode_by_pillow(self._data, self._channels)
     return self._pixels
 
   def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
@@ -130,36 +143,20 @@ class EncodedImage:
     top, left, height, width = box
     pixels, factor = self._pixels, 1
     if pixels is None:
-      factor = _reduction(min(height, width) / size)
+      # The power of two up to 8 by which decoding may shrink.
+      halvings = math.floor(math.log2(min(height, width) / size))
+      factor = 2 ** min(max(halvings, 0), 3)
       pixels = _decode_upper(self._data, self._channels, top + height, factor)
     rows = _scaled(top, height, factor, pixels.shape[0])
     columns = _scaled(left, width, factor, pixels.shape[1])
-    cut = pixels[rows, columns]
-    resized = resize(cut, size, interpolation)
+    resized = resize(pixels[rows, columns], size, interpolation)
     return resized.copy() if np.may_share_memory(resized, pixels) else resized
-
-
-def _reduction(ratio: float) -> int:
-  """Returns the power of two up to 8 by which decoding may shrink."""
-  return 2 ** int(np.clip(math.floor(math.log2(ratio)), 0, 3))
 
 
 def _scaled(start: int, length: int, factor: int, limit: int) -> slice:
   """Returns the interval in pixels that are `factor` times as large."""
   first = min(round(start / factor), limit - 1)
   return slice(first, max(round((start + length) / factor), first + 1))
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-  """Returns height and width, or None for what is no (sound) JPEG."""
-  if not data.startswith(_JPEG):
-    return None
-  try:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-  except ValueError:
-    return None
-  _check_size(height, width)
-  return height, width
 
 
 def _check_size(height: int, width: int) -> None:
@@ -179,15 +176,6 @@ def _scratch(size: int) -> bytearray:
   if len(getattr(_local, 'buffer', b'')) < size:
     _local.buffer = bytearray(size)
   return _local.buffer
-
-
-def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
-  """Decodes a JPEG, uint8 [H, W, channels]."""
-  try:
-    return simplejpeg.decode_jpeg(data, _COLORS[channels])
-  except ValueError:
-    # It refuses what any warning is said of; some of it is sound.
-    return _decode_by_pillow(data, channels)
 
 
 def _decode_upper(
@@ -217,16 +205,12 @@ def _decode_upper(
     options['buffer'] = _scratch((height + 1) * (width + 1) * channels)
     return simplejpeg.decode_jpeg(upper or data, _COLORS[channels], **options)
   except ValueError:
-    return _reduced(_decode_by_pillow(data, channels), factor)
-
-
-def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
-  """Returns fewer pixels, as if they had been decoded so."""
+    pixels = _decode_by_pillow(data, channels)
   if factor == 1:
     return pixels
-  height, width = -(-pixels.shape[0] // factor), -(-pixels.shape[1] // factor)
+  height, width = (-(-side // factor) for side in pixels.shape[:2])
   small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-  return small[..., None] if small.ndim == 2 else small
+  return np.atleast_3d(small)
 
 
 def _decode_any(data: bytes, channels: int) -> np.ndarray:
@@ -241,21 +225,18 @@ def _decode_any(data: bytes, channels: int) -> np.ndarray:
       pass  # Such as too many pixels; Pillow may say why.
   if pixels is None:
     return _decode_by_pillow(data, channels)
-  return pixels[..., None] if pixels.ndim == 2 else pixels
+  return np.atleast_3d(pixels)
 
 
 def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
-  if not data:
-    raise UnreadableError('it is empty')
   try:
     with Image.open(io.BytesIO(data)) as image:
       _check_size(image.height, image.width)
-      pixels = np.array(image.convert(_MODES[channels]))
+      return np.atleast_3d(np.array(image.convert(_MODES[channels])))
   except UnreadableError:
     raise
   except Exception as error:  # Every decoder of Pillow has its own.
     reason = ' '.join(str(error).split()) or type(error).__name__
     if 'cannot identify image file' in reason:
-      reason = 'it is no image'
+      reason = 'it is no image' if data else 'it is empty'
     raise UnreadableError(reason) from error
-  return pixels[..., None] if channels == 1 else pixels

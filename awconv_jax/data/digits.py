@@ -43,30 +43,28 @@ def enlarge(scan: np.ndarray) -> np.ndarray:
 
 
 class Digits:
-  """Handwritten digits, 32 x 32 grey, 10 classes; see `sources`."""
+  """Handwritten digits, 32 x 32 grey, of 'train', 'test' or a slice of one."""
 
   channels, category_ids = 1, None
   num_classes, class_names = 10, tuple('0123456789')
 
   def __init__(self, split: str):
-    """Makes the images of a split, 'train' or 'test', or of a slice of one."""
     known = dict(train=range(NUM_TRAIN), test=range(NUM_TRAIN, NUM_ALL))
-    scans, labels = load()
-    self._records = [
-        {
-            'image': cv2.imencode('.png', enlarge(scans[i]))[1].tobytes(),
-            'label': int(labels[i]),
-            'id': i,
-        }
-        for i in splits.choose(split, known, 'digits')
+    self._numbers = splits.choose(split, known, 'digits')
+    scans, self._labels = load()
+    self._images = [
+        cv2.imencode('.png', enlarge(scans[i]))[1].tobytes()
+        for i in self._numbers
     ]
 
   def __len__(self) -> int:
-    return len(self._records)
+    return len(self._numbers)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._records[index]
+    number = self._numbers[index]
+    label = int(self._labels[number])
+    return {'image': self._images[index], 'label': label, 'id': number}
 
   def describe(self, index: int, reason: str) -> str:
-    """Returns which scan cannot be used, and why."""
-    return f'scan {self._records[index]["id"]} cannot be read: {reason}'
+    """Returns which scan could not be read, and why."""
+    return f'scan {self._numbers[index]} cannot be read: {reason}'

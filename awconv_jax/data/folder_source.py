@@ -1,6 +1,5 @@
 """Reads images from folders: <path>/<split>/<class>/<file>."""
 
-from collections.abc import Sequence
 import hashlib
 import os
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from awconv_jax.data import splits
-from awconv_jax.data.decode import UnreadableError
+from awconv_jax.data.decode import read_file
 from awconv_jax.errors import InputError
 
 EXTENSIONS = frozenset(
@@ -48,12 +47,11 @@ class FolderSource:
     first = os.path.join(self._path, _FIRST)
     whole = name == _WHOLE or not os.path.isdir(first)
     self.class_names = _subfolders(self._root if whole else first)
-    files = [(label, n) for label, names in self._list().items() for n in names]
-    files.sort(key=lambda file: _mixed(self.class_names[file[0]], file[1]))
-    files = files[splits.interval(*ends, len(files))]
+    files = splits.part(sorted(self._list(), key=_mixed), *ends)
     if not files:
       raise InputError(f'split {split!r} of {self._path} holds no images')
-    self._labels = np.array([label for label, _ in files], np.int32)
+    numbers = {name: i for i, name in enumerate(self.class_names)}
+    self._labels = np.array([numbers[name] for name, _ in files], np.int32)
     # As one block of bytes: worker processes get a copy each.
     self._names = np.array([os.fsencode(name) for _, name in files])
     self.num_classes = len(self.class_names)
@@ -61,9 +59,7 @@ class FolderSource:
   def _folder_of(self, name: str) -> str:
     if not os.path.isdir(self._path):
       raise InputError(f'there is no folder {self._path}')
-    if name == _WHOLE:
-      return self._path
-    folder = os.path.join(self._path, name)
+    folder = os.path.join(self._path, '' if name == _WHOLE else name)
     if not os.path.isdir(folder):
       known = ', '.join(_subfolders(self._path)[:10])
       raise InputError(
@@ -72,23 +68,22 @@ class FolderSource:
       )
     return folder
 
-  def _list(self) -> dict[int, list[str]]:
-    """Returns the names of the images by label."""
-    numbers = {name: i for i, name in enumerate(self.class_names)}
-    found, wrong = {}, []
+  def _list(self) -> list[tuple[str, str]]:
+    """Returns class and name of every image."""
+    found, wrong = [], []
     for name in _subfolders(self._root):
       folder = os.path.join(self._root, name)
       with os.scandir(folder) as entries:
         images = [e for e in entries if _is_image(e.name)]
-      unreadable = [e.path for e in images if not _can_be_read(e)]
-      if name not in numbers:
+      closed = [e.path for e in images if not _can_be_read(e)]
+      if name not in self.class_names:
         wrong.append(f'{self._path}/{_FIRST} has no class {name}')
       elif not images:
         wrong.append(f'{folder} has no images ({" ".join(sorted(EXTENSIONS))})')
-      elif unreadable:
-        wrong.append(f'cannot open {_some(unreadable)}')
-      else:
-        found[numbers[name]] = [entry.name for entry in images]
+      elif closed:
+        more = f' and {len(closed) - 20} more' if len(closed) > 20 else ''
+        wrong.append(f'cannot open {", ".join(closed[:20])}{more}')
+      found += [(name, entry.name) for entry in images]
     if wrong or not found:
       reasons = '; '.join(wrong) or f'want {self._root}/<class>/<image>'
       raise InputError(f'{self._root} cannot be used: {reasons}')
@@ -103,13 +98,8 @@ class FolderSource:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     path = self._file_of(index)
-    try:
-      with open(path, 'rb') as file:
-        data = file.read()
-    except OSError as error:
-      raise UnreadableError(error.strerror) from error
     return {
-        'image': data,
+        'image': read_file(path),
         'label': int(self._labels[index]),
         'id': os.path.relpath(path, self._path),
     }
@@ -132,12 +122,6 @@ def _can_be_read(entry: os.DirEntry) -> bool:
   return entry.is_file() and os.access(entry.path, os.R_OK)
 
 
-def _mixed(folder: str, name: str) -> bytes:
-  text = os.fsencode(f'{folder}/{name}')
+def _mixed(file: tuple[str, str]) -> bytes:
+  text = os.fsencode('/'.join(file))
   return hashlib.blake2b(text, digest_size=16).digest()
-
-
-def _some(names: Sequence[str], most: int = 20) -> str:
-  """Returns the names, shortened to the first of them if they are many."""
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(names[:most]) + more

@@ -9,7 +9,7 @@ import numpy as np
 from awconv_jax.data import batches, crops
 from awconv_jax.data.augment import Chain
 from awconv_jax.data.decode import INTERPOLATIONS, EncodedImage
-from awconv_jax.data.order import ShuffledOrder
+from awconv_jax.data.order import EvalOrder, ShuffledOrder
 from awconv_jax.errors import InputError
 from awconv_jax.options import OneOf, PositiveInt, Share
 
@@ -36,11 +36,7 @@ class LabelledImages(batches.Reader):
   eval_interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = 'area'
 
   def create(self) -> batches.TrainBatches | batches.EvalBatches:
-    """Returns the train or eval batches.
-
-    Raises:
-      InputError: for a data set or sizes that cannot be used.
-    """
+    """Returns the batches; InputError if the data cannot be used."""
     # Made for evaluation too, so that a mistake shows whichever comes first.
     chain = Chain(self.augment, self.image_size)
     split = self.train_split if self.train else self.eval_split
@@ -51,36 +47,29 @@ class LabelledImages(batches.Reader):
           f'the images of split {split!r} have several labels each, to be '
           'evaluated with, not to be trained on'
       )
-    make_row = _MakeRow(
-        source.channels,
-        chain,
-        self.eval_image_size,
-        self.eval_crop,
-        self.eval_interpolation,
-        label.shape,
+    crop = dict(
+        size=self.eval_image_size,
+        share=self.eval_crop,
+        interpolation=self.eval_interpolation,
     )
+    make_row = _MakeRow(source.channels, chain, crop, label.shape)
     if not self.train:
-      return self.eval_batches(source, [range(len(source))], make_row)
+      order = EvalOrder([range(len(source))], self.batch_size)
+      return batches.EvalBatches(self, batches.EvalRow(source, order, make_row))
     order = ShuffledOrder(len(source), self.seed, self.repeats)
+    row = batches.TrainRow(source, order, make_row)
     # The second of two, the first of which `order` uses.
     seed = np.random.SeedSequence(self.seed).generate_state(2)[1]
-    return self.train_batches(
-        source,
-        batches.train_stream(source, order, make_row, seed),
-        num_examples=len(source),
-        repeats=self.repeats,
-    )
+    return batches.TrainBatches(self, row, seed, len(source), self.repeats)
 
 
 @dataclasses.dataclass(frozen=True)
 class _MakeRow:
-  """Record -> row; see `batches.MakeRow`."""
+  """Record -> row; see `batches`."""
 
   channels: int
   chain: Chain
-  size: int
-  share: float
-  interpolation: str
+  crop: Mapping[str, Any]
   label_shape: tuple[int, ...]
 
   def __call__(
@@ -95,12 +84,7 @@ class _MakeRow:
     if rng is not None:
       image = self.chain(encoded, rng)
     else:
-      image = crops.center_crop(
-          encoded,
-          size=self.size,
-          share=self.share,
-          interpolation=self.interpolation,
-      )
+      image = crops.center_crop(encoded, **self.crop)
     label = np.int32(record['label'])
     # Of several labels, those that are right, padded with -1.
     mask = np.any(label >= 0)
@@ -108,8 +92,9 @@ class _MakeRow:
 
   def blank(self, group: int) -> batches.Row:
     del group
+    shape = (self.crop['size'], self.crop['size'], self.channels)
     return {
-        'image': np.zeros((self.size, self.size, self.channels), np.uint8),
+        'image': np.zeros(shape, np.uint8),
         'label': np.zeros(self.label_shape, np.int32),
         'index': np.int32(batches.NONE),
         'mask': np.bool_(False),

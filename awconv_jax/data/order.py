@@ -5,6 +5,10 @@ r` of a stream that is fixed by the seed. So a run resumes by starting at a
 later batch, and neither the number of hosts nor that of threads or processes
 can change what a batch holds.
 
+An order of training is called with a position, at least 0, and returns a group
+and numbers of examples: of the one that stands there, and of those that take
+its place where the ones before cannot be read.
+
 Where images lie on canvases of several shapes, a batch holds those of one
 group only: landscapes or portraits.
 """
@@ -12,7 +16,6 @@ group only: landscapes or portraits.
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Protocol
 
 import grain
 import numpy as np
@@ -30,18 +33,6 @@ def groups(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """
   portrait = sizes[:, 0] > sizes[:, 1]
   return np.flatnonzero(~portrait), np.flatnonzero(portrait)
-
-
-class TrainOrder(Protocol):
-  """The endless order of training."""
-
-  def __call__(self, position: int) -> tuple[int, Sequence[int]]:
-    """Returns what may stand at a position, at least 0, of the stream.
-
-    Returns:
-      The group, and numbers of examples: the one that stands there, and those
-      that take its place where the ones before cannot be read.
-    """
 
 
 class ShuffledOrder:
@@ -92,13 +83,7 @@ class GroupedOrder:
   def __init__(
       self, examples: Sequence[np.ndarray], batch_size: int, seed: int
   ):
-    """Takes the groups; at least a batch of examples is needed in all.
-
-    Args:
-      examples: numbers of the examples, by group.
-      batch_size: rows of a batch over all hosts.
-      seed: at least 0.
-    """
+    """Takes the numbers of the examples by group, at least a batch in all."""
     self._examples = tuple(np.asarray(e) for e in examples)
     self._batch_size, self._seed = batch_size, seed
     # Hashed, so that neighbouring seeds are not each other's epochs.
@@ -110,9 +95,8 @@ class GroupedOrder:
 
   def _batches_before(self, epoch: int) -> np.ndarray:
     """Returns how many batches each group has had when an epoch begins."""
-    return np.array(
-        [epoch * len(e) // self._batch_size for e in self._examples]
-    )
+    counts = np.array([len(e) for e in self._examples])
+    return epoch * counts // self._batch_size
 
   def _batch(self, number: int) -> tuple[int, int]:
     """Returns the group of a batch of the stream, and its number therein."""

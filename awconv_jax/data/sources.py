@@ -66,15 +66,12 @@ KINDS = {
 
 
 def dataset(name: str) -> Dataset:
-  """Returns a data set.
+  """Returns a data set; InputError for unknown names.
 
   Args:
     name: a key of `DATASETS`, 'tfds:<name>' for any other data set of labelled
       images of TFDS, 'folder:<path>' for a folder of images, or
       'coco_json:<path>' for images with boxes; see `detection.coco_json`.
-
-  Raises:
-    InputError: for unknown names.
   """
   prefix, colon, rest = name.partition(':')
   if colon and rest and prefix in KINDS:
@@ -85,15 +82,12 @@ def dataset(name: str) -> Dataset:
 
 
 def open_source(name: str, data_dir: str | None, split: str) -> Any:
-  """Opens a split of a data set.
+  """Returns the source of a split.
 
   Args:
     name: as for `dataset`.
     data_dir: directory of prepared sets, or None for the default of TFDS.
     split: name of the split.
-
-  Returns:
-    The source.
 
   Raises:
     InputError: for unknown names and for data that cannot be used.

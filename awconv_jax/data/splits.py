@@ -1,18 +1,16 @@
 """Splits by name, and slices of them: 'train', 'train[:90%]', 'test[100:]'."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 import re
+from typing import Any
 
 from awconv_jax.errors import InputError, look_up
 
-_SLICE = re.compile(
-    r'(?P<name>[^[\]]+)'
-    r'(?:\[(?P<start>(?:-?\d+%?)?):(?P<stop>(?:-?\d+%?)?)\])?'
-)
+_SLICE = re.compile(r'([^[\]]+)(?:\[((?:-?\d+%?)?):((?:-?\d+%?)?)\])?')
 
 
-def parse(split: str) -> tuple[str, str, str]:
-  """Returns name, start and stop of a split; '' where none is given.
+def parse(split: str) -> tuple[str, str | None, str | None]:
+  """Returns name, start and stop of a split, for `part`.
 
   Raises:
     InputError: it is neither a name nor a slice by numbers or per cent.
@@ -22,23 +20,22 @@ def parse(split: str) -> tuple[str, str, str]:
     raise InputError(
         f'split {split!r}: want a name, or a slice such as train[:90%]'
     )
-  return match['name'], match['start'] or '', match['stop'] or ''
+  return match.groups()
 
 
-def interval(start: str, stop: str, length: int) -> slice:
-  """Returns the slice of `length` examples between two ends of `parse`."""
-  ends = [
-      None
-      if not end
-      else round(int(end[:-1]) * length / 100)
-      if end[-1] == '%'
-      else int(end)
-      for end in (start, stop)
-  ]
-  return slice(*ends)
+def part(examples: Sequence, start: str | None, stop: str | None) -> Any:
+  """Returns the examples between two ends of `parse`."""
+
+  def number(end):
+    if not end:
+      return None
+    share = end[-1] == '%'
+    return round(int(end[:-1]) * len(examples) / 100) if share else int(end)
+
+  return examples[number(start) : number(stop)]
 
 
-def choose(split: str, known: dict[str, range], place: str) -> Iterable[int]:
+def choose(split: str, known: dict[str, range], place: str) -> range:
   """Returns the numbers of a split's examples.
 
   Args:
@@ -50,8 +47,7 @@ def choose(split: str, known: dict[str, range], place: str) -> Iterable[int]:
     InputError: the split is unknown, or empty.
   """
   name, *ends = parse(split)
-  numbers = look_up(f'split of {place}', name, known)
-  numbers = numbers[interval(*ends, len(numbers))]
+  numbers = part(look_up(f'split of {place}', name, known), *ends)
   if not numbers:
     raise InputError(f'split {split!r} of {place} holds no examples')
   return numbers

@@ -4,8 +4,7 @@ They lie in `<data_dir>/<name>/[<config>/]<version>` and are read without the
 code that built them, and without TensorFlow. Images stay encoded.
 """
 
-from collections.abc import Callable
-import contextlib
+from collections.abc import Callable, Sequence
 import os
 from typing import Any
 
@@ -20,8 +19,6 @@ _IDS = ('id', 'file_name')
 _LABELS = ('label', 'real_label')
 # More than any image of ReaL has (https://arxiv.org/abs/2006.07159).
 _MOST_LABELS = 20
-# Records, evenly spread, that are looked at before training starts.
-_CHECKED = 100
 _REMEDY = 'copy or prepare it again'
 
 
@@ -50,9 +47,8 @@ class TfdsRecords:
     except OSError:
       raise  # Not of damage; `open_tfds` reports it.
     except Exception as error:  # Of JSON, of protocol buffers and of TFDS.
-      raise InputError(
-          f'cannot open {directory}: {_reason(error)}; {_REMEDY}'
-      ) from error
+      reason = f'{_reason(error)}; {_REMEDY}'
+      raise InputError(f'cannot open {directory}: {reason}') from error
     self.info = builder.info
     self._instructions()  # Says what is wrong with the split.
     decoders = {'image': tfds.decode.SkipDecoding()}
@@ -101,23 +97,22 @@ class TfdsRecords:
     except Exception as error:  # Each reader has its own kinds.
       raise UnreadableError(_reason(error)) from error
 
-  def features(self, needed: dict[str, bool], what: str) -> Any:
-    """Returns the features by name.
+  def require(self, names: Sequence[str], what: str) -> None:
+    """Raises InputError unless the records have features of these names.
 
     Args:
-      needed: which must be there, and whether they are.
+      names: 'objects/label' is a feature in each element of another.
       what: these are features of.
-
-    Raises:
-      InputError: one of them is not there.
     """
-    missing = [name for name, present in needed.items() if not present]
+    known = set(self.info.features)
+    for name, shape in self.info.features.shape.items():
+      known |= {f'{name}/{part}' for part in shape if isinstance(shape, dict)}
+    missing = [name for name in names if name not in known]
     if missing:
       raise InputError(
           f'{self.directory} has no feature {", ".join(missing)}; {what} are '
           f'needed, and its features are {", ".join(self.info.features)}'
       )
-    return self.info.features
 
   def describe(self, index: int, reason: str) -> str:
     """Returns which record could not be read, why, and what can be done."""
@@ -125,72 +120,13 @@ class TfdsRecords:
 
   def place(self, index: int) -> str:
     """Returns where a record is."""
-    left = index
-    for file in self._files:
-      if left < file.take:
-        return f'record {index} of split {self.split!r} in {file.filename}'
-      left -= file.take
-    raise IndexError(index)
+    ends = np.cumsum([file.take for file in self._files])
+    path = self.paths[np.searchsorted(ends, index, side='right')]
+    return f'record {index} of split {self.split!r} in {path}'
 
   def __reduce__(self):
     # A worker process opens the files itself: readers cannot be sent to it.
     return (type(self), (self.directory, self.split))
-
-
-class TfdsLabels:
-  """Images with one label each, or with several; see `sources`."""
-
-  category_ids = None
-
-  def __init__(self, records: TfdsRecords):
-    """Takes the records, and looks at some of their labels.
-
-    Raises:
-      InputError: they are not of labelled images, or a label has no class.
-    """
-    self._records = records
-    names = records.info.features
-    self._label = next((n for n in _LABELS if n in names), 'label')
-    needed = {name: name in names for name in ('image', self._label)}
-    features = records.features(needed, 'images with labels')
-    label = features[self._label]
-    # The feature of one label; several are a sequence of such.
-    classes = label if hasattr(label, 'num_classes') else label.feature
-    self.num_classes, self.class_names = classes.num_classes, classes.names
-    self.channels = features['image'].shape[-1] or 3
-    last = len(self) - 1
-    for index in sorted({last * i // _CHECKED for i in range(_CHECKED + 1)}):
-      # A broken image alone may be tolerated; it is told of in its turn.
-      with contextlib.suppress(UnreadableError):
-        self[index]
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._records[index]
-    return {
-        'image': record['image'],
-        'label': self._padded(record[self._label], index),
-        'id': next((record[key] for key in _IDS if key in record), index),
-    }
-
-  def _padded(self, label: Any, index: int) -> Any:
-    """Returns the label, or all labels of an image padded with -1."""
-    labels = np.atleast_1d(label)
-    wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-    if wrong.size:
-      raise InputError(
-          f'label {wrong[0]} of {self._records.place(index)} is not in 0..'
-          f'{self.num_classes - 1}; take a split that has labels'
-      )
-    if np.ndim(label) == 0:
-      return label
-    return np.pad(labels, (0, _MOST_LABELS - len(labels)), constant_values=-1)
-
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which record could not be read, why, and what can be done."""
-    return self._records.describe(index, reason)
 
 
 def _reason(error: Exception) -> str:
@@ -199,18 +135,60 @@ def _reason(error: Exception) -> str:
   return lines[0].rstrip('.')
 
 
+class TfdsLabels:
+  """Images with one label each, or with several; see `sources`."""
+
+  category_ids = None
+
+  def __init__(self, records: TfdsRecords):
+    """Takes the records; InputError if they are not of labelled images."""
+    self._records = records
+    features = records.info.features
+    self._label = next((n for n in _LABELS if n in features), 'label')
+    records.require(('image', self._label), 'images with labels')
+    label = features[self._label]
+    # The feature of one label; several are a sequence of such.
+    classes = label if hasattr(label, 'num_classes') else label.feature
+    self.num_classes, self.class_names = classes.num_classes, classes.names
+    self.channels = features['image'].shape[-1] or 3
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self._records[index]
+    label = record[self._label]
+    labels = np.atleast_1d(label)
+    wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+    if wrong.size:
+      raise InputError(
+          f'label {wrong[0]} of {self._records.place(index)} is not in 0..'
+          f'{self.num_classes - 1}; take a split that has labels'
+      )
+    if np.ndim(label):
+      blank = (0, _MOST_LABELS - len(labels))
+      label = np.pad(labels, blank, constant_values=-1)
+    name = next((record[key] for key in _IDS if key in record), index)
+    return {'image': record['image'], 'label': label, 'id': name}
+
+  def describe(self, index: int, reason: str) -> str:
+    """Returns which record could not be read, why, and what can be done."""
+    return self._records.describe(index, reason)
+
+
 def open_tfds(
     name: str,
     data_dir: str | None,
     split: str,
     source_class: Callable[[TfdsRecords], Any] = TfdsLabels,
 ) -> Any:
-  """Opens any data set that TFDS has prepared.
+  """Opens the newest version of any data set that TFDS has prepared.
 
   Args:
-    name: the TFDS name, 'cifar10' or 'name/config'; its newest version is
-      read.
-    data_dir: the TFDS data directory, or None for the default of TFDS.
+    name: the TFDS name, 'cifar10' or 'name/config'.
+    data_dir: the TFDS data directory. None means what it means to TFDS:
+      $TFDS_DATA_DIR as it was when TFDS was first imported, or
+      ~/tensorflow_datasets.
     split: name of the split.
     source_class: makes the source of the records.
 
@@ -221,47 +199,24 @@ def open_tfds(
     InputError: the directory holds no such data set, cannot be read, or one
       of the reasons that `TfdsRecords` and the source give.
   """
-  root = os.path.join(data_directory(data_dir), name)
+  from tensorflow_datasets.core import constants
+  from tensorflow_datasets.core.utils import version
+
+  data_dir = os.path.expanduser(data_dir or constants.DATA_DIR)
+  data_dir = os.path.abspath(data_dir)
+  root = os.path.join(data_dir, name)
   try:
-    directory = _newest_version(root)
-    if directory is not None:
-      return source_class(TfdsRecords(directory, split))
+    entries = os.listdir(root) if os.path.isdir(root) else []
+    versions = filter(version.Version.is_valid, entries)
+    for newest in sorted(versions, key=version.Version, reverse=True):
+      directory = os.path.join(root, newest)
+      # TFDS writes this file last.
+      if os.path.exists(os.path.join(directory, 'dataset_info.json')):
+        return source_class(TfdsRecords(directory, split))
   except OSError as error:
     raise InputError(f'cannot read {root}: {error.strerror}') from error
-  data_dir = data_directory(data_dir)
   raise InputError(
       f'no data set {name!r} in {data_dir}; where TensorFlow is installed, '
       f'prepare it by: tfds build {name} --data_dir={data_dir} '
       '--file_format=array_record'
   )
-
-
-def _newest_version(root: str) -> str | None:
-  """Returns the path of the highest version under `root`, if there is one."""
-  from tensorflow_datasets.core.utils import version as tfds_version
-
-  if not os.path.isdir(root):
-    return None
-  versions = [
-      entry
-      for entry in os.listdir(root)
-      if tfds_version.Version.is_valid(entry)
-      # TFDS writes this file last.
-      and os.path.exists(os.path.join(root, entry, 'dataset_info.json'))
-  ]
-  if not versions:
-    return None
-  return os.path.join(root, max(versions, key=tfds_version.Version))
-
-
-def data_directory(data_dir: str | None) -> str:
-  """Returns the directory meant; None means what it means to TFDS.
-
-  That is $TFDS_DATA_DIR as it was when TFDS was first imported, or
-  ~/tensorflow_datasets.
-  """
-  if data_dir is None:
-    from tensorflow_datasets.core import constants
-
-    data_dir = constants.DATA_DIR
-  return os.path.abspath(os.path.expanduser(data_dir))

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 
 from awconv_jax.data.batches import EvalBatches
-from awconv_jax.data.decode import UnreadableError
+from awconv_jax.data.decode import read_file
 from awconv_jax.data.detection import objects
 from awconv_jax.data.detection.boxed_images import BoxedImages
 from awconv_jax.data.folder_source import EXTENSIONS
@@ -65,12 +65,12 @@ class ImageFiles:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    try:
-      data = pathlib.Path(self.paths[index]).read_bytes()
-    except OSError as error:
-      raise UnreadableError(error.strerror) from error
-    image, number = _upright(data), index + 1
-    return {'image': image, 'image_id': number, 'objects': objects.NOTHING}
+    image = _upright(read_file(self.paths[index]))
+    return {
+        'image': image,
+        'image_id': index + 1,
+        'objects': objects.NOTHING,
+    }
 
   @functools.cached_property
   def index(self) -> objects.Index:

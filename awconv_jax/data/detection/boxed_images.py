@@ -10,7 +10,7 @@ from awconv_jax.data import batches
 from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING, Objects
-from awconv_jax.data.order import PORTRAIT, GroupedOrder, groups
+from awconv_jax.data.order import PORTRAIT, EvalOrder, GroupedOrder, groups
 from awconv_jax.errors import InputError
 from awconv_jax.options import Interval, PositiveInt, UnitFloat
 
@@ -145,14 +145,17 @@ class BoxedImages(Geometry, batches.Reader):
     examples = self._examples(source)
     make_row = _MakeRow(Geometry.of(vars(self)))
     if not self.train:
-      return self.eval_batches(source, examples, make_row, source.faults)
+      order = EvalOrder(examples, self.batch_size)
+      row = batches.EvalRow(source, order, make_row)
+      return batches.EvalBatches(self, row, source.faults)
     order = GroupedOrder(examples, self.batch_size, self.seed)
     # Not a seed that `order` uses.
     seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
-    return self.train_batches(
-        source,
-        batches.train_stream(source, order, make_row, seed),
-        num_examples=sum(map(len, examples)),
+    return batches.TrainBatches(
+        self,
+        batches.TrainRow(source, order, make_row),
+        seed,
+        sum(map(len, examples)),
         left_out=source.faults,
     )
 
@@ -175,7 +178,7 @@ class BoxedImages(Geometry, batches.Reader):
 
 @dataclasses.dataclass(frozen=True)
 class _MakeRow:
-  """Record -> row; see `batches.MakeRow`."""
+  """Record -> row; see `batches`."""
 
   geometry: Geometry
 

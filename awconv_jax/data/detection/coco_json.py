@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from awconv_jax.data.decode import UnreadableError
+from awconv_jax.data.decode import read_file
 from awconv_jax.data.detection import coco_faults
 from awconv_jax.data.detection.objects import Index, Objects, create
 from awconv_jax.errors import InputError
@@ -95,13 +95,8 @@ class CocoJson:
     return os.path.join(self._folder, os.fsdecode(self._names[index]))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    try:
-      with open(self._file_of(index), 'rb') as file:
-        data = file.read()
-    except OSError as error:
-      raise UnreadableError(error.strerror) from error
     return {
-        'image': data,
+        'image': read_file(self._file_of(index)),
         'image_id': int(self._ids[index]),
         'objects': self._objects_of(index),
     }

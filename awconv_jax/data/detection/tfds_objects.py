@@ -24,7 +24,8 @@ _NOT_OUTLINED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 CATEGORY_IDS = {
     'coco': tuple(i for i in range(1, 91) if i not in _NOT_OUTLINED)
 }
-_NEEDED = ('bbox', 'label', 'is_crowd', 'area')
+_INNER = ('bbox', 'label', 'is_crowd', 'area')
+_NEEDED = ('image', 'image/id', *(f'objects/{name}' for name in _INNER))
 
 
 class TfdsObjects:
@@ -35,13 +36,8 @@ class TfdsObjects:
   def __init__(self, records: TfdsRecords):
     """Takes the records; InputError if they are not of images with boxes."""
     self._records = records
-    names = records.info.features
-    objects = names['objects'] if 'objects' in names else None
-    inner = getattr(objects, 'feature', {})
-    needed = {name: name in names for name in ('image', 'image/id')}
-    needed |= {f'objects/{name}': name in inner for name in _NEEDED}
-    records.features(needed, 'images with boxes')
-    label = objects['label']
+    records.require(_NEEDED, 'images with boxes')
+    label = records.info.features['objects']['label']
     self.num_classes = label.num_classes
     self.class_names = tuple(label.names)
     # Kept with the set, or COCO's, or without gaps.
