@@ -30,7 +30,7 @@ from awconv_jax import config as engine
 from awconv_jax import models, tasks, weights
 from awconv_jax.data import crops, order, sources
 from awconv_jax.data.detection import canvases
-from awconv_jax.data.detection.boxed_images import Geometry
+from awconv_jax.data.detection.canvases import Geometry
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators import coco

@@ -53,27 +53,38 @@ def annotations(seed: int, category_ids=COCO_IDS) -> list[dict]:
   return found
 
 
+def xyxy(annotations: list[dict]) -> np.ndarray:
+  """Returns their boxes, [n, 4], by both corners."""
+  boxes = np.reshape([a['bbox'] for a in annotations], (-1, 4))
+  return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
+def assert_record(source, index, seed, wanted, atol=0.0) -> None:
+  """A source's record is image `seed` with the wanted annotations."""
+  record = source[index]
+  objects = record['objects']
+  assert record['image'] == image(seed) and record['image_id'] == seed
+  ids = [source.category_ids[label] for label in objects.labels]
+  assert ids == [a['category_id'] for a in wanted]
+  np.testing.assert_allclose(objects.boxes, xyxy(wanted), rtol=0, atol=atol)
+  assert objects.area.tolist() == [a['area'] for a in wanted]
+  assert objects.crowd.tolist() == [bool(a['iscrowd']) for a in wanted]
+
+
 def document(seeds, category_ids=COCO_IDS) -> dict:
   """Returns what the JSON of a split holds."""
-  return {
-      'images': [
-          {
-              'id': seed,
-              'file_name': f'{seed:012}.jpg',
-              'height': SIZES[seed % len(SIZES)][0],
-              'width': SIZES[seed % len(SIZES)][1],
-          }
-          for seed in seeds
-      ],
-      'annotations': [
-          a for seed in seeds for a in annotations(seed, category_ids)
-      ],
-      # Not in the order of the ids.
-      'categories': [
-          {'id': i, 'name': f'thing {i}', 'supercategory': 'thing'}
-          for i in reversed(category_ids)
-      ],
-  }
+  images = [
+      {'id': seed, 'file_name': f'{seed:012}.jpg'}
+      | dict(zip(('height', 'width'), SIZES[seed % len(SIZES)], strict=True))
+      for seed in seeds
+  ]
+  found = [a for seed in seeds for a in annotations(seed, category_ids)]
+  # Not in the order of the ids.
+  categories = [
+      {'id': i, 'name': f'thing {i}', 'supercategory': 'thing'}
+      for i in reversed(category_ids)
+  ]
+  return {'images': images, 'annotations': found, 'categories': categories}
 
 
 def write(root: pathlib.Path, splits: dict, category_ids=(3, 5, 9)) -> None:
@@ -86,47 +97,37 @@ def write(root: pathlib.Path, splits: dict, category_ids=(3, 5, 9)) -> None:
   """
   (root / 'annotations').mkdir(parents=True, exist_ok=True)
   for split, seeds in splits.items():
-    write_json(root, split, document(seeds, category_ids))
+    path = root / 'annotations' / f'instances_{split}.json'
+    path.write_text(json.dumps(document(seeds, category_ids)))
     (root / split).mkdir(exist_ok=True)
     for seed in seeds:
       (root / split / f'{seed:012}.jpg').write_bytes(image(seed))
 
 
-def write_json(root: pathlib.Path, split: str, content: dict) -> None:
-  """Writes, or replaces, the JSON of a split."""
-  path = root / 'annotations' / f'instances_{split}.json'
-  path.write_text(json.dumps(content))
-
-
 def examples(seeds, broken=()) -> list[dict]:
   """Returns what TFDS keeps of images, by seed; some are no images."""
 
-  def boxes_of(seed):
+  def example(seed):
     height, width = SIZES[seed % len(SIZES)]
-    for a in annotations(seed):
-      left, top, wide, high = a['bbox']
-      yield {
-          'id': a['id'],
-          'area': a['area'],
-          'bbox': tfds.features.BBox(
-              ymin=top / height,
-              xmin=left / width,
-              ymax=min((top + high) / height, 1),
-              xmax=min((left + wide) / width, 1),
-          ),
-          'label': COCO_IDS.index(a['category_id']),
-          'is_crowd': bool(a['iscrowd']),
-      }
+    found = annotations(seed)
+    boxes = np.minimum(xyxy(found) / [width, height, width, height], 1)
+    return {
+        'image': b'no image' if seed in broken else image(seed),
+        'image/filename': f'{seed:012}.jpg',
+        'image/id': seed,
+        'objects': [
+            {
+                'id': a['id'],
+                'area': a['area'],
+                'bbox': tfds.features.BBox(box[1], box[0], box[3], box[2]),
+                'label': COCO_IDS.index(a['category_id']),
+                'is_crowd': bool(a['iscrowd']),
+            }
+            for a, box in zip(found, boxes, strict=True)
+        ],
+    }
 
-  return [
-      {
-          'image': b'no image' if seed in broken else image(seed),
-          'image/filename': f'{seed:012}.jpg',
-          'image/id': seed,
-          'objects': list(boxes_of(seed)),
-      }
-      for seed in seeds
-  ]
+  return [example(seed) for seed in seeds]
 
 
 def prepare(data_dir: pathlib.Path, splits: dict, broken=()) -> None:
@@ -146,19 +147,11 @@ def _zip(files: dict[str, bytes]) -> bytes:
   return out.getvalue()
 
 
-def archives(train, val, broken=()) -> dict[str, bytes]:
-  """Returns the archives that TFDS downloads for coco/2017, by name.
-
-  Args:
-    train, val: seeds of the images.
-    broken: of those, whose files are no images.
-  """
-
-  def content(seed):
-    return b'no image' if seed in broken else image(seed)
+def archives(train, val) -> dict[str, bytes]:
+  """Returns the archives that TFDS downloads for coco/2017, by name."""
 
   def images(split, seeds):
-    return _zip({f'{split}/{s:012}.jpg': content(s) for s in seeds})
+    return _zip({f'{split}/{s:012}.jpg': image(s) for s in seeds})
 
   def listed(content):
     # TFDS wants the categories in the order of their labels.

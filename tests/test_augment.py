@@ -1,113 +1,470 @@
-"""Chains of augmentations: their order, their errors."""
+"""Augmentations: what they draw, how a chain applies them, what is refused.
+
+What an operation does to pixels is tested in test_operations.
+"""
+
+import collections
 
 import numpy as np
 import pictures
 import pytest
 
-from awconv_jax.data import augment, decode
+from awconv_jax.data import augment, auto_augment, crops, decode, operations
 from awconv_jax.errors import InputError
 
-AFFINE = {'rotation': 10.0, 'translation': 0.1, 'scale': (0.9, 1.1)}
-CROP = {'area': (0.1, 1.0), 'ratio': (0.75, 1.33), 'interpolation': 'linear'}
+AFFINE = dict(rotation=10.0, translation=0.1, scale=(0.9, 1.1), shear=5.0)
+STILL = dict(rotation=0, translation=0, scale=(1, 1), shear=0)
+CROP = dict(area=(0.1, 1.0), ratio=(0.75, 1.33), interpolation='linear')
 JITTER = dict(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)
 ERASE = dict(probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0), fill='noise')
 RAND = dict(
-    num_ops=2,
-    magnitude=7,
-    magnitude_std=0.5,
-    probability=0.5,
-    increasing=True,
+    num_ops=2, magnitude=7, magnitude_std=0.5, probability=1.0, increasing=True
 )
+ALL = {
+    'random_affine': AFFINE,
+    'pad_crop': dict(padding=4),
+    'flip': {},
+    'color_jitter': JITTER,
+    'rand_augment': RAND,
+    'auto_augment': dict(policy='cifar10'),
+    'random_erasing': ERASE,
+}
+BLANK = np.zeros((8, 8, 1), np.uint8)
+
+
+def assert_share(number, draws, probability):
+  """The number of hits lies within 4.5 standard deviations."""
+  deviation = np.sqrt(draws * probability * (1 - probability))
+  assert abs(number - draws * probability) < 4.5 * deviation
+
+
+# --- all, and chains of them -------------------------------------------------
 
 
 @pytest.mark.parametrize(
     'steps, message',
     [
-        ((('flop', {}),), r"'flop' \(did you mean 'flip'\?\)"),
-        ((('flip', {'p': 1}),), "'flip' .* p: Extra .*; its options: none"),
-        ((('pad_crop', {'pading': 4}),), 'padding: Field required; pading: E'),
-        ((('pad_crop', {'padding': -1}),), 'padding: .* than or equal to 0'),
-        ((('color_jitter', JITTER | {'hue': 0.6}),), 'hue: .* equal to 0.5'),
-        ((('rand_augment', RAND | {'num_ops': 1.5}),), 'num_ops: .* integer'),
-        ((('auto_augment', {'policy': 'c'}),), "policy: .*'cifar10'"),
-        ((('random_erasing', ERASE | {'fill': 'x'}),), "fill: .*'noise' or"),
+        ([('flop', {})], r"'flop' \(did you mean 'flip'\?\)"),
+        ([('flip', {'p': 1})], "'flip' .* p: Extra .*; its options: none"),
+        ([('pad_crop', {'pading': 4})], 'padding: Field required; pading: E'),
+        ([('pad_crop', {'padding': -1})], 'padding: .* than or equal to 0'),
+        ([('rand_augment', RAND | {'num_ops': 1.5})], 'num_ops: .* integer'),
+        ([('random_erasing', ERASE | {'fill': 'x'})], "fill: .*'noise' or"),
         (
-            (('flip', {}), ('random_resized_crop', CROP)),
+            [('flip', {}), ('random_resized_crop', CROP)],
             "'random_resized_crop' must come first",
         ),
-        ((('random_resized_crop', CROP | {'size': 5}),), 'size: Extra'),
+        ([('random_resized_crop', CROP | {'size': 5})], 'size: Extra'),
         (
-            (('random_resized_crop', CROP | {'area': (0.5, 0.1)}),),
+            [('random_resized_crop', CROP | {'area': (0.5, 0.1)})],
             r'area: .*must be \(least, greatest\)',
         ),
-        (
-            (('random_resized_crop', CROP | {'area': (0.5, 1.1)}),),
-            r'area.1: .* less than or equal to 1',
-        ),
-        ((('flip',),), r"augment holds \(\('flip',\),\); want a tuple of pa"),
-        ({'flip': {}}, 'want a tuple of pairs'),
     ],
 )
-def test_augmentation_errors(steps, message):
+def test_errors(steps, message):
   with pytest.raises(InputError, match=message) as caught:
     augment.Chain(steps, 32)
   assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize(
-    'name, options, shape',
-    [
-        ('random_affine', AFFINE | {'shear': 5.0}, (20, 30)),
-        ('pad_crop', {'padding': 4}, (20, 30)),
-        ('flip', {}, (20, 30)),
-    ],
-)
-def test_augmentations_keep_the_contract(name, options, shape, channels):
+@pytest.mark.parametrize('name', augment.AUGMENTATIONS)
+def test_contract(name, channels):
+  def run(image, seed):
+    rng = np.random.default_rng(seed)
+    return augment.AUGMENTATIONS[name](image, rng, **ALL[name])
+
   image = pictures.smooth(20, 30)[..., :channels]
-  before = image.copy()
-  run = augment.AUGMENTATIONS[name]
-  results = [
-      run(image, np.random.default_rng(s), **options) for s in (0, 0, *range(9))
-  ]
+  view = np.pad(image, ((4, 4), (4, 4), (0, 0)))[4:-4, 4:-4]
+  view.flags.writeable = False
+  results = [run(view, seed) for seed in range(30)]
 
-  np.testing.assert_array_equal(image, before)
-  np.testing.assert_array_equal(results[0], results[1])
-  assert {r.shape for r in results} == {(*shape, channels)}
-  assert {r.dtype for r in results} == {np.dtype(np.uint8)}
-  distinct = len({r.tobytes() for r in results})
-  assert {'flip': 2}.get(name, 7) <= distinct <= 9
-
-
-def test_options_may_be_lists_and_whole_numbers():
-  steps = (('random_erasing', ERASE | {'area': [1, 1]}), ('rand_augment', RAND))
-  encoded = decode.EncodedImage(pictures.encode(pictures.smooth(9, 9)), 3)
-  result = augment.Chain(steps, 8)(encoded, np.random.default_rng(1))
-  assert result.shape == (8, 8, 3)
+  np.testing.assert_array_equal(view, image)
+  for seed, result in enumerate(results):
+    assert result.shape == image.shape and result.dtype == np.uint8
+    # Mirrored as a view, it would be slow to make a batch of.
+    assert result.strides[1] > 0
+    np.testing.assert_array_equal(result, run(image, seed))
+  distinct = len({result.tobytes() for result in results})
+  assert distinct == 2 if name == 'flip' else distinct > 12
+  for shape in ((1, 1, 3), (1, 9, 3), (2, 1, 1)):
+    for seed in range(40):
+      assert run(np.full(shape, 100, np.uint8), seed).shape == shape
 
 
-def test_a_chain_applies_its_steps_in_order_and_then_resizes():
-  image = pictures.smooth(20, 20)
-  steps = (('random_affine', AFFINE | {'shear': 5.0}), ('flip', {}))
-  encoded = decode.EncodedImage(pictures.encode(image), 3)
-
-  result = augment.Chain(steps, 8)(encoded, np.random.default_rng(1))
-
-  rng = np.random.default_rng(1)
-  expected = image
-  for name, options in steps:
-    expected = augment.AUGMENTATIONS[name](expected, rng, **options)
-  expected = decode.resize(expected, 8, 'area')
-  np.testing.assert_array_equal(result, expected)
-
-
-def test_a_crop_comes_before_the_rest():
+@pytest.mark.parametrize('crop', [(), (('random_resized_crop', CROP),)])
+def test_a_chain_is_its_steps_in_order(crop):
   encoded = decode.EncodedImage(pictures.encode(pictures.smooth(50, 40)), 3)
-  chain = augment.Chain((('random_resized_crop', CROP), ('flip', {})), 16)
+  steps = (('random_affine', AFFINE), ('pad_crop', {'padding': 9}))
 
-  result = chain(encoded, np.random.default_rng(2))
+  result = augment.Chain(crop + steps, 16)(encoded, np.random.default_rng(2))
 
   rng = np.random.default_rng(2)
-  cut = augment.CROPS['random_resized_crop'](encoded, rng, size=16, **CROP)
-  expected = augment.AUGMENTATIONS['flip'](cut, rng)
+  expected = encoded.pixels()
+  if crop:
+    expected = crops.random_resized_crop(encoded, rng, size=16, **CROP)
+  for name, options in steps:
+    expected = augment.AUGMENTATIONS[name](expected, rng, **options)
+  expected = decode.resize(expected, 16, 'area')
   np.testing.assert_array_equal(result, expected)
+
+
+# --- affine maps, shifted crops, mirroring -----------------------------------
+
+
+class Extreme:
+  """An rng whose uniform numbers are the upper ends of their ranges."""
+
+  def uniform(self, low, high, size=None):
+    del low
+    return high if size is None else np.full(size, high)
+
+
+@pytest.mark.parametrize(
+    'options, expected',
+    [
+        ({}, lambda image: image),
+        ({'rotation': 90}, lambda image: np.rot90(image, -1)),
+        (
+            {'translation': 0.25},
+            lambda image: np.pad(image, ((5, 0), (5, 0), (0, 0)))[:20, :20],
+        ),
+    ],
+)
+def test_affine_is_exact_where_pixels_meet_pixels(options, expected):
+  image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+  moved = augment.random_affine(image, Extreme(), **(STILL | options))
+  np.testing.assert_array_equal(moved, expected(image))
+
+
+def test_affine_scale_and_shear_about_the_centre():
+  image = np.zeros((41, 41, 1), np.uint8)
+  image[15:26, 15:26] = 255
+  larger, slanted = (
+      augment.random_affine(image, Extreme(), **(STILL | options))[..., 0]
+      for options in ({'scale': (1, 2)}, {'shear': 45})
+  )
+  assert larger[20, 10] == larger[10, 20] == 255 and larger[20, 7] == 0
+  # x moves by y: the square's lower edge goes right, its upper edge left.
+  assert slanted[25, 26] == 255 and slanted[25, 18] == 0
+  assert slanted[15, 14] == 255 and slanted[15, 22] == 0
+
+
+def test_pad_crop_reaches_all_offsets():
+  image, rng = np.full((4, 4, 1), 9, np.uint8), np.random.default_rng(0)
+  seen = {augment.pad_crop(image, rng, padding=1).tobytes() for _ in range(200)}
+  assert len(seen) == 9
+
+
+def test_flip_mirrors_one_time_in_two():
+  image = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+  rng = np.random.default_rng(0)
+  results = [augment.flip(image, rng) for _ in range(400)]
+  mirrored = sum(np.array_equal(r, image[:, ::-1]) for r in results)
+  assert_share(mirrored, 400, 0.5)
+  assert mirrored + sum(np.array_equal(r, image) for r in results) == 400
+
+
+# --- RandAugment and AutoAugment ---------------------------------------------
+
+
+@pytest.fixture
+def draw(monkeypatch):
+  """Returns `draw(function, times, **options) -> records`.
+
+  Operations are recorded, as (name, value, how) by call, and not carried out.
+  """
+  calls = []
+
+  def record(image, name, value, **how):
+    calls[-1].append((name, value, how))
+    return image
+
+  def draw(function, times, image=BLANK, seed=0, **options):
+    calls.clear()
+    rng = np.random.default_rng(seed)
+    with monkeypatch.context() as patch:
+      patch.setattr(operations, 'apply', record)
+      for _ in range(times):
+        calls.append([])
+        function(image, rng, **options)
+    return list(calls)
+
+  return draw
+
+
+@pytest.fixture
+def draw_rand(draw):
+  return lambda times, **options: draw(
+      auto_augment.rand_augment, times, **RAND | options
+  )
+
+
+def values_of(calls):
+  """Returns the values drawn, by the operation's name."""
+  values = collections.defaultdict(list)
+  for name, value, _ in sum(calls, []):
+    values[name].append(value)
+  return values
+
+
+def test_rand_augment_draws_with_replacement_and_skips_some(draw_rand):
+  calls = draw_rand(3000, probability=0.6)
+  applied = sum(calls, [])
+  counts = collections.Counter(name for name, _, _ in applied)
+  assert set(counts) == set(operations.OPERATIONS) and len(counts) == 15
+  assert_share(len(applied), 6000, 0.6)
+  for number in counts.values():
+    assert_share(number, len(applied), 1 / 15)
+  pairs = [call for call in calls if len(call) == 2]
+  twice = sum(first[0] == second[0] for first, second in pairs)
+  assert_share(twice, len(pairs), 1 / 15)
+  how = dict(fill=(124, 116, 104), interpolation='linear')
+  assert all(given == how for _, _, given in applied)
+
+
+def test_rand_augment_draws_magnitudes_and_signs(draw_rand):
+  values = values_of(draw_rand(6000))
+  units = dict(rotate=3, shear_x=0.03, shear_y=0.03)
+  units |= dict(translate_x=0.045, translate_y=0.045)
+  units |= dict.fromkeys(ENHANCE, 0.09)
+  for name, unit in units.items():
+    magnitudes = (np.array(values[name]) - (name in ENHANCE)) / unit
+    assert_share(np.sum(magnitudes > 0), len(magnitudes), 0.5)
+    # About 800 numbers: 4.5 standard errors.
+    assert abs(np.mean(np.abs(magnitudes)) - 7) < 0.08
+    assert abs(np.std(np.abs(magnitudes)) - 0.5) < 0.06
+
+
+def test_rand_augment_keeps_magnitudes_in_their_range(draw_rand):
+  drawn = values_of(draw_rand(1500, magnitude=9.0, magnitude_std=5.0))
+  angles = np.abs(drawn['rotate']).tolist()
+  # Phi(-1.8) = 0.036 are cut off below, Phi(-0.2) = 0.421 above.
+  assert max(angles) == 30 and min(angles) == 0
+  assert_share(angles.count(30), len(angles), 0.421)
+  assert_share(angles.count(0), len(angles), 0.036)
+
+
+ENHANCE = ('color', 'contrast', 'brightness', 'sharpness')
+ALWAYS = {
+    **dict.fromkeys(('auto_contrast', 'equalize', 'invert'), {None}),
+    'rotate': {-9, 9},
+    'solarize_add': {33},
+    **dict.fromkeys(('shear_x', 'shear_y'), {-0.09, 0.09}),
+    **dict.fromkeys(('translate_x', 'translate_y'), {-0.135, 0.135}),
+}
+INCREASING = dict.fromkeys(ENHANCE, {0.73, 1.27}) | {
+    'posterize': {3},
+    'solarize': {180},
+}
+NOT_INCREASING = dict.fromkeys(ENHANCE, {0.64}) | {
+    'posterize': {1},
+    'solarize': {76},
+}
+
+
+@pytest.mark.parametrize(
+    'increasing, others', [(True, INCREASING), (False, NOT_INCREASING)]
+)
+def test_rand_augment_values_at_magnitude_3(draw_rand, increasing, others):
+  how = dict(magnitude=3, magnitude_std=0.0, increasing=increasing)
+  values = values_of(draw_rand(300, **how))
+  found = {
+      name: {v if v is None else round(float(v), 9) for v in vs}
+      for name, vs in values.items()
+  }
+  assert found == ALWAYS | others
+
+
+def test_rand_augment_applies_what_it_has_drawn_in_order(draw):
+  image = pictures.smooth(20, 20)
+  options = RAND | dict(num_ops=4)
+  (records,) = draw(auto_augment.rand_augment, 1, image, 5, **options)
+  got = auto_augment.rand_augment(image, np.random.default_rng(5), **options)
+  want = image
+  for name, value, how in records:
+    want = operations.apply(want, name, value, **how)
+  assert len(records) == 4
+  np.testing.assert_array_equal(got, want)
+
+
+# 10 times the probabilities of each operation in the paper's table, added up.
+TENTHS = dict(auto_contrast=50, brightness=23, color=29, contrast=8)
+TENTHS |= dict(equalize=47, invert=2, posterize=3, rotate=7, sharpness=28)
+TENTHS |= dict(shear_y=7, solarize=19, translate_x=8, translate_y=34)
+
+
+def test_the_policy_is_that_of_the_paper():
+  pairs = auto_augment.POLICIES['cifar10']
+  tenths = collections.Counter()
+  for name, probability, _ in (step for pair in pairs for step in pair):
+    tenths[name] += round(10 * probability)
+  assert len(pairs) == 25 and tenths == TENTHS
+  # How probabilities are paired, in a number.
+  assert abs(sum(first[1] * last[1] for first, last in pairs) - 7.08) < 1e-9
+
+
+def both(*numbers):
+  return {sign * n for n in numbers for sign in (-1, 1)}
+
+
+AUTO_VALUES = {
+    'auto_contrast': {None},
+    'equalize': {None},
+    'invert': {None},
+    'rotate': both(6.6667),  # Magnitude 2 of 0 to 30 degrees.
+    'shear_y': both(0.2667, 0.2333),  # 8 and 7 of 0 to 0.3.
+    'translate_x': both(0.3125, 0.2778),  # 9 and 8 of 0 to 10 / 32.
+    'translate_y': both(0.3125, 0.1042),  # 9 and 3.
+    'posterize': {5},  # 7 of 8 to 4 bits, rounded.
+    'solarize': {199, 28, 114, 171},  # 2, 8, 5 and 3 of 256 to 0.
+    'contrast': {1.3, 1.5},  # 6 and 7 of 0.1 to 1.9, as all below.
+    'color': {0.7, 1.5, 1.7, 1.9, 0.1},  # 3, 7, 8, 9 and 0.
+    'brightness': {1.5, 1.9, 1.3, 0.7},  # 7, 9, 6 and 3.
+    'sharpness': {0.3, 0.7, 1.9, 1.1, 1.3},  # 1, 3, 9, 5 and 6.
+}
+
+
+def test_auto_augment_draws_pairs_and_values_as_in_the_paper(draw):
+  draws = 10000
+  calls = draw(auto_augment.auto_augment, draws, policy='cifar10')
+  values = values_of(calls)
+  for name, tenths in TENTHS.items():
+    # Its variance is at most that of two tosses a draw.
+    mean = draws * tenths / 250
+    assert abs(len(values[name]) - mean) < 4.5 * np.sqrt(2 * mean)
+  names = collections.Counter(tuple(step[0] for step in c) for c in calls)
+  pairs = sum(names[n] for n in names if len(n) == 2)
+  assert_share(pairs, draws, 7.08 / 25)
+  # Of one pair, in its order.
+  assert_share(names['rotate', 'translate_x'], draws, 0.21 / 25)
+  assert ('translate_x', 'rotate') not in names
+  how = dict(fill=(125, 123, 114), interpolation='nearest')
+  assert all(given == how for _, _, given in sum(calls, []))
+  assert AUTO_VALUES == {
+      name: {v if v is None else round(float(v), 4) for v in drawn}
+      for name, drawn in values.items()
+  }
+  for name in ('rotate', 'shear_y', 'translate_x', 'translate_y'):
+    up = sum(value > 0 for value in values[name])
+    assert_share(up, len(values[name]), 0.5)
+
+
+# --- colour jitter -----------------------------------------------------------
+
+
+def test_color_jitter_draws_factors_and_orders(monkeypatch):
+  image, options = pictures.smooth(9, 11), JITTER | dict(brightness=1.5)
+  records = []
+  with monkeypatch.context() as patch:
+    for name in JITTER:
+      patch.setattr(
+          operations,
+          name,
+          lambda image, value, name=name: records.append((name, value))
+          or image,
+      )
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+      augment.color_jitter(image, rng, **options)
+  got = augment.color_jitter(image, np.random.default_rng(0), **options)
+
+  # It applies what it has drawn, in that order.
+  want = image
+  for name, value in records[:4]:
+    want = getattr(operations, name)(want, value)
+  np.testing.assert_array_equal(got, want)
+  names = [name for name, _ in records]
+  orders = collections.Counter(zip(*[iter(names)] * 4, strict=True))
+  assert len(orders) == 24 and all(len(set(order)) == 4 for order in orders)
+  for number in orders.values():
+    assert_share(number, 3000, 1 / 24)
+  ranges = dict(brightness=(0, 2.5), contrast=(0.7, 1.3))
+  ranges |= dict(saturation=(0.8, 1.2), hue=(-0.1, 0.1))
+  for name, (low, high) in ranges.items():
+    values = np.array([value for key, value in records if key == name])
+    assert low <= values.min() and values.max() <= high
+    for share in (0.25, 0.5, 0.75):
+      below = np.sum(values < low + share * (high - low))
+      assert_share(below, 3000, share)
+
+
+# --- random erasing ----------------------------------------------------------
+
+
+def erase(image, number, **options):
+  rng = np.random.default_rng(0)
+  return [
+      crops.random_erasing(image, rng, **ERASE | options) for _ in range(number)
+  ]
+
+
+def boxes(results):
+  """Returns top, left, height and width of what is 0, which is one box."""
+  found = []
+  for result in results:
+    rows, columns = np.nonzero((result == 0).all(-1))
+    top, left = rows.min(), columns.min()
+    size = rows.max() + 1 - top, columns.max() + 1 - left
+    assert len(rows) == size[0] * size[1]
+    found.append((top, left, *size))
+  return np.array(found).T
+
+
+def nines(*shape):
+  return np.full(shape, 9, np.uint8)
+
+
+def test_random_erasing_happens_with_its_probability():
+  results = erase(nines(16, 16, 3), 1000, probability=0.3, fill='zero')
+  assert_share(sum((result == 0).any() for result in results), 1000, 0.3)
+
+
+def test_random_erasing_draws_area_and_ratio():
+  _, _, height, width = boxes(erase(nines(100, 120, 3), 1500, fill='zero'))
+  # Sides are whole numbers, of 24 at least.
+  share, ratio = height * width / 12000, height / width
+  assert 0.097 < share.min() < 0.105 and 0.295 < share.max() < 0.31
+  assert_share(np.sum(share < 0.15), 1500, 0.25)
+  assert_share(np.sum(share < 0.2), 1500, 0.5)
+  assert 0.48 < ratio.min() < 0.53 and 1.9 < ratio.max() < 2.1
+  # In its logarithm: as many below 1 as above, and a quarter below 2^-0.5.
+  assert_share(np.sum(ratio < 2**-0.5), 1500, 0.25)
+  assert_share(np.sum(ratio < 1), 1500, 0.5)
+
+
+def test_random_erasing_draws_every_place():
+  options = dict(area=(0.25, 0.25), ratio=(1.0, 1.0), fill='zero')
+  results = erase(nines(12, 12, 1), 2000, **options)
+  top, left, height, width = boxes(results)
+  assert set(height) == set(width) == {6}
+  counts = np.zeros((7, 7))
+  np.add.at(counts, (top, left), 1)
+  for number in (*counts.sum(0), *counts.sum(1)):
+    assert_share(number, 2000, 1 / 7)
+  assert counts.min() > 0
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_random_erasing_fills_with_noise(channels):
+  options = dict(area=(1.0, 1.0), ratio=(1.0, 1.0))
+  noise = np.stack(erase(nines(64, 64, channels), 4, **options))
+  # All intensities alike, in 4 * 64 * 64 * C independent numbers.
+  for number in np.bincount(noise.ravel(), minlength=256):
+    assert_share(number, noise.size, 1 / 256)
+  neighbours = [(noise[:, :-1], noise[:, 1:]), (noise[0], noise[1])]
+  if channels == 3:
+    neighbours.append((noise[..., 0], noise[..., 1]))
+  for one, other in neighbours:
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.07
+
+
+def test_random_erasing_gives_up_where_nothing_fits():
+  # One try in twenty fits into 4 rows: ten do for 40 per cent of the images.
+  options = dict(area=(0.2, 0.2), ratio=(0.25, 5.657), fill='zero')
+  results = erase(nines(4, 60, 1), 600, **options)
+  ratios = np.exp(np.linspace(np.log(0.25), np.log(5.657), 100001))
+  fits = np.mean(np.round(np.sqrt(48 * ratios)) <= 4)
+  assert 0.02 < fits < 0.2
+  erased = sum(bool(np.any(r == 0)) for r in results)
+  assert_share(erased, 600, 1 - (1 - fits) ** 10)

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from awconv_jax import data
 from awconv_jax.data import decode, digits, sources
-from awconv_jax.data.detection import digit_scenes, scenes
+from awconv_jax.data.detection import digit_scenes
 from awconv_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -119,10 +119,10 @@ def test_scenes_are_of_every_kind(splits):
     source = splits[split]
     assert len(source) == number and source.num_classes == 10
     index = source.index
-    assert set(np.unique(index.objects)) == set(range(6))
-    portrait = np.mean(index.sizes[:, 0] > index.sizes[:, 1])
+    assert set(np.unique(index[:, 2])) == set(range(6))
+    portrait = np.mean(index[:, 0] > index[:, 1])
     assert 0.2 < portrait < 0.5
-    crowds = (index.objects > index.trainable).mean()
+    crowds = (index[:, 2] > index[:, 3]).mean()
     assert 0.03 < crowds < 0.15
     labels = np.concatenate([r['objects'].labels for r in records(source)])
     assert np.bincount(labels, minlength=10).min() > number / 10
@@ -155,11 +155,11 @@ def test_boxes_are_tight_around_the_ink():
   scan = np.zeros((8, 8))
   scan[1:7, 3:5] = 16
   for height in (22, 40, 60):
-    alpha = scenes.opacity(scan, height, rng)
+    alpha = digit_scenes.opacity(scan, height, rng)
     assert alpha.shape[0] == height
     assert alpha[[0, -1]].max() > 0.3 and alpha[:, [0, -1]].max() > 0.3
   image = np.full((64, 64, 3), 100, np.float32)
-  box = scenes._paint(image, alpha[:40], (3, 5), rng)
+  box = digit_scenes._paint(image, alpha[:40], (3, 5), rng)
   inked = np.abs(image - 100).max(-1) > 40
   rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
   found = (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)
@@ -168,7 +168,7 @@ def test_boxes_are_tight_around_the_ink():
 
 def test_a_record_is_the_scene_of_its_number(splits):
   rng = np.random.default_rng(1003)
-  image, drawn = scenes.scene(*digit_scenes.materials(False), rng)
+  image, drawn = digit_scenes.scene(*digit_scenes.materials(False), rng)
   record = splits['test'][3]
   assert record['image_id'] == 100 + 3 * 1003
   pixels = decode.EncodedImage(record['image'], 3).pixels()

@@ -131,7 +131,5 @@ def test_what_tfds_builds_of_the_originals_is_read(monkeypatch, tmp_path):
   found = records('coco/2017', tmp_path, 'validation')
   assert set(found) == set(range(11, 16))
   for seed, record in found.items():
-    wanted = fake_coco.annotations(seed)
-    boxes = np.reshape([a['bbox'] for a in wanted], (-1, 4))
-    boxes[:, 2:] += boxes[:, :2]
+    boxes = fake_coco.xyxy(fake_coco.annotations(seed))
     np.testing.assert_allclose(record['objects'].boxes, boxes, atol=1e-4)

@@ -110,26 +110,16 @@ def auto_augment(
     *,
     policy: Annotated[str, OneOf(POLICIES)],
 ) -> np.ndarray:
-  """Applies one pair of operations of a policy, drawn evenly.
-
-  Args:
-    image: uint8 [H, W, C], C = 1 or 3.
-    rng: source of the random numbers.
-    policy: a key of `POLICIES`.
-
-  Returns:
-    uint8 [H, W, C].
-  """
+  """Applies one pair of operations of a policy, drawn evenly."""
   pairs = POLICIES[policy]
   pair = pairs[rng.integers(len(pairs))]
   applied = rng.random(2)
   signs = 2 * rng.integers(0, 2, 2) - 1
+  how = dict(fill=_CIFAR_MEAN, interpolation='nearest')
   for i, (name, probability, magnitude) in enumerate(pair):
     if applied[i] < probability:
       value = AUTO_VALUES[name](magnitude / _AUTO_MOST, signs[i])
-      image = operations.apply(
-          image, name, value, fill=_CIFAR_MEAN, interpolation='nearest'
-      )
+      image = operations.apply(image, name, value, **how)
   return np.ascontiguousarray(image)
 
 
@@ -146,7 +136,7 @@ def rand_augment(
   """Applies random operations.
 
   Args:
-    image: uint8 [H, W, C], C = 1 or 3.
+    image: uint8 [H, W, C].
     rng: source of the random numbers.
     num_ops: how many operations are drawn, with replacement.
     magnitude, magnitude_std: mean and standard deviation of the normal
@@ -155,9 +145,6 @@ def rand_augment(
     increasing: whether all operations that have a magnitude grow with it; if
       not, posterize and solarize are the stronger the lower it is, and color,
       contrast, brightness and sharpness the farther it is from 5.
-
-  Returns:
-    uint8 [H, W, C].
   """
   values = INCREASING_VALUES if increasing else RAND_VALUES
   names = tuple(values)
@@ -166,10 +153,9 @@ def rand_augment(
   drawn = rng.normal(magnitude, magnitude_std, num_ops)
   shares = np.clip(drawn, 0, _RAND_MOST) / _RAND_MOST
   signs = 2 * rng.integers(0, 2, num_ops) - 1
+  how = dict(fill=_IMAGENET_MEAN, interpolation='linear')
   for i in np.flatnonzero(applied):
     name = names[chosen[i]]
     value = values[name](shares[i], signs[i])
-    image = operations.apply(
-        image, name, value, fill=_IMAGENET_MEAN, interpolation='linear'
-    )
+    image = operations.apply(image, name, value, **how)
   return np.ascontiguousarray(image)

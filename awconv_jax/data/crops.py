@@ -61,17 +61,10 @@ def random_resized_crop(
     ratio: Interval,
     interpolation: Annotated[str, OneOf(decode.INTERPOLATIONS)],
 ) -> np.ndarray:
-  """Cuts a box of random area and aspect ratio, and resizes it.
+  """Cuts a `random_box` and resizes it to uint8 [size, size, C].
 
-  Args:
-    encoded: the image, not decoded yet.
-    rng: source of the random numbers.
-    size: height and width of the result, in pixels.
-    area, ratio: of `random_box`, the latter width / height.
-    interpolation: a key of `decode.INTERPOLATIONS`.
-
-  Returns:
-    uint8 [size, size, C].
+  The ratio is width / height, and `decode.INTERPOLATIONS` has the
+  interpolations.
   """
   box = crop_box(encoded.height, encoded.width, rng, area, ratio)
   return encoded.crop(box, size, interpolation)
@@ -91,17 +84,14 @@ def crop_box(height, width, rng, area, ratio) -> decode.Box:
 def center_crop(
     encoded: decode.EncodedImage, *, size: int, share: float, interpolation: str
 ) -> np.ndarray:
-  """Cuts the central square, and resizes it.
+  """Cuts the central square and resizes it to uint8 [size, size, C].
 
   Args:
-    encoded: the image, not decoded yet.
-    size: height and width of the result, in pixels.
+    encoded: the image.
+    size: in pixels.
     share: side of the square over the image's shorter side. 0.875 is the
       usual 'resize the shorter side to 256, cut 224', at once.
     interpolation: a key of `decode.INTERPOLATIONS`.
-
-  Returns:
-    uint8 [size, size, C].
   """
   side = max(round(min(encoded.height, encoded.width) * share), 1)
   top, left = (encoded.height - side) // 2, (encoded.width - side) // 2
@@ -125,11 +115,8 @@ def random_erasing(
     image: uint8 [H, W, C].
     rng: source of the random numbers.
     probability: chance that it happens at all.
-    area, ratio: of `random_box`, the latter height / width.
+    area, ratio: of `random_box`, tall.
     fill: 'noise', bytes drawn uniformly for each pixel and channel, or 'zero'.
-
-  Returns:
-    uint8 [H, W, C].
   """
   box = None
   if rng.random() < probability:

@@ -12,6 +12,7 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from awconv_jax.data.batches import EvalBatches
@@ -73,9 +74,9 @@ class ImageFiles:
     }
 
   @functools.cached_property
-  def index(self) -> objects.Index:
+  def index(self) -> np.ndarray:
     """Sizes of all images; 0 for what cannot be read."""
-    return objects.Index.of(self)
+    return objects.index_of(self)
 
   def describe(self, index: int, reason: str) -> str:
     """Returns which file could not be read, and why."""

@@ -12,97 +12,10 @@ from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING, Objects
 from awconv_jax.data.order import PORTRAIT, EvalOrder, GroupedOrder, groups
 from awconv_jax.errors import InputError
-from awconv_jax.options import Interval, PositiveInt, UnitFloat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Geometry:
-  """What is done to images, and how large the results are.
-
-  Attributes:
-    canvas: height and width of the canvas for landscape images; portraits lie
-      on its transpose.
-    short_side, long_side: of images in evaluation; see `canvases.fitted`.
-    train_short_sides: one is drawn for every image in training.
-    flip: probability of mirroring, in training.
-    scale_jitter: the smallest and the largest factor of large-scale jitter,
-      which takes the place of `train_short_sides`; () is off.
-    max_boxes: M, rows of objects per image.
-
-  Raises:
-    InputError: a size does not fit the others.
-  """
-
-  canvas: tuple[PositiveInt, PositiveInt]
-  short_side: PositiveInt
-  long_side: PositiveInt
-  train_short_sides: tuple[PositiveInt, ...]
-  flip: UnitFloat = 0.5
-  scale_jitter: Interval | tuple[()] = ()
-  max_boxes: PositiveInt = 100
-
-  def __post_init__(self):
-    height, width = self.canvas
-    most = min(height, self.long_side)
-    sides = self.train_short_sides
-    fits = {
-        'canvas': (height <= width, '(height, width), landscape'),
-        'long_side': (self.long_side <= width, f'at most {width}, the canvas'),
-        'short_side': (self.short_side <= most, f'at most {most}'),
-        'train_short_sides': (
-            0 < len(sides) and max(sides) <= most,
-            f'one or more, at most {most}',
-        ),
-    }
-    for key, (sound, wanted) in fits.items():
-      if not sound:
-        raise InputError(
-            f'config.data.{key}={getattr(self, key)} must be {wanted}'
-        )
-
-  @classmethod
-  def of(cls, options: Mapping[str, Any]) -> 'Geometry':
-    """Returns what `config.data` says of sizes."""
-    return cls(
-        **{f.name: options[f.name] for f in dataclasses.fields(Geometry)}
-    )
-
-  def canvas_of(self, group: int) -> tuple[int, int]:
-    """Returns height and width of a group's canvas."""
-    return self.canvas[::-1] if group == PORTRAIT else self.canvas
-
-  def augmented(
-      self,
-      pixels: np.ndarray,
-      objects: Objects,
-      group: int,
-      rng: np.random.Generator,
-  ) -> tuple[np.ndarray, Objects]:
-    """Returns the image and its objects as they are trained on."""
-    if self.scale_jitter:
-      canvas = self.canvas_of(group)
-      pixels, objects = canvases.jitter(
-          pixels, objects, canvas, tuple(self.scale_jitter), rng
-      )
-    else:
-      short = self.train_short_sides[rng.integers(len(self.train_short_sides))]
-      size = canvases.fitted(*pixels.shape[:2], short, self.long_side)
-      pixels, objects = canvases.resize(pixels, objects, size)
-    # Drawn in any case, so that nothing else depends on the probability.
-    if rng.random() < self.flip:
-      return canvases.flip(pixels, objects)
-    return pixels, objects
-
-  def plain(
-      self, pixels: np.ndarray, objects: Objects
-  ) -> tuple[np.ndarray, Objects]:
-    """Returns the image and its objects as they are evaluated."""
-    size = canvases.fitted(*pixels.shape[:2], self.short_side, self.long_side)
-    return canvases.resize(pixels, objects, size)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BoxedImages(Geometry, batches.Reader):
+class BoxedImages(canvases.Geometry, batches.Reader):
   """Reads images with boxes, each batch of one orientation.
 
   Attributes:
@@ -133,17 +46,16 @@ class BoxedImages(Geometry, batches.Reader):
           f'{len(faults)} fault(s) in the data; mend them, or leave out what '
           'is faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(faults)
       )
-    source, *others = opened.values()
-    for other in others:
-      differing = set(source.category_ids) ^ set(other.category_ids)
-      if differing:
-        raise InputError(
-            f'splits {self.train_split!r} and {self.eval_split!r} differ in '
-            f'their categories, id {", ".join(map(str, sorted(differing)))}; '
-            'list the same in both'
-        )
+    source, other = next(iter(opened.values())), opened[self.eval_split]
+    differing = set(source.category_ids) ^ set(other.category_ids)
+    if differing:
+      raise InputError(
+          f'splits {self.train_split!r} and {self.eval_split!r} differ in '
+          f'their categories, id {", ".join(map(str, sorted(differing)))}; '
+          'list the same in both'
+      )
     examples = self._examples(source)
-    make_row = _MakeRow(Geometry.of(vars(self)))
+    make_row = _MakeRow(canvases.Geometry.of(vars(self)))
     if not self.train:
       order = EvalOrder(examples, self.batch_size)
       row = batches.EvalRow(source, order, make_row)
@@ -161,8 +73,8 @@ class BoxedImages(Geometry, batches.Reader):
 
   def _examples(self, source: Any) -> list[np.ndarray]:
     """Returns the numbers of the examples to read, by orientation."""
-    index = source.index
-    counts = index.trainable if self.train else index.objects
+    sizes = source.index[:, :2]
+    counts = source.index[:, 3 if self.train else 2]
     most = int(counts.argmax())
     if counts[most] > self.max_boxes:
       raise InputError(
@@ -172,15 +84,15 @@ class BoxedImages(Geometry, batches.Reader):
     keep = np.ones(len(source), bool)
     if self.train and not self.train_empty:
       # What cannot be read is kept, to be told of.
-      keep = (counts > 0) | (index.sizes[:, 0] == 0)
-    return [group[keep[group]] for group in groups(index.sizes)]
+      keep = (counts > 0) | (sizes[:, 0] == 0)
+    return [group[keep[group]] for group in groups(sizes)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _MakeRow:
   """Record -> row; see `batches`."""
 
-  geometry: Geometry
+  geometry: canvases.Geometry
 
   def __call__(
       self,
@@ -195,8 +107,8 @@ class _MakeRow:
       objects = objects.take(objects.trainable())
     pixels = EncodedImage(record['image'], 3).pixels()
     height, width = pixels.shape[:2]
-    # Neither is as it was when the index was made: the file has changed since,
-    # or could not be read then.
+    # As the index has it, unless the file has changed since, or could not be
+    # read then.
     if (height > width) != (group == PORTRAIT):
       raise UnreadableError(
           f'its {width} x {height} pixels are of another orientation than '
@@ -211,38 +123,37 @@ class _MakeRow:
       pixels, objects = self.geometry.augmented(pixels, objects, group, rng)
     else:
       pixels, objects = self.geometry.plain(pixels, objects)
-    return {
-        **self._on_canvas(pixels, objects, group, rng is None),
+    row = self._row(pixels, objects, group, rng is None)
+    return row | {
         'image_id': np.int32(record['image_id']),
         'original_size': np.int32([height, width]),
         'mask': np.bool_(True),
     }
 
-  def _on_canvas(
+  def blank(self, group: int) -> batches.Row:
+    # One pixel, as an image without any divides by zero.
+    return self._row(np.zeros((1, 1, 3), np.uint8), NOTHING, group, True)
+
+  def _row(
       self, pixels: np.ndarray, objects: Objects, group: int, evaluated: bool
   ) -> batches.Row:
+    """Returns the row of what lies on the canvas, so far not of an image."""
     most = self.geometry.max_boxes
+
     row = {
         'image': canvases.paste(pixels, self.geometry.canvas_of(group)),
         'image_size': np.int32(pixels.shape[:2]),
         'gt_boxes': _padded(objects.boxes, most),
         'gt_labels': _padded(objects.labels, most),
         'gt_valid': np.arange(most) < len(objects),
+        'image_id': np.int32(batches.NONE),
+        'original_size': np.int32([1, 1]),
+        'mask': np.bool_(False),
     }
     if evaluated:
       row['gt_crowd'] = _padded(objects.crowd, most)
       row['gt_area'] = _padded(objects.area, most)
     return row
-
-  def blank(self, group: int) -> batches.Row:
-    # One pixel, as an image without any divides by zero.
-    pixels = np.zeros((1, 1, 3), np.uint8)
-    return {
-        **self._on_canvas(pixels, NOTHING, group, True),
-        'image_id': np.int32(batches.NONE),
-        'original_size': np.int32([1, 1]),
-        'mask': np.bool_(False),
-    }
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:

@@ -1,54 +1,120 @@
 """Brings images and their boxes to the canvas: resizing, flipping, cutting.
 
-Scales keep the aspect ratio up to the rounding to whole pixels; boxes are
-scaled by what the rounded sizes make of height and width each.
+Images are uint8 [H, W, 3], and the objects those on them. Scales keep the
+aspect ratio up to the rounding to whole pixels; boxes are scaled by what the
+rounded sizes make of height and width each.
 """
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 
 from awconv_jax.data.detection.objects import Objects
+from awconv_jax.data.order import PORTRAIT
+from awconv_jax.errors import InputError
+from awconv_jax.options import Bound, Interval, PositiveInt, UnitFloat
 
 # Pixels; less of a box than this inside of a crop is nothing to learn from.
 _LEAST_SIDE = 1e-2
+Rng = np.random.Generator
+Size = tuple[int, int]  # Height and width, in pixels.
+Pair = tuple[np.ndarray, Objects]
 
 
-def fitted(
-    height: int, width: int, short_side: int, long_side: int
-) -> tuple[int, int]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Geometry:
+  """What is done to images, and how large the results are.
+
+  Attributes:
+    canvas: height and width of the canvas for landscape images; portraits lie
+      on its transpose.
+    short_side, long_side: of images in evaluation; see `fitted`.
+    train_short_sides: one is drawn for every image in training.
+    flip: probability of mirroring, in training.
+    scale_jitter: the smallest and the largest factor of large-scale jitter,
+      which takes the place of `train_short_sides`; () is off.
+    max_boxes: M, rows of objects per image.
+
+  Raises:
+    InputError: the canvas cannot hold the sides.
+  """
+
+  canvas: tuple[PositiveInt, PositiveInt]
+  short_side: PositiveInt
+  long_side: PositiveInt
+  train_short_sides: Annotated[tuple[PositiveInt, ...], Bound(min_length=1)]
+  flip: UnitFloat = 0.5
+  scale_jitter: Interval | tuple[()] = ()
+  max_boxes: PositiveInt = 100
+
+  def __post_init__(self):
+    height, width = self.canvas
+    short = max(self.short_side, *self.train_short_sides)
+    if height > width or self.long_side > width:
+      raise InputError(
+          f'config.data.canvas={self.canvas} must be (height, width) of a '
+          f'landscape, no narrower than config.data.long_side={self.long_side}'
+      )
+    if short > min(height, self.long_side):
+      raise InputError(
+          f'config.data.short_side={self.short_side} and '
+          f'train_short_sides={self.train_short_sides} must be at most '
+          f'{min(height, self.long_side)}, as canvas and long_side are'
+      )
+
+  @classmethod
+  def of(cls, options: Mapping[str, Any]) -> 'Geometry':
+    """Returns what `config.data` says of sizes."""
+    return cls(**{f.name: options[f.name] for f in dataclasses.fields(cls)})
+
+  def canvas_of(self, group: int) -> Size:
+    """Returns the canvas of a group of `data.order`."""
+    return self.canvas[::-1] if group == PORTRAIT else self.canvas
+
+  def augmented(
+      self, pixels: np.ndarray, objects: Objects, group: int, rng: Rng
+  ) -> Pair:
+    """Returns the image and its objects as they are trained on."""
+    if self.scale_jitter:
+      canvas, scales = self.canvas_of(group), self.scale_jitter
+      pixels, objects = jitter(pixels, objects, canvas, scales, rng)
+    else:
+      short = self.train_short_sides[rng.integers(len(self.train_short_sides))]
+      size = fitted(*pixels.shape[:2], short, self.long_side)
+      pixels, objects = resize(pixels, objects, size)
+    # Drawn in any case, so that nothing else depends on the probability.
+    if rng.random() < self.flip:
+      return flip(pixels, objects)
+    return pixels, objects
+
+  def plain(self, pixels: np.ndarray, objects: Objects) -> Pair:
+    """Returns the image and its objects as they are evaluated."""
+    size = fitted(*pixels.shape[:2], self.short_side, self.long_side)
+    return resize(pixels, objects, size)
+
+
+def fitted(height: int, width: int, short_side: int, long_side: int) -> Size:
   """Returns the size whose short side is as wanted, or whose long side is.
 
   Args:
     height, width: of the image, in pixels.
     short_side: wanted.
     long_side: not to be exceeded.
-
-  Returns:
-    Height and width, each at least 1.
   """
   scale = min(short_side / min(height, width), long_side / max(height, width))
-  return scaled(height, width, scale)
+  return _scaled(height, width, scale)
 
 
-def scaled(height: int, width: int, scale: float) -> tuple[int, int]:
+def _scaled(height: int, width: int, scale: float) -> Size:
   """Returns a size times a factor, rounded, each side at least 1."""
   return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def resize(
-    pixels: np.ndarray, objects: Objects, size: tuple[int, int]
-) -> tuple[np.ndarray, Objects]:
-  """Resizes an image and its boxes.
-
-  Args:
-    pixels: uint8 [H, W, 3].
-    objects: of the image.
-    size: height and width wanted.
-
-  Returns:
-    uint8 [height, width, 3], by the 4 nearest pixels as mmdetection does, and
-    the objects.
-  """
+def resize(pixels: np.ndarray, objects: Objects, size: Size) -> Pair:
+  """Resizes by the 4 nearest pixels, as mmdetection does."""
   height, width = pixels.shape[:2]
   factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
   if (height, width) != tuple(size):
@@ -56,8 +122,8 @@ def resize(
   return pixels, objects.to(objects.boxes * factors)
 
 
-def flip(pixels: np.ndarray, objects: Objects) -> tuple[np.ndarray, Objects]:
-  """Mirrors an image, left to right, and its boxes."""
+def flip(pixels: np.ndarray, objects: Objects) -> Pair:
+  """Mirrors left and right."""
   x0, y0, x1, y1 = objects.boxes.T
   width = np.float32(pixels.shape[1])
   boxes = np.stack([width - x1, y0, width - x0, y1], 1)
@@ -65,21 +131,15 @@ def flip(pixels: np.ndarray, objects: Objects) -> tuple[np.ndarray, Objects]:
 
 
 def crop(
-    pixels: np.ndarray,
-    objects: Objects,
-    corner: tuple[int, int],
-    size: tuple[int, int],
-) -> tuple[np.ndarray, Objects]:
-  """Cuts a rectangle, and drops the objects that lie outside of it.
+    pixels: np.ndarray, objects: Objects, corner: Size, size: Size
+) -> Pair:
+  """Cuts a rectangle and its boxes, and drops the objects outside of it.
 
   Args:
-    pixels: uint8 [H, W, 3].
+    pixels: of the image.
     objects: of the image.
     corner: the uppermost row and the leftmost column.
-    size: height and width wanted; less at the image's border.
-
-  Returns:
-    The part of the image, and the objects that reach into it, cut off.
+    size: wanted; less at the image's border.
   """
   top, left = corner
   pixels = pixels[top : top + size[0], left : left + size[1]]
@@ -93,45 +153,32 @@ def crop(
 def jitter(
     pixels: np.ndarray,
     objects: Objects,
-    canvas: tuple[int, int],
+    canvas: Size,
     scales: tuple[float, float],
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, Objects]:
+    rng: Rng,
+) -> Pair:
   """Resizes by a factor at random, and cuts what the canvas cannot hold.
 
   Large-scale jitter, https://arxiv.org/abs/2012.07177: factor 1 is the largest
   size at which the whole image fits on the canvas.
 
   Args:
-    pixels: uint8 [H, W, 3].
+    pixels: of the image.
     objects: of the image.
-    canvas: height and width.
+    canvas: to be filled.
     scales: the smallest and the largest factor, such as (0.1, 2).
     rng: source of all random numbers.
-
-  Returns:
-    An image of at most the canvas's size, and the objects on it.
   """
   height, width = pixels.shape[:2]
   scale = rng.uniform(*scales) * min(canvas[0] / height, canvas[1] / width)
-  pixels, objects = resize(pixels, objects, scaled(height, width, scale))
-  room = [
-      max(side - c, 0) for side, c in zip(pixels.shape, canvas, strict=False)
-  ]
-  corner = tuple(int(rng.integers(r + 1)) for r in room)
-  return crop(pixels, objects, corner, canvas)
+  pixels, objects = resize(pixels, objects, _scaled(height, width, scale))
+  room = np.maximum(np.subtract(pixels.shape[:2], canvas), 0)
+  top, left = (int(rng.integers(r + 1)) for r in room)
+  return crop(pixels, objects, (top, left), canvas)
 
 
-def paste(pixels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-  """Returns the image at the upper left of a canvas of zeros.
-
-  Args:
-    pixels: uint8 [H, W, 3], no larger than the canvas.
-    canvas: height and width.
-
-  Returns:
-    uint8 [*canvas, 3].
-  """
+def paste(pixels: np.ndarray, canvas: Size) -> np.ndarray:
+  """Returns the image at the upper left of a canvas of zeros."""
   out = np.zeros((*canvas, 3), np.uint8)
   out[: pixels.shape[0], : pixels.shape[1]] = pixels
   return out

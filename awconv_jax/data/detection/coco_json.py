@@ -4,31 +4,69 @@
   <path>/<split>/<file_name>
 
 This is how COCO itself unpacks, and https://cocodataset.org/#format-data says
-what is in the JSON. Where ids of images are texts, or 2^31 and more, all images
-of the split are numbered 0, 1, ... in its order instead, in results, too.
+what is in the JSON; a box is [x, y, width, height] in pixels. What is wrong
+with an entry is found before anything is trained on it. Where ids of images
+are texts, or 2^31 and more, all images of the split are numbered 0, 1, ... in
+its order instead, in results, too.
 """
 
+from collections.abc import Callable, Mapping
+import concurrent.futures
+import glob
 import json
+import math
 import os
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from PIL import Image
+import pydantic
 
 from awconv_jax.data.decode import read_file
-from awconv_jax.data.detection import coco_faults
-from awconv_jax.data.detection.objects import Index, Objects, create
+from awconv_jax.data.detection import objects
 from awconv_jax.errors import InputError
+from awconv_jax.options import Bound, NonNegativeFloat, PositiveInt
 
-_FOLDER = 'annotations'
-_PREFIXES = ('instances_', '')
+# Pixels by which a box may reach beyond its image, as rounding makes it.
+_TOLERANCE = 1.0
+# At once, as a disk far away takes its time for every file.
+_THREADS = 16
+
+
+class _Category(pydantic.BaseModel, strict=True):
+  id: int
+  name: str
+
+
+class _Image(pydantic.BaseModel, strict=True):
+  id: int | str
+  file_name: str
+  width: PositiveInt
+  height: PositiveInt
+
+
+class _Annotation(pydantic.BaseModel, strict=True):
+  id: int | str
+  image_id: int | str
+  category_id: int
+  bbox: Annotated[
+      list[Annotated[float, Bound()]],
+      pydantic.Field(min_length=4, max_length=4),
+  ]
+  iscrowd: bool | Literal[0, 1] | None = None
+  area: NonNegativeFloat | None = None
+
+
+class _Document(pydantic.BaseModel):
+  images: list[dict[str, Any]]
+  annotations: list[dict[str, Any]]
+  categories: list[dict[str, Any]]
 
 
 class CocoJson:
   """The sound images and boxes of one split; see `objects`.
 
-  Attributes:
-    faults: a line for each image and each box that was left out.
-    place: path of the JSON.
+  A box that reaches less than a pixel beyond its image is cut off there.
   """
 
   channels = 3
@@ -41,107 +79,215 @@ class CocoJson:
       split: name of the split.
 
     Raises:
-      InputError: there is no such split, its JSON is not of the format, or no
-        image of it can be used.
+      InputError: there is no such split, its JSON is not of the format, its
+        categories are not sound, or no image of it can be used.
     """
-    self._path = os.path.abspath(os.path.expanduser(path))
-    self.place = _annotations_file(self._path, split)
-    self._folder = os.path.join(self._path, split)
-    if not os.path.isdir(self._folder):
-      raise InputError(
-          f'there is no folder {self._folder} for the images of {self.place}'
-      )
-    checked = coco_faults.sort_out(_load(self.place), self.place, self._folder)
-    self.faults, images = checked.faults, checked.images
+    path = os.path.abspath(os.path.expanduser(path))
+    self._folder = os.path.join(path, split)
+    document, place = _load(path, split)
+    faults: list[str] = []
+    categories = _sound('category', _Category, document.categories, faults)
+    if faults or not categories:
+      # Without them nothing of the rest could be used.
+      reasons = '; '.join(faults) or 'there are none'
+      raise InputError(f'categories of {place}: {reasons}; mend them')
+    categories.sort(key=lambda category: category.id)
+    self.class_names = tuple(category.name for category in categories)
+    self.category_ids = tuple(category.id for category in categories)
+    self.num_classes = len(categories)
+    images = _sound_images(document.images, self._folder, faults)
     if not images:
-      reasons = '; '.join(self.faults) or 'it lists none'
-      raise InputError(f'no image of {self.place} can be used: {reasons}')
-    self.class_names = tuple(c.name for c in checked.categories)
-    self.category_ids = tuple(c.id for c in checked.categories)
-    self.num_classes = len(self.class_names)
+      reasons = '; '.join(faults) or 'it lists none'
+      raise InputError(f'no image of {place} can be used: {reasons}')
+    labels = {c: label for label, c in enumerate(self.category_ids)}
+    lists = _sound_annotations(document, images, labels, faults)
+    self.faults = tuple(faults)
     # All entries as arrays: worker processes get a copy of each.
-    self._names = np.array([os.fsencode(i.file_name) for i in images])
-    self._ids = _numbers([i.id for i in images])
-    self._sizes = np.int32([(i.height, i.width) for i in images])
-    lists = [checked.annotations[i.id] for i in images]
+    self._names = np.array([os.fsencode(i.file_name) for i in images.values()])
+    self._ids = _numbers(list(images))
+    sizes = np.int32([(i.height, i.width) for i in images.values()])
     counts = [len(annotations) for annotations in lists]
     self._ends = np.cumsum(counts)
     found = [annotation for annotations in lists for annotation in annotations]
-    labels = {c: label for label, c in enumerate(self.category_ids)}
     boxes = np.reshape([a.bbox for a in found], (-1, 4)).astype(float)
-    areas = boxes[:, 2] * boxes[:, 3]
-    # Width and height of each one's image.
-    limits = np.repeat(self._sizes[:, ::-1], counts, axis=0)
-    high = np.minimum(boxes[:, :2] + boxes[:, 2:], limits.reshape(-1, 2))
-    self._objects = create(
-        np.concatenate([boxes[:, :2].clip(0), high], 1),
+    owners = np.repeat(np.arange(len(images)), counts)
+    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes[owners, ::-1])
+    # Of the object, or of its box where none is given.
+    areas = [math.prod(a.bbox[2:]) if a.area is None else a.area for a in found]
+    self._objects = objects.create(
+        np.concatenate([boxes[:, :2].clip(0), ends], 1),
         [labels[a.category_id] for a in found],
         [bool(a.iscrowd) for a in found],
-        # Of the object, or of its box where none is given.
-        [
-            area if a.area is None else a.area
-            for a, area in zip(found, areas, strict=True)
-        ],
+        areas,
     )
+    trained = owners[self._objects.trainable()]
+    trainable = np.bincount(trained, minlength=len(images))
+    self.index = np.column_stack([sizes, counts, trainable]).astype(np.int32)
 
   def __len__(self) -> int:
-    return len(self._sizes)
-
-  def _objects_of(self, index: int) -> Objects:
-    start = self._ends[index - 1] if index else 0
-    return self._objects.take(np.arange(start, self._ends[index]))
+    return len(self._names)
 
   def _file_of(self, index: int) -> str:
     return os.path.join(self._folder, os.fsdecode(self._names[index]))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    end = self._ends[index]
+    mine = np.arange(end - self.index[index, 2], end)
     return {
         'image': read_file(self._file_of(index)),
         'image_id': int(self._ids[index]),
-        'objects': self._objects_of(index),
+        'objects': self._objects.take(mine),
     }
-
-  @property
-  def index(self) -> Index:
-    """Sizes and counts of objects."""
-    counts = np.diff(self._ends, prepend=0)
-    owners = np.repeat(np.arange(len(self)), counts)
-    trainable = np.bincount(
-        owners[self._objects.trainable()], minlength=len(self)
-    )
-    return Index(self._sizes, counts, trainable)
 
   def describe(self, index: int, reason: str) -> str:
     """Returns which file could not be read, and why."""
     return f'{self._file_of(index)} cannot be read: {reason}'
 
 
-def _annotations_file(path: str, split: str) -> str:
-  folder = os.path.join(path, _FOLDER)
-  names = [f'{prefix}{split}.json' for prefix in _PREFIXES]
-  for name in names:
-    if os.path.isfile(os.path.join(folder, name)):
-      return os.path.join(folder, name)
-  if not os.path.isdir(folder):
+def _load(path: str, split: str) -> tuple[_Document, str]:
+  """Returns what the JSON of a split holds, and where it is."""
+  folder = os.path.join(path, 'annotations')
+  names = [f'instances_{split}.json', f'{split}.json']
+  places = [os.path.join(folder, name) for name in names]
+  place = next(filter(os.path.isfile, places), None)
+  images = os.path.join(path, split)
+  if place is None or not os.path.isdir(images):
     raise InputError(
-        f'there is no folder {folder}; want {folder}/{names[1]} and {path}/'
-        f'{split}/<image>'
+        f'unknown split {split!r} of {path}: want a folder {images} and one of '
+        f'{", ".join(places)}; there are '
+        f'{", ".join(glob.glob(f"{glob.escape(folder)}/*.json")) or "none"}'
     )
-  known = sorted(n for n in os.listdir(folder) if n.endswith('.json'))
+  try:
+    with open(place, encoding='utf-8') as file:
+      return _Document.model_validate(json.load(file)), place
+  except pydantic.ValidationError as error:
+    fault = error.errors()[0]
+    reason = f'{".".join(map(str, fault["loc"]))}: {fault["msg"]}'
+  except (OSError, ValueError, RecursionError) as error:
+    reason = str(error)
   raise InputError(
-      f'unknown split {split!r} of {path}: neither {names[0]} nor {names[1]} '
-      f'is in {folder}, which holds {", ".join(known) or "no JSON"}'
+      f'{place} is not of https://cocodataset.org/#format-data: {reason}'
   )
 
 
-def _load(path: str) -> Any:
+def _sound(
+    kind: str,
+    model: type[Any],
+    entries: list[dict[str, Any]],
+    faults: list[str],
+    fault_of: Callable[[Any], str | None] = lambda entry: None,
+) -> list[Any]:
+  """Returns the sound entries, the first of each id, and notes the faults."""
+  seen, sound = set(), []
+  for number, values in enumerate(entries):
+    try:
+      entry = model.model_validate(values)
+    except pydantic.ValidationError as error:
+      (key, *_), message = error.errors()[0]['loc'], error.errors()[0]['msg']
+      given = f'={values[key]!r}' if key in values else ''
+      fault = f'{key}{given}: {message}'
+    else:
+      twice = entry.id in seen
+      seen.add(entry.id)
+      fault = 'the id is that of another one' if twice else fault_of(entry)
+      if fault is None:
+        sound.append(entry)
+        continue
+    faults.append(_line(kind, values, fault, f'number {number} of the list'))
+  return sound
+
+
+def _line(
+    kind: str, values: Mapping[str, Any], fault: str, unnamed: str = ''
+) -> str:
+  """Returns a line about an entry: its id, where it belongs, and the fault."""
+  owner = ''
+  if 'file_name' in values:
+    owner = f' ({values["file_name"]})'
+  elif 'image_id' in values:
+    owner = f' (image {values["image_id"]})'
+  identity = values.get('id')
+  return f'{kind} {unnamed if identity is None else identity}{owner}: {fault}'
+
+
+def _sound_images(
+    entries: list[dict[str, Any]], folder: str, faults: list[str]
+) -> dict[int | str, _Image]:
+  """Returns the sound images by id."""
+  listed = _sound('image', _Image, entries, faults)
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    found = list(pool.map(lambda image: _file_fault(image, folder), listed))
+  both = list(zip(listed, found, strict=True))
+  faults += [_line('image', vars(i), fault) for i, fault in both if fault]
+  return {image.id: image for image, fault in both if not fault}
+
+
+def _file_fault(entry: _Image, folder: str) -> str | None:
+  """Returns what is wrong with the file of an image, by its header."""
+  path = os.path.join(folder, entry.file_name)
   try:
-    with open(path, encoding='utf-8') as file:
-      return json.load(file)
-  except OSError as error:
-    raise InputError(f'cannot read {path}: {error.strerror}') from error
-  except (ValueError, RecursionError) as error:
-    raise InputError(f'{path} is not a JSON file: {error}') from error
+    with Image.open(path) as image:
+      size = image.size
+  except Exception as error:  # Every decoder of Pillow has its own.
+    return str(error)
+  wanted = (entry.width, entry.height)
+  if size == wanted:
+    return None
+  # What a camera says in the EXIF data does not count.
+  turned = '; turn the pixels of the file' if size[::-1] == wanted else ''
+  return (
+      f'{path} has {size[0]} x {size[1]} pixels, its entry says '
+      f'{wanted[0]} x {wanted[1]}{turned}'
+  )
+
+
+def _sound_annotations(
+    document: _Document,
+    images: dict[int | str, _Image],
+    labels: dict[int, int],
+    faults: list[str],
+) -> list[list[_Annotation]]:
+  """Returns the sound annotations of each image."""
+  # Those of images that are left out are no faults of their own.
+  known = {str(entry.get('id')) for entry in document.images}
+
+  def fault_of(annotation):
+    if str(annotation.image_id) not in known:
+      return f'there is no image {annotation.image_id}'
+    if annotation.category_id not in labels:
+      return f'there is no category {annotation.category_id}'
+    return _box_fault(annotation.bbox, images.get(annotation.image_id))
+
+  lists = {identity: [] for identity in images}
+  for annotation in _sound(
+      'annotation', _Annotation, document.annotations, faults, fault_of
+  ):
+    if annotation.image_id in lists:
+      lists[annotation.image_id].append(annotation)
+  return list(lists.values())
+
+
+def _box_fault(box: list[float], image: _Image | None) -> str | None:
+  """Returns what is wrong with a box; `image` is None if it is left out."""
+  left, top, width, height = box
+  shown = ', '.join(f'{value:g}' for value in box)
+  if width <= 0 or height <= 0:
+    return f'bbox [{shown}] has no width or no height'
+  if image is None:
+    return None
+  for low, length, side in (
+      (left, width, image.width),
+      (top, height, image.height),
+  ):
+    # Inside of the tolerance altogether, nothing of it would be left.
+    if not -_TOLERANCE <= low < side or not (
+        0 < low + length <= side + _TOLERANCE
+    ):
+      return (
+          f'bbox [{shown}] reaches outside of its image of {image.width} x '
+          f'{image.height} pixels'
+      )
+  return None
 
 
 def _numbers(ids: list[int | str]) -> np.ndarray:

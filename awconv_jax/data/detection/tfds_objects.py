@@ -5,6 +5,7 @@ A record has the features of TFDS's coco/2017
 xmax] in 0..1, labels 0..K-1 stand for the sorted ids of the categories.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -15,7 +16,7 @@ import urllib.parse
 import numpy as np
 
 from awconv_jax.data.decode import EncodedImage
-from awconv_jax.data.detection.objects import Index, create
+from awconv_jax.data.detection.objects import create, index_of
 from awconv_jax.data.tfds_source import TfdsRecords
 
 # TFDS does not keep the ids. COCO's are 1..90 without those that were given
@@ -71,51 +72,36 @@ class TfdsObjects:
     return self._records.describe(index, reason)
 
   @functools.cached_property
-  def index(self) -> Index:
-    """Sizes and counts of objects, which have to be looked up in all images.
+  def index(self) -> np.ndarray:
+    """See `objects`; the headers of all images have to be read.
 
     It takes 0.2 ms an image [one core], 20 s for COCO, or as long as reading
     all files takes; so it is kept beside the data, where that can be written
-    and all images can be read: those that cannot may do so the next time.
+    and all images can be read: those that cannot may do so the next time. The
+    last row of what is kept is other when the files have been made anew.
     """
     name = urllib.parse.quote(self._records.split, safe='')
     path = os.path.join(self._records.directory, f'image_index-{name}.npy')
-    key = _fingerprint(self._records.paths)
-    table = _load(path, len(self), key)
-    if table is not None:
-      return Index.of_table(table)
-    index = Index.of(self)
-    if index.sizes.all():
-      _save(path, index.table(), key)
+    files = [(os.path.basename(p), os.stat(p)) for p in self._records.paths]
+    stats = repr([(name, s.st_size, s.st_mtime_ns) for name, s in files])
+    digest = hashlib.blake2b(stats.encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, np.int32)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+      kept = np.load(path)
+      if kept.shape == (len(self) + 1, 4) and np.array_equal(kept[-1], key):
+        return kept[:-1]
+    index = index_of(self)
+    if index[:, :2].all():
+      # Or it belongs to somebody else, and is looked up every time.
+      with contextlib.suppress(OSError):
+        _write(path, np.vstack([index, key]))
     return index
 
 
-def _fingerprint(paths: list[str]) -> np.ndarray:
-  """Returns int32 [4] that are others when the files have been made anew."""
-  stats = [(os.path.basename(path), os.stat(path)) for path in paths]
-  known = repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
-  digest = hashlib.blake2b(known.encode(), digest_size=16).digest()
-  return np.frombuffer(digest, np.int32)
-
-
-def _load(path: str, length: int, key: np.ndarray) -> np.ndarray | None:
-  """Returns the table that `_save` wrote, if it is whole and of these files."""
-  try:
-    table = np.load(path)
-  except (OSError, ValueError, EOFError):
-    return None
-  sound = table.shape == (length + 1, 4) and np.array_equal(table[-1], key)
-  return table[:-1] if sound else None
-
-
-def _save(path: str, table: np.ndarray, key: np.ndarray) -> None:
-  """Writes a table, in one step as other processes may read; or does not."""
-  try:
-    with tempfile.NamedTemporaryFile(
-        dir=os.path.dirname(path), suffix='.npy', delete=False
-    ) as file:
-      np.save(file, np.vstack([table, key]))
-    os.chmod(file.name, 0o644)  # Temporary files are for their owner alone.
-    os.replace(file.name, path)
-  except OSError:
-    pass  # The data set belongs to somebody else: it is looked up every time.
+def _write(path: str, table: np.ndarray) -> None:
+  """Writes a table in one step, as other processes may read."""
+  folder = os.path.dirname(path)
+  with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+    np.save(file, table)
+  os.chmod(file.name, 0o644)  # Temporary files are for their owner alone.
+  os.replace(file.name, path)
