@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import types
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,8 @@ from awconv_jax.data import crops, order, sources
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.canvases import Geometry
 from awconv_jax.data.detection.objects import NOTHING
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, look_up
 from awconv_jax.evaluators import coco
-from awconv_jax.options import Named
 from awconv_jax.tasks.flipped import Flipped
 from awconv_jax.train import rundir, settings, warm_start
 from awconv_jax.weights import state_dict
@@ -271,14 +270,9 @@ def _chunks(members: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def _read_json(source: str, name: str) -> Any:
-  """Returns what a file of a run holds; None where there is none."""
+  """Returns what a file of a run holds, if there is one."""
   path = pathlib.Path(source) / name
   return json.loads(path.read_text()) if path.is_file() else None
-
-
-@dataclasses.dataclass
-class _ByName:
-  model: Annotated[Mapping[str, Any], Named(models.MODELS, 'model')]
 
 
 def load(
@@ -305,14 +299,13 @@ def load(
   """
   source = str(source)
   if name is not None:
-    network = engine.complete({'model': dict(name=name) | options}, _ByName)
-    task = tasks.TASKS['classification'](network.model.to_dict())
+    network = look_up('model', name, models.MODELS)
+    network = engine.complete(options, network).to_dict()
+    task = tasks.TASKS['classification']({'name': name, **network})
     crop = dict(size=image_size, share=0.875, interpolation='bicubic')
     loaded = _variables(source, task, (image_size, image_size), (3,))
     return Classifier(task, None, source, *loaded, crop)
-  if config is None:
-    config = rundir.read_config(source)
-  config = settings.complete(config)
+  config = settings.complete(config or rundir.read_config(source))
   task, data = tasks.create(config), config.data
   # Where one mean serves all channels, the weights say how many there are.
   channels = (3, 1) if len(config.task.mean) == 1 else (len(config.task.mean),)

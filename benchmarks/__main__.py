@@ -13,7 +13,6 @@ they depend on (device, versions, seed), and as bars to <output>.png.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import inspect
 import json
 import math
@@ -29,8 +28,6 @@ from awconv_jax.options import Bound, NonNegativeInt
 from benchmarks import data, network, op, timing
 
 SUBJECTS = {'op': op, 'network': network, 'data': data}
-# Where forms are a measure; elsewhere they only run.
-_PLACES = {'fused': 'gpu', 'torch': 'cpu'}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,18 +45,20 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
   kind, *marks = typing.get_args(annotation) or (annotation,)
 
   def read(text):
+    fault = None
     try:
       value = kind(text)
+      for mark in marks:
+        if not isinstance(mark, Bound):
+          errors.look_up('name', value, dict.fromkeys(mark.names))
+        elif not mark.ge <= value < math.inf:
+          fault = f'{text} must be at least {mark.ge}'
+    except errors.InputError as error:
+      fault = error
     except ValueError:
-      raise argparse.ArgumentTypeError(f'{text!r} is no number') from None
-    for mark in marks:
-      if not isinstance(mark, Bound):
-        if value not in mark.names:
-          raise argparse.ArgumentTypeError(
-              errors.unknown_name('name', value, mark.names)
-          )
-      elif not mark.ge <= value < math.inf:
-        raise argparse.ArgumentTypeError(f'{text} must be at least {mark.ge}')
+      fault = f'{text!r} is no number'
+    if fault:
+      raise argparse.ArgumentTypeError(fault)
     return value
 
   return read
@@ -85,15 +84,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
       if option.annotation is bool:
         how = dict(action='store_true')
       made.add_argument(f'--{option.name}', help=text, **how)
-    made.add_argument(
-        '--output', default='benchmark', help='Path of the files, no suffix.'
-    )
-    made.add_argument(
-        '--cpu_devices',
-        type=_reader(NonNegativeInt),
-        default=0,
-        help='Run on so many CPU devices; 0 for what JAX finds.',
-    )
+    text = 'Path of the files, no suffix.'
+    made.add_argument('--output', default='benchmark', help=text)
+    text = 'Run on so many CPU devices; 0 for what JAX finds.'
+    how = dict(type=_reader(NonNegativeInt), default=0)
+    made.add_argument('--cpu_devices', help=text, **how)
   return parser.parse_args(arguments)
 
 
@@ -104,30 +99,30 @@ def _settle_device(flags: argparse.Namespace) -> None:
     jax.config.update('jax_num_cpu_devices', flags.cpu_devices)
   backend = jax.default_backend()
   for name in getattr(flags, 'implementations', ()):
-    if _PLACES.get(name, backend) != backend:
+    place = op.PLACES.get(name, backend)
+    if place != backend:
       raise errors.InputError(
-          f'--implementations: {name!r} is for {_PLACES[name]}; on {backend} '
-          'it is no measure, leave it out'
+          f'--implementations: {name!r} is no measure on {backend}, it is for '
+          f'{place}; leave it out'
       )
 
 
 def _format(value: Any) -> str:
   """Returns a cell's text: three digits, '-' where there is no value."""
-  if value is None:
-    return '-'
   if isinstance(value, float):
     return f'{value:.3g}' if abs(value) < 100 else f'{value:,.0f}'
-  return str(value)
+  return '-' if value is None else str(value)
 
 
-def plot(rows: Sequence[Any], plot: Mapping[str, Any], path: str) -> None:
+def plot(
+    rows: Sequence[Mapping[str, Any]], bar: str, height: str, path: str
+) -> None:
   """Draws bars into a PNG file, a group for each shape.
 
   Args:
-    rows: dataclasses.
-    plot: `PLOT` of the subject: 'bar', the field by which the bars of a group
-      differ; 'groups', those that name a group; 'height', the field that is
-      drawn; 'label' and 'scale', of its axis.
+    rows: what names a group stands before the column `bar`.
+    bar: by which the bars of a group differ.
+    height: what is drawn of each.
     path: of the file.
   """
   import matplotlib
@@ -135,25 +130,24 @@ def plot(rows: Sequence[Any], plot: Mapping[str, Any], path: str) -> None:
   matplotlib.use('agg')
   from matplotlib import pyplot
 
+  named = list(rows[0])[: list(rows[0]).index(bar)]
   groups = {}
   for row in rows:
-    name = ' '.join(str(getattr(row, field)) for field in plot['groups'])
-    bar = getattr(row, plot['bar'])
-    groups.setdefault(name, {})[bar] = getattr(row, plot['height'])
-  bars = list(dict.fromkeys(bar for group in groups.values() for bar in group))
-  figure, axis = pyplot.subplots(
-      figsize=(4 + len(groups), 5), layout='constrained'
-  )
+    name = ' '.join(str(row[column]) for column in named)
+    groups.setdefault(name, {})[row[bar]] = row[height]
+  bars = list(dict.fromkeys(row[bar] for row in rows))
+  size = (4 + len(groups), 5)
+  figure, axis = pyplot.subplots(figsize=size, layout='constrained')
   width = 0.8 / len(bars)
-  for i, bar in enumerate(bars):
-    heights = [group.get(bar, math.nan) for group in groups.values()]
+  for i, label in enumerate(bars):
+    heights = [group.get(label, math.nan) for group in groups.values()]
     places = [p + (i - (len(bars) - 1) / 2) * width for p in range(len(groups))]
-    axis.bar(places, heights, width, label=bar)
-  axis.set_yscale(plot['scale'])
-  axis.set(ylabel=plot['label'], xlabel=', '.join(plot['groups']))
+    axis.bar(places, heights, width, label=label)
+  axis.set_yscale('log' if height == 'ratio' else 'linear')
+  axis.set(ylabel=height.replace('_', ' '), xlabel=', '.join(named))
   axis.set_xticks(range(len(groups)), groups, rotation=30, ha='right')
   axis.grid(axis='y', alpha=0.3)
-  figure.legend(loc='outside right upper', title=plot['bar'])
+  figure.legend(loc='outside right upper', title=bar)
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
 
@@ -171,14 +165,14 @@ def main(arguments: Sequence[str]) -> None:
   rows = []
   for row in subject.run(**options):
     rows.append(row)
-    print(*map(_format, dataclasses.astuple(row)), flush=True)
+    print(*map(_format, row.values()), flush=True)
     # At once, so that what is measured is kept whatever comes later.
-    kept = [vars(flags) | environment | dataclasses.asdict(r) for r in rows]
+    kept = [vars(flags) | environment | row for row in rows]
     with open(f'{output}.json', 'w') as file:
       json.dump(kept, file, indent=1)
-  print(text_table.make([vars(row) for row in rows], _format))
+  print(text_table.make(rows, _format))
   try:
-    plot(rows, subject.PLOT, f'{output}.png')
+    plot(rows, subject.BAR, subject.HEIGHT, f'{output}.png')
     print(f'written: {output}.json, {output}.png')
   except ImportError as error:
     print(f'written: {output}.json; no plot: {error}')

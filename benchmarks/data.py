@@ -1,16 +1,14 @@
 """Reading images: this project's pipeline, and tf.data where it is installed.
 
 What is read are JPEGs of about the sizes in pixels and bytes that those of
-ImageNet have (500 x 375 most often, 110 kB on average), made of the two
-photographs that come with scikit-learn. Both pipelines cut a random box of 8 to
-100 % of an image's area, bring it to size and mirror every other one. This
-project's gives bytes, which the consumer normalises on the device; that of
-tf.data is Flax's ImageNet example and gives normalised floats. On the CPU the
+ImageNet have, made of the two photographs that come with scikit-learn. Both
+pipelines cut a random box of 8 to 100 % of an image's area, bring it to size
+and mirror every other one. This project's gives bytes, which the consumer
+normalises on the device; that of tf.data normalised floats. On the CPU the
 consumer computes on the cores that read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import dataclasses
 import functools
 import importlib.util
 import os
@@ -35,49 +33,18 @@ SIZES += ((333, 500), (500, 400), (400, 300), (640, 480), (1024, 768))
 # photographs that were shrunk and enlarged lack.
 _QUALITY, _NOISE = 96, 3.0
 _CLASSES = 10
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # Of random boxes.
 _MEAN = np.float32([0.485, 0.456, 0.406]) * 255
 _STD = np.float32([0.229, 0.224, 0.225]) * 255
 ROUNDS = 5
 TF = 'tf.data'
 _TF_AHEAD, _TF_THREADS, _TF_SHUFFLED_BATCHES = 10, 48, 16
-PLOT = dict(
-    bar='pipeline',
-    groups=('consumer', 'batch', 'side'),
-    height='images_per_second',
-    label='images/s',
-    scale='linear',
-)
-
-
-@dataclasses.dataclass
-class Row:
-  """One line of the table.
-
-  Attributes:
-    pipeline: 'ours' or 'tf.data'.
-    consumer: what takes the batches: 'mean' of every image, the least that
-      reads them as a network does, or 'training', a step of a small ResNet.
-    batch: images of a batch.
-    side: height and width of the results, in pixels.
-    images_per_second: median of the rounds.
-    ratio: to tf.data with the same consumer; None without it.
-    data_wait: share of the time in which there was no batch to go on with, as
-      'train/data_wait' of a run.
-    consumer_ms: milliseconds of the consumer alone.
-  """
-
-  pipeline: str
-  consumer: str
-  batch: int
-  side: int
-  images_per_second: float
-  ratio: float | None
-  data_wait: float
-  consumer_ms: float
+# What is compared, and what is drawn of it; see `plot` of the command.
+BAR, HEIGHT = 'pipeline', 'images_per_second'
 
 
 class Case(NamedTuple):
-  """A pipeline and what takes its batches; both have names, as in `Row`."""
+  """A pipeline and what takes its batches; both have names, as in rows."""
 
   pipeline: str
   consumer: str
@@ -95,7 +62,7 @@ def run(
     interpolation: str = 'linear',
     seconds: NonNegativeFloat = 10.0,
     seed: NonNegativeInt = 0,
-) -> Iterator[Row]:
+) -> Iterator[dict[str, Any]]:
   """Measures, and yields rows as they come.
 
   Args:
@@ -107,6 +74,14 @@ def run(
     seconds: for each pipeline with each consumer.
     seed: of the images and of what is drawn of them.
 
+  Yields:
+    The 'consumer' of the batches is 'mean' of every image, the least that reads
+    them as a network does, or 'training', a step of a small ResNet; and
+    'consumer_ms' what it takes alone. 'images_per_second' is the median of the
+    rounds, 'ratio' that to tf.data's with the same consumer, None without it,
+    and 'data_wait' the share of the time in which there was no batch to go on
+    with, as 'train/data_wait' of a run.
+
   Raises:
     InputError: the devices cannot share a batch evenly, it is of more than all
       images, or there is no such interpolation.
@@ -117,12 +92,12 @@ def run(
 
   errors.look_up('interpolation', interpolation, decode.INTERPOLATIONS)
   mesh = partition.create_mesh()
-  network.check_batches(batches, mesh)
-  if max(batches) > images:
-    raise errors.InputError(
-        f'--images={images} are less than a batch of {max(batches)}; make '
-        'more, or give smaller --batches'
-    )
+  for batch in batches:
+    partition.check_batch_size('--batches', batch, mesh)
+    if batch > images:
+      raise errors.InputError(
+          f'--images={images} are less than a batch: {batch}'
+      )
   with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
     files = write_jpegs(folder, images, seed)
     size = np.mean([os.path.getsize(file) for file in files]) / 1e3
@@ -130,26 +105,18 @@ def run(
     # Each worker has one more, done, on its way to this process.
     threads = 1 if workers else os.cpu_count()
     ahead = 2 * workers or threads
-    crop = dict(area=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
-    crop['interpolation'] = interpolation
-    options = dict(
-        name=f'folder:{folder}',
-        image_size=side,
-        eval_image_size=side,
-        augment=(('random_resized_crop', crop), ('flip', {})),
-        num_workers=workers,
-        num_threads=threads,
-        prefetch=threads,
-    )
+    crop = dict(area=AREA, ratio=RATIO, interpolation=interpolation)
+    options = dict(name=f'folder:{folder}', num_workers=workers)
+    options |= dict(image_size=side, eval_image_size=side)
+    options |= dict(num_threads=threads, prefetch=threads)
+    options['augment'] = (('random_resized_crop', crop), ('flip', {}))
     training = _training(mesh, side, seed)
     for batch in batches:
       start = functools.partial(
           pipelines.create, options, train=True, batch_size=batch, seed=seed
       )
-      cases = [
-          Case('ours', 'mean', start, ahead, _mean),
-          Case('ours', 'training', start, ahead, training),
-      ]
+      consumers = (('mean', _mean), ('training', training))
+      cases = [Case('ours', name, start, ahead, c) for name, c in consumers]
       if importlib.util.find_spec('tensorflow'):
         start = functools.partial(tf_batches, files, batch, side, seed)
         cases.append(Case(TF, 'mean', start, _TF_AHEAD, _mean))
@@ -167,13 +134,13 @@ def write_jpegs(path: str, number: int, seed: int) -> list[str]:
   files = []
   for i in range(number):
     rng = np.random.default_rng((seed, i))
-    width, height = SIZES[i % len(SIZES)]
-    photograph = photographs[i // len(SIZES) % len(photographs)]
-    most = min(photograph.shape[0] / height, photograph.shape[1] / width)
-    factor = most * rng.uniform(0.6, 1.0)
+    (width, height), part = SIZES[i % len(SIZES)], i // len(SIZES)
+    photograph = photographs[part % len(photographs)]
+    rows, columns = photograph.shape[:2]
+    factor = min(rows / height, columns / width) * rng.uniform(0.6, 1.0)
     high, wide = int(height * factor), int(width * factor)
-    top = rng.integers(photograph.shape[0] - high + 1)
-    left = rng.integers(photograph.shape[1] - wide + 1)
+    top = rng.integers(rows - high + 1)
+    left = rng.integers(columns - wide + 1)
     part = photograph[top : top + high, left : left + wide]
     image = cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
     image = image + rng.normal(0, _NOISE, image.shape)
@@ -193,9 +160,8 @@ def tf_batches(
 
   The steps are those of Flax's ImageNet example: a distorted bounding box, of
   which alone is decoded; bicubic resizing without antialiasing; flip; mean and
-  standard deviation; AUTOTUNE, a private pool of 48 threads, ten batches ahead.
-  That the order may vary is granted to it beyond the example, as it can only
-  gain by it. Encoded images come from the files, as in this project's pipeline.
+  standard deviation. That the order may vary is granted to it beyond the
+  example, as it can only gain by it.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   import tensorflow as tf
@@ -208,8 +174,8 @@ def tf_batches(
         tf.io.extract_jpeg_shape(encoded),
         bounding_boxes=tf.zeros((1, 0, 4)),
         min_object_covered=0.1,
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=(0.08, 1.0),
+        aspect_ratio_range=RATIO,
+        area_range=AREA,
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,
     )
@@ -227,8 +193,7 @@ def tf_batches(
   dataset = dataset.shuffle(_TF_SHUFFLED_BATCHES * batch, seed=seed)
   dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(batch, drop_remainder=True).prefetch(_TF_AHEAD)
-  for tensors in dataset:
-    # Views of TensorFlow's memory: nothing is copied.
+  for tensors in dataset:  # Views of its memory: nothing is copied.
     yield {name: tensor._numpy() for name, tensor in tensors.items()}
 
 
@@ -253,16 +218,16 @@ def _mean(batch):
 
 def _training(mesh, side, seed):
   """Returns a training step that takes longer than reading the images."""
-  model = models.create(
-      'resnet18', stage_sizes=(1,), width=8, num_classes=_CLASSES
-  )
+  fields = dict(stage_sizes=(1,), width=8, num_classes=_CLASSES)
+  model = models.create('resnet18', **fields)
   state, step = network.create_step(model, mesh, (side, side, 3), seed)
 
   def consume(batch):
     nonlocal state
     rows = {name: batch[name] for name in ('image', 'label')}
     rows = partition.shard_batch(mesh, rows)
-    state, loss = step(state, rows | {'image': _normal(rows['image'])})
+    rows['image'] = _normal(rows['image'])
+    state, loss = step(state, rows)
     return loss
 
   return consume
@@ -270,7 +235,7 @@ def _training(mesh, side, seed):
 
 def measure(
     cases: Sequence[Case], batch: int, side: int, seconds: float
-) -> Iterator[Row]:
+) -> Iterator[dict[str, Any]]:
   """Measures all cases in turn, each anew in every round; yields their rows."""
   seen = [[] for _ in cases]
   for _ in range(ROUNDS):
@@ -291,15 +256,13 @@ def measure(
       alone = 1e3 * (time.monotonic() - start)
       found.append((number * batch / took, waited / took, alone))
   medians = [np.median(found, axis=0).tolist() for found in seen]
-  base = {
-      case.consumer: rate
-      for case, (rate, _, _) in zip(cases, medians, strict=True)
-      if case.pipeline == TF
-  }
+  rates = {case[:2]: m[0] for case, m in zip(cases, medians, strict=True)}
   for case, (rate, waited, alone) in zip(cases, medians, strict=True):
-    names, tf = (case.pipeline, case.consumer), base.get(case.consumer)
-    ratio = rate / tf if tf else None
-    yield Row(*names, batch, side, rate, ratio, waited, alone)
+    base = rates.get((TF, case.consumer))
+    ratio = rate / base if base else None
+    row = dict(consumer=case.consumer, batch=batch, side=side)
+    row |= dict(pipeline=case.pipeline, images_per_second=rate, ratio=ratio)
+    yield row | dict(data_wait=waited, consumer_ms=alone)
 
 
 def _consume(case, batches, seconds, least):

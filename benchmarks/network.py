@@ -1,7 +1,6 @@
 """Whole networks: a training step with and without AW-convolutions."""
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import functools
 import re
 from typing import Annotated, Any
@@ -13,15 +12,9 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from awconv_jax import errors, models
+from awconv_jax import models, options
 from awconv_jax.layers.attention import ATTENTION
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
-from awconv_jax.options import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    OneOf,
-    PositiveInt,
-)
 from awconv_jax.train import partition
 from benchmarks import timing
 
@@ -31,50 +24,8 @@ FORMS = ('auto', *IMPLEMENTATIONS)
 REFERENCES = ('aw:vmap', 'aw:map')
 # Relative differences of loss and gradients' norms that are rounding.
 TOLERANCES = {'float32': 1e-2, 'bfloat16': 1e-1}
-PLOT = dict(
-    bar='variant',
-    groups=('model', 'batch', 'side', 'devices'),
-    height='images_per_second',
-    label='images/s',
-    scale='linear',
-)
-
-
-@dataclasses.dataclass
-class Row:
-  """One line of the table.
-
-  Attributes:
-    model: name of the network.
-    variant: 'plain'; the attention of activations, such as 'se'; or 'aw:' and
-      the implementation.
-    batch: images a step.
-    side: height and width of the images, in pixels.
-    devices: that share the batch.
-    milliseconds: median time of a step.
-    calls: how many were timed.
-    ratio: time over that of 'plain' in the same run.
-    images_per_second: of the step.
-    temporary_mib: temporary memory of each device.
-    all_gathers, all_reduces: exchanges between devices in the compiled program;
-      one inside of a loop counts once.
-    error: of the loss, or of the norms of all gradients, relative to those of
-      'aw:vmap' or 'aw:map'; the largest of all.
-  """
-
-  model: str
-  variant: str
-  batch: int
-  side: int
-  devices: int
-  milliseconds: float
-  calls: int
-  ratio: float
-  images_per_second: float
-  temporary_mib: float | None
-  all_gathers: int
-  all_reduces: int
-  error: float
+# What is compared, and what is drawn of it; see `plot` of the command.
+BAR, HEIGHT = 'variant', 'images_per_second'
 
 
 def create_step(
@@ -98,26 +49,25 @@ def create_step(
     variables = model.init(jax.random.key(seed), images, train=False)
     return variables, optimizer.init(variables['params'])
 
+  def loss(params, others, batch):
+    logits, updated = model.apply(
+        {**others, 'params': params},
+        batch['image'],
+        train=True,
+        mutable=['batch_stats'],
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch['label']
+    )
+    return losses.mean(), updated
+
   def step(state, batch):
     variables, momentum = state
-
-    def loss(params):
-      logits, updated = model.apply(
-          {**variables, 'params': params},
-          batch['image'],
-          train=True,
-          mutable=['batch_stats'],
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(
-          logits, batch['label']
-      )
-      return losses.mean(), updated
-
-    (value, updated), grads = jax.value_and_grad(loss, has_aux=True)(
-        variables['params']
-    )
+    params = variables['params']
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, updated), grads = gradient(params, variables, batch)
     updates, momentum = optimizer.update(grads, momentum)
-    params = optax.apply_updates(variables['params'], updates)
+    params = optax.apply_updates(params, updates)
     return ({**updated, 'params': params}, momentum), value
 
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
@@ -128,15 +78,15 @@ def create_step(
 
 def run(
     *,
-    model: Annotated[str, OneOf(models.MODELS)] = 'resnet50',
-    implementations: Sequence[Annotated[str, OneOf(FORMS)]] = ('auto',),
-    attentions: Sequence[Annotated[str, OneOf(ATTENTION)]] = (),
-    batches: Sequence[PositiveInt] = (8,),
-    side: PositiveInt = 224,
-    dtype: Annotated[str, OneOf(TOLERANCES)] = 'float32',
-    seconds: NonNegativeFloat = 5.0,
-    seed: NonNegativeInt = 0,
-) -> Iterator[Row]:
+    model: Annotated[str, options.OneOf(models.MODELS)] = 'resnet50',
+    implementations: Sequence[Annotated[str, options.OneOf(FORMS)]] = ('auto',),
+    attentions: Sequence[Annotated[str, options.OneOf(ATTENTION)]] = (),
+    batches: Sequence[options.PositiveInt] = (8,),
+    side: options.PositiveInt = 224,
+    dtype: Annotated[str, options.OneOf(TOLERANCES)] = 'float32',
+    seconds: options.NonNegativeFloat = 5.0,
+    seed: options.NonNegativeInt = 0,
+) -> Iterator[dict[str, Any]]:
   """Measures, and yields rows as they come.
 
   Args:
@@ -150,25 +100,29 @@ def run(
     seconds: time for each measurement.
     seed: of parameters and images.
 
+  Yields:
+    What was measured: 'variant' is 'plain', the attention of activations, or
+    'aw:' and the implementation. The columns of `timing.Program`, whose 'ratio'
+    is to 'plain', and whose 'error' is that of the loss or of the norms of all
+    gradients, the largest. And the exchanges between devices that the compiled
+    program has, of which one inside of a loop counts once.
+
   Raises:
     InputError: the devices cannot share a batch evenly.
     ReportedError: the AW variants do not compute the same.
   """
   mesh = partition.create_mesh()
-  check_batches(batches, mesh)
-  fields = {'plain': {}} | {a: dict(attention=a) for a in attentions}
-  for name in implementations:
-    options = dict(implementation=name)
-    fields[f'aw:{name}'] = dict(aw_conv=True, aw_options=options)
-  timed = list(fields)
-  first = next((r for r in REFERENCES if r in fields), REFERENCES[-1])
-  if implementations and first not in fields:
-    options = dict(implementation=first.removeprefix('aw:'))
-    fields[first] = dict(aw_conv=True, aw_options=options)
-  reference = {f'aw:{n}': first for n in implementations if f'aw:{n}' != first}
+  for batch in batches:
+    partition.check_batch_size('--batches', batch, mesh)
+  aws = {f'aw:{name}': _aw(name) for name in implementations}
+  first = next((r for r in REFERENCES if r in aws), REFERENCES[-1])
+  timed = {'plain': {}} | {a: dict(attention=a) for a in attentions} | aws
+  fields = dict(timed)
+  if aws:
+    fields[first] = _aw(first.removeprefix('aw:'))
 
-  def program(options, pair):
-    network = models.create(model, num_classes=1000, dtype=dtype, **options)
+  def program(chosen, pair):
+    network = models.create(model, num_classes=1000, dtype=dtype, **chosen)
     if hasattr(network, 'zero_init_residual'):
       # A block that starts as the identity has no gradients inside, and a
       # device may be faster with zeros.
@@ -182,29 +136,25 @@ def run(
     with jax.set_mesh(mesh):
       measured = timing.measure(
           {n: functools.partial(program, o, pair) for n, o in fields.items()},
-          reference=reference,
+          reference={name: first for name in aws if name != first},
           tolerance=TOLERANCES[dtype],
           seconds=seconds,
           untimed=fields.keys() - timed,
       )
+    row = dict(model=model, batch=batch, side=side, devices=mesh.size)
     for variant, found in measured.items():
-      yield Row(
-          *(model, variant, batch, side, mesh.size),
+      yield row | dict(
+          variant=variant,
           images_per_second=1e3 * batch / found.milliseconds,
-          all_gathers=count_exchanges(found.program.text, 'all-gather'),
-          all_reduces=count_exchanges(found.program.text, 'all-reduce'),
           **found.columns(measured['plain']),
+          all_gathers=count_exchanges(found.text, 'all-gather'),
+          all_reduces=count_exchanges(found.text, 'all-reduce'),
       )
 
 
-def check_batches(batches: Sequence[int], mesh: Mesh) -> None:
-  """Raises InputError for a batch that the devices cannot share evenly."""
-  for batch in batches:
-    if batch % mesh.size:
-      raise errors.InputError(
-          f'--batches: the {mesh.size} devices cannot share {batch} images '
-          'evenly'
-      )
+def _aw(form):
+  """Returns the fields of a network whose AW-convolutions have a form."""
+  return dict(aw_conv=True, aw_options=dict(implementation=form))
 
 
 def _batch(mesh, batch, side, seed):
@@ -223,10 +173,8 @@ def fetch(result: tuple[Any, Any]) -> dict[str, Any]:
   (_, momentum), loss = result
   # On the devices it would be many small programs that wait for each other.
   leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(momentum)]
-  return {
-      'loss': np.asarray(loss),
-      'grads': np.array([np.linalg.norm(leaf) for leaf in leaves]),
-  }
+  norms = np.array(list(map(np.linalg.norm, leaves)))
+  return {'loss': np.asarray(loss), 'grads': norms}
 
 
 def count_exchanges(text: str, kind: str) -> int:

@@ -6,24 +6,18 @@ how PyTorch's users write kernels of each sample.
 """
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import functools
 import importlib.util
 import itertools
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awconv_jax import options
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
-from awconv_jax.options import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    OneOf,
-    PositiveInt,
-)
 from benchmarks import timing
 
 # Channels, height = width of the input, and stride, v1.5 at 224x224 pixels.
@@ -33,57 +27,24 @@ PASSES = ('forward', 'both')
 # Relative differences between the forms that are rounding, on CPU. Matrix units
 # of other devices round what they multiply, so that there float32 is no better.
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
-FORMS = ('auto', 'torch', *IMPLEMENTATIONS)
+FORMS = ('auto', *IMPLEMENTATIONS, 'torch')
+# Where forms are a measure; elsewhere they only run.
+PLACES = {'fused': 'gpu', 'torch': 'cpu'}
 TORCH = ('torch:plain', 'torch:grouped')
-PLOT = dict(
-    bar='implementation',
-    groups=('channels', 'side', 'stride', 'batch', 'direction'),
-    height='ratio',
-    label='time / time of plain',
-    scale='log',
-)
-
-
-@dataclasses.dataclass
-class Row:
-  """One line of the table.
-
-  Attributes:
-    channels, side, batch: of the input, [batch, side, side, channels].
-    stride: in both directions.
-    direction: 'forward', or 'both' for forward and backward.
-    implementation: its name; 'plain' is the convolution without attention.
-    milliseconds: median time of a call.
-    calls: how many were timed.
-    ratio: time over that of 'plain' in the same run; of PyTorch's, over that of
-      'torch:plain'.
-    temporary_mib: memory asked for besides arguments and results.
-    error: relative to the vmapped form (torch:plain: to plain) in this run.
-  """
-
-  channels: int
-  side: int
-  stride: int
-  batch: int
-  direction: str
-  implementation: str
-  milliseconds: float
-  calls: int
-  ratio: float
-  temporary_mib: float | None
-  error: float
+# What is compared, and what is drawn of it; see `plot` of the command.
+BAR, HEIGHT = 'implementation', 'ratio'
 
 
 def run(
     *,
-    implementations: Sequence[Annotated[str, OneOf(FORMS)]] = (),
-    batches: Sequence[PositiveInt] = (8, 32),
-    expansion: PositiveInt = 16,
+    implementations: Sequence[Annotated[str, options.OneOf(FORMS)]] = (),
+    batches: Sequence[options.PositiveInt] = (8, 32),
+    expansion: options.PositiveInt = 16,
     strided: bool = False,
-    dtype: Annotated[str, OneOf(TOLERANCES)] = 'float32',
-    seconds: NonNegativeFloat = 0.6,
-    seed: NonNegativeInt = 0,
-) -> Iterator[Row]:
+    dtype: Annotated[str, options.OneOf(TOLERANCES)] = 'float32',
+    seconds: options.NonNegativeFloat = 0.6,
+    seed: options.NonNegativeInt = 0,
+) -> Iterator[dict[str, Any]]:
   """Measures, and yields rows as they come.
 
   Args:
@@ -95,6 +56,12 @@ def run(
     dtype: of everything.
     seconds: time for each measurement.
     seed: of the inputs.
+
+  Yields:
+    The input [batch, side, side, channels] and the stride, the direction
+    ('forward', or 'both' for forward and backward), the implementation, and
+    the columns of `timing.Program`. 'ratio' is to 'plain', PyTorch's to
+    'torch:plain'; 'error' to 'vmap', that of 'torch:plain' to 'plain'.
 
   Raises:
     ReportedError: a form does not compute what the vmapped one does.
@@ -108,43 +75,34 @@ def run(
   for direction, batch, (channels, side, stride) in itertools.product(
       PASSES, batches, SHAPES + STRIDED * strided
   ):
-    inputs = [
-        _inputs(channels, side, stride, batch, expansion, dtype, (seed, i))
-        for i in range(2)
-    ]
-    programs = {
-        name: functools.partial(
-            timing.compile_jax, _function(name, direction, stride), inputs
-        )
-        for name in ('plain', *names)
-    }
-    for name in TORCH if torch else ():
-      programs[name] = functools.partial(
-          _torch_program, name, direction, stride, inputs
-      )
+    shape = (channels, side, stride, batch, expansion)
+    inputs = [_inputs(*shape, dtype, (seed, i)) for i in range(2)]
+    programs = {}
+    for name in ('plain', *names, *(TORCH if torch else ())):
+      make = _torch_program if name in TORCH else _jax_program
+      programs[name] = functools.partial(make, name, direction, stride, inputs)
     measured = timing.measure(
         programs,
         reference=reference,
         tolerance=TOLERANCES[dtype if on_cpu else 'bfloat16'],
         seconds=seconds,
     )
-    for name, found in measured.items():
+    row = dict(channels=channels, side=side, stride=stride, batch=batch)
+    for name, program in measured.items():
       base = measured['torch:plain' if name in TORCH else 'plain']
-      shape = (channels, side, stride, batch)
-      yield Row(*shape, direction, name, **found.columns(base))
+      names_of = dict(direction=direction, implementation=name)
+      yield row | names_of | program.columns(base)
 
 
 def _implementations() -> list[str]:
   """Returns what is a measure on this device, and can be had."""
-  names = ['auto', *(n for n in IMPLEMENTATIONS if n not in ('vmap', 'fused'))]
-  if jax.default_backend() == 'gpu':
-    names.append('fused')
-  if jax.default_backend() == 'cpu' and importlib.util.find_spec('torch'):
-    names.append('torch')
-  return names
+  backend = jax.default_backend()
+  names = [name for name in FORMS if PLACES.get(name, backend) == backend]
+  has_torch = importlib.util.find_spec('torch')
+  return [name for name in names if name != 'torch' or has_torch]
 
 
-def _inputs(channels, side, stride, batch, expansion, dtype, seed):
+def _inputs(channels, side, stride, batch, expansion, dtype, seed) -> tuple:
   """Returns random x, kernel, attention and gradient of the output."""
   rng = np.random.default_rng(seed)
   out = -(-side // stride)
@@ -164,12 +122,11 @@ def _plain(x, kernel, attention, *, strides):
   )
 
 
-def _function(name, direction, stride):
-  """Returns a form, or its output with all gradients, to be compiled."""
+def _jax_program(name, direction, stride, inputs) -> timing.Program:
+  """Compiles a form, or its output with all gradients."""
   form = functools.partial(aw_conv, implementation=name)
-  form = functools.partial(
-      _plain if name == 'plain' else form, strides=(stride, stride)
-  )
+  form = _plain if name == 'plain' else form
+  form = functools.partial(form, strides=(stride, stride))
 
   def both(x, kernel, attention, grad):
     out, pullback = jax.vjp(form, x, kernel, attention)
@@ -177,9 +134,8 @@ def _function(name, direction, stride):
     # The plain convolution has no gradient of the maps.
     return out, grads[:2] if name == 'plain' else grads
 
-  if direction == 'both':
-    return jax.jit(both)
-  return jax.jit(lambda x, kernel, attention, grad: form(x, kernel, attention))
+  function = both if direction == 'both' else lambda *leaves: form(*leaves[:3])
+  return timing.compile_jax(jax.jit(function), inputs)
 
 
 def _torch_program(name, direction, stride, inputs) -> timing.Program:
@@ -195,14 +151,10 @@ def _torch_program(name, direction, stride, inputs) -> timing.Program:
   n, height, width, c = inputs[0][0].shape
   g, d = inputs[0][2].shape[3:]
   out = inputs[0][3].shape[1:3]
-  groups = n if name == 'torch:grouped' else 1
-  # Shapes in PyTorch's layout, and the axes that lead to them and back.
-  layouts = (
-      ((n, c, height, width), (0, 3, 1, 2), (0, 2, 3, 1)),
-      ((d, c, 3, 3), (3, 2, 0, 1), (2, 3, 1, 0)),
-      ((n, d, g, 3, 3), (0, 4, 3, 1, 2), (0, 3, 4, 2, 1)),
-      ((n, d, *out), (0, 3, 1, 2), (0, 2, 3, 1)),
-  )
+  grouped = name == 'torch:grouped'
+  groups = n if grouped else 1
+  # Axes that lead to PyTorch's layout, of x, kernel, maps and output.
+  axes = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 4, 3, 1, 2), (0, 3, 1, 2))
   # 'SAME' puts the odd row and column at the end.
   below = [max(3 - (side % stride or stride), 0) for side in (width, height)]
   pads = [part for p in below for part in (p // 2, p - p // 2)]
@@ -212,20 +164,17 @@ def _torch_program(name, direction, stride, inputs) -> timing.Program:
     return torch.from_numpy(moved).to(getattr(torch, array.dtype.name))
 
   def convolve(x, kernel, maps):
-    if groups > 1:
+    if grouped:
       split = kernel.reshape(1, d, g, c // g, 3, 3)
       kernel = (split * (1 + maps[:, :, :, None])).reshape(n * d, c, 3, 3)
     x = x.reshape(n // groups, groups * c, height, width)
-    if stride == 1:
-      return torch.nn.functional.conv2d(x, kernel, padding=1, groups=groups)
-    x = torch.nn.functional.pad(x, pads)
-    return torch.nn.functional.conv2d(x, kernel, stride=stride, groups=groups)
+    pad = dict(padding=1) if stride == 1 else dict(stride=stride)
+    x = x if stride == 1 else torch.nn.functional.pad(x, pads)
+    result = torch.nn.functional.conv2d(x, kernel, groups=groups, **pad)
+    return result.reshape(n, d, *out)
 
-  operands = [
-      [tensor(a, to) for a, (_, to, _) in zip(arrays, layouts, strict=True)]
-      for arrays in inputs
-  ]
-  used = 3 if name == 'torch:grouped' else 2  # The plain one has no maps.
+  operands = [list(map(tensor, arrays, axes)) for arrays in inputs]
+  used = 3 if grouped else 2  # The plain one has no maps.
 
   def once(turn):
     *leaves, grad = operands[turn % len(operands)]
@@ -235,24 +184,16 @@ def _torch_program(name, direction, stride, inputs) -> timing.Program:
     for leaf in leaves[:used]:
       leaf.requires_grad_()
     result = convolve(*leaves)
-    grads = torch.autograd.grad(
-        result, leaves[:used], grad.reshape(result.shape)
-    )
-    return result, *grads
+    return result, *torch.autograd.grad(result, leaves[:used], grad)
 
   def run(turn, calls=1):
-    results = None
-    for number in range(turn, turn + calls):
-      results = once(number)
-    return results
+    return [once(number) for number in range(turn, turn + calls)][-1]
 
   def fetch(results):
     arrays = [
-        r.detach().float().numpy().reshape(shape).transpose(back)
-        for r, (shape, _, back) in zip(
-            results, (layouts[-1], *layouts[:used]), strict=False
-        )
+        result.detach().float().numpy().transpose(np.argsort(to))
+        for result, to in zip(results, axes[3:] + axes, strict=False)
     ]
     return (arrays[0], tuple(arrays[1:])) if arrays[1:] else arrays[0]
 
-  return timing.Program(run=run, fetch=fetch)
+  return timing.Program(run, fetch)

@@ -19,13 +19,15 @@ import numpy as np
 
 from awconv_jax import errors
 
-# Off CPU, calls are timed together until they take so long, or are so many.
+# Off CPU, calls are timed together until they take so long, or are so many: one
+# alone includes the way to the device; together they are as dense as in a
+# network.
 _LEAST_SECONDS, _MOST_TOGETHER = 0.02, 100
 
 
 @dataclasses.dataclass
 class Program:
-  """What is compiled, with its inputs where it wants them.
+  """What is compiled, with its inputs where it wants them, and what it takes.
 
   Attributes:
     run: `(turn, calls=1) -> results`; computes that often, with the sets of
@@ -36,40 +38,40 @@ class Program:
     temporary_mib: memory besides arguments and results, MiB of each device;
       None where it is not known.
     text: of the compiled program; '' where there is none.
+    error: norm of the difference to the reference over the reference's norm,
+      the largest of all results; 0 for what is compared with nothing.
+    first: seconds of the call that was compared.
+    times: of the others, pairs of how many calls took how many seconds.
   """
 
   run: Callable[..., Any]
   fetch: Callable[[Any], Any]
   temporary_mib: float | None = None
   text: str = ''
+  error: float = 0.0
+  first: float = 0.0
+  times: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
+  @property
+  def milliseconds(self) -> float:
+    """Median time of a call."""
+    return 1e3 * float(np.median([took / n for n, took in self.times]))
 
-@dataclasses.dataclass
-class Measurement:
-  """What was seen of a program.
-
-  Attributes:
-    program: that was measured.
-    milliseconds: median time of a call.
-    calls: how many were timed.
-    error: norm of the difference to the reference over the reference's norm,
-      the largest of all results; 0 for what is compared with nothing.
-  """
-
-  program: Program
-  milliseconds: float
-  calls: int
-  error: float
-
-  def columns(self, base: 'Measurement') -> dict[str, Any]:
+  def columns(self, base: 'Program') -> dict[str, Any]:
     """Returns what all tables have of it, with the ratio of time to base's."""
     return dict(
         milliseconds=self.milliseconds,
-        calls=self.calls,
+        calls=sum(n for n, _ in self.times),
         ratio=self.milliseconds / base.milliseconds,
-        temporary_mib=self.program.temporary_mib,
+        temporary_mib=self.temporary_mib,
         error=self.error,
     )
+
+  def time(self, turn: int, calls: int = 1) -> tuple[Any, float]:
+    """Returns the results of `run`, and the seconds that it took."""
+    start = time.perf_counter()
+    results = self.run(turn, calls)
+    return results, time.perf_counter() - start
 
 
 def compile_jax(
@@ -87,108 +89,74 @@ def compile_jax(
       result = compiled(*inputs[number % len(inputs)])
     return jax.block_until_ready(result)
 
-  return Program(
-      run=run,
-      fetch=fetch,
-      temporary_mib=analysis.temp_size_in_bytes / 2**20 if analysis else None,
-      text=compiled.as_text(),
-  )
+  memory = analysis.temp_size_in_bytes / 2**20 if analysis else None
+  return Program(run, fetch, memory, compiled.as_text())
 
 
 def relative_error(result: Any, reference: Any) -> float:
-  """Returns the largest relative difference of two trees of arrays."""
+  """Returns the largest relative difference of two trees of arrays.
+
+  It is NaN if the reference holds an array of zeros, or anything not finite.
+  """
 
   def one(a, b):
     a, b = (np.asarray(v, np.float64) for v in (a, b))
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
+    with np.errstate(invalid='ignore', divide='ignore'):
+      return np.linalg.norm(a - b) / np.linalg.norm(b)
 
-  return float(max(jax.tree.leaves(jax.tree.map(one, result, reference))))
-
-
-def _refuse_meaningless(name: str, result: Any) -> None:
-  """Raises ReportedError for an array that is zero, or not finite."""
-  for array in jax.tree.leaves(result):
-    norm = np.linalg.norm(np.asarray(array, np.float64))
-    if not (np.isfinite(norm) and norm > 0):
-      raise errors.ReportedError(
-          f'a result of {name} has the norm {norm}: its time and what is '
-          'compared with it would mean nothing'
-      )
+  return float(np.max(jax.tree.leaves(jax.tree.map(one, result, reference))))
 
 
-def _first_calls(programs, reference, tolerance):
+def _first_calls(programs, reference, tolerance) -> dict[str, Program]:
   """Compiles, calls and compares everything once, references first.
 
-  Returns:
-    By name, of what can run here: the program, seconds of its call and the
-    difference to its reference.
+  Returns what can run here.
   """
   ready, results = {}, {}
   for name in sorted(programs, key=lambda name: name in reference):
     try:
       program = programs[name]()
-      start = time.perf_counter()
-      result = program.run(0)
-      seconds = time.perf_counter() - start
+      result, program.first = program.time(0)
     except jax.errors.JaxRuntimeError as error:
       reason = f'{name} cannot run here: {str(error).strip().splitlines()[0]}'
       if name == 'plain' or name in reference.values():
-        raise errors.ReportedError(
-            f'{reason}; others are measured against it'
-        ) from error
+        reason += '; others are measured against it'
+        raise errors.ReportedError(reason) from error
       print(f'left out: {reason}', flush=True)
       continue
     result = program.fetch(result)
-    _refuse_meaningless(name, result)
-    difference = 0.0
-    if name in reference:
-      difference = relative_error(result, results[reference[name]])
-      if not difference <= tolerance:
-        raise errors.ReportedError(
-            f'{name} differs from {reference[name]} by {difference:.1e} '
-            f'(relative), more than the {tolerance:g} of rounding: not timed'
-        )
     if name in reference.values():
       results[name] = result
-    ready[name] = program, seconds, difference
-  return ready
+    # What has no reference is one to itself: NaN if it says nothing.
+    other = reference.get(name, name)
+    program.error = relative_error(result, results.get(other, result))
+    if not program.error <= tolerance:
+      raise errors.ReportedError(
+          f'{name} differs from {other} by {program.error:.1e} (relative; nan: '
+          f'it is zero, or not finite), more than the {tolerance:g} of '
+          'rounding: not timed'
+      )
+    ready[name] = program
+  return {name: ready[name] for name in programs if name in ready}
 
 
-def _calls_together(seconds):
-  """Returns how many calls are timed as one, where one takes so long.
-
-  A call of another device includes the way there; one after the other without
-  waiting they are as dense as in a network.
-  """
-  if jax.default_backend() == 'cpu':
-    return 1
-  return max(1, min(_MOST_TOGETHER, math.ceil(_LEAST_SECONDS / seconds)))
-
-
-def _time_in_turn(programs, first, seconds):
-  """Returns pairs of how many calls took how long, in seconds, by name."""
-  times = {name: [] for name in programs}
-
-  def enough(name):
-    spent = sum(took for _, took in times[name])
-    return bool(times[name]) and spent >= seconds
-
-  turn = 0
-  while not all(map(enough, programs)):
+def _time_in_turn(programs: Sequence[Program], seconds: float) -> None:
+  """Fills `times` until each program was timed for so many seconds."""
+  turn, waiting = 0, list(programs)
+  while waiting:
     turn += 1
-    for name, program in programs.items():
-      if enough(name):
-        continue
-      once = first[name]
-      if times[name] or once <= seconds:
-        start = time.perf_counter()
-        program.run(turn)
-        once = time.perf_counter() - start
-      calls = _calls_together(once)
-      start = time.perf_counter()
-      program.run(turn, calls)
-      times[name].append((calls, time.perf_counter() - start))
-  return times
+    for program in waiting:
+      once = program.first
+      if program.times or once <= seconds:
+        _, once = program.time(turn)
+      calls = 1
+      if jax.default_backend() != 'cpu':
+        calls = min(_MOST_TOGETHER, max(1, math.ceil(_LEAST_SECONDS / once)))
+      program.times.append((calls, program.time(turn, calls)[1]))
+    spent = [sum(took for _, took in program.times) for program in waiting]
+    waiting = [
+        p for p, took in zip(waiting, spent, strict=True) if took < seconds
+    ]
 
 
 def measure(
@@ -198,14 +166,12 @@ def measure(
     tolerance: float,
     seconds: float,
     untimed: Collection[str] = (),
-) -> dict[str, Measurement]:
+) -> dict[str, Program]:
   """Times programs in turn, after comparing their results.
 
   Every timed call follows one that is not timed, since what ran before may have
-  left the caches to itself, until `seconds` of each are timed; inputs change
-  from turn to turn. What took longer than `seconds` when it was compared is
-  not called again before its first timed call, which then mostly is the only
-  one: the first has warmed it, on other inputs.
+  left the caches to itself; inputs change from turn to turn. What took longer
+  than `seconds` when it was compared was warmed by that, on other inputs.
 
   Args:
     programs: what compiles each, by name; 'plain' among them. What cannot be
@@ -223,31 +189,20 @@ def measure(
       measured against cannot run.
   """
   ready = _first_calls(programs, reference, tolerance)
-  ready = {n: ready[n] for n in programs if n in ready and n not in untimed}
-  times = _time_in_turn(
-      {name: program for name, (program, _, _) in ready.items()},
-      {name: first for name, (_, first, _) in ready.items()},
-      seconds,
-  )
-  measured = {}
-  for name, (program, _, difference) in ready.items():
-    median = float(np.median([took / n for n, took in times[name]]))
-    calls = sum(n for n, _ in times[name])
-    measured[name] = Measurement(program, 1e3 * median, calls, difference)
-  return measured
+  timed = {name: p for name, p in ready.items() if name not in untimed}
+  _time_in_turn(list(timed.values()), seconds)
+  return timed
 
 
 def environment() -> dict[str, Any]:
   """Returns what all numbers depend on: device, processor and versions."""
   device = jax.devices()[0]
-  return {
+  modules = {m.__name__: m.__version__ for m in (jax, jaxlib, flax)}
+  return modules | {
       'device': device.device_kind,
       'devices': jax.device_count(),
       'backend': jax.default_backend(),
       'platform': device.client.platform_version,
       'cores': os.cpu_count(),
-      'jax': jax.__version__,
-      'jaxlib': jaxlib.__version__,
-      'flax': flax.__version__,
       'python': platform.python_version(),
   }

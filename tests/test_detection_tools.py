@@ -47,44 +47,34 @@ def config_of(run, **changes):
 
 
 @pytest.mark.slow
-def test_both_tools_agree_on_a_run_and_on_a_file_of_weights(made, tmp_path):
+def test_a_run_a_file_of_weights_and_an_array_agree(made, tmp_path):
   config, run = config_of(made / 'run'), str(made / 'run')
 
   found = evaluate.evaluate(config, run)
   metrics = predict.run(config, run, str(tmp_path))
+  results = json.loads((tmp_path / 'results.json').read_text())
   again = predict.run(
       config, str(made / 'weights.safetensors'), str(tmp_path), flip=True
   )
+  photo = str(made / 'set/test/000000000020.jpg')
+  predict.run(config, run, str(tmp_path), inputs=[photo])
+  rows = json.loads((tmp_path / 'results.json').read_text())
+  image = cv2.imread(photo)[..., ::-1]
+  (one,) = inference.load(run).detect([image], batch_size=1)
 
-  results = json.loads((tmp_path / 'results.json').read_text())
   assert {r['image_id'] for r in results} <= set(range(20, 31)) and results
   assert {r['category_id'] for r in results} <= {3, 5, 9}
   metrics.pop('per_class')
   assert metrics.pop('num_images') == found['num_images'] == 11
   assert {k: found[k] for k in metrics} == metrics
   assert found['num_unreadable'] == found['num_unlabelled'] == 0
-  assert again['num_images'] == 11
-
-
-@pytest.mark.slow
-def test_a_real_run_gives_for_an_array_what_it_gives_for_the_file(
-    made, tmp_path
-):
-  run, photo = str(made / 'run'), str(made / 'set/test/000000000020.jpg')
-  predict.run(config_of(run), run, str(tmp_path), inputs=[photo])
-  rows = json.loads((tmp_path / 'results.json').read_text())
-
-  image = cv2.imread(photo)[..., ::-1]
-  (found,) = inference.load(run).detect([image], batch_size=1)
-
-  assert len(rows) > 0 and found.boxes.dtype == np.float32
-  x1, y1, x2, y2 = found.boxes.T
+  assert again['num_images'] == 11 and len(rows) > 0
+  x1, y1, x2, y2 = one.boxes.T
   boxes = np.stack([x1, y1, x2 - x1, y2 - y1], 1)
-  expected = np.array([r['bbox'] for r in rows])
-  np.testing.assert_allclose(boxes, expected, atol=1e-2)
+  np.testing.assert_allclose(boxes, [r['bbox'] for r in rows], atol=1e-2)
   scores = [r['score'] for r in rows]
-  np.testing.assert_allclose(found.scores, scores, atol=1e-4)
-  ids = [(3, 5, 9)[label] for label in found.labels]
+  np.testing.assert_allclose(one.scores, scores, atol=1e-4)
+  ids = [(3, 5, 9)[label] for label in one.labels]
   assert ids == [r['category_id'] for r in rows]
 
 
@@ -99,23 +89,14 @@ def edited(made, tmp_path, change):
   return run
 
 
-def widen(content):
-  content['model']['head']['features'] = 16
-
-
-def add_a_class(content):
-  content['model']['num_classes'] = 4
-
-
 @pytest.mark.parametrize(
     'change, message',
     [
-        (widen, r'does not fit the network .*roi_heads.box_head.fc6.bias has'),
-        (add_a_class, 'does not fit the network .*box_predictor'),
+        (
+            lambda c: c['model']['head'].update(features=16),
+            'does not fit the network .*roi_heads.box_head.fc6.bias has',
+        ),
         (lambda c: c.pop('task'), 'config of a run: config.task is missing'),
-        (lambda c: c.update(model=3, seed='a'), 'model=3 must hold'),
-        (lambda c: c['data'].pop('canvas'), 'config.data.canvas is missing'),
-        (lambda c: c['model'].update(anchors=8), 'model.anchors=8 must hold'),
         (lambda c: c['data'].update(eval_split='val'), "unknown split 'val'"),
     ],
 )
@@ -146,18 +127,11 @@ def test_a_config_that_is_no_json_object_is_one_line(tmp_path):
       rundir.read_config(tmp_path)
 
 
-def test_options_of_a_runs_config_are_overridden_beside_it(made, tmp_path):
-  def change(content):
-    content['data']['max_boxes'] = 1
-
-  run = edited(made, tmp_path, change)
-  tool = ('-m', 'awconv_jax.tools.evaluate', f'--run={run}')
-  code, _, err = commands.run(*tool)
+def test_options_of_a_runs_config_are_overridden_beside_it(made):
+  tool = ('-m', 'awconv_jax.tools.evaluate', f'--run={made}/run')
+  code, _, err = commands.run(*tool, '--config.data.max_boxes=1')
   assert code == 1 and err.count('\n') == 1
   assert 'more than config.data.max_boxes=1; raise it' in err
-  code, _, err = commands.run(*tool, '--config.data.max_boxes=0')
-  assert code == 1 and err.count('\n') == 1
-  assert err.startswith('error: config.data.max_boxes=0 must be')
 
 
 def test_the_command_without_a_run_is_one_line(tmp_path):

@@ -60,6 +60,9 @@ def choose(
     data_dir: the TFDS data directory.
     batch_size: images at a time.
     max_bad_fraction: share of the images that may be unreadable.
+
+  Raises:
+    InputError: it is no config, or the devices cannot share a batch evenly.
   """
   changed = settings.complete(config).unlock()
   if name not in (None, changed.data.name):
@@ -67,15 +70,10 @@ def choose(
   wanted = dict(eval_split=split, dir=data_dir)
   wanted['max_bad_fraction'] = max_bad_fraction
   changed.data.update({k: v for k, v in wanted.items() if v is not None})
-  changed.eval_batch_size = batch_size or changed.eval_batch_size
-  return settings.complete(changed)
-
-
-def mesh_for(config: Any) -> jax.sharding.Mesh:
-  """Returns the mesh; InputError where it cannot share a batch evenly."""
+  changed.eval_batch_size = size = batch_size or changed.eval_batch_size
   mesh = partition.create_mesh()
-  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
-  return mesh
+  partition.check_batch_size('config.eval_batch_size', size, mesh)
+  return settings.complete(changed)
 
 
 def eval_batches(model: inference.Model) -> Any:
@@ -126,7 +124,7 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   Raises:
     InputError: the weights or the data cannot be used.
   """
-  mesh = mesh_for(config)
+  mesh = partition.create_mesh()
   model = inference.load(source, config)
   batches = eval_batches(model)
   with jax.set_mesh(mesh):

@@ -49,8 +49,9 @@ def table(metrics: Mapping[str, Any]) -> str:
   return evaluate.table(rows)
 
 
-def _detect(predictor, variables, mesh, batches):
+def _detect(predictor, variables, batches):
   """Yields each image, and what is predicted for it."""
+  mesh = partition.create_mesh()
   with jax.set_mesh(mesh):
     predict = train_step.create_predict(predictor, mesh)
     for batch in batches:
@@ -105,7 +106,6 @@ def run(
         f'--run={workdir} is a run of {config.task.name}; boxes are predicted '
         'by runs of detection'
     )
-  mesh = evaluate.mesh_for(config)
   files = image_files.find(inputs) if inputs else []
   folder = pathlib.Path(output)
   try:  # Before anything that takes long.
@@ -128,7 +128,7 @@ def run(
   # The last image of each of so many parts of equal length.
   parts = min(max_images, total)
   drawn = {-(-total * part // parts) - 1 for part in range(1, parts + 1)}
-  found = _detect(model.predictor(flip), model.variables, mesh, batches)
+  found = _detect(model.predictor(flip), model.variables, batches)
   names, count = batches.class_names, 0
   for count, (image, one) in enumerate(found, start=1):
     evaluator.update({name: array[None] for name, array in one.items()})

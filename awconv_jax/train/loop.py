@@ -68,9 +68,10 @@ def train(config: Any, workdir: str) -> Result:
   config = settings.complete(config)
   mesh = partition.create_mesh()
   partition.check_batch_size(
-      'batch_size', config.batch_size, mesh, config.accumulation_steps
+      'config.batch_size', config.batch_size, mesh, config.accumulation_steps
   )
-  partition.check_batch_size('eval_batch_size', config.eval_batch_size, mesh)
+  eval_size = config.eval_batch_size
+  partition.check_batch_size('config.eval_batch_size', eval_size, mesh)
   # The mesh is in force while functions are traced: `ops.aw_conv` asks for it.
   with jax.set_mesh(mesh):
     return _train(config, pathlib.Path(workdir).absolute(), mesh)

@@ -123,8 +123,8 @@ def check_batch_size(
     nearest = max(round(batch_size / shards), 1) * shards
     times = f' times config.accumulation_steps={parts}' if parts > 1 else ''
     raise InputError(
-        f'config.{name}={batch_size} is not divisible by the {mesh.size} '
-        f'devices of this run{times}; take {nearest}, for example'
+        f'{name}={batch_size} is not divisible by the {mesh.size} devices of '
+        f'this run{times}; take {nearest}, for example'
     )
 
 
