@@ -40,15 +40,15 @@ def annotations(seed: int, category_ids=COCO_IDS) -> list[dict]:
     left, top = rng.integers(0, [4 * width // 2, 4 * height // 2]) / 4
     sides = rng.integers([8, 8], [2 * width, 2 * height]) / 4
     found.append(
-        {
-            'id': 1000 * seed + i + 1,
-            'image_id': seed,
-            'category_id': int(rng.choice(category_ids)),
-            'bbox': [float(v) for v in (left, top, *sides)],
-            'area': round(float(sides.prod()) * 0.75),
-            'iscrowd': int(i == 0 and seed % 4 == 3),
-            'segmentation': [],
-        }
+        dict(
+            id=1000 * seed + i + 1,
+            image_id=seed,
+            category_id=int(rng.choice(category_ids)),
+            bbox=[float(v) for v in (left, top, *sides)],
+            area=round(float(sides.prod()) * 0.75),
+            iscrowd=int(i == 0 and seed % 4 == 3),
+            segmentation=[],
+        )
     )
   return found
 
@@ -158,22 +158,19 @@ def archives(train, val) -> dict[str, bytes]:
     content['categories'].reverse()
     return json.dumps(content).encode()
 
+  folder = 'annotations'
+  both = {
+      f'{folder}/instances_train2017.json': listed(document(train)),
+      f'{folder}/instances_val2017.json': listed(document(val)),
+  }
+  test = listed(document([1]) | {'annotations': []})
   return {
       'train2017.zip': images('train2017', train),
       'val2017.zip': images('val2017', val),
       'test2017.zip': images('test2017', [1]),
-      'annotations_trainval2017.zip': _zip(
-          {
-              'annotations/instances_train2017.json': listed(document(train)),
-              'annotations/instances_val2017.json': listed(document(val)),
-          }
-      ),
+      'annotations_trainval2017.zip': _zip(both),
       'image_info_test2017.zip': _zip(
-          {
-              'annotations/image_info_test2017.json': listed(
-                  document([1]) | {'annotations': []}
-              )
-          }
+          {f'{folder}/image_info_test2017.json': test}
       ),
   }
 
@@ -198,25 +195,10 @@ def config(name: str, data_dir=None, **changes):
   """Returns the section `data` of a config, for tiny images."""
   import ml_collections
 
-  return ml_collections.ConfigDict(
-      {
-          'name': name,
-          'dir': None if data_dir is None else str(data_dir),
-          'train_split': 'train',
-          'eval_split': 'test',
-          'canvas': (48, 64),
-          'short_side': 48,
-          'long_side': 60,
-          'train_short_sides': (48,),
-          'flip': 0.0,
-          'scale_jitter': (),
-          'max_boxes': 6,
-          'train_empty': True,
-          'drop_bad': False,
-          'max_bad_fraction': 0.0,
-          'num_workers': 0,
-          'num_threads': 1,
-          'prefetch': 2,
-      }
-      | changes
-  )
+  options = dict(name=name, dir=None if data_dir is None else str(data_dir))
+  options |= dict(train_split='train', eval_split='test', max_bad_fraction=0.0)
+  options |= dict(canvas=(48, 64), short_side=48, long_side=60)
+  options |= dict(train_short_sides=(48,), scale_jitter=(), flip=0.0)
+  options |= dict(max_boxes=6, train_empty=True, drop_bad=False)
+  options |= dict(num_workers=0, num_threads=1, prefetch=2)
+  return ml_collections.ConfigDict(options | changes)

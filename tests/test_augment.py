@@ -47,7 +47,6 @@ def assert_share(number, draws, probability):
         ([('flop', {})], r"'flop' \(did you mean 'flip'\?\)"),
         ([('flip', {'p': 1})], "'flip' .* p: Extra .*; its options: none"),
         ([('pad_crop', {'pading': 4})], 'padding: Field required; pading: E'),
-        ([('pad_crop', {'padding': -1})], 'padding: .* than or equal to 0'),
         ([('rand_augment', RAND | {'num_ops': 1.5})], 'num_ops: .* integer'),
         ([('random_erasing', ERASE | {'fill': 'x'})], "fill: .*'noise' or"),
         (
@@ -146,8 +145,8 @@ def test_affine_scale_and_shear_about_the_centre():
   )
   assert larger[20, 10] == larger[10, 20] == 255 and larger[20, 7] == 0
   # x moves by y: the square's lower edge goes right, its upper edge left.
-  assert slanted[25, 26] == 255 and slanted[25, 18] == 0
-  assert slanted[15, 14] == 255 and slanted[15, 22] == 0
+  assert slanted[25, 18:27].tolist()[::8] == [0, 255]
+  assert slanted[15, 14:23].tolist()[::8] == [255, 0]
 
 
 def test_pad_crop_reaches_all_offsets():
@@ -223,19 +222,6 @@ def test_rand_augment_draws_with_replacement_and_skips_some(draw_rand):
   assert all(given == how for _, _, given in applied)
 
 
-def test_rand_augment_draws_magnitudes_and_signs(draw_rand):
-  values = values_of(draw_rand(6000))
-  units = dict(rotate=3, shear_x=0.03, shear_y=0.03)
-  units |= dict(translate_x=0.045, translate_y=0.045)
-  units |= dict.fromkeys(ENHANCE, 0.09)
-  for name, unit in units.items():
-    magnitudes = (np.array(values[name]) - (name in ENHANCE)) / unit
-    assert_share(np.sum(magnitudes > 0), len(magnitudes), 0.5)
-    # About 800 numbers: 4.5 standard errors.
-    assert abs(np.mean(np.abs(magnitudes)) - 7) < 0.08
-    assert abs(np.std(np.abs(magnitudes)) - 0.5) < 0.06
-
-
 def test_rand_augment_keeps_magnitudes_in_their_range(draw_rand):
   drawn = values_of(draw_rand(1500, magnitude=9.0, magnitude_std=5.0))
   angles = np.abs(drawn['rotate']).tolist()
@@ -243,6 +229,8 @@ def test_rand_augment_keeps_magnitudes_in_their_range(draw_rand):
   assert max(angles) == 30 and min(angles) == 0
   assert_share(angles.count(30), len(angles), 0.421)
   assert_share(angles.count(0), len(angles), 0.036)
+  colors = np.array(drawn['color'])
+  assert_share(np.sum(colors > 1), np.sum(colors != 1), 0.5)
 
 
 ENHANCE = ('color', 'contrast', 'brightness', 'sharpness')
@@ -415,11 +403,6 @@ def nines(*shape):
   return np.full(shape, 9, np.uint8)
 
 
-def test_random_erasing_happens_with_its_probability():
-  results = erase(nines(16, 16, 3), 1000, probability=0.3, fill='zero')
-  assert_share(sum((result == 0).any() for result in results), 1000, 0.3)
-
-
 def test_random_erasing_draws_area_and_ratio():
   _, _, height, width = boxes(erase(nines(100, 120, 3), 1500, fill='zero'))
   # Sides are whole numbers, of 24 at least.
@@ -452,19 +435,16 @@ def test_random_erasing_fills_with_noise(channels):
   # All intensities alike, in 4 * 64 * 64 * C independent numbers.
   for number in np.bincount(noise.ravel(), minlength=256):
     assert_share(number, noise.size, 1 / 256)
-  neighbours = [(noise[:, :-1], noise[:, 1:]), (noise[0], noise[1])]
-  if channels == 3:
-    neighbours.append((noise[..., 0], noise[..., 1]))
-  for one, other in neighbours:
-    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.07
+  one, other = noise[:, :-1].ravel(), noise[:, 1:].ravel()
+  assert abs(np.corrcoef(one, other)[0, 1]) < 0.05
 
 
-def test_random_erasing_gives_up_where_nothing_fits():
+def test_random_erasing_is_drawn_and_gives_up_where_nothing_fits():
   # One try in twenty fits into 4 rows: ten do for 40 per cent of the images.
   options = dict(area=(0.2, 0.2), ratio=(0.25, 5.657), fill='zero')
-  results = erase(nines(4, 60, 1), 600, **options)
+  results = erase(nines(4, 60, 1), 900, probability=0.7, **options)
   ratios = np.exp(np.linspace(np.log(0.25), np.log(5.657), 100001))
   fits = np.mean(np.round(np.sqrt(48 * ratios)) <= 4)
   assert 0.02 < fits < 0.2
   erased = sum(bool(np.any(r == 0)) for r in results)
-  assert_share(erased, 600, 1 - (1 - fits) ** 10)
+  assert_share(erased, 900, 0.7 * (1 - (1 - fits) ** 10))

@@ -37,14 +37,15 @@ def test_fitted_keeps_the_ratio(size, wanted):
 
 
 @pytest.mark.parametrize('size', [(60, 80), (15, 20), (45, 60)])
-def test_boxes_follow_the_pixels_when_resized(size):
-  pixels, scenery = scene(30, 40, [(8, 4, 20, 22)])
-  pixels, scenery = canvases.resize(pixels, scenery, size)
+def test_boxes_follow_the_pixels(size):
+  pixels, scenery = canvases.resize(*scene(30, 40, [(8, 4, 20, 22)]), size)
   assert pixels.shape == (*size, 3)
   np.testing.assert_allclose(scenery.boxes[0], found(pixels), atol=1)
-  np.testing.assert_allclose(
-      scenery.boxes[0], np.array([8, 4, 20, 22]) * size[0] / 30, rtol=1e-6
-  )
+  wanted = np.array([8, 4, 20, 22]) * size[0] / 30
+  np.testing.assert_allclose(scenery.boxes[0], wanted, rtol=1e-6)
+  flipped, mirrored = canvases.flip(pixels, scenery)
+  np.testing.assert_array_equal(flipped, pixels[:, ::-1])
+  np.testing.assert_allclose(mirrored.boxes[0], found(flipped), atol=1)
 
 
 @pytest.mark.parametrize(
@@ -58,21 +59,12 @@ def test_boxes_follow_the_pixels_when_resized(size):
 )
 def test_pixels_are_mixed_linearly_by_the_places_of_their_centres(row, wanted):
   line = np.repeat(np.array(row, np.uint8)[None, :, None], 3, 2)
-  nothing = objects.create([], [], [], [])
+  nothing = objects.NOTHING
   wide, _ = canvases.resize(line, nothing, (1, len(wanted)))
   high, _ = canvases.resize(line.swapaxes(0, 1), nothing, (len(wanted), 1))
   for channel in range(3):
     assert wide[0, :, channel].tolist() == wanted
     assert high[:, 0, channel].tolist() == wanted
-
-
-def test_boxes_follow_the_pixels_when_flipped():
-  pixels, scenery = scene(30, 40, [(8, 4, 20, 22)])
-  flipped, moved = canvases.flip(pixels, scenery)
-  assert list(moved.boxes[0]) == found(flipped) == [20, 4, 32, 22]
-  again, back = canvases.flip(flipped, moved)
-  np.testing.assert_array_equal(again, pixels)
-  np.testing.assert_array_equal(back.boxes, scenery.boxes)
 
 
 def test_crop_cuts_boxes_and_drops_those_outside():
@@ -100,12 +92,6 @@ def test_jitter_covers_its_range_and_keeps_boxes_on_the_image():
       np.testing.assert_allclose(box, found(image), atol=1.5)
   assert min(scales) < 0.35 and np.mean(np.array(scales) == 1) > 0.4
   assert 150 < kept <= 200
-
-
-def test_paste_leaves_zeros_around():
-  out = canvases.paste(np.full((3, 4, 3), 7, np.uint8), (5, 6))
-  assert out.shape == (5, 6, 3)
-  assert (out[:3, :4] == 7).all() and out.sum() == 7 * 36
 
 
 def test_what_is_trained_on():

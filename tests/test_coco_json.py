@@ -60,11 +60,13 @@ def spoil(content):
 
   def annotation(identity, fault, **changes):
     boxes.append(sound | {'id': identity} | changes)
-    said.append(f'annotation {identity} (image 0): {fault}')
+    said.append(f'annotation {identity}, image_id=0: {fault}')
 
   def image(identity, fault, **changes):
     images.append(images[1] | {'id': identity} | changes)
-    said.append(f'image {identity} ({images[-1]["file_name"]}): {fault}')
+    said.append(
+        f'image {identity}, file_name={images[-1]["file_name"]}: {fault}'
+    )
 
   outside = 'reaches outside of its image of 40 x 30 pixels'
   annotation(91, f'bbox [35, 2, 10, 4] {outside}', bbox=[35, 2, 10, 4])
@@ -78,7 +80,7 @@ def spoil(content):
   annotation(97, 'bbox=[3, 4, nan, 5]: Input', bbox=[3, 4, nan, 5])
   annotation(98, 'there is no category 4', category_id=4)
   annotation(99, 'there is no image 777', image_id=777)
-  said[-1] = said[-1].replace('image 0', 'image 777')
+  said[-1] = said[-1].replace('image_id=0', 'image_id=777')
   annotation(99, 'the id is that of another one')
   annotation(None, '')
   said[-1] = 'annotation number '
@@ -110,7 +112,7 @@ def test_all_faults_are_listed_together_or_dropped_and_told(root):
   message = str(raised.value)
   for line in wanted:
     assert f'train: {line}' in message, line
-  assert 'test: image 13 (000000000013.jpg): [Errno 2]' in message
+  assert 'test: image 13, file_name=000000000013.jpg: [Errno 2]' in message
   assert f'{len(wanted) + 1} fault(s)' in message
   assert 'config.data.drop_bad=true' in message
   assert 'entry says 40 x 30; turn the pixels of the file' in message

@@ -65,20 +65,6 @@ def test_orders_differ_by_seed_and_epoch_and_mix_the_orientations():
   assert collections.Counter(kinds[:12]) == {0: 8, 1: 4}
 
 
-def test_far_positions_are_those_that_counting_finds():
-  parts, size, far = examples(37, 21), 8, 3001
-  order = GroupedOrder(parts, size, seed=0)
-  number, waiting = 0, np.zeros(2, int)
-  for epoch in range(far + size):
-    waiting += [len(part) for part in parts]
-    full, waiting = divmod(waiting, size)
-    if epoch >= far:
-      of_epoch = [batch(order, number + i, size) for i in range(full.sum())]
-      kinds = collections.Counter(next(iter(kind)) for kind, _ in of_epoch)
-      assert kinds == dict(enumerate(full))
-    number += full.sum()
-
-
 @pytest.mark.parametrize('far', [8, 8 * 10**10])
 def test_epochs_that_leave_nothing_over_show_all_equally_often(far):
   parts, size = examples(37, 21), 8

@@ -11,6 +11,7 @@ decoded, so that no more of it is decoded than is needed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import functools
 import inspect
 from typing import Annotated, Any
 
@@ -132,16 +133,16 @@ class Chain:
     Raises:
       InputError: for unknown names and for options that cannot be used.
     """
-    self._size, self._crop, self._steps = size, None, []
+    self._first, self._rest, self._size = _all_pixels, [], size
     for place, (name, options) in enumerate(steps):
       function = look_up('augmentation', name, AUGMENTATIONS | CROPS)
       options = _options_of(name, function, options)
       if name not in CROPS:
-        self._steps.append((function, options))
+        self._rest.append(functools.partial(function, **options))
       elif place:
         raise InputError(f'augmentation {name!r} must come first in augment')
       else:
-        self._crop = (function, options)
+        self._first = functools.partial(function, size=size, **options)
 
   def __call__(self, encoded: decode.EncodedImage, rng: Rng) -> np.ndarray:
     """Returns the augmented image, uint8 [size, size, C].
@@ -153,15 +154,16 @@ class Chain:
     Raises:
       UnreadableError: the image cannot be decoded.
     """
-    if self._crop is None:
-      image = encoded.pixels()
-    else:
-      crop, options = self._crop
-      image = crop(encoded, rng, size=self._size, **options)
-    for function, options in self._steps:
-      image = function(image, rng, **options)
+    image = self._first(encoded, rng)
+    for step in self._rest:
+      image = step(image, rng)
     # Last, so that augmentations see all pixels and shapes always agree.
     return decode.resize(image, self._size, 'area')
+
+
+def _all_pixels(encoded: decode.EncodedImage, rng: Rng) -> np.ndarray:
+  del rng
+  return encoded.pixels()
 
 
 def _options_of(

@@ -1,29 +1,20 @@
 """AutoAugment and RandAugment: operations drawn at random, by their strengths.
 
 AutoAugment, E. Cubuk et al., https://arxiv.org/abs/1805.09501, is one of 25
-pairs of operations that were found by search:
-
-  O = op_2(op_1(I)),  each with its own probability and magnitude
-
-The policy for CIFAR-10 is the paper's table 7 (its appendix), and magnitudes 0
-to 9 divide the ranges of its table 6 evenly. Two things it leaves open, as in
-the authors' code (tensorflow/models, research/autoaugment): posterize and
-solarize are the stronger the higher the magnitude, and translations reach 10
-pixels of CIFAR's 32 (the table's 150 are those of a larger image). From that
-code, too: nothing is interpolated, and what comes from outside of the image is
+pairs of operations, each with a probability and a magnitude of its own. The
+policy for CIFAR-10 is the paper's table 7 (its appendix); magnitudes 0 to 9
+divide the ranges of its table 6 evenly. What it leaves open is as in the
+authors' code (tensorflow/models, research/autoaugment): posterize and solarize
+are the stronger the higher the magnitude, translations reach 10 pixels of
+CIFAR's 32, nothing is interpolated, and what comes from outside of the image is
 of CIFAR-10's mean colour.
 
-RandAugment, E. Cubuk et al., https://arxiv.org/abs/1909.13719, is some
-operations out of 15, all of about the same strength, here in the form with
-which the recipes of https://arxiv.org/abs/2110.00476 were made (timm's, whose
+RandAugment, E. Cubuk et al., https://arxiv.org/abs/1909.13719, is `num_ops`
+operations out of 15 of about the same strength, here in the form with which
+the recipes of https://arxiv.org/abs/2110.00476 were made (timm's, whose
 'rand-m7-mstd0.5-inc1' is num_ops 2, magnitude 7, magnitude_std 0.5, probability
-0.5, increasing):
-
-  O = op_n(... op_1(I, m_1) ..., m_n),  m ~ N(magnitude, std)
-
-An operation may be drawn twice, and is left out with a chance of its own.
-Where timm draws the interpolation, too, this one is always linear; what comes
-from outside of the image is of ImageNet's mean colour.
+0.5, increasing). Where timm draws the interpolation, too, this one is always
+linear; what comes from outside of the image is of ImageNet's mean colour.
 """
 
 from typing import Annotated
@@ -140,7 +131,7 @@ def rand_augment(
     rng: source of the random numbers.
     num_ops: how many operations are drawn, with replacement.
     magnitude, magnitude_std: mean and standard deviation of the normal
-      distribution of their magnitudes, which end at 0 and 10.
+      distribution of each one's magnitude, which ends at 0 and 10.
     probability: chance that one drawn is applied.
     increasing: whether all operations that have a magnitude grow with it; if
       not, posterize and solarize are the stronger the lower it is, and color,

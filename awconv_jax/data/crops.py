@@ -27,16 +27,13 @@ def random_box(
 ) -> decode.Box | None:
   """Returns a box in an image, or None where none of 10 has fitted.
 
-  With the area S, and the ratio r of its sides, the box has
-
-    long, short = sqrt(S * r), sqrt(S / r)
+  Its sides are sqrt(S * r) and sqrt(S / r).
 
   Args:
     height, width: of the image, in pixels.
     rng: source of the random numbers.
-    area: least and greatest share of the image's area, drawn uniformly.
-    ratio: least and greatest r, drawn uniformly in its logarithm, so that r
-      and 1 / r are equally likely.
+    area: least and greatest S, a share of the image's area, drawn uniformly.
+    ratio: least and greatest r, drawn uniformly in its logarithm.
     tall: whether r is height / width, not width / height.
   """
   logarithms = math.log(ratio[0]), math.log(ratio[1])

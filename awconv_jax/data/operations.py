@@ -184,14 +184,13 @@ def apply(
     fill: tuple[int, int, int],
     interpolation: str,
 ) -> np.ndarray:
-  """Returns the image after one operation.
+  """Returns the image after one of `OPERATIONS`.
 
   Args:
     image: uint8 [H, W, C].
-    name: one of `OPERATIONS`.
-    value: how much, in the units given above; None for those without.
-    fill: red, green and blue of what comes from outside of the image; a grey
-      image takes the grey of them.
+    name: of the operation.
+    value: in the units given above; None for those without.
+    fill: red, green and blue of what comes from outside, or the grey of them.
     interpolation: between pixels, 'nearest' or 'linear'.
   """
   if name in _INTENSITIES:

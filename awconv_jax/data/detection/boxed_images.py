@@ -107,17 +107,13 @@ class _MakeRow:
       objects = objects.take(objects.trainable())
     pixels = EncodedImage(record['image'], 3).pixels()
     height, width = pixels.shape[:2]
-    # As the index has it, unless the file has changed since, or could not be
-    # read then.
-    if (height > width) != (group == PORTRAIT):
+    # As the index has them, unless the file has changed since, or could not
+    # be read then.
+    turned = (height > width) != (group == PORTRAIT)
+    if turned or len(objects) > self.geometry.max_boxes:
       raise UnreadableError(
-          f'its {width} x {height} pixels are of another orientation than '
-          'before'
-      )
-    if len(objects) > self.geometry.max_boxes:
-      raise UnreadableError(
-          f'it has {len(objects)} boxes, more than config.data.max_boxes='
-          f'{self.geometry.max_boxes}'
+          f'its {width} x {height} pixels or {len(objects)} boxes are others '
+          'than before'
       )
     if rng is not None:
       pixels, objects = self.geometry.augmented(pixels, objects, group, rng)

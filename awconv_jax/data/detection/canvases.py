@@ -53,21 +53,18 @@ class Geometry:
   def __post_init__(self):
     height, width = self.canvas
     short = max(self.short_side, *self.train_short_sides)
-    if height > width or self.long_side > width:
+    limit = min(height, self.long_side)
+    if not short <= limit <= max(height, self.long_side) <= width:
       raise InputError(
           f'config.data.canvas={self.canvas} must be (height, width) of a '
-          f'landscape, no narrower than config.data.long_side={self.long_side}'
-      )
-    if short > min(height, self.long_side):
-      raise InputError(
-          f'config.data.short_side={self.short_side} and '
-          f'train_short_sides={self.train_short_sides} must be at most '
-          f'{min(height, self.long_side)}, as canvas and long_side are'
+          f'landscape that holds long_side={self.long_side}; short_side='
+          f'{self.short_side} and train_short_sides={self.train_short_sides} '
+          f'must be at most {limit}'
       )
 
   @classmethod
   def of(cls, options: Mapping[str, Any]) -> 'Geometry':
-    """Returns what `config.data` says of sizes."""
+    """Returns that of `config.data`."""
     return cls(**{f.name: options[f.name] for f in dataclasses.fields(cls)})
 
   def canvas_of(self, group: int) -> Size:
@@ -97,13 +94,7 @@ class Geometry:
 
 
 def fitted(height: int, width: int, short_side: int, long_side: int) -> Size:
-  """Returns the size whose short side is as wanted, or whose long side is.
-
-  Args:
-    height, width: of the image, in pixels.
-    short_side: wanted.
-    long_side: not to be exceeded.
-  """
+  """Scales to a short side in pixels, unless the long side would exceed its."""
   scale = min(short_side / min(height, width), long_side / max(height, width))
   return _scaled(height, width, scale)
 
@@ -133,14 +124,7 @@ def flip(pixels: np.ndarray, objects: Objects) -> Pair:
 def crop(
     pixels: np.ndarray, objects: Objects, corner: Size, size: Size
 ) -> Pair:
-  """Cuts a rectangle and its boxes, and drops the objects outside of it.
-
-  Args:
-    pixels: of the image.
-    objects: of the image.
-    corner: the uppermost row and the leftmost column.
-    size: wanted; less at the image's border.
-  """
+  """Cuts what lies in a rectangle, from its top and left on, and its boxes."""
   top, left = corner
   pixels = pixels[top : top + size[0], left : left + size[1]]
   height, width = pixels.shape[:2]
@@ -160,14 +144,8 @@ def jitter(
   """Resizes by a factor at random, and cuts what the canvas cannot hold.
 
   Large-scale jitter, https://arxiv.org/abs/2012.07177: factor 1 is the largest
-  size at which the whole image fits on the canvas.
-
-  Args:
-    pixels: of the image.
-    objects: of the image.
-    canvas: to be filled.
-    scales: the smallest and the largest factor, such as (0.1, 2).
-    rng: source of all random numbers.
+  size at which the whole image fits on the canvas. The factor is drawn
+  uniformly from `scales`, such as (0.1, 2).
   """
   height, width = pixels.shape[:2]
   scale = rng.uniform(*scales) * min(canvas[0] / height, canvas[1] / width)

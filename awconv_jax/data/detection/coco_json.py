@@ -104,7 +104,8 @@ class CocoJson:
     self.faults = tuple(faults)
     # All entries as arrays: worker processes get a copy of each.
     self._names = np.array([os.fsencode(i.file_name) for i in images.values()])
-    self._ids = _numbers(list(images))
+    fits = all(isinstance(i, int) and 0 <= i < 2**31 for i in images)
+    self._ids = np.int32(list(images) if fits else range(len(images)))
     sizes = np.int32([(i.height, i.width) for i in images.values()])
     counts = [len(annotations) for annotations in lists]
     self._ends = np.cumsum(counts)
@@ -147,8 +148,7 @@ class CocoJson:
 def _load(path: str, split: str) -> tuple[_Document, str]:
   """Returns what the JSON of a split holds, and where it is."""
   folder = os.path.join(path, 'annotations')
-  names = [f'instances_{split}.json', f'{split}.json']
-  places = [os.path.join(folder, name) for name in names]
+  places = [f'{folder}/instances_{split}.json', f'{folder}/{split}.json']
   place = next(filter(os.path.isfile, places), None)
   images = os.path.join(path, split)
   if place is None or not os.path.isdir(images):
@@ -201,13 +201,10 @@ def _line(
     kind: str, values: Mapping[str, Any], fault: str, unnamed: str = ''
 ) -> str:
   """Returns a line about an entry: its id, where it belongs, and the fault."""
-  owner = ''
-  if 'file_name' in values:
-    owner = f' ({values["file_name"]})'
-  elif 'image_id' in values:
-    owner = f' (image {values["image_id"]})'
-  identity = values.get('id')
-  return f'{kind} {unnamed if identity is None else identity}{owner}: {fault}'
+  keys = [key for key in ('file_name', 'image_id') if key in values]
+  identity = unnamed if values.get('id') is None else values['id']
+  named = [f'{kind} {identity}', *(f'{key}={values[key]}' for key in keys)]
+  return f'{", ".join(named)}: {fault}'
 
 
 def _sound_images(
@@ -258,9 +255,10 @@ def _sound_annotations(
       return f'there is no category {annotation.category_id}'
     return _box_fault(annotation.bbox, images.get(annotation.image_id))
 
+  entries = document.annotations
   lists = {identity: [] for identity in images}
   for annotation in _sound(
-      'annotation', _Annotation, document.annotations, faults, fault_of
+      'annotation', _Annotation, entries, faults, fault_of
   ):
     if annotation.image_id in lists:
       lists[annotation.image_id].append(annotation)
@@ -275,23 +273,14 @@ def _box_fault(box: list[float], image: _Image | None) -> str | None:
     return f'bbox [{shown}] has no width or no height'
   if image is None:
     return None
-  for low, length, side in (
-      (left, width, image.width),
-      (top, height, image.height),
+  sides = (left, width, image.width), (top, height, image.height)
+  # Inside of the tolerance altogether, nothing of it would be left.
+  if all(
+      -_TOLERANCE <= low < side and 0 < low + length <= side + _TOLERANCE
+      for low, length, side in sides
   ):
-    # Inside of the tolerance altogether, nothing of it would be left.
-    if not -_TOLERANCE <= low < side or not (
-        0 < low + length <= side + _TOLERANCE
-    ):
-      return (
-          f'bbox [{shown}] reaches outside of its image of {image.width} x '
-          f'{image.height} pixels'
-      )
-  return None
-
-
-def _numbers(ids: list[int | str]) -> np.ndarray:
-  """Returns the ids as int32, or, where they are no such, 0..N-1."""
-  if all(isinstance(i, int) and 0 <= i < 2**31 for i in ids):
-    return np.array(ids, np.int32)
-  return np.arange(len(ids), dtype=np.int32)
+    return None
+  return (
+      f'bbox [{shown}] reaches outside of its image of {image.width} x '
+      f'{image.height} pixels'
+  )

@@ -158,13 +158,7 @@ def _background(photo, size, rng) -> np.ndarray:
 def opacity(
     scan: np.ndarray, height: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Returns how much of the ink covers each pixel, cut tight around it.
-
-  Args:
-    scan: ink per pixel, [8, 8], values 0..16.
-    height: of the ink, in pixels; float32 [height, width] in 0..1 is returned.
-    rng: source of all random numbers; it stretches the digit a little.
-  """
+  """Returns a digit's opacity in 0..1, [height, width], stretched a little."""
   # Enlarged twice as much as needed, so that cutting it loses no sharpness.
   ink = scan.astype(np.float32) / 16
   large = cv2.resize(ink, (16 * 8, 16 * 8), interpolation=cv2.INTER_CUBIC)
