@@ -121,19 +121,13 @@ def rows(
     module = next((p for p in scope.split('/') if p in params), '(other)')
     by_module[module] += count
   # In the order of the computation; `params` is ordered by the alphabet.
-  table = [
-      Row(
-          name,
-          sum(leaf.size for leaf in jax.tree.leaves(params.get(name, {}))),
-          by_module[name],
-      )
-      for name in dict.fromkeys([*by_module, *params])
-  ]
-  return table, Row(
-      'total',
-      sum(row.parameters for row in table),
-      sum(row.multiply_adds for row in table),
-  )
+  table = []
+  for name in dict.fromkeys([*by_module, *params]):
+    leaves = jax.tree.leaves(params.get(name, {}))
+    parameters = sum(leaf.size for leaf in leaves)
+    table.append(Row(name, parameters, by_module[name]))
+  parameters = sum(row.parameters for row in table)
+  return table, Row('total', parameters, sum(by_module.values()))
 
 
 def format_table(table: list[Row], total: Row) -> str:

@@ -13,7 +13,7 @@ from awconv_jax.tools import convert
 from awconv_jax.train.checkpoint import Checkpointer
 from awconv_jax.train.step import TrainState
 from awconv_jax.weights import state_dict
-from configs import coco, digits
+from configs import coco
 
 NARROW = dict(
     width=4,
@@ -178,7 +178,6 @@ def test_a_suffix_of_weights_is_no_directory(suffix, shapes, tmp_path):
 def test_a_run_is_not_written_over(shapes, state, tmp_path):
   source = torch_zip.save(tmp_path / 'weights.pth', state)
   convert.convert(source, tmp_path / 'run', shapes)
-  convert.convert(source, tmp_path / 'run', shapes)  # The same again.
   other = torch_zip.save(
       tmp_path / 'other.pth', state | {'fc.bias': state['fc.bias'] + 1}
   )
@@ -193,35 +192,24 @@ def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'model, attention, num_classes, words',
+    'named, words',
     [
-        ('resnet18', None, None, '--model=.*--config=.*not both'),
-        (None, 'se', None, '--attention=se .*--config.model.attention=se'),
-        (None, None, 0, '--num_classes=0 .*--config.model.num_classes=0'),
+        (dict(model='resnet18'), '--model=.*--config=.*not both'),
+        (dict(attention='se'), '--config.model.attention=se.*not both'),
+        (dict(num_classes=0), '--config.model.attention=se.*not both'),
+        (dict(config=None), '--model=.*--config=.*not both'),
+        (
+            dict(config=None, model='faster_rcnn'),
+            'detector.*--config=configs/coco.py',
+        ),
+        (dict(channels=1), 'config.task.mean=.*have 1 channel'),
     ],
 )
-def test_flags_that_a_config_replaces(model, attention, num_classes, words):
-  config = digits.get_config()
+def test_flags_name_one_network_that_fits(named, words):
+  flags = dict(model=None, attention=None, num_classes=None, channels=3)
+  flags |= dict(config=coco.get_config())
   with pytest.raises(InputError, match=words):
-    convert.shapes_of(
-        model=model,
-        attention=attention,
-        num_classes=num_classes,
-        config=config,
-        channels=1,
-    )
-
-
-def test_flags_of_a_detector_name_their_place_in_the_config():
-  named = dict(model=None, attention='se', num_classes=None, channels=3)
-  with pytest.raises(InputError, match='config.model.backbone.attention=se'):
-    convert.shapes_of(**named, config=coco.get_config())
-  named |= dict(model='faster_rcnn', attention=None)
-  with pytest.raises(InputError, match='detector.*--config=configs/coco.py'):
-    convert.shapes_of(**named, config=None)
-  named |= dict(model=None, channels=1)
-  with pytest.raises(InputError, match='config.task.mean=.*have 1 channel'):
-    convert.shapes_of(**named, config=coco.get_config())
+    convert.shapes_of(**flags | named)
 
 
 def test_mistakes_are_one_line(shapes, state, tmp_path):

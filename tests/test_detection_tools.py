@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     model.proposals.update(candidates=16, number=8)
     model.detections.number = 4
   variables = random_values.like(
-      models.detector_shapes(models.create_detector(**config.model.to_dict()))
+      models.shapes_of(models.create_detector(**config.model.to_dict()))
   )
   convert.write_run(root / 'run', variables)
   (root / 'run/config.json').write_text(json.dumps(config.to_dict()))

@@ -55,7 +55,7 @@ def count(tree):
 @pytest.mark.parametrize('backbone', sorted(BODY))
 def test_parameters_and_multiply_adds_are_the_published_ones(backbone):
   model = models.create_detector(backbone=backbone)
-  shapes = models.detector_shapes(model)
+  shapes = models.shapes_of(model)
   assert {k: count(v) for k, v in shapes['params'].items()} == {
       'backbone': BODY[backbone],
       'fpn': 3_344_384,
@@ -74,7 +74,7 @@ def test_parameters_and_multiply_adds_are_the_published_ones(backbone):
   model = models.create_detector(
       backbone=backbone, preset='torchvision', num_classes=90
   )
-  leaves, _ = names.flatten(models.detector_shapes(model)['params'])
+  leaves, _ = names.flatten(models.shapes_of(model)['params'])
   counted = [x.size for path, x in leaves.items() if 'norm' not in path[-2]]
   assert sum(counted) == TORCHVISION[backbone]
 
@@ -101,14 +101,14 @@ def case():
   want = np.load(torchvision_case.PATH)
   shapes = json.loads(str(want['shapes']))
   arrays = {n: torchvision_case.draw(n, tuple(s)) for n, s in shapes.items()}
-  variables = state_dict.from_state_dict(arrays, models.detector_shapes(model))
+  variables = state_dict.from_state_dict(arrays, models.shapes_of(model))
   size = np.array(torchvision_case.SIZES, np.float32)
   return model, variables, torchvision_case.images(), size, want
 
 
 def test_torchvisions_names_and_shapes_are_all_known(case):
   model, _, _, _, want = case
-  table = names.table(models.detector_shapes(model))
+  table = names.table(models.shapes_of(model))
   assert {n: list(e.shape) for n, e in table.items()} == json.loads(
       str(want['shapes'])
   )
@@ -198,7 +198,7 @@ def random_variables(model, seed=0):
       values *= 0.2
     return values.astype(np.float32)
 
-  shapes = models.detector_shapes(model)
+  shapes = models.shapes_of(model)
   return jax.tree_util.tree_map_with_path(value, shapes)
 
 
@@ -382,7 +382,7 @@ def test_every_device_ranks_its_own_images(plain, method):
 
 def test_half_precision_keeps_boxes_and_losses_in_float32():
   model = small(dict(dtype='bfloat16'), dtype='bfloat16')
-  variables = models.detector_shapes(model)
+  variables = models.shapes_of(model)
   images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
   size = jax.ShapeDtypeStruct((2, 2), jnp.float32)
   detect = functools.partial(model.apply, method='detect')
@@ -428,7 +428,7 @@ def test_a_preset_is_complete_in_a_config_and_makes_what_it_makes_alone(preset):
   # The sections are all the arguments that there are.
   whole = models.create_detector(**section)
   sparse = models.create_detector(backbone='resnet18', preset=preset)
-  assert models.detector_shapes(whole) == models.detector_shapes(sparse)
+  assert models.shapes_of(whole) == models.shapes_of(sparse)
 
 
 def test_options_that_cannot_be_are_refused():

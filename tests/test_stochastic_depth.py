@@ -10,7 +10,6 @@ import pytest
 import random_values
 
 from awconv_jax import models
-from awconv_jax.models import network
 
 RESNET = dict(width=8, stem='cifar', stage_sizes=(1, 2), num_classes=3)
 RATES = (0, 0.3, 0.6)
@@ -130,7 +129,7 @@ def test_evaluation_drops_nothing(family):
 
 def drop_of(model, blocks, block):
   """Returns what drops the branch of a block, in training."""
-  return list(network.parts_of(model, blocks, True))[block]['drop']()
+  return list(model.parts(blocks, True))[block]['drop']()
 
 
 def test_the_expected_value_is_that_of_evaluation():

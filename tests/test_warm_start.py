@@ -124,7 +124,7 @@ def random_detector(seed, num_classes=3, **options):
       pyramid=dict(features=4),
       head=dict(features=4),
   )
-  return random_values.like(models.detector_shapes(model), seed)
+  return random_values.like(models.shapes_of(model), seed)
 
 
 def write(kind, path, variables):

@@ -244,7 +244,7 @@ def test_a_branch_is_absent_as_a_whole_or_not_at_all(lost):
     ],
 )
 def test_the_branch_of_an_aw_convolution_is_told_apart(path, expected):
-  assert weights.in_aw_branch(path) is expected
+  assert bool(weights.in_aw_branch(path)) is expected
 
 
 @pytest.mark.parametrize('shape', [(6,), (5, 6), (3, 5, 6)])
@@ -511,10 +511,11 @@ def test_other_formats_are_refused_with_the_remedy(tmp_path):
   ):
     big = write(tmp_path / 'big.pth', {'a': np.ones(2)}, order)
     assert 'big-endian' in refusal(big)
-  assert 'there is no file' in refusal(tmp_path / 'absent.pth')
+  assert 'there is no file and no run' in refusal(tmp_path / 'absent.pth')
   message = refusal(tmp_path)
   assert f'{tmp_path} is a directory' in message
   assert f'awconv_jax.tools.convert --input={tmp_path} --output=' in message
+  (tmp_path / 'weights.npz').touch()
   assert "'.npz'; known: .bin, .pt" in refusal(tmp_path / 'weights.npz')
   with pytest.raises(InputError, match="'.pth'; known: .safetensors"):
     weights.save(tmp_path / 'ours.pth', {'params': {}})

@@ -20,15 +20,12 @@ DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
 
 
 def create(name: str, **options: Any) -> nn.Module:
-  """Returns a network by name.
+  """Returns a network by name: `model.apply(variables, images, train=False)`.
 
   Args:
     name: one of `MODELS`, such as 'resnet50'.
     **options: fields of the network; see its class, such as
       `models.resnet.ResNet`, and `models.network.Network`.
-
-  Returns:
-    A Flax module: `model.apply(variables, images, train=False)`.
 
   Raises:
     InputError: the name or an option is unknown, or options do not fit.
@@ -48,7 +45,7 @@ def create_detector(
     preset: str = 'mmdet',
     **options: Any,
 ) -> nn.Module:
-  """Returns a detector by name.
+  """Returns a detector by name, which has the methods `detect` and `losses`.
 
   Args:
     name: one of `DETECTORS`.
@@ -58,45 +55,35 @@ def create_detector(
     **options: of the detector, such as num_classes; see `FasterRCNN`. Groups
       need not be complete.
 
-  Returns:
-    A Flax module with the methods `detect` and `losses`.
-
   Raises:
     InputError: a name or an option is unknown, or a value impossible.
   """
+  if name in MODELS:
+    raise errors.InputError(
+        f'model.name={name!r} is no detector, which config.task.name=detection '
+        f'needs: {", ".join(DETECTORS)}'
+    )
   detector = errors.look_up('detector', name, DETECTORS)
   fields = dict(name=backbone) if isinstance(backbone, str) else backbone
   network = create(**fields, num_classes=None)
   return detector(network, **presets.with_preset(preset, **options))
 
 
-def detector_shapes(model: nn.Module, side: int = 64, channels: int = 3) -> Any:
-  """Returns the shapes of a detector's variables; computes nothing.
+def shapes_of(model: nn.Module, side: int = 64, channels: int = 3) -> Any:
+  """Returns the shapes of a network's or a detector's variables.
 
   Args:
-    model: a detector of `create_detector`.
+    model: of `create` or `create_detector`; nothing is computed.
     side: height and width of the images.
     channels: of the images.
 
   Returns:
     A tree of `jax.ShapeDtypeStruct`: 'params' and 'batch_stats'.
   """
-  shapes = (1, side, side, channels), (1, 2), (1, 1, 4)
-  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-  return jax.eval_shape(model.init, jax.random.key(0), *arrays)
-
-
-def shapes_of(model: nn.Module, side: int, channels: int = 3) -> Any:
-  """Returns the shapes of a network's variables; computes nothing.
-
-  Args:
-    model: a network of `create`.
-    side: height and width of the images.
-    channels: of the images.
-
-  Returns:
-    A tree of `jax.ShapeDtypeStruct`: 'params' and 'batch_stats'.
-  """
-  image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-  init = functools.partial(model.init, train=False)
-  return jax.eval_shape(init, jax.random.key(0), image)
+  arrays = [jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)]
+  init = model.init
+  if isinstance(model, tuple(DETECTORS.values())):
+    arrays += [jnp.ones((1, 2)), jnp.ones((1, 1, 4))]  # Sizes and regions.
+  else:
+    init = functools.partial(init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), *arrays)

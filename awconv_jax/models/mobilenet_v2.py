@@ -6,26 +6,13 @@ convolution, convolves each by itself (3x3), and narrows them by a 1x1
 convolution without activation.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 
 from awconv_jax.errors import look_up
-from awconv_jax.models.network import (
-    Network,
-    attend_stage,
-    check_places,
-    classify,
-    conv_of,
-    convolve,
-    convs_of,
-    norm_of,
-    parts_of,
-    strided_size,
-)
-from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.models import network
 from awconv_jax.options import (
     Bound,
     Fraction,
@@ -48,50 +35,39 @@ def scaled(channels: int, factor: float) -> int:
   return result if result >= 0.9 * wanted else result + 8
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(network.Block):
   """1x1, depthwise 3x3 and linear 1x1, plus the input where shapes are equal.
 
   Attributes:
     features: output channels.
     widen: factor of the channels inside; 1 has no first convolution.
     stride: of the block.
-    convs: the convolution of each slot, 'conv1' to 'conv3'.
-    norm: the norm; takes `name`.
-    attention: None, or what gates the last norm's output.
-    drop: what drops the branch of some samples in training; takes `name`.
   """
 
   features: int
   widen: int
   stride: int
-  convs: Mapping[str, Callable[..., Any]]
-  norm: Callable[..., Any]
-  attention: Callable[..., Any] | None
-  drop: Callable[..., Any]
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H / stride, W / stride, features] for x [N, H, W, C]."""
-    y, size = x, valid_size
-    channels = x.shape[-1] * self.widen
+    y, size, channels = x, valid_size, x.shape[-1] * self.widen
     if self.widen > 1:
-      y, size = self.convs['conv1'](y, channels, 1, 1, size)
+      y, size = self.conv('conv1', y, channels, 1, 1, size)
       y = nn.relu6(self.norm(name='norm1')(y))
-    y, size = self.convs['conv2'](
-        y, channels, 3, self.stride, size, feature_group_count=channels
+    y, size = self.conv(
+        'conv2', y, channels, 3, self.stride, size, feature_group_count=channels
     )
     y = nn.relu6(self.norm(name='norm2')(y))
-    y, size = self.convs['conv3'](y, self.features, 1, 1, size)
-    y = self.norm(name='norm3')(y)
-    if self.attention is not None:
-      y = self.attention(name='attention')(y, valid_size=size)
+    y, size = self.conv('conv3', y, self.features, 1, 1, size)
+    y = self.gate(self.norm(name='norm3')(y), size)
     # Without a shortcut nothing would be left.
     if x.shape != y.shape:
       return y
     return x + self.drop(name='stochastic_depth')(y)
 
 
-class MobileNetV2(Network):
+class MobileNetV2(network.Network):
   """MobileNetV2 over NHWC images; the other fields are those of `Network`.
 
   Attributes:
@@ -119,64 +95,44 @@ class MobileNetV2(Network):
 
   def __post_init__(self):
     super().__post_init__()
-    check_places(self, len(self.stages), dense_3x3=False)
+    self.check_places(len(self.stages), dense_3x3=False)
 
   @nn.compact
   def __call__(
-      self,
-      images: jax.Array,
-      *,
-      train: bool,
-      valid_size: jax.Array | None = None,
-  ) -> jax.Array | dict[str, jax.Array]:
-    """Computes logits, or features for `num_classes=None`; see `Network`.
-
-    Raises:
-      ValueError: the shape of valid_size does not fit; says which.
-    """
-    if valid_size is not None:
-      valid_size = as_valid_size(valid_size, images.shape)
-    x = images.astype(self.dtype)
-    conv, norm = conv_of(self), norm_of(self, train)
-    channels = scaled(32, self.width_factor)
+      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
+  ) -> network.Output:
+    """Computes logits, or features for `num_classes=None`; see `Network`."""
+    x, valid_size = self.start(images, valid_size)
+    plain, norm = self.conv(), self.norm(train)
     stride = look_up('stem', self.stem, STEMS)
-    x, valid_size = convolve(
-        conv, 'stem_conv', x, channels, 3, stride, valid_size
-    )
+    channels = scaled(32, self.width_factor)
+    x, valid_size = plain('stem_conv', x, channels, 3, stride, valid_size)
     x = nn.relu6(norm(name='stem_norm')(x))
 
-    parts = parts_of(self, sum(stage[2] for stage in self.stages), train)
+    parts = self.parts(sum(stage[2] for stage in self.stages), train)
     strides = [stage[3] for stage in self.stages]
-    features = {}
+    aw, features = look_up('aw_where', self.aw_where, AW_WHERE), {}
     for stage, (widen, width, blocks, _) in enumerate(self.stages, start=1):
-      convs = convs_of(
-          self,
-          stage,
-          train,
-          slots=('conv1', 'conv2', 'conv3'),
-          aw=look_up('aw_where', self.aw_where, AW_WHERE),
-      )
       for index in range(blocks):
         stride = 1 if index else strides[stage - 1]
         x = InvertedResidual(
-            scaled(width, self.width_factor),
-            widen,
-            stride,
-            convs,
+            features=scaled(width, self.width_factor),
+            widen=widen,
+            stride=stride,
+            conv=self.conv(stage, train, aw=aw),
             name=f'stage{stage}_block{index + 1}',
             **next(parts),
         )(x, valid_size=valid_size)
-        valid_size = strided_size(valid_size, stride)
+        valid_size = network.strided_size(valid_size, stride)
       if strides[stage:] and strides[stage] > 1:
-        x = attend_stage(self, stage, x, train, valid_size)
+        x = self.gate_stage(stage, x, train, valid_size)
       features[f'c{stage + 1}'] = x
 
     if self.num_classes is None:
       return features
-    channels = scaled(1280, max(1.0, self.width_factor))
-    x, _ = convolve(conv, 'last_conv', x, channels, 1)
+    x, _ = plain('last_conv', x, scaled(1280, max(1.0, self.width_factor)), 1)
     x = nn.relu6(norm(name='last_norm')(x))
-    return classify(self, x, train, valid_size, self.dropout)
+    return self.classify(x, train, valid_size, self.dropout)
 
 
 MODELS = {'mobilenet_v2': MobileNetV2}

@@ -1,41 +1,100 @@
 """What all networks share: their fields, and the layers made by these.
 
-Every network is a file that reads from the stem to the head. The functions here
+Every network is a file that reads from the stem to the head. The methods here
 make, as partials, what it puts in the slots of its blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import functools
+from functools import partial
 from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from awconv_jax import options
 from awconv_jax.errors import InputError, look_up
-from awconv_jax.layers.attention import (
-    AFTER_STAGE,
-    AS_CONV,
-    ATTENTION,
-    IN_BLOCK,
-    partial_of,
-)
+from awconv_jax.layers import attention as layers
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.conv import Conv
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.ops.valid_area import mask_padding
-from awconv_jax.options import (
-    Dtype,
-    Fraction,
-    NonNegativeFloat,
-    OneOf,
-    Options,
-    PositiveInt,
-    UnitFloat,
-)
+from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 
 # He initialisation by fan-out, as torchvision's.
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+Layer = Callable[..., Any]
+Size = jax.Array | None  # See `valid_size` of `Network`.
+Output = jax.Array | dict[str, jax.Array]
+
+
+def strided_size(size: Size, stride: int) -> Size:
+  """Returns the valid height and width after a layer of that stride."""
+  return None if size is None else -(-size // stride)
+
+
+def convolve(
+    layers_of: Mapping[str, Layer],
+    plain: Layer,
+    name: str,
+    x: jax.Array,
+    features: int,
+    size: int,
+    stride: int = 1,
+    valid_size: Size = None,
+    **fields: Any,
+) -> tuple[jax.Array, Size]:
+  """Convolves with padding as in torch, which converted weights need.
+
+  It is explicit and symmetric: 'SAME' pads a stride of 2 on one side more.
+
+  Args:
+    layers_of: what convolves in some slots.
+    plain: what does in all others.
+    name: of the slot.
+    x: [N, H, W, C].
+    features: of the output.
+    size, stride: of the kernel, on both axes.
+    valid_size: of x.
+    **fields: others of the convolution.
+
+  Returns:
+    [N, H / stride, W / stride, features], and the images' area in that.
+  """
+  if size > 1:
+    # A norm and ReLU leave the padding as their bias, not as zero, and a window
+    # at the edge of the image would see it.
+    x = mask_padding(x, valid_size)
+  layer = layers_of.get(name, plain)(
+      features,
+      (size, size),
+      strides=(stride, stride),
+      padding=((size // 2, size // 2),) * 2,
+      name=name,
+      **fields,
+  )
+  return layer(x, valid_size=valid_size), strided_size(valid_size, stride)
+
+
+class Block(nn.Module):
+  """The slots that all blocks have; `Network` fills them.
+
+  Attributes:
+    conv: `convolve` with the layers of all slots: 'conv1', ...
+    norm: the norm; takes `name`.
+    attention: None, or what gates the branch.
+    drop: what drops the branch of some samples in training; takes `name`.
+  """
+
+  conv: Layer
+  norm: Layer
+  attention: Layer | None
+  drop: Layer
+
+  def gate(self, y: jax.Array, valid_size: Size) -> jax.Array:
+    """Returns the branch's output, gated where there is attention."""
+    if self.attention is None:
+      return y
+    return self.attention(name='attention')(y, valid_size=valid_size)
 
 
 class Network(nn.Module):
@@ -51,7 +110,7 @@ class Network(nn.Module):
       and features are those of the image alone; features outside of its area
       (whose size is rounded up at every stride) mean nothing. With `train=True`
       the padding still counts in the batch statistics. None means no padding,
-      and costs nothing.
+      and costs nothing. Another shape is a ValueError.
 
   It returns logits [N, num_classes] in float32 or, for `num_classes=None`, the
   output of every stage, 'c2', 'c3', ...; of a ResNet {'c2': [N, H/4, W/4, ...],
@@ -80,225 +139,151 @@ class Network(nn.Module):
     param_dtype: of the parameters.
   """
 
-  num_classes: PositiveInt | None = 1000
-  attention: Annotated[str, OneOf(ATTENTION)] | None = None
+  num_classes: options.PositiveInt | None = 1000
+  attention: Annotated[str, options.OneOf(layers.ATTENTION)] | None = None
   attention_options: Annotated[
       Mapping[str, Any] | None,
-      Options(
-          ATTENTION,
+      options.Options(
+          layers.ATTENTION,
           by='attention',
           given=('train', 'dtype', 'param_dtype', 'convolution', 'downsample'),
       ),
   ] = None
   aw_conv: bool = False
   aw_where: str = '3x3'
-  aw_stages: tuple[PositiveInt, ...] | None = None
+  aw_stages: tuple[options.PositiveInt, ...] | None = None
   aw_options: Annotated[
       Mapping[str, Any] | None,
-      Options(AWConv, given=('train', 'norm_momentum', 'norm_epsilon')),
+      options.Options(AWConv, given=('train', 'norm_momentum', 'norm_epsilon')),
   ] = None
-  stochastic_depth: Fraction = 0.0
-  norm_momentum: UnitFloat = 0.9
-  norm_epsilon: NonNegativeFloat = 1e-5
-  dtype: Dtype = jnp.float32
-  param_dtype: Dtype = jnp.float32
+  stochastic_depth: options.Fraction = 0.0
+  norm_momentum: options.UnitFloat = 0.9
+  norm_epsilon: options.NonNegativeFloat = 1e-5
+  dtype: options.Dtype = jnp.float32
+  param_dtype: options.Dtype = jnp.float32
 
+  def check_places(self, stages: int, *, dense_3x3: bool) -> None:
+    """Raises InputError where options name places that the network has not.
 
-def check_places(net: Network, stages: int, dense_3x3: bool) -> None:
-  """Raises InputError where options name places that a network has not.
+    Args:
+      stages: number of its stages.
+      dense_3x3: whether there are 3x3 convolutions without groups.
+    """
+    if self.attention is not None:
+      look_up('attention', self.attention, layers.ATTENTION)
+    if self.attention in layers.AS_CONV and not dense_3x3:
+      raise InputError(
+          f'model.attention={self.attention!r} augments dense 3x3 convolutions,'
+          ' and this network has none; take another attention'
+      )
+    if not set(self.aw_stages or ()) <= set(range(1, stages + 1)):
+      raise InputError(
+          f'model.aw_stages={self.aw_stages} must be from 1 to {stages}, the '
+          'stages of the network'
+      )
 
-  Args:
-    net: the network.
-    stages: number of its stages.
-    dense_3x3: whether there are 3x3 convolutions without groups.
-  """
-  if net.attention is not None:
-    look_up('attention', net.attention, ATTENTION)
-  if net.attention in AS_CONV and not dense_3x3:
-    raise InputError(
-        f'model.attention={net.attention!r} augments dense 3x3 convolutions, '
-        'and this network has none; take another attention'
-    )
-  if not set(net.aw_stages or ()) <= set(range(1, stages + 1)):
-    raise InputError(
-        f'model.aw_stages={net.aw_stages} must be from 1 to {stages}, the '
-        'stages of the network'
-    )
+  def start(self, images: jax.Array, valid_size: Any) -> tuple[jax.Array, Size]:
+    """Returns both as arrays that the stem takes."""
+    if valid_size is not None:
+      valid_size = as_valid_size(valid_size, images.shape)
+    return images.astype(self.dtype), valid_size
 
+  def conv(
+      self,
+      stage: int = 0,
+      train: bool = False,
+      *,
+      aw: Sequence[str] = (),
+      augmented: str | None = None,
+      downsample: int = 1,
+  ) -> partial:
+    """Returns what convolves in the slots of a stage's blocks; see `convolve`.
 
-def convolve(
-    conv: Callable[..., Any],
-    name: str,
-    x: jax.Array,
-    features: int,
-    size: int,
-    stride: int = 1,
-    valid_size: jax.Array | None = None,
-    **fields: Any,
-) -> tuple[jax.Array, jax.Array | None]:
-  """Convolves with padding as in torch, which converted weights need.
+    Args:
+      stage: counted from 1.
+      train: whether norms use the batch's statistics.
+      aw: the slots of AW-convolutions, where the network has these.
+      augmented: None, or the slot that attention in the place of a convolution
+        takes, if it is the network's.
+      downsample: by how much that attention shrinks the images.
+    """
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    common = dict(use_bias=False, kernel_init=kernel_init) | dtypes
+    plain, slots = partial(Conv, **common), {}
+    if self.aw_conv and (self.aw_stages is None or stage in self.aw_stages):
+      fields = common | dict(
+          norm_momentum=self.norm_momentum, norm_epsilon=self.norm_epsilon
+      )
+      fields |= self.aw_options or {}
+      slots = dict.fromkeys(aw, partial(AWConv, train=train, **fields))
+    if augmented and self.attention in layers.AS_CONV:
+      slots[augmented] = partial(
+          self.attend(layers.AS_CONV, train),
+          **common,
+          convolution=slots.get(augmented, plain),
+          downsample=downsample,
+      )
+    return partial(convolve, slots, plain)
 
-  It is explicit and symmetric: 'SAME' pads a stride of 2 on one side more.
-
-  Args:
-    conv: makes the convolution.
-    name: of the convolution.
-    x: [N, H, W, C].
-    features: of the output.
-    size: of the kernel, on both axes.
-    stride: of both axes.
-    valid_size: int [N, 2], the images' area in x, or None.
-    **fields: others of the convolution.
-
-  Returns:
-    [N, H / stride, W / stride, features], and the images' area in that.
-  """
-  if size > 1:
-    # A norm and ReLU leave the padding as their bias, not as zero, and a window
-    # at the edge of the image would see it.
-    x = mask_padding(x, valid_size)
-  conv = conv(
-      features,
-      (size, size),
-      strides=(stride, stride),
-      padding=((size // 2, size // 2),) * 2,
-      name=name,
-      **fields,
-  )
-  return conv(x, valid_size=valid_size), strided_size(valid_size, stride)
-
-
-def strided_size(size: jax.Array | None, stride: int) -> jax.Array | None:
-  """Returns the valid height and width after a layer of that stride."""
-  return None if size is None else -(-size // stride)
-
-
-def conv_of(net: Network) -> functools.partial:
-  """Returns the plain convolution of a network."""
-  return functools.partial(
-      Conv,
-      use_bias=False,
-      kernel_init=kernel_init,
-      dtype=net.dtype,
-      param_dtype=net.param_dtype,
-  )
-
-
-def convs_of(
-    net: Network,
-    stage: int,
-    train: bool,
-    *,
-    slots: Sequence[str],
-    aw: Sequence[str],
-    augmented: str | None = None,
-    downsample: int = 1,
-) -> dict[str, functools.partial]:
-  """Returns what convolves in every slot of a stage's blocks; see `convolve`.
-
-  Args:
-    net: the network.
-    stage: counted from 1.
-    train: whether norms use the batch's statistics.
-    slots: names of the convolutions.
-    aw: those of them that are AW-convolutions where the network has these.
-    augmented: None, or the slot that attention in the place of a convolution
-      takes, if it is the network's.
-    downsample: by how much that attention shrinks the images.
-  """
-  plain = conv_of(net)
-  convs = dict.fromkeys(slots, plain)
-  if net.aw_conv and (net.aw_stages is None or stage in net.aw_stages):
-    fields = plain.keywords | dict(
-        norm_momentum=net.norm_momentum, norm_epsilon=net.norm_epsilon
-    )
-    fields |= net.aw_options or {}
-    convs |= dict.fromkeys(aw, functools.partial(AWConv, train=train, **fields))
-  if augmented and net.attention in AS_CONV:
-    convs[augmented] = functools.partial(
-        attention_of(net, AS_CONV, train),
-        **plain.keywords,
-        convolution=convs[augmented],
-        downsample=downsample,
-    )
-  return {s: functools.partial(convolve, conv, s) for s, conv in convs.items()}
-
-
-def norm_of(net: Network, train: bool) -> functools.partial:
-  """Returns the batch norm of a network."""
-  return functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=net.norm_momentum,
-      epsilon=net.norm_epsilon,
-      dtype=net.dtype,
-      param_dtype=net.param_dtype,
-  )
-
-
-def attention_of(net: Network, place: Mapping[str, type], train: bool) -> Any:
-  """Returns the attention layer of a network if it has that place, or None."""
-  if net.attention not in place:
-    return None
-  return partial_of(
-      place[net.attention],
-      train=train,
-      dtype=net.dtype,
-      param_dtype=net.param_dtype,
-      **net.attention_options or {},
-  )
-
-
-def attend_stage(
-    net: Network, stage: int, x: jax.Array, train: bool, valid_size: Any
-) -> jax.Array:
-  """Returns the output x of a stage gated, if attention has its place there."""
-  gate = attention_of(net, AFTER_STAGE, train)
-  if gate is None:
-    return x
-  return gate(name=f'stage{stage}_attention')(x, valid_size=valid_size)
-
-
-def parts_of(
-    net: Network, blocks: int, train: bool
-) -> Iterator[dict[str, functools.partial | None]]:
-  """Yields norm, attention and drop of each block of a network.
-
-  The drop leaves out the branch of whole samples at random. Those kept are
-  divided by the chance of that, so that the expected value is the value in
-  evaluation, which drops nothing. (The paper scales in evaluation instead,
-  drops one layer for all of a batch, and begins with a small chance at the
-  first block; the recipes that are in use do this.)
-
-  Args:
-    net: the network.
-    blocks: number of its blocks.
-    train: whether norms use the batch's statistics, and anything is dropped.
-  """
-  for before in range(blocks):
-    yield dict(
-        norm=norm_of(net, train),
-        attention=attention_of(net, IN_BLOCK, train),
-        drop=functools.partial(
-            nn.Dropout,
-            net.stochastic_depth * before / max(blocks - 1, 1),
-            broadcast_dims=(1, 2, 3),
-            deterministic=not train,
-        ),
+  def norm(self, train: bool) -> partial:
+    """Returns the batch norm."""
+    return partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=self.norm_momentum,
+        epsilon=self.norm_epsilon,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
     )
 
+  def attend(self, place: Mapping[str, type], train: bool) -> partial | None:
+    """Returns the attention layer if it has that place, or None."""
+    if self.attention not in place:
+      return None
+    return layers.partial_of(
+        place[self.attention],
+        train=train,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        **self.attention_options or {},
+    )
 
-def classify(
-    net: Network,
-    x: jax.Array,
-    train: bool,
-    valid_size: jax.Array | None,
-    dropout: float = 0.0,
-) -> jax.Array:
-  """Returns float32 logits [N, num_classes] for features [N, H, W, C]."""
-  x = adaptive_average_pool(x, (1, 1), valid_size=valid_size)[:, 0, 0]
-  x = nn.Dropout(dropout, deterministic=not train)(x)
-  head = nn.Dense(
-      net.num_classes, dtype=net.dtype, param_dtype=net.param_dtype, name='head'
-  )
-  return head(x.astype(net.dtype)).astype(jnp.float32)
+  def gate_stage(
+      self, stage: int, x: jax.Array, train: bool, valid_size: Size
+  ) -> jax.Array:
+    """Returns the output of a stage, gated if attention has its place there."""
+    gate = self.attend(layers.AFTER_STAGE, train)
+    if gate is None:
+      return x
+    return gate(name=f'stage{stage}_attention')(x, valid_size=valid_size)
+
+  def parts(self, blocks: int, train: bool) -> Iterator[dict[str, Any]]:
+    """Yields norm, attention and drop of each of so many blocks.
+
+    The drop leaves out the branch of whole samples at random. Those kept are
+    divided by the chance of that, so that the expected value is the value in
+    evaluation, which drops nothing. (The paper scales in evaluation instead,
+    drops one layer for all of a batch, and begins with a small chance at the
+    first block; the recipes that are in use do this.)
+    """
+    for before in range(blocks):
+      yield dict(
+          norm=self.norm(train),
+          attention=self.attend(layers.IN_BLOCK, train),
+          drop=partial(
+              nn.Dropout,
+              self.stochastic_depth * before / max(blocks - 1, 1),
+              broadcast_dims=(1, 2, 3),
+              deterministic=not train,
+          ),
+      )
+
+  def classify(
+      self, x: jax.Array, train: bool, valid_size: Size, dropout: float = 0.0
+  ) -> jax.Array:
+    """Returns float32 logits [N, num_classes] for features [N, H, W, C]."""
+    x = adaptive_average_pool(x, (1, 1), valid_size=valid_size)[:, 0, 0]
+    x = nn.Dropout(dropout, deterministic=not train)(x).astype(self.dtype)
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    head = nn.Dense(self.num_classes, name='head', **dtypes)
+    return head(x).astype(jnp.float32)

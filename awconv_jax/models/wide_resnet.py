@@ -6,74 +6,51 @@ pre-activated: norm and ReLU come before each 3x3 convolution, and a last norm
 and ReLU before the pooling.
 """
 
-from collections.abc import Callable, Mapping
-import functools
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 
 from awconv_jax.errors import look_up
-from awconv_jax.models.network import (
-    Network,
-    attend_stage,
-    check_places,
-    classify,
-    conv_of,
-    convolve,
-    convs_of,
-    norm_of,
-    parts_of,
-    strided_size,
-)
-from awconv_jax.ops.valid_area import as_valid_size
+from awconv_jax.models import network
 from awconv_jax.options import Fraction, OneOf, PositiveInt
 
 # The slots whose convolution becomes an AW-convolution.
 AW_WHERE = {'3x3': ('conv1', 'conv2'), 'first_3x3': ('conv1',)}
 
 
-class WideBlock(nn.Module):
+class WideBlock(network.Block):
   """norm, ReLU, 3x3; norm, ReLU, dropout, 3x3; plus the shortcut.
 
   Attributes:
     features: output channels.
     stride: of the block.
-    convs: the convolution of each slot, 'conv1', 'conv2', 'downsample_conv'.
-    norm: the norm; takes `name`.
-    attention: None, or what gates the branch.
-    drop: what drops the branch of some samples in training; takes `name`.
     dropout: what drops values between the convolutions.
   """
 
   features: int
   stride: int
-  convs: Mapping[str, Callable[..., Any]]
-  norm: Callable[..., Any]
-  attention: Callable[..., Any] | None
-  drop: Callable[..., Any]
-  dropout: Callable[..., Any]
+  dropout: network.Layer
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H / stride, W / stride, features] for x [N, H, W, C]."""
     seen = nn.relu(self.norm(name='norm1')(x))
-    y, size = self.convs['conv1'](
-        seen, self.features, 3, self.stride, valid_size
+    y, size = self.conv(
+        'conv1', seen, self.features, 3, self.stride, valid_size
     )
-    y = nn.relu(self.norm(name='norm2')(y))
-    y = self.dropout()(y)
-    y, size = self.convs['conv2'](y, self.features, 3, 1, size)
-    if self.attention is not None:
-      y = self.attention(name='attention')(y, valid_size=size)
+    y = self.dropout()(nn.relu(self.norm(name='norm2')(y)))
+    y, size = self.conv('conv2', y, self.features, 3, 1, size)
+    y = self.gate(y, size)
     if x.shape != y.shape:
-      x, _ = self.convs['downsample_conv'](
-          seen, self.features, 1, self.stride, valid_size
+      x, _ = self.conv(
+          'downsample_conv', seen, self.features, 1, self.stride, valid_size
       )
     return x + self.drop(name='stochastic_depth')(y)
 
 
-class WideResNet(Network):
+class WideResNet(network.Network):
   """Wide-ResNet over NHWC images; the other fields are those of `Network`.
 
   Attributes:
@@ -93,63 +70,42 @@ class WideResNet(Network):
 
   def __post_init__(self):
     super().__post_init__()
-    check_places(self, 3, dense_3x3=True)
+    self.check_places(3, dense_3x3=True)
 
   @nn.compact
   def __call__(
-      self,
-      images: jax.Array,
-      *,
-      train: bool,
-      valid_size: jax.Array | None = None,
-  ) -> jax.Array | dict[str, jax.Array]:
-    """Computes logits, or features for `num_classes=None`; see `Network`.
+      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
+  ) -> network.Output:
+    """Computes logits, or features for `num_classes=None`; see `Network`."""
+    x, valid_size = self.start(images, valid_size)
+    x, _ = self.conv()('stem_conv', x, self.width, 3, 1, valid_size)
 
-    Raises:
-      ValueError: the shape of valid_size does not fit; says which.
-    """
-    if valid_size is not None:
-      valid_size = as_valid_size(valid_size, images.shape)
-    x = images.astype(self.dtype)
-    x, _ = convolve(conv_of(self), 'stem_conv', x, self.width, 3, 1, valid_size)
-
-    dropout = functools.partial(
-        nn.Dropout, self.dropout, deterministic=not train
-    )
-    parts = parts_of(self, 3 * self.blocks, train)
-    features = {}
+    parts = self.parts(3 * self.blocks, train)
+    aw, features = look_up('aw_where', self.aw_where, AW_WHERE), {}
     for stage in (1, 2, 3):
-      convs = convs_of(
-          self,
-          stage,
-          train,
-          slots=('conv1', 'conv2', 'downsample_conv'),
-          aw=look_up('aw_where', self.aw_where, AW_WHERE),
-          augmented='conv1',
-      )
       for index in range(self.blocks):
         stride = 2 if stage > 1 and index == 0 else 1
         x = WideBlock(
-            self.width * self.widen * 2 ** (stage - 1),
-            stride,
-            convs,
-            dropout=dropout,
+            features=self.width * self.widen * 2 ** (stage - 1),
+            stride=stride,
+            conv=self.conv(stage, train, aw=aw, augmented='conv1'),
+            dropout=partial(nn.Dropout, self.dropout, deterministic=not train),
             name=f'stage{stage}_block{index + 1}',
             **next(parts),
         )(x, valid_size=valid_size)
-        valid_size = strided_size(valid_size, stride)
+        valid_size = network.strided_size(valid_size, stride)
       if stage < 3:
-        x = attend_stage(self, stage, x, train, valid_size)
+        x = self.gate_stage(stage, x, train, valid_size)
       features[f'c{stage + 1}'] = x
 
-    features['c4'] = x = nn.relu(norm_of(self, train)(name='last_norm')(x))
+    features['c4'] = x = nn.relu(self.norm(train)(name='last_norm')(x))
     if self.num_classes is None:
       return features
-    return classify(self, x, train, valid_size)
+    return self.classify(x, train, valid_size)
 
 
 MODELS = {
-    'wrn_16_4': functools.partial(WideResNet, blocks=2, widen=4),
-    'wrn_28_10': functools.partial(WideResNet, blocks=4, widen=10),
-    'wrn_40_4': functools.partial(WideResNet, blocks=6, widen=4),
+    'wrn_16_4': partial(WideResNet, blocks=2, widen=4),
+    'wrn_28_10': partial(WideResNet, blocks=4, widen=10),
+    'wrn_40_4': partial(WideResNet, blocks=6, widen=4),
 }

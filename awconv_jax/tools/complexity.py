@@ -14,6 +14,7 @@ K * (1 + A). With --config it is one network, module by module.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 from absl import flags
@@ -52,21 +53,17 @@ class Row:
 def count(
     model: Any, side: int, channels: int = 3
 ) -> tuple[list[complexity.Row], complexity.Row]:
-  """Counts parameters and MACs of a network for one image; computes nothing.
+  """Returns `complexity.rows` of a network for one image; computes nothing.
 
   Args:
     model: a network of `models.create`.
     side: height and width of the image.
     channels: of the image.
-
-  Returns:
-    A row for each module, and the total, as `complexity.rows`.
   """
   image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
   variables = models.shapes_of(model, side, channels)
-  macs = complexity.count_macs(
-      functools.partial(model.apply, train=False), variables, image
-  )
+  apply = functools.partial(model.apply, train=False)
+  macs = complexity.count_macs(apply, variables, image)
   return complexity.rows(variables['params'], macs)
 
 
@@ -81,26 +78,25 @@ def rows(
     side: height and width of the image.
     **options: fields of all networks.
   """
-  for name in names:
-    for attention in attentions:
-      options['attention'] = None if attention == 'none' else attention
-      plain = None
-      for aw_conv in (False, True):
-        model = models.create(name, aw_conv=aw_conv, **options)
-        _, total = count(model, side)
-        plain = plain or total
-        v1 = None
-        if getattr(model, 'block', None) == 'bottleneck':
-          v1 = count(model.clone(version='v1'), side)[1].multiply_adds / 1e9
-        yield Row(
-            network=name,
-            attention=attention,
-            aw=aw_conv,
-            parameters=total.parameters,
-            added=total.parameters - plain.parameters,
-            gmacs=total.multiply_adds / 1e9,
-            gmacs_v1=v1,
-        )
+  for name, attention in itertools.product(names, attentions):
+    options['attention'] = None if attention == 'none' else attention
+    parameters = []
+    for aw_conv in (False, True):
+      model = models.create(name, aw_conv=aw_conv, **options)
+      _, total = count(model, side)
+      parameters.append(total.parameters)
+      v1 = None
+      if getattr(model, 'block', None) == 'bottleneck':
+        v1 = count(model.clone(version='v1'), side)[1].multiply_adds / 1e9
+      yield Row(
+          network=name,
+          attention=attention,
+          aw=aw_conv,
+          parameters=total.parameters,
+          added=total.parameters - parameters[0],
+          gmacs=total.multiply_adds / 1e9,
+          gmacs_v1=v1,
+      )
 
 
 def _format(value: Any) -> str:
@@ -120,8 +116,7 @@ def main(arguments: Sequence[str]) -> None:
   if FLAGS.config is not None:
     config = command_line.read_config()
     model, side = config.model, config.data.image_size
-    network = models.create(**model.to_dict())
-    table = count(network, side, FLAGS.channels)
+    table = count(models.create(**model.to_dict()), side, FLAGS.channels)
     print(f'{model.name}, one image of {side}x{side}x{FLAGS.channels}:')
     print(complexity.format_table(*table))
     return

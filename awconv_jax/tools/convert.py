@@ -53,8 +53,7 @@ def write_run(workdir: str | os.PathLike, variables: Any) -> None:
     InputError: the directory cannot be written, or holds another run.
   """
   model_state = dict(variables)
-  params = model_state.pop('params')
-  state = {'params': params, 'model_state': model_state}
+  state = {'params': model_state.pop('params'), 'model_state': model_state}
   directory = pathlib.Path(workdir) / 'checkpoints'
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -62,12 +61,16 @@ def write_run(workdir: str | os.PathLike, variables: Any) -> None:
     raise errors.InputError(
         f'cannot write to {workdir}: {error.strerror}; give another --output'
     ) from error
+  if (directory / '0').exists():
+    raise errors.InputError(
+        f'{workdir} already holds checkpoint 0; give another --output'
+    )
   with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
     checkpointer.save(0, state, {})
 
 
 def convert(source: str, output: str, shapes: Any) -> str:
-  """Reads weights and writes them in the other form.
+  """Reads weights, writes them in the other form, and returns a line about it.
 
   Args:
     source: a file that `weights.read` takes, or a run's directory.
@@ -75,9 +78,6 @@ def convert(source: str, output: str, shapes: Any) -> str:
       a suffix of `FILES`.
     shapes: of the variables in a file; unused for a directory, whose
       checkpoints say it themselves.
-
-  Returns:
-    One line that says what was done.
 
   Raises:
     InputError: see `weights.load`, `weights.save`.
@@ -114,10 +114,13 @@ def shapes_of(
   Raises:
     InputError: no network is named, or two are, or one that there is not.
   """
-  if (model is None) == (config is None):
+  named = dict(attention=attention, num_classes=num_classes)
+  named = {flag: value for flag, value in named.items() if value is not None}
+  if (model is None) == (config is None) or (config is not None and named):
     raise errors.InputError(
-        'a file is read for one network: give --model=resnet50 or, for all its '
-        'options, --config=configs/digits.py, and not both'
+        'a file is read for one network: give --model=resnet50, with '
+        '--attention and --num_classes, or --config=configs/digits.py, with '
+        '--config.model.attention=se and the like, and not both'
     )
   if model in models.DETECTORS:
     raise errors.InputError(
@@ -125,16 +128,7 @@ def shapes_of(
         '--config=configs/coco.py'
     )
   if config is None:
-    classes = 1000 if num_classes is None else num_classes
-    network = models.create(model, attention=attention, num_classes=classes)
-    return models.shapes_of(network, SIDE, channels)
-  for flag, value in dict(attention=attention, num_classes=num_classes).items():
-    if value is not None:
-      section = 'model' if flag in config.model else 'model.backbone'
-      raise errors.InputError(
-          f'--{flag}={value} goes with --model; with --config, set it there: '
-          f'--config.{section}.{flag}={value}'
-      )
+    return models.shapes_of(models.create(model, **named), SIDE, channels)
   image = jax.ShapeDtypeStruct((1, SIDE, SIDE, channels), np.uint8)
   init = tasks.create(config).init
   return jax.eval_shape(init, jax.random.key(0), {'image': image})

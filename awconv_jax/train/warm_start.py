@@ -37,15 +37,10 @@ def _is_below(path: Sequence[str], modules: Sequence[str]) -> bool:
 def _as_backbone(
     arrays: Mapping[str, Any], variables: Any
 ) -> dict[str, Any] | None:
-  """Returns a plain network's arrays by their names in a detector.
+  """Returns a classifier's arrays, by torch's names, as those of a backbone.
 
-  Args:
-    arrays: by torch's names.
-    variables: of the network that starts.
-
-  Returns:
-    The arrays without the head's; None if they are those of a detector, or if
-    none is started.
+  They are without the head's; None if they are a detector's, or none is to
+  start.
   """
   prefix, head = (f'{names.module(name)}.' for name in (BACKBONE, HEAD))
   known = names.table(variables).keys()
@@ -58,16 +53,30 @@ def _as_backbone(
   return renamed if fits else None
 
 
-def _newest(directory: pathlib.Path, report: Report):
-  """Returns the arrays of the newest checkpoint in good order, and its step."""
-  steps, reasons = [], []
+def read_run(
+    workdir: str | os.PathLike, *, report: Report = print
+) -> tuple[Any, str]:
+  """Returns the variables of a run's newest checkpoint in good order.
+
+  Args:
+    workdir: directory of the run; its averages are read, if it has them.
+    report: called with a line for each damaged checkpoint that is passed over.
+
+  Returns:
+    The tree 'params', 'batch_stats' of arrays on the host, and what they are,
+    such as 'averages of step 400'.
+
+  Raises:
+    InputError: there is no checkpoint in good order.
+  """
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  reasons = []
   # Looked at first, as the checkpointer would make it.
   if directory.is_dir():
     with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
-      steps = checkpointer.steps()
-      for step in reversed(steps):
+      for step in reversed(checkpointer.steps()):
         try:
-          return checkpointer.read(step), step
+          return _variables(checkpointer.read(step), step)
         except InputError as error:
           reasons.append(str(error))
           report(f'{error}; trying the one before it')
@@ -75,44 +84,21 @@ def _newest(directory: pathlib.Path, report: Report):
   raise InputError(f'no checkpoint in good order in {directory}: {why}')
 
 
-def read_run(workdir: str | os.PathLike, *, report: Report = print):
-  """Returns the variables of a run's newest checkpoint, and what they are.
-
-  Args:
-    workdir: directory of the run; its averages are read, if it has them.
-    report: called with a line for each damaged checkpoint that is passed over.
-
-  Returns:
-    The tree 'params', 'batch_stats' of arrays on the host, and such as
-    'averages of step 400'.
-
-  Raises:
-    InputError: there is no checkpoint in good order.
-  """
-  arrays, step = _newest(pathlib.Path(workdir) / 'checkpoints', report)
-  averaged = any(name.startswith('ema/') for name in arrays)
-  found = {}
-  for name, array in arrays.items():
-    place, _, rest = name.partition('/')
-    if averaged and place == 'ema' or not averaged and place == 'model_state':
-      found[tuple(rest.split('/'))] = array
-    elif not averaged and place == 'params':
-      found[tuple(name.split('/'))] = array
-  kind = 'averages' if averaged else 'weights'
-  return traverse_util.unflatten_dict(found), f'{kind} of step {step}'
+def _variables(arrays: Mapping[str, Any], step: int) -> tuple[Any, str]:
+  """Returns the variables in a checkpoint's arrays, and what they are."""
+  state = traverse_util.unflatten_dict(arrays, sep='/')
+  if 'ema' in state:
+    return state['ema'], f'averages of step {step}'
+  variables = {'params': state['params'], **state.get('model_state', {})}
+  return variables, f'weights of step {step}'
 
 
 def _read(source: str, report: Report) -> dict[str, np.ndarray]:
   """Returns the arrays of a run or a file by torch's names."""
-  path = pathlib.Path(source)
-  if not path.exists():
-    raise InputError(
-        f'config.init_from={str(source)!r}: there is no file and no run there'
-    )
-  if not path.is_dir():
-    return weights.read(path, report=report)
-  variables, kind = read_run(path, report=report)
-  report(f'starting from the {kind} in {path}')
+  if not pathlib.Path(source).is_dir():
+    return weights.read(source, report=report)
+  variables, kind = read_run(source, report=report)
+  report(f'starting from the {kind} in {source}')
   return state_dict.to_state_dict(variables)
 
 
@@ -155,14 +141,11 @@ def load(
     arrays = of_backbone
 
     def allowed(path):
-      outside = not _is_below(path.split('/'), [BACKBONE])
-      return outside or weights.in_aw_branch(path)
+      inside = _is_below(path.split('/'), [BACKBONE])
+      return not inside or weights.in_aw_branch(path)
 
-  skipped = [
-      name
-      for name, entry in names.table(variables).items()
-      if _is_below(entry.path, skip)
-  ]
+  table = names.table(variables).items()
+  skipped = [name for name, entry in table if _is_below(entry.path, skip)]
   skipped += names.counters(skipped)
   kept = {p: leaf for p, leaf in flat.items() if not _is_below(p, skip)}
   loaded = state_dict.from_state_dict(
@@ -188,15 +171,13 @@ def fixed_at_random(first: Any, params: Any, frozen: Any) -> list[str]:
     params: the same tree, which training starts with.
     frozen: the same tree of bools, as of `optim.is_frozen`.
   """
-  leaves = zip(
-      jax.tree_util.tree_leaves_with_path(jax.device_get(params)),
-      jax.tree.leaves(jax.device_get(first)),
-      jax.tree.leaves(frozen),
-      strict=True,
+  flat, old, kept = (
+      traverse_util.flatten_dict(jax.device_get(tree), sep='/')
+      for tree in (params, first, frozen)
   )
   return [
-      jax.tree_util.keystr(path, simple=True, separator='/')
-      for (path, new), old, is_frozen in leaves
+      path
+      for path, leaf in flat.items()
       # Scales and biases begin as ones and zeros in most weights.
-      if is_frozen and new.ndim > 1 and np.array_equal(new, old)
+      if kept[path] and leaf.ndim > 1 and np.array_equal(leaf, old[path])
   ]

@@ -36,9 +36,8 @@ def read(
 
   Args:
     path: a .safetensors file, or .pth, .pt, .bin or .tar of torch.save.
-    report: called with one line for each wrapping taken off: the dict in a
-      checkpoint's 'state_dict' or 'model', the prefix 'module.' of all names;
-      and for former names of a detector's modules.
+    report: called with one line for each change: a checkpoint's 'state_dict' or
+      'model' is taken out, the prefix 'module.' off, former names renewed.
 
   Returns:
     Arrays in torch's layout, of the file's dtypes.
@@ -54,11 +53,10 @@ def read(
         f'convert it first: python -m awconv_jax.tools.convert --input={path} '
         '--output=x.safetensors'
     )
-  reader = look_up(f'format of {path}:', path.suffix, READERS)
   if not path.is_file():
-    raise InputError(f'there is no file {path}')
-  arrays = names.strip_prefixes(reader(path, report), report)
-  return names.renew(arrays, report)
+    raise InputError(f'there is no file and no run {path}')
+  reader = look_up(f'format of {path}:', path.suffix, READERS)
+  return names.renew(reader(path, report), report)
 
 
 def load(
@@ -72,24 +70,17 @@ def load(
 
   Args:
     path: as in `read`.
-    variables: tree of arrays, or of `jax.ShapeDtypeStruct`: 'params' and
-      'batch_stats'.
-    allow_missing: as in `state_dict.from_state_dict`. With `in_aw_branch` an AW
-      network starts from the plain one's weights.
+    variables: tree of arrays or shapes: 'params' and 'batch_stats'.
+    allow_missing: as in `state_dict.from_state_dict`, which this returns. With
+      `in_aw_branch` an AW network starts from the plain one's weights.
     report: as in `read`.
 
-  Returns:
-    A tree as `variables`, cast to its dtypes; the arrays read are on the host.
-
   Raises:
-    InputError: as in `read`; or names are unknown or missing, or shapes differ,
-      and all of those are named.
+    InputError: as in `read` and `state_dict.from_state_dict`.
   """
+  arrays = read(path, report=report)
   return state_dict.from_state_dict(
-      read(path, report=report),
-      variables,
-      allow_missing=allow_missing,
-      source=str(path),
+      arrays, variables, allow_missing=allow_missing, source=str(path)
   )
 
 

@@ -24,41 +24,38 @@ from typing import Any
 import jax
 import numpy as np
 
-LEAVES = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'mean': 'running_mean',
-    'var': 'running_var',
-}
-# Names of modules: patterns of ours, and torch's. Blocks count from 0 there.
-MODULES = (
-    (r'stem_conv', lambda m: 'conv1'),
-    (r'stem_norm', lambda m: 'bn1'),
-    (r'head', lambda m: 'fc'),
-    (r'stage(\d+)_block(\d+)', lambda m: f'layer{m[1]}.{int(m[2]) - 1}'),
-    (r'norm(\d+)', lambda m: f'bn{m[1]}'),
-    (r'downsample_conv', lambda m: 'downsample.0'),
-    (r'downsample_norm', lambda m: 'downsample.1'),
-    (r'backbone', lambda m: 'backbone.body'),
-    (r'fpn', lambda m: 'backbone.fpn'),
-    (r'lateral(\d+)', lambda m: f'inner_blocks.{int(m[1]) - 2}.0'),
-    (r'output(\d+)', lambda m: f'layer_blocks.{int(m[1]) - 2}.0'),
-    (r'rpn', lambda m: 'rpn.head'),
-    (r'shared_conv', lambda m: 'conv.0.0'),
-    (r'box_head', lambda m: 'roi_heads.box_head'),
-    (r'box_predictor', lambda m: 'roi_heads.box_predictor'),
+LEAVES = dict(
+    kernel='weight', scale='weight', mean='running_mean', var='running_var'
 )
+# Names of modules.
+MODULES = {
+    'stem_conv': 'conv1',
+    'stem_norm': 'bn1',
+    'head': 'fc',
+    'downsample_conv': 'downsample.0',
+    'downsample_norm': 'downsample.1',
+    'backbone': 'backbone.body',
+    'fpn': 'backbone.fpn',
+    'rpn': 'rpn.head',
+    'shared_conv': 'conv.0.0',
+    'box_head': 'roi_heads.box_head',
+    'box_predictor': 'roi_heads.box_predictor',
+}
+# Patterns of those with numbers; blocks and levels count from 0 there.
+NUMBERED = {
+    r'stage(\d+)_block(\d+)': lambda m: f'layer{m[1]}.{int(m[2]) - 1}',
+    r'norm(\d+)': lambda m: f'bn{m[1]}',
+    r'lateral(\d+)': lambda m: f'inner_blocks.{int(m[1]) - 2}.0',
+    r'output(\d+)': lambda m: f'layer_blocks.{int(m[1]) - 2}.0',
+}
 # Dense layers over a window, which torch flattens with the channels first.
 FLAT = ('fc6',)
 # What torchvision called the modules of a detector before its version 0.14; the
 # weights that it publishes still have these names.
-FORMER = (
-    (
-        r'(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)',
-        r'\1.0.\2',
-    ),
-    (r'rpn\.head\.conv\.(weight|bias)', r'rpn.head.conv.0.0.\1'),
-)
+FORMER = {
+    r'(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)': r'\1.0.\2',
+    r'rpn\.head\.conv\.(weight|bias)': r'rpn.head.conv.0.0.\1',
+}
 # Of DataParallel and of compiled models.
 PREFIXES = ('module.', '_orig_mod.')
 # Attention modules that timm has (SE, ECA), told by what they hold. Its layers
@@ -106,31 +103,26 @@ def flatten(tree: Any) -> tuple[dict[tuple[str, ...], Any], Any]:
 
 def module(part: str) -> str:
   """Returns torch's name of a module outside of any attention."""
-  for pattern, name in MODULES:
-    match = re.fullmatch(pattern, part)
-    if match:
+  for pattern, name in NUMBERED.items():
+    if match := re.fullmatch(pattern, part):
       return name(match)
-  return part
+  return MODULES.get(part, part)
 
 
-def _modules(
-    modules: Sequence[str], children: Mapping[tuple[str, ...], set[str]]
-) -> tuple[str, bool]:
+def _modules(modules: Sequence[str], children: Mapping) -> tuple[str, bool]:
   """Returns torch's name of a module, and whether timm has it as 1x1.
 
   Args:
     modules: our names from the outermost on.
     children: names of the modules in each module, by its path.
   """
-  if 'attention' not in modules:
-    return '.'.join(map(module, modules)), False
-  at = modules.index('attention')
-  outside, inside = modules[:at], modules[at + 1 :]
-  held = frozenset(children.get(tuple(modules[: at + 1]), ()))
-  known = ATTENTION.get(held)
-  if known and len(inside) == 1:
-    return '.'.join([*map(module, outside), known[inside[0]]]), True
-  return '.'.join([*map(module, outside), *modules[at:]]), False
+  at = [*modules, 'attention'].index('attention')
+  outside, inside = map(module, modules[:at]), modules[at:]
+  held = children.get(tuple(modules[: at + 1]), ())
+  known = ATTENTION.get(frozenset(held))
+  if known and len(inside) == 2:
+    return '.'.join([*outside, known[inside[1]]]), True
+  return '.'.join([*outside, *inside]), False
 
 
 def _entry(path, leaf, children) -> tuple[str, Entry]:
@@ -149,13 +141,10 @@ def _entry(path, leaf, children) -> tuple[str, Entry]:
 
 
 def table(variables: Any) -> dict[str, Entry]:
-  """Returns where every array of a network belongs in torch's state dict.
+  """Returns torch's names of a network's arrays, and where each belongs.
 
   Args:
     variables: tree of arrays or shapes: 'params' and 'batch_stats'.
-
-  Returns:
-    Torch's names and the entries of all arrays, in the tree's order.
 
   Raises:
     ValueError: two arrays would have the same name.
@@ -180,38 +169,23 @@ def table(variables: Any) -> dict[str, Entry]:
 def renew(
     arrays: Mapping[str, Any], report: Callable[[str], object]
 ) -> dict[str, Any]:
-  """Returns arrays by the names torch has now for what had former ones.
+  """Returns arrays by the names torch has now; reports a line for former ones.
 
-  Args:
-    arrays: by name.
-    report: called with one line if there were any.
-  """
-  renewed = {}
-  for name, array in arrays.items():
-    for former, now in FORMER:
-      name = re.sub(f'^{former}$', now, name)
-    renewed[name] = array
-  former = arrays.keys() - renewed.keys()
-  if former:
-    report(f'took the present names for {len(former)} former ones')
-  return renewed
-
-
-def strip_prefixes(
-    arrays: Mapping[str, Any], report: Callable[[str], object]
-) -> dict[str, Any]:
-  """Returns arrays without the prefixes that all their names have.
-
-  Args:
-    arrays: by name.
-    report: called with one line for each prefix.
+  Those are with a prefix that all names have, or of a detector's modules.
   """
   for prefix in PREFIXES:
     if arrays and all(name.startswith(prefix) for name in arrays):
       report(f'took {prefix!r} off every name')
       inner = {name.removeprefix(prefix): a for name, a in arrays.items()}
-      return strip_prefixes(inner, report)
-  return dict(arrays)
+      return renew(inner, report)
+  renewed = {}
+  for name, array in arrays.items():
+    for former, now in FORMER.items():
+      name = re.sub(f'^{former}$', now, name)
+    renewed[name] = array
+  if former := arrays.keys() - renewed.keys():
+    report(f'took the present names for {len(former)} former ones')
+  return renewed
 
 
 def counters(names: Sequence[str]) -> list[str]:
@@ -220,22 +194,15 @@ def counters(names: Sequence[str]) -> list[str]:
   return [n.replace(*ends) for n in names if n.endswith(ends[0])]
 
 
-def aw_branch(path: str) -> str | None:
-  """Returns what holds a path of those that an AW-convolution adds, or None.
+def in_aw_branch(path: str) -> str | None:
+  """Tells whether a path lies in what an AW-convolution adds to a plain one.
 
   Args:
-    path: such as 'params/stage1_block1/conv2/attention/norm1/scale', which is
-      held by 'stage1_block1/conv2/attention', its statistics likewise.
+    path: such as 'params/stage1_block1/conv2/attention/norm1/scale'.
+
+  Returns:
+    What holds all of it, such as 'stage1_block1/conv2/attention', or None.
   """
   own = r'(attention(?=/(pointwise|norm)[12]/)|refinement(?=/))'
   match = re.match(rf'[^/]+/((.+?/)?{own})', path)
   return match and match[1]
-
-
-def in_aw_branch(path: str) -> bool:
-  """Tells whether a path lies in what an AW-convolution adds to a plain one.
-
-  Args:
-    path: as of `aw_branch`.
-  """
-  return aw_branch(path) is not None

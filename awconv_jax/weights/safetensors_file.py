@@ -12,11 +12,7 @@ from awconv_jax import errors
 def read(
     path: str | os.PathLike, report: Callable[[str], object]
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays of a file by name.
-
-  Args:
-    path: of the file.
-    report: not called; this format holds arrays alone.
+  """Returns the arrays of a file by name; there is nothing to `report`.
 
   Raises:
     InputError: it cannot be read, or is not of this format, or cut short.
@@ -27,14 +23,11 @@ def read(
   del report
   try:
     return safetensors_numpy.load_file(path)
-  except (OSError, safetensors.SafetensorError) as error:
+  # The last is what the library says of 8-bit floats.
+  except (OSError, safetensors.SafetensorError, AttributeError) as error:
     raise errors.InputError(
         f'{path} cannot be read as .safetensors: {error}; it may be cut short: '
-        'fetch it again'
-    ) from error
-  except AttributeError as error:  # What the library says of 8-bit floats.
-    raise errors.InputError(
-        f'{path} cannot be read: {error}; save it as float32'
+        'fetch it again; or save it as float32'
     ) from error
 
 

@@ -27,50 +27,47 @@ def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
   return arrays | {n: np.zeros((), np.int64) for n in names.counters(entries)}
 
 
-def _may_be_absent(arrays, paths, allow_missing) -> set[str]:
+def _absent(arrays, paths, allow_missing) -> set[str]:
   """Returns torch's names of what the arrays need not hold.
 
   The branch of an AW-convolution is absent as a whole or not at all: with some
   of its arrays here, the others were lost.
   """
-  begun = {names.aw_branch(paths[n]) for n in paths.keys() & arrays.keys()}
-  begun.discard(None)
+  begun = {names.in_aw_branch(paths[n]) for n in paths.keys() & arrays.keys()}
   return {
       name
       for name, path in paths.items()
-      if allow_missing(path) and names.aw_branch(path) not in begun
+      if allow_missing(path) and names.in_aw_branch(path) not in begun - {None}
   }
 
 
 def _check(arrays, entries, paths, allowed, source) -> None:
   """Raises InputError with all that keeps the arrays from fitting, by kind."""
   known = entries.keys() | set(names.counters(entries))
-  shared = sorted(entries.keys() & arrays.keys())
+  shared = [(n, arrays[n]) for n in sorted(entries.keys() & arrays.keys())]
   faults = {
       'unknown': sorted(arrays.keys() - known),
       'missing': sorted(entries.keys() - arrays.keys() - allowed),
       'of another shape': [
-          f'{n} has {arrays[n].shape}, want {entries[n].shape}'
-          for n in shared
-          if arrays[n].shape != entries[n].shape
+          f'{name} has {array.shape}, want {entries[name].shape}'
+          for name, array in shared
+          if array.shape != entries[name].shape
       ],
       'not floating': [
-          f'{n} is {arrays[n].dtype}'
-          for n in shared
-          if not jnp.issubdtype(arrays[n].dtype, jnp.floating)
+          f'{name} is {array.dtype}'
+          for name, array in shared
+          if not jnp.issubdtype(array.dtype, jnp.floating)
       ],
   }
   faults = {kind: found for kind, found in faults.items() if found}
   if not faults:
     return
   remedy = 'choose the network and the options that it was made with'
-  added = [name for name, path in paths.items() if names.aw_branch(path)]
-  if faults == {'missing': sorted(added)}:
+  added = sorted(n for n, path in paths.items() if names.in_aw_branch(path))
+  if faults == {'missing': added}:
     remedy = 'it has no AW-convolutions: choose aw_conv=false'
   counts = ', '.join(f'{len(found)} {kind}' for kind, found in faults.items())
-  listed = '; '.join(
-      f'{kind}: {", ".join(found)}' for kind, found in faults.items()
-  )
+  listed = '; '.join(f'{kind}: {", ".join(f)}' for kind, f in faults.items())
   raise InputError(
       f'{source} does not fit the network ({counts}); {remedy}: {listed}'
   )
@@ -104,11 +101,11 @@ def from_state_dict(
   paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
   allowed = set()
   if allow_missing is not None:
-    allowed = _may_be_absent(arrays, paths, allow_missing)
+    allowed = _absent(arrays, paths, allow_missing)
   _check(arrays, entries, paths, allowed, source)
   found = dict(leaves)
   for name in entries.keys() & arrays.keys():
-    path = entries[name].path
-    array = entries[name].from_torch(arrays[name])
-    found[path] = array.astype(leaves[path].dtype)
+    entry = entries[name]
+    array = entry.from_torch(arrays[name])
+    found[entry.path] = array.astype(leaves[entry.path].dtype)
   return treedef.unflatten(found.values())

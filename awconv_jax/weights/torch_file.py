@@ -63,35 +63,29 @@ class _Dict(dict):
     del state
 
 
-class _MakeDict:
-  __slots__ = ()
+class _Function(NamedTuple):
+  """A function that a pickle can call, and of which it can change nothing.
 
-  def __call__(self, *items):
-    return _Dict(*items)
+  A pickle can set attributes (BUILD), but a tuple has none to be set.
+  """
 
+  call: Callable[..., Any]
 
-class _RebuildTensor:
-  __slots__ = ()
-
-  def __call__(self, storage, offset, size, stride, *autograd):
-    return _Tensor(*storage, offset, size, stride)
+  def __call__(self, *arguments: Any) -> Any:
+    return self.call(*arguments)
 
 
-class _RebuildParameter:
-  __slots__ = ()
-
-  def __call__(self, tensor, *autograd):
-    return tensor
-
-
-# Everything that a pickle may name. A pickle can set attributes, too (BUILD),
-# but these have none: no functions or classes, but instances without a dict,
-# and plain strings for storages.
+_rebuild = _Function(
+    lambda storage, offset, size, stride, *autograd: _Tensor(
+        *storage, offset, size, stride
+    )
+)
+# Everything that a pickle may name; plain strings stand for kinds of storages.
 KNOWN = {
-    ('collections', 'OrderedDict'): _MakeDict(),
-    ('torch._utils', '_rebuild_tensor'): _RebuildTensor(),
-    ('torch._utils', '_rebuild_tensor_v2'): _RebuildTensor(),
-    ('torch._utils', '_rebuild_parameter'): _RebuildParameter(),
+    ('collections', 'OrderedDict'): _Function(lambda *items: _Dict(*items)),
+    ('torch._utils', '_rebuild_tensor'): _rebuild,
+    ('torch._utils', '_rebuild_tensor_v2'): _rebuild,
+    ('torch._utils', '_rebuild_parameter'): _Function(lambda t, *autograd: t),
     **{('torch', kind): kind for kind in DTYPES},
 }
 
