@@ -11,7 +11,7 @@ from awconv_jax.data.order import ShuffledOrder
 class Numbers:
   """A source whose records are their own numbers."""
 
-  channels, num_classes, category_ids = 1, 10, None
+  channels, num_classes, category_ids, faults = 1, 10, None, ()
   class_names = tuple('0123456789')
 
   def __init__(self, length):
@@ -50,8 +50,7 @@ def read(
       prefetch=2,
   )
   order = ShuffledOrder(length, 5, repeats)
-  row = reading.TrainRow(source, order, make_row)
-  batches = reading.TrainBatches(reader, row, 7, length, repeats)
+  batches = reading.TrainBatches(reader, source, order, make_row, 7)
   batches.set_state(batches.get_state() | {'batches': start})
   rows = [b['row'].tolist() for b in itertools.islice(batches, count)]
   batches.close()

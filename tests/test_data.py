@@ -330,7 +330,7 @@ def test_several_labels_are_not_trained_on(create, monkeypatch):
     def __getitem__(self, index):
       return super().__getitem__(index) | {'label': np.array([3, 5, -1])}
 
-  several = sources.Dataset(lambda dir, split: Several(split))
+  several = sources._labelled(lambda dir, split: Several(split))
   monkeypatch.setitem(sources.DATASETS, 'digits', several)
 
   with pytest.raises(InputError, match='several labels each'):
@@ -347,7 +347,7 @@ def test_an_example_that_cannot_be_read_stops_the_run(create, monkeypatch):
       image = record['image'][:60] if index == 164 else record['image']
       return record | {'image': image}
 
-  half = sources.Dataset(lambda dir, split: Half(split))
+  half = sources._labelled(lambda dir, split: Half(split))
   monkeypatch.setitem(sources.DATASETS, 'digits', half)
   for threads in (0, 2):
     with pytest.raises(InputError, match='^scan 164 cannot be read: .'):

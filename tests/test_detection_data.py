@@ -228,12 +228,10 @@ def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
   parts = order.groups(source.index[:, :2])
   section = fake_coco.config('', max_boxes=1)
   make_row = boxed_images._MakeRow(canvases.Geometry.of(section))
-  evaluated = batching.EvalRow(source, order.EvalOrder(parts, 1), make_row)
-  shuffled = order.GroupedOrder(parts, 1, seed=0)
-  trained = batching.TrainRow(source, shuffled, make_row)
-  rng = (np.random.default_rng(0),)
-  for train, row, more in ((False, evaluated, ()), (True, trained, rng)):
-    rows = [row(i, *more) for i in range(N_TRAIN)]
+  orders = order.EvalOrder(parts, 1), order.GroupedOrder(parts, 1, seed=0)
+  for train, rng in ((False, None), (True, np.random.default_rng(0))):
+    read = batching.ReadRow(source, orders[train], make_row)
+    rows = [read(i, rng) for i in range(N_TRAIN)]
     left_out = {int(r['unreadable']) for r in rows} - {-1}
     assert left_out == set(np.flatnonzero(counts[train] > 1))
 

@@ -79,8 +79,8 @@ def test_epochs_that_leave_nothing_over_show_all_equally_often(far):
 def test_evaluation_shows_every_example_once_and_blank_rows(parts):
   parts = examples(*parts)
   order = EvalOrder(parts, 4)
-  rows = [order(i) for i in range(4 * order.num_batches())]
-  shown = [index for _, index in rows if index is not None]
+  rows = [order(i) for i in range(4 * order.num_batches)]
+  shown = [index for _, chosen in rows for index in chosen]
   assert shown == [*parts[0], *parts[1]]
   for start in range(0, len(rows), 4):
     assert len({group for group, _ in rows[start : start + 4]}) == 1

@@ -10,25 +10,15 @@ Batches of images with boxes are described in `data.detection`.
 """
 
 from collections.abc import Callable, Mapping
-import functools
 from typing import Any
 
 
-# Imported when called, so that models can be used without Grain and TFDS.
 def reader_of(name: str) -> Callable[..., Any]:
-  """Returns what takes the options that `config.data` holds for a data set.
-
-  Args:
-    name: of the data set, see `sources.dataset`; InputError if it is unknown.
-
-  Returns:
-    A partial of `labelled_images.LabelledImages` or of
-    `detection.boxed_images.BoxedImages`, which say what the options are.
-  """
+  """Returns what `sources.reader_of` does."""
+  # Imported when called, so that models can be used without Grain and TFDS.
   from awconv_jax.data import sources
 
-  dataset = sources.dataset(name)
-  return functools.partial(dataset.reader, dataset.open)
+  return sources.reader_of(name)
 
 
 def create(

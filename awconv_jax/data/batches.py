@@ -11,6 +11,7 @@ given by the reader of the data set and is sent to worker processes. It has
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -31,14 +32,16 @@ NONE = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainRow:
-  """Position in the endless stream and random numbers -> augmented row."""
+class ReadRow:
+  """Position -> row, augmented where random numbers are given."""
 
   source: Any
   order: Callable[[int], tuple[int, Sequence[int]]]
-  make_row: Callable[..., Row]
+  make_row: Any
 
-  def __call__(self, position: int, rng: np.random.Generator) -> Row:
+  def __call__(
+      self, position: int, rng: np.random.Generator | None = None
+  ) -> Row:
     group, candidates = self.order(position)
     unreadable, reason = NONE, ''
     for index in candidates:
@@ -47,47 +50,19 @@ class TrainRow:
         return row | {'unreadable': np.int32(unreadable)}
       except UnreadableError as error:
         unreadable, reason = candidates[0], reason or str(error)
+    if rng is None:
+      row = self.make_row.blank(group)
+      return row | {'unreadable': np.int32(unreadable)}
     raise InputError(
         f'{len(candidates)} examples in succession cannot be read, the first: '
         + self.source.describe(candidates[0], reason)
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalRow:
-  """Position -> row; blank ones fill up, and stand for unreadable examples."""
-
-  source: Any
-  order: EvalOrder
-  make_row: Any
-
-  def __call__(self, position: int) -> Row:
-    group, index = self.order(position)
-    unreadable = NONE
-    if index is not None:
-      try:
-        row = self.make_row(index, self.source[index], group, None)
-        return row | {'unreadable': np.int32(NONE)}
-      except UnreadableError:
-        unreadable = index
-    return self.make_row.blank(group) | {'unreadable': np.int32(unreadable)}
-
-
-@dataclasses.dataclass(frozen=True)
-class _HostRow:
-  """This host's row number -> the row of the global stream."""
-
-  stream: grain.MapDataset
-  batch_size: int
-  process_index: int
-  process_count: int
-
-  def __call__(self, local: int) -> Row:
-    rows = self.batch_size // self.process_count
-    batch, row = divmod(local, rows)
-    return self.stream[
-        batch * self.batch_size + self.process_index * rows + row
-    ]
+def _position(local: int, batch_size: int, host: int, hosts: int) -> int:
+  """Returns where a host's row number `local` is in the global stream."""
+  batch, row = divmod(local, batch_size // hosts)
+  return batch * batch_size + host * (batch_size // hosts) + row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,14 +104,19 @@ class Reader:
       self, stream: grain.MapDataset, start: int, stop: int | None = None
   ) -> grain.DatasetIterator:
     """Starts reading this host's batches from `start` to `stop`, or on."""
-    hosts = (self.batch_size, self.process_index, self.process_count)
     size = self.batch_size // self.process_count
     end = sys.maxsize if stop is None else stop * size
+    position = functools.partial(
+        _position,
+        batch_size=self.batch_size,
+        host=self.process_index,
+        hosts=self.process_count,
+    )
     local = grain.MapDataset.range(start * size, end)
     # Batched before the threads and workers, as both deal out elements in
     # turn: of single rows, a worker would batch only its own. It is also twice
     # as fast for tiny images [2 cores].
-    batches = local.map(_HostRow(stream, *hosts)).batch(size)
+    batches = local.map(position).map(stream.__getitem__).batch(size)
     ahead = grain.ReadOptions(
         num_threads=self.num_threads,
         prefetch_buffer_size=max(self.prefetch, self.num_threads),
@@ -162,32 +142,20 @@ def _settle_opencv(worker: int = 0, workers: int = 1) -> None:
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def unreadable_reason(source: Any, index: int) -> str:
-  """Returns why an example cannot be read; '' if it can."""
-  try:
-    EncodedImage(source[index]['image'], source.channels).pixels()
-  except UnreadableError as error:
-    return str(error)
-  return ''
-
-
 class Unreadable:
   """Which examples could not be read, and whether they are too many.
 
   Args:
-    source: of the examples.
+    source: of the examples; its faults are told with the rest.
     most: how many may be unreadable, on this host.
     prompt: whether one too many is an error at once. Where several hosts work
       together the others would wait for the one that fails: there it is one
       when all of them call `check`.
-    left_out: lines about what the source itself left out, told with the rest.
   """
 
-  def __init__(
-      self, source: Any, most: float, prompt: bool, left_out: Sequence[str]
-  ):
+  def __init__(self, source: Any, most: float, prompt: bool):
     self._source, self._most, self._prompt = source, most, prompt
-    self._known, self._untold = {}, list(left_out)
+    self._known, self._untold = {}, list(source.faults)
 
   def __len__(self) -> int:
     return len(self._known)
@@ -201,14 +169,19 @@ class Unreadable:
     numbers = batch.pop('unreadable')
     for index in map(int, numbers[numbers != NONE]):
       if index not in self._known:
-        reason = unreadable_reason(self._source, index)
-        self._known[index] = self._source.describe(
-            index, reason or 'it was not, a moment ago'
-        )
-        self._untold.append(self._known[index])
+        line = self._source.describe(index, self._reason(index))
+        self._known[index] = line
+        self._untold.append(line)
     if self._prompt:
       self.check()
     return batch
+
+  def _reason(self, index: int) -> str:
+    try:
+      EncodedImage(self._source[index]['image'], self._source.channels).pixels()
+    except UnreadableError as error:
+      return str(error)
+    return 'it was not, a moment ago'
 
   def check(self) -> None:
     """Raises InputError, with all their names, if there are too many."""
@@ -230,26 +203,30 @@ class Unreadable:
 
 
 class _Batches:
-  """What `data.create` says that all batches have."""
+  """What `data.create` says that all batches have.
+
+  Args:
+    reader: says how to read.
+    source: of the records.
+    stream: of all rows.
+    met: examples of the source that this host meets.
+
+  Raises:
+    InputError: a batch cannot be divided among the hosts, or is of more rows
+      than there are examples to train on.
+  """
 
   def __init__(
-      self,
-      reader: Reader,
-      source: Any,
-      stream: grain.MapDataset,
-      met: float,
-      left_out: Sequence[str],
+      self, reader: Reader, source: Any, stream: grain.MapDataset, met: float
   ):
-    """Takes what reads which stream, and how many examples this host meets."""
     if reader.batch_size % reader.process_count:
       raise InputError(
           f'batch_size {reader.batch_size} cannot be divided among '
           f'{reader.process_count} hosts; choose a multiple of that'
       )
     self._reader, self._stream = reader, stream
-    alone = reader.process_count == 1
-    most = reader.max_bad_fraction * met
-    self.unreadable = Unreadable(source, most, alone, left_out)
+    most, alone = reader.max_bad_fraction * met, reader.process_count == 1
+    self.unreadable = Unreadable(source, most, alone)
     self.num_examples, self.num_left_out = len(source), 0
     self.num_classes = source.num_classes
     self.class_names = source.class_names
@@ -258,47 +235,31 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-  """Endless batches; an iterator whose state is how many it has delivered.
-
-  Args:
-    reader: says how to read.
-    row: of every position.
-    row_seed: with the position, fixes the random numbers of a row.
-    num_examples: that `row.order` shows of the source.
-    repeats: rows in succession of each.
-    left_out: see `Unreadable`.
-
-  Raises:
-    InputError: a batch is of more rows than there are examples, or cannot be
-      divided among the hosts.
-  """
+  """Endless batches; an iterator whose state is how many it has delivered."""
 
   def __init__(
-      self,
-      reader: Reader,
-      row: TrainRow,
-      row_seed: int,
-      num_examples: int,
-      repeats: int = 1,
-      left_out: Sequence[str] = (),
+      self, reader: Reader, source: Any, order: Any, make_row: Any, seed: int
   ):
-    endless = grain.MapDataset.range(sys.maxsize)
-    stream = endless.random_map(row, seed=int(row_seed))
+    """Takes what reads; `seed` and position fix a row's random numbers."""
+    positions = grain.MapDataset.range(sys.maxsize)
+    row = ReadRow(source, order, make_row)
+    stream = positions.random_map(row, seed=int(seed))
     # In the course of time, every host meets all of the split.
-    super().__init__(reader, row.source, stream, len(row.source), left_out)
-    if reader.batch_size > num_examples:
+    super().__init__(reader, source, stream, met=len(source))
+    if reader.batch_size > order.num_examples:
       raise InputError(
-          f'batch_size {reader.batch_size} is more than the {num_examples} '
-          f'examples of split {reader.train_split!r}; choose a smaller one'
+          f'batch_size {reader.batch_size} is more than the '
+          f'{order.num_examples} examples of split {reader.train_split!r}; '
+          'choose a smaller one'
       )
-    self.num_examples = num_examples
-    self.num_left_out = len(row.source) - num_examples
-    self.batches_per_epoch = num_examples / reader.batch_size
+    self.num_examples = order.num_examples
+    self.num_left_out = len(source) - order.num_examples
+    self.batches_per_epoch = order.num_examples / reader.batch_size
     self._identity = {
         'seed': reader.seed,
         'batch_size': reader.batch_size,
-        'num_examples': num_examples,
-        'repeats': repeats,
+        'num_examples': order.num_examples,
+        'repeats': order.repeats,
     }
     self._delivered = 0
     self._open = None
@@ -347,19 +308,18 @@ class EvalBatches(_Batches):
   """Every example once, in the same order each time it is iterated over.
 
   The last batch (of each group) is filled up with rows whose mask is False, and
-  all hosts yield the same number of batches. Arguments and errors are those of
-  `TrainBatches`.
+  all hosts yield the same number of batches.
   """
 
   def __init__(
-      self, reader: Reader, row: EvalRow, left_out: Sequence[str] = ()
+      self, reader: Reader, source: Any, order: EvalOrder, make_row: Any
   ):
-    self.batches_per_epoch = row.order.num_batches()
-    rows = self.batches_per_epoch * reader.batch_size
+    positions = grain.MapDataset.range(order.num_batches * reader.batch_size)
+    stream = positions.map(ReadRow(source, order, make_row))
     # A host meets its own part of the split.
-    met = len(row.source) / reader.process_count
-    stream = grain.MapDataset.range(rows).map(row)
-    super().__init__(reader, row.source, stream, met, left_out)
+    met = len(source) / reader.process_count
+    super().__init__(reader, source, stream, met)
+    self.batches_per_epoch = order.num_batches
 
   def __iter__(self) -> Iterator[Batch]:
     opened = self._reader.read(self._stream, 0, self.batches_per_epoch)

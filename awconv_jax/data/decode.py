@@ -104,15 +104,20 @@ class EncodedImage:
 
   def __init__(self, data: bytes, channels: int):
     self._data, self._channels, self._pixels = data, channels, None
-    if data.startswith(_JPEG):
-      try:
+    try:
+      if data.startswith(_JPEG):
         self.height, self.width, *_ = simplejpeg.decode_jpeg_header(data)
-      except ValueError:
-        pass  # Not a sound one.
-      else:
         _check_size(self.height, self.width)
         return
-    self._pixels = _decode_any(data, channels)
+      # Without the flag, the EXIF orientation would turn some images.
+      flags = _FLAGS[channels] | cv2.IMREAD_IGNORE_ORIENTATION
+      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except (ValueError, cv2.error):
+      pixels = None
+    # Of what these refuse, Pillow reads some, and says what is wrong with it.
+    if pixels is None:
+      pixels = _decode_by_pillow(data, channels)
+    self._pixels = np.atleast_3d(pixels)
     self.height, self.width = self._pixels.shape[:2]
 
   def pixels(self) -> np.ndarray:
@@ -181,17 +186,10 @@ def _scratch(size: int) -> bytearray:
 def _decode_upper(
     data: bytes, channels: int, rows: int, factor: int
 ) -> np.ndarray:
-  """Decodes at least the upper rows of a JPEG, in the quickest way.
+  """Decodes at least the upper `rows` of a JPEG, in the quickest way.
 
-  Args:
-    data: of the file.
-    channels: 1 or 3.
-    rows: how many are wanted, before they are made fewer.
-    factor: power of two up to 8 by which the result is to be smaller.
-
-  Returns:
-    uint8 [H / factor, W / factor, channels], which the next call of the thread
-    overwrites. The quickest transforms are off by one, mostly.
+  The result is smaller by `factor`, a power of two up to 8, and the next call
+  of the thread overwrites it. The quickest transforms are off by one, mostly.
   """
   upper = jpeg_rows.shorten(data, rows)
   options = dict(fastdct=True, fastupsample=True, strict=upper is None)
@@ -211,21 +209,6 @@ def _decode_upper(
   height, width = (-(-side // factor) for side in pixels.shape[:2])
   small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
   return np.atleast_3d(small)
-
-
-def _decode_any(data: bytes, channels: int) -> np.ndarray:
-  """Decodes what is no JPEG, or not a sound one."""
-  pixels = None
-  if data and not data.startswith(_JPEG):
-    # Without the flag, the EXIF orientation would turn some images.
-    flags = _FLAGS[channels] | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-      pass  # Such as too many pixels; Pillow may say why.
-  if pixels is None:
-    return _decode_by_pillow(data, channels)
-  return np.atleast_3d(pixels)
 
 
 def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:

@@ -45,7 +45,7 @@ def enlarge(scan: np.ndarray) -> np.ndarray:
 class Digits:
   """Handwritten digits, 32 x 32 grey, of 'train', 'test' or a slice of one."""
 
-  channels, category_ids = 1, None
+  channels, category_ids, faults = 1, None, ()
   num_classes, class_names = 10, tuple('0123456789')
 
   def __init__(self, split: str):

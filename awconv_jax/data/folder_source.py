@@ -27,7 +27,7 @@ class FolderSource:
   so that a slice of a split, 'train[:90%]', holds images of all classes.
   """
 
-  channels, category_ids = 3, None
+  channels, category_ids, faults = 3, None, ()
 
   def __init__(self, path: str, split: str):
     """Lists the files.

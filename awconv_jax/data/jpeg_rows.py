@@ -9,8 +9,7 @@ Markers and headers: ITU-T T.81, annex B, https://www.w3.org/Graphics/JPEG/.
 """
 
 _END = b'\xff\xd9'
-_BASELINE = (0xC0, 0xC1)
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BASELINE = (0xC0, 0xC1)  # Markers of the frames that can be shortened.
 _SCAN = 0xDA
 # Colours of lower resolution are smoothed over the next row of blocks.
 _MARGIN = 2
@@ -33,24 +32,17 @@ def shorten(data: bytes, rows: int) -> bytes | None:
   frame, position = None, 2
   while position + 4 <= len(data) and data[position] == 0xFF:
     marker = data[position + 1]
-    length = int.from_bytes(data[position + 2 : position + 4])
+    if marker in _BASELINE:
+      frame = position
     if marker == _SCAN:
       # All components in one scan, or there are more to come.
-      whole = frame is not None and data[position + 4] == data[frame + 9]
-      return _with_rows(data, frame, rows + _MARGIN) if whole else None
-    if marker in _FRAMES:
-      if marker not in _BASELINE:
+      if frame is None or data[position + 4] != data[frame + 9]:
         return None
-      frame = position
-    position += 2 + length
+      height = slice(frame + 5, frame + 7)
+      if rows + _MARGIN >= int.from_bytes(data[height]):
+        return None
+      changed = bytearray(data)
+      changed[height] = (rows + _MARGIN).to_bytes(2)
+      return bytes(changed)
+    position += 2 + int.from_bytes(data[position + 2 : position + 4])
   return None
-
-
-def _with_rows(data: bytes, frame: int, rows: int) -> bytes | None:
-  """Writes the number of rows into the frame header that starts at `frame`."""
-  height = slice(frame + 5, frame + 7)
-  if rows >= int.from_bytes(data[height]):
-    return None
-  changed = bytearray(data)
-  changed[height] = rows.to_bytes(2)
-  return bytes(changed)

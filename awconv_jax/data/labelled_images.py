@@ -55,12 +55,11 @@ class LabelledImages(batches.Reader):
     make_row = _MakeRow(source.channels, chain, crop, label.shape)
     if not self.train:
       order = EvalOrder([range(len(source))], self.batch_size)
-      return batches.EvalBatches(self, batches.EvalRow(source, order, make_row))
+      return batches.EvalBatches(self, source, order, make_row)
     order = ShuffledOrder(len(source), self.seed, self.repeats)
-    row = batches.TrainRow(source, order, make_row)
     # The second of two, the first of which `order` uses.
     seed = np.random.SeedSequence(self.seed).generate_state(2)[1]
-    return batches.TrainBatches(self, row, seed, len(source), self.repeats)
+    return batches.TrainBatches(self, source, order, make_row, seed)
 
 
 @dataclasses.dataclass(frozen=True)

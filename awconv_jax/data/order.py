@@ -14,7 +14,6 @@ group only: landscapes or portraits.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import functools
 
 import grain
@@ -43,19 +42,19 @@ class ShuffledOrder:
   in succession (repeated augmentation, https://arxiv.org/abs/1901.09335).
   """
 
-  def __init__(self, length: int, seed: int, repeats: int = 1):
-    """Takes the number of examples, N, and what is said of it above."""
+  def __init__(self, num_examples: int, seed: int, repeats: int = 1):
     # Grain shuffles epoch e by seed + e. `seed` is hashed, as the runs of 0, 1
     # and 2 would be one order, shifted by an epoch each.
     shuffle = np.random.SeedSequence(seed).generate_state(1)[0]
-    self._length, self._repeats = length, repeats
+    self.num_examples, self.repeats = num_examples, repeats
     # Its positions may be beyond N: each N of them are another order.
-    self._order = grain.MapDataset.range(length).shuffle(seed=int(shuffle))
+    numbers = grain.MapDataset.range(num_examples)
+    self._order = numbers.shuffle(seed=int(shuffle))
 
   def __call__(self, position: int) -> tuple[int, Sequence[int]]:
-    first = self._order[position // self._repeats]
-    tries = range(min(_TRIES, self._length))
-    return 0, [(first + step) % self._length for step in tries]
+    first = self._order[position // self.repeats]
+    tries = range(min(_TRIES, self.num_examples))
+    return 0, [(first + step) % self.num_examples for step in tries]
 
 
 @functools.lru_cache(maxsize=8)
@@ -80,32 +79,33 @@ class GroupedOrder:
   not for some epochs.)
   """
 
+  repeats = 1
+
   def __init__(
       self, examples: Sequence[np.ndarray], batch_size: int, seed: int
   ):
     """Takes the numbers of the examples by group, at least a batch in all."""
-    self._examples = tuple(np.asarray(e) for e in examples)
-    self._batch_size, self._seed = batch_size, seed
+    self._examples, self._batch_size, self._seed = examples, batch_size, seed
+    self._counts = np.array([len(e) for e in examples])
+    self.num_examples = int(self._counts.sum())
     # Hashed, so that neighbouring seeds are not each other's epochs.
     seeds = np.random.SeedSequence(seed).generate_state(len(examples))
-    self._shuffled = tuple(
-        grain.MapDataset.range(max(len(e), 1)).shuffle(seed=int(s))
-        for e, s in zip(self._examples, seeds, strict=True)
-    )
+    self._shuffled = [
+        grain.MapDataset.range(max(n, 1)).shuffle(seed=int(s))
+        for n, s in zip(self._counts, seeds, strict=True)
+    ]
 
   def _batches_before(self, epoch: int) -> np.ndarray:
     """Returns how many batches each group has had when an epoch begins."""
-    counts = np.array([len(e) for e in self._examples])
-    return epoch * counts // self._batch_size
+    return epoch * self._counts // self._batch_size
 
   def _batch(self, number: int) -> tuple[int, int]:
     """Returns the group of a batch of the stream, and its number therein."""
-    total = sum(len(e) for e in self._examples)
-    epoch = number * self._batch_size // total
+    epoch = number * self._batch_size // self.num_examples
     while self._batches_before(epoch + 1).sum() <= number:
       epoch += 1
     before, after = map(self._batches_before, (epoch, epoch + 1))
-    counts = tuple(int(count) for count in after - before)
+    counts = tuple((after - before).tolist())
     group, rank = _slots(counts, self._seed, epoch)[number - before.sum()]
     return int(group), int(before[group] + rank)
 
@@ -118,28 +118,20 @@ class GroupedOrder:
     return group, [int(examples[place % len(examples)]) for place in places]
 
 
-@dataclasses.dataclass(frozen=True)
 class EvalOrder:
-  """Every example once: the groups in turn, each filled up to whole batches.
+  """Every example once: the groups in turn, each filled up to whole batches."""
 
-  Attributes:
-    examples: numbers of the examples, by group.
-    batch_size: rows of a batch over all hosts.
-  """
+  def __init__(self, examples: Sequence[Sequence[int]], batch_size: int):
+    """Takes the numbers of the examples by group."""
+    self._examples, self._batch_size = examples, batch_size
+    self._batches = [-(-len(e) // batch_size) for e in examples]
+    self.num_batches = sum(self._batches)
 
-  examples: Sequence[Sequence[int]]
-  batch_size: int
-
-  def num_batches(self) -> int:
-    """Returns how many batches hold all examples."""
-    return sum(-(-len(e) // self.batch_size) for e in self.examples)
-
-  def __call__(self, position: int) -> tuple[int, int | None]:
-    """Returns the group at a position and the example, None in blank rows."""
-    for group, examples in enumerate(self.examples):
-      rows = -(-len(examples) // self.batch_size) * self.batch_size
-      if position < rows:
-        blank = position >= len(examples)
-        return group, None if blank else int(examples[position])
-      position -= rows
+  def __call__(self, position: int) -> tuple[int, list[int]]:
+    """Returns the group at a position and the example; none in blank rows."""
+    for group, batches in enumerate(self._batches):
+      if position < batches * self._batch_size:
+        chosen = self._examples[group][position : position + 1]
+        return group, [int(index) for index in chosen]
+      position -= batches * self._batch_size
     raise IndexError(f'{position} rows beyond the last batch')

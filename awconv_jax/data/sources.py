@@ -10,10 +10,9 @@ and `source.describe(i, reason)` names it. A new data set is one more entry of
 """
 
 from collections.abc import Callable
-import dataclasses
+import functools
 from typing import Any
 
-from awconv_jax.data.batches import Reader
 from awconv_jax.data.detection.boxed_images import BoxedImages
 from awconv_jax.data.detection.coco_json import CocoJson
 from awconv_jax.data.detection.digit_scenes import DigitScenes
@@ -24,54 +23,57 @@ from awconv_jax.data.labelled_images import LabelledImages
 from awconv_jax.data.tfds_source import open_tfds
 from awconv_jax.errors import look_up
 
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """How a data set is opened, and what makes batches of it.
-
-  Attributes:
-    open: `(dir, split) -> source`.
-    reader: class of the options of `config.data`.
-  """
-
-  open: Callable[[str | None, str], Any]
-  reader: type[Reader] = LabelledImages
+# (dir, split) -> source.
+Open = Callable[[str | None, str], Any]
 
 
-def _prepared(name: str) -> Dataset:
-  return Dataset(lambda dir, split: open_tfds(name, dir, split))
+def _labelled(open_split: Open) -> Callable[..., Any]:
+  return functools.partial(LabelledImages, open_split)
 
 
+def _boxed(open_split: Open) -> Callable[..., Any]:
+  return functools.partial(BoxedImages, open_split)
+
+
+def _prepared(name: str) -> Callable[..., Any]:
+  return _labelled(lambda dir, split: open_tfds(name, dir, split))
+
+
+# What reads each, given what opens a split of it.
 DATASETS = {
-    'digits': Dataset(lambda dir, split: Digits(split)),
+    'digits': _labelled(lambda dir, split: Digits(split)),
     'imagenet2012': _prepared('imagenet2012'),
     'cifar10': _prepared('cifar10'),
     'cifar100': _prepared('cifar100'),
-    'digit_scenes': Dataset(lambda dir, split: DigitScenes(split), BoxedImages),
-    'coco/2017': Dataset(
-        lambda dir, split: open_tfds('coco/2017', dir, split, TfdsObjects),
-        BoxedImages,
+    'digit_scenes': _boxed(lambda dir, split: DigitScenes(split)),
+    'coco/2017': _boxed(
+        lambda dir, split: open_tfds('coco/2017', dir, split, TfdsObjects)
     ),
 }
 # What follows the colon names the data set.
 KINDS = {
     'tfds': _prepared,
-    'folder': lambda path: Dataset(
+    'folder': lambda path: _labelled(
         lambda dir, split: FolderSource(path, split)
     ),
-    'coco_json': lambda path: Dataset(
-        lambda dir, split: CocoJson(path, split), BoxedImages
-    ),
+    'coco_json': lambda path: _boxed(lambda dir, split: CocoJson(path, split)),
 }
 
 
-def dataset(name: str) -> Dataset:
-  """Returns a data set; InputError for unknown names.
+def reader_of(name: str) -> Callable[..., Any]:
+  """Returns what takes the options that `config.data` holds for a data set.
 
   Args:
     name: a key of `DATASETS`, 'tfds:<name>' for any other data set of labelled
       images of TFDS, 'folder:<path>' for a folder of images, or
       'coco_json:<path>' for images with boxes; see `detection.coco_json`.
+
+  Returns:
+    A partial of `LabelledImages` or `BoxedImages`, which say what the options
+    are.
+
+  Raises:
+    InputError: the name is unknown.
   """
   prefix, colon, rest = name.partition(':')
   if colon and rest and prefix in KINDS:
@@ -85,11 +87,12 @@ def open_source(name: str, data_dir: str | None, split: str) -> Any:
   """Returns the source of a split.
 
   Args:
-    name: as for `dataset`.
+    name: as for `reader_of`.
     data_dir: directory of prepared sets, or None for the default of TFDS.
     split: name of the split.
 
   Raises:
     InputError: for unknown names and for data that cannot be used.
   """
-  return dataset(name).open(data_dir, split)
+  (open_split,) = reader_of(name).args
+  return open_split(data_dir, split)

@@ -138,7 +138,7 @@ def _reason(error: Exception) -> str:
 class TfdsLabels:
   """Images with one label each, or with several; see `sources`."""
 
-  category_ids = None
+  category_ids, faults = None, ()
 
   def __init__(self, records: TfdsRecords):
     """Takes the records; InputError if they are not of labelled images."""

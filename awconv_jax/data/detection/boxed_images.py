@@ -58,18 +58,11 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     make_row = _MakeRow(canvases.Geometry.of(vars(self)))
     if not self.train:
       order = EvalOrder(examples, self.batch_size)
-      row = batches.EvalRow(source, order, make_row)
-      return batches.EvalBatches(self, row, source.faults)
+      return batches.EvalBatches(self, source, order, make_row)
     order = GroupedOrder(examples, self.batch_size, self.seed)
     # Not a seed that `order` uses.
     seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
-    return batches.TrainBatches(
-        self,
-        batches.TrainRow(source, order, make_row),
-        seed,
-        sum(map(len, examples)),
-        left_out=source.faults,
-    )
+    return batches.TrainBatches(self, source, order, make_row, seed)
 
   def _examples(self, source: Any) -> list[np.ndarray]:
     """Returns the numbers of the examples to read, by orientation."""
