@@ -175,22 +175,6 @@ def archives(train, val) -> dict[str, bytes]:
   }
 
 
-def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):
-  """As `fake_sources.serve`, for builders that ask for several at once."""
-  from tensorflow_datasets.core.download import download_manager
-
-  fake_sources.serve(monkeypatch, directory, files)
-  manager = download_manager.DownloadManager
-  one = manager.download_and_extract
-
-  def several(self, urls):
-    if isinstance(urls, str):
-      return one(self, urls)
-    return {key: one(self, url) for key, url in urls.items()}
-
-  monkeypatch.setattr(manager, 'download_and_extract', several)
-
-
 def config(name: str, data_dir=None, **changes):
   """Returns the section `data` of a config, for tiny images."""
   import ml_collections

@@ -52,22 +52,17 @@ def imagenet_train(per_class: int) -> dict[str, dict[str, bytes]]:
   }
 
 
-def imagenet_val(count: int) -> dict[str, bytes]:
-  """Returns the first validation images by name."""
-  return {
-      f'ILSVRC2012_val_{i:08}.JPEG': encode(picture(5_000_000 + i))
-      for i in range(1, count + 1)
-  }
-
-
 def write_imagenet(directory: pathlib.Path, per_class=4, val=10) -> None:
   """Writes the two archives of ILSVRC2012 as image-net.org gives them."""
   directory.mkdir(parents=True, exist_ok=True)
   train = {f'{s}.tar': tar(f) for s, f in imagenet_train(per_class).items()}
   (directory / 'ILSVRC2012_img_train.tar').write_bytes(tar(train))
-  val_tar = directory / 'ILSVRC2012_img_val.tar'
   # Not in the order of the names: the builder sorts, to find the labels.
-  val_tar.write_bytes(tar(dict(reversed(imagenet_val(val).items()))))
+  images = {
+      f'ILSVRC2012_val_{i:08}.JPEG': encode(picture(5_000_000 + i))
+      for i in range(val, 0, -1)
+  }
+  (directory / 'ILSVRC2012_img_val.tar').write_bytes(tar(images))
 
 
 def cifar_pixels(seed: int) -> np.ndarray:
@@ -75,25 +70,20 @@ def cifar_pixels(seed: int) -> np.ndarray:
   return cv2.resize(picture(seed), (32, 32), interpolation=cv2.INTER_AREA)
 
 
-def _cifar_file(labels: list[tuple[int, ...]], first: int) -> bytes:
-  """Returns records: the labels, then the red, green and blue planes."""
-  return b''.join(
-      bytes(label) + cifar_pixels(first + i).transpose(2, 0, 1).tobytes()
-      for i, label in enumerate(labels)
-  )
-
-
 def cifar10(per_file: int = 4) -> bytes:
   """Returns cifar-10-binary.tar.gz; image i has seed and label i."""
   files = [*(f'data_batch_{i}.bin' for i in range(1, 6)), 'test_batch.bin']
-  names = [f'class {i}' for i in range(10)]
-  members = {'batches.meta.txt': ('\n'.join(names) + '\n\n').encode()}
-  for number, name in enumerate(files):
-    first = number * per_file
-    labels = [((first + i) % 10,) for i in range(per_file)]
-    members[name] = _cifar_file(labels, first)
   prefix = 'cifar-10-batches-bin'
-  return tar({f'{prefix}/{n}': m for n, m in members.items()}, 'w:gz')
+  classes = '\n'.join(f'class {i}' for i in range(10))
+  members = {f'{prefix}/batches.meta.txt': f'{classes}\n\n'.encode()}
+  for number, name in enumerate(files):
+    images = range(number * per_file, (number + 1) * per_file)
+    # The label, then the red, green and blue planes.
+    members[f'{prefix}/{name}'] = b''.join(
+        bytes([i % 10]) + cifar_pixels(i).transpose(2, 0, 1).tobytes()
+        for i in images
+    )
+  return tar(members, 'w:gz')
 
 
 def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):
@@ -103,30 +93,26 @@ def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):
   """
   from tensorflow_datasets.core.download import download_manager
 
+  directory.mkdir(parents=True, exist_ok=True)
+
   def download(self, url):
     name = url.rpartition('/')[2]
     assert name in files, f'TFDS wants to download {url}'
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / name
-    path.write_bytes(files[name])
-    return path
+    (directory / name).write_bytes(files[name])
+    return directory / name
 
-  def download_and_extract(self, url):
-    return self.extract(download(self, url))
+  def extract(self, urls):
+    if isinstance(urls, str):
+      return self.extract(download(self, urls))
+    return {key: extract(self, url) for key, url in urls.items()}
 
   manager = download_manager.DownloadManager
   monkeypatch.setattr(manager, 'download', download)
-  monkeypatch.setattr(manager, 'download_and_extract', download_and_extract)
+  monkeypatch.setattr(manager, 'download_and_extract', extract)
 
 
-def write_folder(directory: pathlib.Path, splits=None) -> None:
-  """Writes a folder of images, `<split>/<class>/<file>`.
-
-  Args:
-    directory: where to.
-    splits: images per class by split; {'train': 4, 'test': 2} if not given.
-  """
-  splits = splits or {'train': 4, 'test': 2}
+def write_folder(directory: pathlib.Path, splits: dict[str, int]) -> None:
+  """Writes a folder of images, so many per class by split."""
   for number, (split, count) in enumerate(splits.items()):
     for label, name in enumerate(('cat', 'dog')):
       folder = directory / split / name

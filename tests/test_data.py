@@ -4,21 +4,25 @@ import functools
 import hashlib
 import itertools
 import json
-from pathlib import Path
-import subprocess
-import sys
 import time
 
+import commands
 import numpy as np
 import pytest
 
 from awconv_jax import config, data
-from awconv_jax.data import decode, digits, sources
+from awconv_jax.data import decode, digits, order, sources
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 1437, 360
 AFFINE = {'rotation': 10.0, 'translation': 0.1, 'scale': (0.9, 1.1)}
-AUGMENT = (('random_affine', AFFINE | {'shear': 5.0}),)
+SECTION = {
+    'name': 'digits',
+    'image_size': 32,
+    'eval_image_size': 32,
+    'augment': (('random_affine', AFFINE | {'shear': 5.0}),),
+    'prefetch': 2,
+}
 
 
 @pytest.fixture(scope='session')
@@ -27,36 +31,20 @@ def create():
   created = []
 
   def create(*, batch_size=64, seed=0, train=True, hosts=(0, 1), **changes):
-    section = {
-        'name': 'digits',
-        'train_split': 'train',
-        'eval_split': 'test',
-        'image_size': 32,
-        'eval_image_size': 32,
-        'eval_crop': 1.0,
-        'eval_interpolation': 'area',
-        'augment': AUGMENT,
-        'repeats': 1,
-        'max_bad_fraction': 0.0,
-        'num_workers': 0,
-        'num_threads': 1,
-        'prefetch': 2,
-    }
     batches = data.create(
-        section | changes,
+        SECTION | changes,
         train=train,
         batch_size=batch_size,
         seed=seed,
         process_index=hosts[0],
         process_count=hosts[1],
     )
-    created.append(batches)
+    created.extend([batches] if train else [])
     return batches
 
   yield create
   for batches in created:
-    if hasattr(batches, 'close'):
-      batches.close()
+    batches.close()
 
 
 @pytest.fixture(scope='session')
@@ -82,17 +70,28 @@ def digest(batches) -> str:
 def merge(hosts) -> list:
   """Concatenates the batches of several hosts to the global ones."""
   return [
-      {
-          key: np.concatenate([share[key] for share in shares])
-          for key in shares[0]
-      }
-      for shares in zip(*hosts, strict=True)
+      {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+      for parts in zip(*hosts, strict=True)
   ]
 
 
-def fingerprints(batches) -> list[bytes]:
-  """The images as bytes; all scans differ, so they stand for the examples."""
-  return [image.tobytes() for batch in batches for image in batch['image']]
+def joined(batches, key):
+  return np.concatenate([batch[key] for batch in batches])
+
+
+def records(split):
+  """Returns images and labels of the digits."""
+  source = sources.open_source('digits', None, split)
+  found = [source[i] for i in range(len(source))]
+  images = [decode.EncodedImage(r['image'], 1).pixels() for r in found]
+  return np.stack(images), np.array([r['label'] for r in found])
+
+
+def test_the_order_is_that_of_the_runs_before():
+  """Checkpoints go on where they were, also after an update."""
+  shuffled = order.ShuffledOrder(500, seed=5)
+  first = [shuffled(position)[1][0] for position in range(8)]
+  assert first == [135, 120, 370, 465, 250, 365, 410, 412]
 
 
 def test_train_batch_contract(create):
@@ -110,65 +109,53 @@ def test_train_batch_contract(create):
   assert batches.batches_per_epoch == N_TRAIN / 100
 
 
-def test_every_example_once_per_epoch(create):
+def test_every_example_once_per_epoch_with_its_image_and_label(create):
   # 3 epochs of 1,437 are 43.11 batches of 100, so epochs end inside batches.
-  stream = fingerprints(take(create(batch_size=100, augment=()), 44))
-  epochs = [stream[e * N_TRAIN : (e + 1) * N_TRAIN] for e in range(3)]
-
-  for epoch in epochs:
-    assert len(set(epoch)) == N_TRAIN
-    assert set(epoch) == set(epochs[0])
-  # Another order each time, and no rotation or reversal of the last one.
+  taken = take(create(batch_size=100, augment=()), 44)
+  images, labels = records('train')
+  index = joined(taken, 'index')
+  np.testing.assert_array_equal(joined(taken, 'image'), images[index])
+  np.testing.assert_array_equal(joined(taken, 'label'), labels[index])
+  epochs = index[: 3 * N_TRAIN].reshape(3, N_TRAIN)
+  assert (np.sort(epochs) == np.arange(N_TRAIN)).all()
+  # Another order each time, and no rotation or reversal of the last one:
+  # neighbours do not stay neighbours.
   for one, other in itertools.combinations(epochs, 2):
-    assert np.mean([a == b for a, b in zip(one, other, strict=True)]) < 0.01
+    assert np.mean(one == other) < 0.01
+  assert np.unique(np.diff(epochs[0])).size > N_TRAIN / 2
 
 
-def test_train_images_come_with_their_labels(create):
-  batch = next(create(augment=(), batch_size=N_TRAIN))
-  source = sources.open_source('digits', None, 'train')
-  labels = {r['image'].tobytes(): r['label'] for r in iter_records(source)}
+def test_augmentations_differ_between_epochs_and_seeds(create, whole):
+  images = joined(take(create(batch_size=479), 6), 'image')
+  assert len({image.tobytes() for image in images}) == 2 * N_TRAIN
 
-  assert batch['label'].tolist() == [labels[f] for f in fingerprints([batch])]
-
-
-def iter_records(source):
-  """Yields the records with decoded images."""
-  for i in range(len(source)):
-    record = source[i]
-    encoded = decode.EncodedImage(record['image'], source.channels)
-    yield record | {'image': encoded.pixels()}
-
-
-def test_augmentation_differs_between_epochs(create):
-  stream = fingerprints(take(create(batch_size=479), 6))
-
-  assert len(set(stream)) == 2 * N_TRAIN
-
-
-def test_seeds_differ_and_repeat(create):
-  streams = [take(create(seed=seed), 3) for seed in (0, 0, 1)]
-
-  assert digest(streams[0]) == digest(streams[1]) != digest(streams[2])
+  assert digest(take(create(seed=0), 3)) == digest(whole[:3])
+  assert digest(take(create(seed=1), 3)) != digest(whole[:3])
   # Grain shuffles epoch e by seed + e: epoch 1 of seed 0 must not be epoch 0
   # of seed 1.
-  plain = [
-      fingerprints(take(create(seed=seed, augment=(), batch_size=479), 6))
-      for seed in (0, 1)
-  ]
-  assert plain[0][N_TRAIN:] != plain[1][:N_TRAIN]
+  shuffled = [order.ShuffledOrder(N_TRAIN, seed) for seed in (0, 1)]
+  later = [shuffled[0](N_TRAIN + i)[1][0] for i in range(9)]
+  assert later != [shuffled[1](i)[1][0] for i in range(9)]
 
 
-@pytest.mark.parametrize('threads, prefetch', [(0, 0), (2, 5), (16, 16)])
+def test_repeats_show_an_example_several_times_in_succession(create, whole):
+  taken = take(create(repeats=4), 12)
+  groups = joined(taken, 'index').reshape(-1, 4)
+  # The order of the examples is as without, each with other augmentations.
+  assert (groups == joined(whole, 'index')[: len(groups), None]).all()
+  images = joined(taken, 'image')
+  assert len({image.tobytes() for image in images}) == len(images)
+
+
+@pytest.mark.parametrize('threads, prefetch', [(0, 0), (2, 5), (16, 1)])
 def test_threads_change_nothing(create, whole, threads, prefetch):
   batches = create(num_threads=threads, prefetch=prefetch)
-
   assert digest(take(batches, 26)) == digest(whole)
 
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_hosts_change_nothing(create, whole, count):
   hosts = [take(create(hosts=(i, count)), 26) for i in range(count)]
-
   assert hosts[0][0]['image'].shape[0] == 64 // count
   assert digest(merge(hosts)) == digest(whole)
 
@@ -179,80 +166,37 @@ sys.path.insert(0, 'tests')
 import test_data
 from awconv_jax import data
 if __name__ == '__main__':
-  batches = data.create({config}, train=True, batch_size=64, seed=0)
-  batches.set_state(batches.get_state() | {{'batches': 21}})
+  options = test_data.SECTION | {'num_workers': 2}
+  batches = data.create(options, train=True, batch_size=64, seed=0)
+  batches.set_state(batches.get_state() | {'batches': 21})
   print(test_data.digest(test_data.take(batches, 5)))
 """
 
 
 def test_workers_change_nothing(whole, tmp_path):
   """From a script, as users run it, and which ends without `close`."""
-  config = {
-      'name': 'digits',
-      'train_split': 'train',
-      'eval_split': 'test',
-      'image_size': 32,
-      'eval_image_size': 32,
-      'eval_crop': 1.0,
-      'eval_interpolation': 'area',
-      'augment': AUGMENT,
-      'repeats': 1,
-      'max_bad_fraction': 0.0,
-      'num_workers': 2,
-      'num_threads': 1,
-      'prefetch': 2,
-  }
   script = tmp_path / 'script.py'
-  script.write_text(WORKERS.format(config=config))
-  root = Path(__file__).parent.parent
-
-  done = subprocess.run(
-      [sys.executable, script],
-      cwd=root,
-      env={'PYTHONPATH': str(root)},
-      capture_output=True,
-      text=True,
-      timeout=60,
-  )
-
-  assert done.stdout.strip() == digest(whole[21:]), done.stderr
+  script.write_text(WORKERS)
+  path = {'PYTHONPATH': str(commands.ROOT)}
+  _, out, err = commands.run(script, env=path)
+  assert out.strip() == digest(whole[21:]), err
 
 
 @pytest.mark.parametrize('delivered', [0, 5, 22, 23])
 def test_resumed_equals_uninterrupted(create, whole, delivered):
-  first = create(num_threads=4, prefetch=8)
+  """On other hosts, with other threads."""
+  first = create(num_threads=4, prefetch=16, hosts=(1, 2))
   take(first, delivered)
+  time.sleep(0.1)  # The threads are far ahead by now.
   state = json.loads(json.dumps(first.get_state()))
-  resumed = create(num_threads=1, prefetch=3)
-  next(resumed)
-  resumed.set_state(state)
-
-  assert digest(take(resumed, 3)) == digest(whole[delivered : delivered + 3])
-
-
-def test_resumes_on_other_hosts(create, whole):
-  first = create(hosts=(1, 2))
-  take(first, 5)
-  state = first.get_state()
+  assert state['batches'] == delivered
   hosts = [create(hosts=(i, 4)) for i in range(4)]
   for host in hosts:
+    next(host)
     host.set_state(state)
 
-  assert digest(merge([take(h, 3) for h in hosts])) == digest(whole[5:8])
-
-
-def test_state_counts_delivered_not_prefetched(create):
-  batches = create(num_threads=4, prefetch=16)
-  take(batches, 3)
-  time.sleep(0.3)  # The threads are far ahead by now.
-
-  assert batches.get_state() == {
-      'batches': 3,
-      'seed': 0,
-      'batch_size': 64,
-      'num_examples': N_TRAIN,
-      'repeats': 1,
-  }
+  resumed = merge([take(host, 3) for host in hosts])
+  assert digest(resumed) == digest(whole[delivered : delivered + 3])
 
 
 def test_close_is_prompt_and_keeps_the_place(create, whole):
@@ -266,62 +210,39 @@ def test_close_is_prompt_and_keeps_the_place(create, whole):
   assert digest([first, next(batches)]) == digest(whole[:2])
 
 
-@pytest.mark.parametrize('key', ['seed', 'batch_size', 'num_examples'])
-def test_refuses_the_state_of_another_stream(create, key):
+def test_refuses_the_state_of_another_stream(create):
   batches = create()
-  state = batches.get_state()
-  written = state | {key: 7}
-
-  with pytest.raises(
-      InputError, match=f'{key} 7, and this run has {state[key]}'
-  ):
-    batches.set_state(written)
+  with pytest.raises(InputError, match='seed 7, and this run has 0'):
+    batches.set_state(batches.get_state() | {'seed': 7})
 
 
 @pytest.mark.parametrize('batch_size', [1, 7, 360, 512])
 def test_eval_yields_every_example_once_and_in_order(create, batch_size):
-  source = sources.open_source('digits', None, 'test')
-  records = list(iter_records(source))
+  images, labels = records('test')
   batches = create(train=False, batch_size=batch_size)
-
   for _ in range(2):
-    seen = list(batches)
-    assert len(seen) == batches.batches_per_epoch == -(-N_TEST // batch_size)
-    assert {b['image'].shape for b in seen} == {(batch_size, 32, 32, 1)}
-    joined = {key: np.concatenate([b[key] for b in seen]) for key in seen[0]}
-    assert joined['mask'].sum() == N_TEST and joined['mask'][:N_TEST].all()
-    assert joined['index'][:N_TEST].tolist() == list(range(N_TEST))
-    assert (joined['index'][N_TEST:] == -1).all()
-    for key in ('image', 'label'):
-      np.testing.assert_array_equal(
-          joined[key][:N_TEST], [record[key] for record in records]
-      )
-      assert not joined[key][N_TEST:].any()
+    taken = list(batches)
+    assert len(taken) == batches.batches_per_epoch == -(-N_TEST // batch_size)
+    assert {b['image'].shape for b in taken} == {(batch_size, 32, 32, 1)}
+    wanted = dict(image=images, label=labels, mask=1, index=np.arange(N_TEST))
+    for key, values in wanted.items():
+      found = joined(taken, key)
+      np.testing.assert_array_equal(found[:N_TEST], values)
+      assert (found[N_TEST:] == (-1 if key == 'index' else 0)).all()
+    next(iter(batches))  # Left early, the next pass begins anew.
 
 
-@pytest.mark.parametrize('batch_size', [8, 14, 512])
+@pytest.mark.parametrize('batch_size', [14, 512])
 def test_eval_hosts_merge_to_one(create, batch_size):
   arguments = {'train': False, 'batch_size': batch_size}
   hosts = [list(create(hosts=(i, 2), **arguments)) for i in range(2)]
-
-  assert len(hosts[0]) == len(hosts[1])
   assert digest(merge(hosts)) == digest(create(**arguments))
 
 
-def test_eval_left_early_starts_anew(create):
-  batches = create(train=False, batch_size=50)
-  first = take(batches, 1)
-
-  assert digest(first) == digest(take(batches, 1))
-
-
-def test_image_size(create):
-  for train in (True, False):
-    batches = create(
-        train=train, image_size=24, eval_image_size=20, batch_size=400
-    )
-    side = 24 if train else 20
-    assert next(iter(batches))['image'].shape == (400, side, side, 1)
+@pytest.mark.parametrize('train, side', [(True, 24), (False, 20)])
+def test_image_size(create, train, side):
+  batches = create(train=train, image_size=24, eval_image_size=20)
+  assert next(iter(batches))['image'].shape == (64, side, side, 1)
 
 
 def test_several_labels_are_not_trained_on(create, monkeypatch):
@@ -330,16 +251,17 @@ def test_several_labels_are_not_trained_on(create, monkeypatch):
     def __getitem__(self, index):
       return super().__getitem__(index) | {'label': np.array([3, 5, -1])}
 
-  several = sources._labelled(lambda dir, split: Several(split))
-  monkeypatch.setitem(sources.DATASETS, 'digits', several)
-
+  monkeypatch.setattr(sources, 'Digits', Several)
   with pytest.raises(InputError, match='several labels each'):
     create()
   batch = next(iter(create(train=False, batch_size=4)))
   assert batch['label'].tolist() == [[3, 5, -1]] * 4 and batch['mask'].all()
 
 
-def test_an_example_that_cannot_be_read_stops_the_run(create, monkeypatch):
+@pytest.mark.parametrize('threads', [0, 2])
+def test_an_example_that_cannot_be_read_stops_the_run(
+    create, monkeypatch, threads
+):
   class Half(digits.Digits):
 
     def __getitem__(self, index):
@@ -347,11 +269,12 @@ def test_an_example_that_cannot_be_read_stops_the_run(create, monkeypatch):
       image = record['image'][:60] if index == 164 else record['image']
       return record | {'image': image}
 
-  half = sources._labelled(lambda dir, split: Half(split))
-  monkeypatch.setitem(sources.DATASETS, 'digits', half)
-  for threads in (0, 2):
-    with pytest.raises(InputError, match='^scan 164 cannot be read: .'):
-      take(create(num_threads=threads), 23)
+  monkeypatch.setattr(sources, 'Digits', Half)
+  with pytest.raises(InputError, match='^scan 164 cannot be read: .'):
+    take(create(num_threads=threads), 23)
+
+
+COCO = dict(canvas=(8, 8), short_side=8, long_side=8, train_short_sides=(8,))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +282,6 @@ def test_an_example_that_cannot_be_read_stops_the_run(create, monkeypatch):
     [
         ('digits', {'eval_interpolation': 'cubik'}, "mean 'cubic'"),
         ('digits', {'eval_crop': 0.0}, 'config.eval_crop=0.0 must be greater'),
-        ('digits', {'repeats': 0}, 'config.repeats=0 must be greater'),
         ('coco/2017', {'canvas': (8, 8, 8)}, 'config.canvas=.* at most 2'),
         ('coco/2017', {'scale_jitter': (2.0, 1.0)}, 'must be .least, great'),
         ('coco/2017', {'train_empti': True}, "mean 'train_empty'"),
@@ -368,14 +290,10 @@ def test_an_example_that_cannot_be_read_stops_the_run(create, monkeypatch):
 def test_options_of_a_reader_are_checked_by_its_signature(
     name, options, message
 ):
-  needed = dict(image_size=8, eval_image_size=8)
-  if name == 'coco/2017':
-    needed = dict(
-        canvas=(8, 8), short_side=8, long_side=8, train_short_sides=(8,)
-    )
-  given = functools.partial(
-      data.reader_of(name), train=True, batch_size=8, seed=0
-  )
+  sizes = dict(image_size=8, eval_image_size=8)
+  needed = COCO if name == 'coco/2017' else sizes
+  reader = data.reader_of(name)
+  given = functools.partial(reader, train=True, batch_size=8, seed=0)
   settings = config.complete(needed, given)
   assert settings.dir is None and settings.max_bad_fraction == 0.0
   with pytest.raises(InputError, match=message):
@@ -387,19 +305,9 @@ def test_options_of_a_reader_are_checked_by_its_signature(
     [
         ({'batch_size': 9, 'hosts': (0, 2)}, 'batch_size 9 .* among 2 hosts'),
         ({'batch_size': 2000}, "batch_size 2000 .* 1437 examples .* 'train'"),
-        ({'name': 'digit'}, "unknown dataset 'digit'"),
-        (
-            {'train_split': 'tain'},
-            "unknown split of digits 'tain'",
-        ),
-        (
-            {'eval_split': 'val', 'train': False},
-            "split of digits 'val'",
-        ),
         ({'augment': (('flop', {}),)}, r"'flop' \(did you mean 'flip'\?\)"),
     ],
 )
 def test_errors(create, arguments, message):
-  with pytest.raises(InputError, match=message) as caught:
+  with pytest.raises(InputError, match=message):
     create(**arguments)
-  assert '\n' not in str(caught.value)

@@ -25,7 +25,6 @@ WHOLE = [
     ('PPM', None, {}, 0.0),
     ('GIF', None, {}, 12.0),  # 256 colours.
 ]
-TINY = [('PNG', None, {}), ('JPEG', None, {})]
 
 
 @pytest.mark.parametrize('kind, mode, options, tolerance', WHOLE)
@@ -57,7 +56,6 @@ def test_sixteen_bits_become_eight():
   deep = SMOOTH[..., 0].astype(np.uint16) * 257
   _, png = cv2.imencode('.png', deep)
   pixels = decode.EncodedImage(png.tobytes(), 1).pixels()
-
   np.testing.assert_array_equal(pixels[..., 0], SMOOTH[..., 0])
 
 
@@ -66,7 +64,6 @@ def test_an_exif_orientation_is_not_applied(kind):
   exif = Image.Exif()
   exif[0x0112] = 6  # To be turned by 90 degrees.
   encoded = decode.EncodedImage(pictures.encode(SMOOTH, kind, exif=exif), 3)
-
   assert encoded.pixels().shape == (40, 50, 3)
 
 
@@ -85,7 +82,7 @@ def test_half_an_image_is_refused(kind, mode, options, _, share):
 )
 def test_what_is_no_image_is_refused(data, words):
   with pytest.raises(decode.UnreadableError, match=words):
-    decode.EncodedImage(data, 3).pixels()
+    decode.EncodedImage(data, 3)
 
 
 def test_a_jpeg_with_garbage_before_a_marker_is_read():
@@ -96,10 +93,12 @@ def test_a_jpeg_with_garbage_before_a_marker_is_read():
   with pytest.raises(ValueError):
     simplejpeg.decode_jpeg(dirty)
 
-  np.testing.assert_array_equal(
-      decode.EncodedImage(dirty, 3).pixels(),
-      decode.EncodedImage(data, 3).pixels(),
-  )
+  sound, found = (decode.EncodedImage(d, 3) for d in (data, dirty))
+  np.testing.assert_array_equal(found.pixels(), sound.pixels())
+  # Also where a crop is decoded at half its size.
+  cut = found.crop((0, 0, 40, 40), 20, 'area').astype(int)
+  dirty_crop = decode.EncodedImage(dirty, 3).crop((0, 0, 40, 40), 20, 'area')
+  assert np.abs(cut - dirty_crop).mean() < 4
 
 
 def test_an_image_of_absurd_size_is_refused(monkeypatch):
@@ -109,30 +108,15 @@ def test_an_image_of_absurd_size_is_refused(monkeypatch):
     decode.EncodedImage(data, 3)
 
 
-@pytest.mark.parametrize('kind, mode, options', TINY)
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('interpolation', decode.INTERPOLATIONS)
-def test_one_pixel_fills_any_size(kind, mode, options, channels, interpolation):
-  data = pictures.encode(np.full((1, 1, 3), 77, np.uint8), kind, mode)
-  rng = np.random.default_rng(0)
-  for share, low in ((0.875, 0.08), (1.0, 1.0)):
-    encoded = decode.EncodedImage(data, channels)
-    results = [
-        crops.center_crop(
-            encoded, size=8, share=share, interpolation=interpolation
-        ),
-        crops.random_resized_crop(
-            encoded,
-            rng,
-            size=8,
-            area=(low, 1.0),
-            ratio=(0.75, 4 / 3),
-            interpolation=interpolation,
-        ),
-    ]
-    for result in results:
-      assert result.shape == (8, 8, channels)
-      assert np.abs(result.astype(int) - 77).max() <= 1
+def test_one_pixel_fills_any_size(kind, channels, interpolation):
+  data = pictures.encode(np.full((1, 1, 3), 77, np.uint8), kind)
+  encoded = decode.EncodedImage(data, channels)
+  result = encoded.crop((0, 0, 1, 1), 8, interpolation)
+  assert result.shape == (8, 8, channels)
+  assert np.abs(result.astype(int) - 77).max() <= 1
 
 
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic', 'area'])
@@ -174,24 +158,19 @@ def test_a_crop_of_a_jpeg_is_the_crop_of_its_pixels(box, size):
     assert difference.max() <= 8 and difference.mean() < 1.5
 
 
-def restarts(pixels):
-  data = pictures.encode(pixels, 'JPEG', restart_marker_rows=1)
-  assert b'\xff\xd0' in data
-  return data
-
-
 JPEGS = {
-    '4:4:4': lambda x: simplejpeg.encode_jpeg(x, colorsubsampling='444'),
-    '4:2:0': lambda x: simplejpeg.encode_jpeg(x, colorsubsampling='420'),
-    'grey': lambda x: pictures.encode(x, 'JPEG', 'L'),
-    'restarts': restarts,
+    '4:4:4': dict(subsampling='4:4:4'),
+    '4:2:0': dict(subsampling='4:2:0'),
+    'grey': dict(mode='L'),
+    'restarts': dict(restart_marker_rows=1),
 }
 
 
 @pytest.mark.parametrize('kind', JPEGS)
 @pytest.mark.parametrize('rows', [1, 7, 8, 33, 120])
 def test_the_upper_rows_are_those_of_the_whole(kind, rows):
-  data = JPEGS[kind](pictures.smooth(150, 90))
+  data = pictures.encode(pictures.smooth(150, 90), 'JPEG', **JPEGS[kind])
+  assert (b'\xff\xd0' in data) == (kind == 'restarts')
   whole = simplejpeg.decode_jpeg(data)
 
   shorter = jpeg_rows.shorten(data, rows)
@@ -201,13 +180,16 @@ def test_the_upper_rows_are_those_of_the_whole(kind, rows):
   np.testing.assert_array_equal(upper[:rows], whole[:rows])
 
 
+SQUARE = pictures.encode(pictures.smooth(64, 64), 'JPEG')
+PROGRESSIVE = pictures.encode(pictures.smooth(64, 64), 'JPEG', progressive=True)
+
+
 @pytest.mark.parametrize(
     'data, rows',
     [
-        (JPEGS['4:2:0'](pictures.smooth(64, 64)), 63),
-        (JPEGS['4:2:0'](pictures.smooth(64, 64))[:-9], 8),
-        (pictures.encode(pictures.smooth(64, 64), 'JPEG', progressive=True), 8),
-        (b'', 8),
+        (SQUARE, 63),
+        (SQUARE[:-9], 8),
+        (PROGRESSIVE, 8),
         (b'\xff\xd8\xff\xd9', 8),
     ],
 )
@@ -220,19 +202,6 @@ def test_a_cut_image_is_refused_even_where_the_crop_is_whole():
   encoded = decode.EncodedImage(data[:-500], 3)
   with pytest.raises(decode.UnreadableError, match='truncated'):
     encoded.crop((0, 0, 100, 100), 50, 'linear')
-
-
-def test_crops_share_no_memory():
-  """The scratch memory of a thread serves every encoded in turn."""
-  files = [
-      pictures.encode(pictures.smooth(64, 64, seed), 'JPEG') for seed in (0, 1)
-  ]
-  box = (0, 0, 64, 64)  # As large as the result: nothing to be resized.
-  first = decode.EncodedImage(files[0], 3).crop(box, 64, 'linear')
-  before = first.copy()
-  decode.EncodedImage(files[1], 3).crop(box, 64, 'linear')
-
-  np.testing.assert_array_equal(first, before)
 
 
 def boxes(height, width, number=3000, **ranges):
@@ -258,34 +227,30 @@ def test_random_boxes_are_drawn_as_the_recipes_say():
   assert 0.45 < np.mean(top[free] / (400 - high[free])) < 0.55
 
 
-def test_no_box_is_empty():
+def test_boxes_of_odd_images():
   assert (boxes(1, 1) == (0, 0, 1, 1)).all()
   assert boxes(1, 40)[:, 2:].min() == 1
+  # One too long for any box gives its middle.
+  for size, middle in (
+      ((10, 1000), (0, 494, 10, 13)),
+      ((1000, 10), (494, 0, 13, 10)),
+  ):
+    found = boxes(*size, number=50, area=(0.5, 1.0))
+    assert (found == found[0]).all() and abs(found[0] - middle).max() <= 1
 
 
-@pytest.mark.parametrize(
-    'height, width, expected',
-    [(10, 1000, (0, 494, 10, 13)), (1000, 10, (494, 0, 13, 10))],
-)
-def test_an_image_too_long_for_any_box_gives_its_middle(
-    height, width, expected
-):
-  found = boxes(height, width, number=50, area=(0.5, 1.0))
-  assert (found == found[0]).all()
-  assert abs(found[0] - expected).max() <= 1
-
-
-def test_threads_do_not_share_their_scratch_memory():
+@pytest.mark.parametrize('threads', [1, 8])
+def test_crops_share_no_memory(threads):
+  """The scratch memory of a thread serves every crop in turn."""
   files = [
-      pictures.encode(pictures.smooth(200, 220, seed), 'JPEG')
+      pictures.encode(pictures.smooth(150, 160, seed), 'JPEG')
       for seed in range(24)
   ]
 
-  def cut(data):
-    return decode.EncodedImage(data, 3).crop((5, 7, 180, 200), 150, 'linear')
+  def cut(data):  # As large as the result: nothing to be resized.
+    return decode.EncodedImage(data, 3).crop((0, 5, 150, 150), 150, 'linear')
 
-  expected = [cut(data) for data in files]
-  with futures.ThreadPoolExecutor(8) as pool:
+  expected = [cut(data).copy() for data in files]
+  with futures.ThreadPoolExecutor(threads) as pool:
     found = list(pool.map(cut, files * 4))
-
   np.testing.assert_array_equal(found, expected * 4)

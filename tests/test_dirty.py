@@ -1,7 +1,5 @@
 """Broken images never end a run, unless they are too many."""
 
-import pathlib
-
 import numpy as np
 import pictures
 import pytest
@@ -12,12 +10,16 @@ from awconv_jax.train import logging, rundir
 from awconv_jax.train import loop as train_loop
 
 CLASSES = ('ant', 'bee', 'cow', 'doe')
-BROKEN, TOTAL = 200, 2000
+BROKEN, TOTAL = 100, 1000
 EVAL_BROKEN, EVAL_TOTAL = 7, 60
 
 
-def jpeg(seed, **options):
-  return pictures.encode(pictures.smooth(20, 24, seed), 'JPEG', **options)
+def picture(seed, kind='PNG', side=20, **options):
+  return pictures.encode(pictures.smooth(side, side, seed), kind, **options)
+
+
+def jpeg(seed, mode=None):
+  return picture(seed, 'JPEG', mode=mode)
 
 
 # What cannot be read; the names of the files tell the kinds.
@@ -29,11 +31,11 @@ BREAK = {
 }
 # What is odd, and read: all are called .jpg.
 ODD = {
-    'cmyk': lambda i: jpeg(i, mode='CMYK'),
-    'grey': lambda i: jpeg(i, mode='L'),
-    'rgba': lambda i: pictures.encode(pictures.smooth(20, 24, i), mode='RGBA'),
-    'png': lambda i: pictures.encode(pictures.smooth(20, 24, i)),
-    'pixel': lambda i: pictures.encode(pictures.smooth(1, 1, i)),
+    'cmyk': lambda i: jpeg(i, 'CMYK'),
+    'grey': lambda i: jpeg(i, 'L'),
+    'rgba': lambda i: picture(i, mode='RGBA'),
+    'png': picture,
+    'pixel': lambda i: picture(i, side=1),
 }
 
 
@@ -43,14 +45,12 @@ def write(folder, total, broken):
   for name in CLASSES:
     (folder / name).mkdir(parents=True)
   spread = set(np.linspace(0, total - 1, broken).astype(int).tolist())
-  assert len(spread) == broken
   for i in range(total):
     kinds = BREAK if i in spread else ODD if i % 50 == 1 else {'good': jpeg}
     kind = list(kinds)[i // 3 % len(kinds)]
     path = folder / CLASSES[i % len(CLASSES)] / f'{i:04}_{kind}.jpg'
     path.write_bytes(kinds[kind](i))
-    if i in spread:
-      names.append(str(path))
+    names += [str(path)] if i in spread else []
   return names
 
 
@@ -66,6 +66,7 @@ def folder(tmp_path_factory):
 
 def config(root, limit):
   result = tiny.get_config('aw_conv=false')
+  crop = dict(area=(0.3, 1.0), ratio=(0.75, 1.33), interpolation='linear')
   with result.unlocked():
     result.num_epochs = 1.1  # So that every image was met.
     result.eval_every_epochs = result.checkpoint_every_epochs = 2.0
@@ -74,21 +75,27 @@ def config(root, limit):
     result.data.name = f'folder:{root}'
     result.data.eval_split = 'val'
     result.data.image_size = result.data.eval_image_size = 8
-    result.data.augment = (
-        (
-            'random_resized_crop',
-            dict(area=(0.3, 1.0), ratio=(0.75, 1.33), interpolation='linear'),
-        ),
-    )
+    result.data.augment = (('random_resized_crop', crop),)
     result.data.max_bad_fraction = limit
     result.model.num_classes = len(CLASSES)
     result.optimizer.learning_rate = 0.01
   return result
 
 
+def batches_of(root, limit, train=False, batch_size=8, host=0, hosts=1):
+  return data.create(
+      config(root, limit).data,
+      train=train,
+      batch_size=batch_size,
+      seed=0,
+      process_index=host,
+      process_count=hosts,
+  )
+
+
 def noted(workdir):
   """Returns the names in the run's list, and their reasons."""
-  lines = (pathlib.Path(workdir) / rundir.UNREADABLE).read_text()
+  lines = (workdir / rundir.UNREADABLE).read_text()
   return dict(line.split(' cannot be read: ') for line in lines.splitlines())
 
 
@@ -105,8 +112,7 @@ def test_a_run_finishes_and_names_each_broken_image(folder, tmp_path, capsys):
   rows = logging.read(tmp_path / 'metrics.jsonl')
   assert np.isfinite([r['train/loss'] for r in rows if 'train/loss' in r]).all()
   out = capsys.readouterr().out
-  assert f'not used: {broken["val"][0]}' in out
-  assert 'more, named in' in out
+  assert f'not used: {broken["val"][0]}' in out and 'more, named in' in out
 
 
 def test_too_many_stop_the_run_with_their_names(folder, tmp_path):
@@ -119,39 +125,22 @@ def test_too_many_stop_the_run_with_their_names(folder, tmp_path):
   message = str(caught.value)
   number = int(message.split()[0])
   # More than 5 %, by no more than one batch could bring.
-  assert 100 < number <= 100 + 64
+  assert 50 < number <= 50 + 64
   assert message.startswith(f'{number} of {TOTAL} examples cannot be read')
   named = [name for name in broken['train'] if name in message]
   assert len(named) == number and set(named) <= set(noted(tmp_path))
-  assert (
-      'than the 100 that config.data.max_bad_fraction' in message
-      and '\n' not in message
-  )
-
-
-def test_too_many_in_evaluation_stop_the_run_too(folder):
-  root, broken = folder
-  batches = data.create(
-      config(root, 0.05).data, train=False, batch_size=8, seed=0
-  )
-  with pytest.raises(errors.InputError, match=f'4 of {EVAL_TOTAL} examples'):
-    list(batches)
-  assert len(batches.unreadable) == 4 < len(broken['val'])
+  assert 'than the 50 that config.data.max_bad_fraction' in message
+  assert '\n' not in message
 
 
 def test_on_several_hosts_it_is_told_when_all_ask(folder):
   """One that failed by itself would leave the others waiting."""
   root, broken = folder
+  with pytest.raises(errors.InputError, match=f'4 of {EVAL_TOTAL} examples'):
+    list(batches_of(root, 0.05))
   counts = []
   for host in range(2):
-    batches = data.create(
-        config(root, 0.05).data,
-        train=False,
-        batch_size=8,
-        seed=0,
-        process_index=host,
-        process_count=2,
-    )
+    batches = batches_of(root, 0.05, host=host, hosts=2)
     assert len(list(batches)) == batches.batches_per_epoch
     counts.append(len(batches.unreadable))
     # The limit of a host is that of its part of the split.
@@ -161,52 +150,37 @@ def test_on_several_hosts_it_is_told_when_all_ask(folder):
   assert sum(counts) == len(broken['val']) and max(counts) > 1.5
 
 
-@pytest.mark.parametrize(
-    'workers', [0, pytest.param(2, marks=pytest.mark.slow)]
-)
-def test_the_rest_of_an_evaluation_is_as_it_was(folder, workers):
+def test_the_rest_of_an_evaluation_is_as_it_was(folder):
   root, broken = folder
-  settings = config(root, 1.0)
-  with settings.unlocked():
-    settings.data.num_workers = workers
-  batches = data.create(settings.data, train=False, batch_size=16, seed=0)
-  rows = {
-      key: np.concatenate([batch[key] for batch in batches])
+  batches = batches_of(root, 1.0, batch_size=16)
+  taken = list(batches)
+  index, mask, image = (
+      np.concatenate([batch[key] for batch in taken])
       for key in ('index', 'mask', 'image')
-  }
+  )
 
-  assert rows['mask'].sum() == EVAL_TOTAL - EVAL_BROKEN
-  seen = rows['index'][rows['mask']].tolist()
-  assert len(set(seen)) == len(seen)
-  assert (rows['index'][~rows['mask']] == -1).all()
-  assert not rows['image'][~rows['mask']].any()
+  assert len(set(index[mask])) == mask.sum() == EVAL_TOTAL - EVAL_BROKEN
+  assert (index[~mask] == -1).all() and not image[~mask].any()
   assert len(batches.unreadable) == len(broken['val'])
 
 
 def test_each_broken_image_is_replaced_by_the_next_that_can_be_read(folder):
   root, broken = folder
-  batches = data.create(
-      config(root, 1.0).data, train=True, batch_size=TOTAL, seed=0
-  )
+  batches = batches_of(root, 1.0, train=True, batch_size=TOTAL)
   batch = next(batches)
+  batches.close()
 
   counts = np.bincount(batch['index'], minlength=TOTAL)
   bad = np.flatnonzero(counts == 0)
   assert len(bad) == len(batches.unreadable) == len(broken['train'])
-  assert counts.sum() == TOTAL
+  assert counts.sum() == TOTAL and batch['mask'].all()
   for index in bad:
-    after = next(
-        i % TOTAL for i in range(index, 2 * TOTAL) if counts[i % TOTAL]
-    )
-    assert counts[after] > 1
-  assert batch['mask'].all()
+    following = (i % TOTAL for i in range(index, 2 * TOTAL))
+    assert counts[next(i for i in following if counts[i])] > 1
 
 
 def test_a_folder_of_nothing_but_broken_images_ends_in_one_line(tmp_path):
-  for split in ('train', 'val'):
-    write(tmp_path / split, 120, 120)
-  batches = data.create(
-      config(tmp_path, 1.0).data, train=True, batch_size=8, seed=0
-  )
+  write(tmp_path / 'train', 120, 120)
+  batches = batches_of(tmp_path, 1.0, train=True)
   with pytest.raises(errors.InputError, match='100 examples in succession'):
     next(batches)

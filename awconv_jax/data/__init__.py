@@ -14,8 +14,7 @@ from typing import Any
 
 
 def reader_of(name: str) -> Callable[..., Any]:
-  """Returns what `sources.reader_of` does."""
-  # Imported when called, so that models can be used without Grain and TFDS.
+  """See `sources`, which is imported late: models can do without Grain."""
   from awconv_jax.data import sources
 
   return sources.reader_of(name)
@@ -47,10 +46,8 @@ def create(
     options: `config.data`: the `name` and the options of its reader.
     train: endless shuffled augmented batches, or one pass in order.
     batch_size: rows of a batch over all hosts.
-    seed: at least 0; fixes order and augmentation, and evaluation has no use
-      for it.
-    process_index: this host.
-    process_count: all hosts.
+    seed: fixes order and augmentation; evaluation has no use for it.
+    process_index, process_count: this host, and how many there are.
 
   Raises:
     InputError: for a data set or options that cannot be used.

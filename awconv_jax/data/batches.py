@@ -53,13 +53,12 @@ class ReadRow:
     if rng is None:
       row = self.make_row.blank(group)
       return row | {'unreadable': np.int32(unreadable)}
-    raise InputError(
-        f'{len(candidates)} examples in succession cannot be read, the first: '
-        + self.source.describe(candidates[0], reason)
-    )
+    first = self.source.describe(candidates[0], reason)
+    tried = f'{len(candidates)} examples in succession cannot be read'
+    raise InputError(f'{tried}, the first: {first}')
 
 
-def _position(local: int, batch_size: int, host: int, hosts: int) -> int:
+def _position(batch_size: int, host: int, hosts: int, local: int) -> int:
   """Returns where a host's row number `local` is in the global stream."""
   batch, row = divmod(local, batch_size // hosts)
   return batch * batch_size + host * (batch_size // hosts) + row
@@ -106,17 +105,13 @@ class Reader:
     """Starts reading this host's batches from `start` to `stop`, or on."""
     size = self.batch_size // self.process_count
     end = sys.maxsize if stop is None else stop * size
-    position = functools.partial(
-        _position,
-        batch_size=self.batch_size,
-        host=self.process_index,
-        hosts=self.process_count,
-    )
-    local = grain.MapDataset.range(start * size, end)
+    hosts = (self.batch_size, self.process_index, self.process_count)
+    rows = grain.MapDataset.range(start * size, end)
+    rows = rows.map(functools.partial(_position, *hosts))
     # Batched before the threads and workers, as both deal out elements in
     # turn: of single rows, a worker would batch only its own. It is also twice
     # as fast for tiny images [2 cores].
-    batches = local.map(position).map(stream.__getitem__).batch(size)
+    batches = rows.map(stream.__getitem__).batch(size)
     ahead = grain.ReadOptions(
         num_threads=self.num_threads,
         prefetch_buffer_size=max(self.prefetch, self.num_threads),
@@ -169,19 +164,19 @@ class Unreadable:
     numbers = batch.pop('unreadable')
     for index in map(int, numbers[numbers != NONE]):
       if index not in self._known:
-        line = self._source.describe(index, self._reason(index))
-        self._known[index] = line
-        self._untold.append(line)
+        self._known[index] = self._line(index)
+        self._untold.append(self._known[index])
     if self._prompt:
       self.check()
     return batch
 
-  def _reason(self, index: int) -> str:
+  def _line(self, index: int) -> str:
+    reason = 'it was not, a moment ago'
     try:
       EncodedImage(self._source[index]['image'], self._source.channels).pixels()
     except UnreadableError as error:
-      return str(error)
-    return 'it was not, a moment ago'
+      reason = str(error)
+    return self._source.describe(index, reason)
 
   def check(self) -> None:
     """Raises InputError, with all their names, if there are too many."""
@@ -210,10 +205,6 @@ class _Batches:
     source: of the records.
     stream: of all rows.
     met: examples of the source that this host meets.
-
-  Raises:
-    InputError: a batch cannot be divided among the hosts, or is of more rows
-      than there are examples to train on.
   """
 
   def __init__(
@@ -255,14 +246,11 @@ class TrainBatches(_Batches):
     self.num_examples = order.num_examples
     self.num_left_out = len(source) - order.num_examples
     self.batches_per_epoch = order.num_examples / reader.batch_size
-    self._identity = {
-        'seed': reader.seed,
-        'batch_size': reader.batch_size,
-        'num_examples': order.num_examples,
-        'repeats': order.repeats,
-    }
-    self._delivered = 0
-    self._open = None
+    self._identity = dict(seed=reader.seed, batch_size=reader.batch_size)
+    self._identity |= dict(
+        num_examples=self.num_examples, repeats=order.repeats
+    )
+    self._delivered, self._open = 0, None
 
   def __iter__(self) -> 'TrainBatches':
     return self

@@ -13,10 +13,9 @@ from awconv_jax.errors import InputError
 EXTENSIONS = frozenset(
     '.jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm'.split()
 )
-# The split whose classes number the labels of all splits.
-_FIRST = 'train'
-# Names the folder itself, where its sub-folders are the classes.
-_WHOLE = 'all'
+# The split whose classes number the labels of all splits, and the name of the
+# folder itself, where its sub-folders are the classes.
+_FIRST, _WHOLE = 'train', 'all'
 
 
 class FolderSource:
@@ -75,7 +74,7 @@ class FolderSource:
       folder = os.path.join(self._root, name)
       with os.scandir(folder) as entries:
         images = [e for e in entries if _is_image(e.name)]
-      closed = [e.path for e in images if not _can_be_read(e)]
+      closed = [e.path for e in images if not os.access(e.path, os.R_OK)]
       if name not in self.class_names:
         wrong.append(f'{self._path}/{_FIRST} has no class {name}')
       elif not images:
@@ -116,10 +115,6 @@ def _subfolders(path: str) -> list[str]:
 
 def _is_image(name: str) -> bool:
   return os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != '.'
-
-
-def _can_be_read(entry: os.DirEntry) -> bool:
-  return entry.is_file() and os.access(entry.path, os.R_OK)
 
 
 def _mixed(file: tuple[str, str]) -> bytes:

@@ -23,19 +23,16 @@ from awconv_jax.data.labelled_images import LabelledImages
 from awconv_jax.data.tfds_source import open_tfds
 from awconv_jax.errors import look_up
 
-# (dir, split) -> source.
-Open = Callable[[str | None, str], Any]
 
-
-def _labelled(open_split: Open) -> Callable[..., Any]:
+def _labelled(open_split: Callable[..., Any]) -> functools.partial:
   return functools.partial(LabelledImages, open_split)
 
 
-def _boxed(open_split: Open) -> Callable[..., Any]:
+def _boxed(open_split: Callable[..., Any]) -> functools.partial:
   return functools.partial(BoxedImages, open_split)
 
 
-def _prepared(name: str) -> Callable[..., Any]:
+def _prepared(name: str) -> functools.partial:
   return _labelled(lambda dir, split: open_tfds(name, dir, split))
 
 
@@ -60,7 +57,7 @@ KINDS = {
 }
 
 
-def reader_of(name: str) -> Callable[..., Any]:
+def reader_of(name: str) -> functools.partial:
   """Returns what takes the options that `config.data` holds for a data set.
 
   Args:
@@ -69,30 +66,16 @@ def reader_of(name: str) -> Callable[..., Any]:
       'coco_json:<path>' for images with boxes; see `detection.coco_json`.
 
   Returns:
-    A partial of `LabelledImages` or `BoxedImages`, which say what the options
-    are.
-
-  Raises:
-    InputError: the name is unknown.
+    A partial of `LabelledImages` or `BoxedImages`, which list the options.
   """
-  prefix, colon, rest = name.partition(':')
-  if colon and rest and prefix in KINDS:
+  prefix, _, rest = name.partition(':')
+  if rest and prefix in KINDS:
     return KINDS[prefix](rest)
-  return look_up(
-      'dataset', name, DATASETS | {f'{k}:<name>': None for k in KINDS}
-  )
+  known = DATASETS | {f'{kind}:<name>': None for kind in KINDS}
+  return look_up('dataset', name, known)
 
 
 def open_source(name: str, data_dir: str | None, split: str) -> Any:
-  """Returns the source of a split.
-
-  Args:
-    name: as for `reader_of`.
-    data_dir: directory of prepared sets, or None for the default of TFDS.
-    split: name of the split.
-
-  Raises:
-    InputError: for unknown names and for data that cannot be used.
-  """
+  """Returns the source of a split; `Reader.dir` says what `data_dir` is."""
   (open_split,) = reader_of(name).args
   return open_split(data_dir, split)

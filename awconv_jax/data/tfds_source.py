@@ -13,8 +13,7 @@ import numpy as np
 from awconv_jax.data.decode import UnreadableError
 from awconv_jax.errors import InputError
 
-# Features by which records are told apart, and those of one label or several;
-# the first that a data set has is taken.
+# Of these features the first that a data set has is taken.
 _IDS = ('id', 'file_name')
 _LABELS = ('label', 'real_label')
 # More than any image of ReaL has (https://arxiv.org/abs/2006.07159).
@@ -33,12 +32,7 @@ class TfdsRecords:
   """
 
   def __init__(self, directory: str, split: str):
-    """Opens a split.
-
-    Raises:
-      InputError: the split is unknown or empty, the set is not in array_record
-        form, or one of its files is missing or damaged.
-    """
+    """Opens a split; InputError if it is unknown, empty or damaged."""
     import tensorflow_datasets as tfds
 
     self.directory, self.split = directory, split
@@ -101,7 +95,7 @@ class TfdsRecords:
     """Raises InputError unless the records have features of these names.
 
     Args:
-      names: 'objects/label' is a feature in each element of another.
+      names: such as 'objects/label', in each element of a sequence.
       what: these are features of.
     """
     known = set(self.info.features)
@@ -191,9 +185,6 @@ def open_tfds(
       ~/tensorflow_datasets.
     split: name of the split.
     source_class: makes the source of the records.
-
-  Returns:
-    The source.
 
   Raises:
     InputError: the directory holds no such data set, cannot be read, or one
