@@ -246,10 +246,9 @@ class TrainBatches(_Batches):
     self.num_examples = order.num_examples
     self.num_left_out = len(source) - order.num_examples
     self.batches_per_epoch = order.num_examples / reader.batch_size
-    self._identity = dict(seed=reader.seed, batch_size=reader.batch_size)
-    self._identity |= dict(
-        num_examples=self.num_examples, repeats=order.repeats
-    )
+    counts = dict(num_examples=order.num_examples, repeats=order.repeats)
+    sizes = dict(seed=reader.seed, batch_size=reader.batch_size)
+    self._identity = sizes | counts
     self._delivered, self._open = 0, None
 
   def __iter__(self) -> 'TrainBatches':

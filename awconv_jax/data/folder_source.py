@@ -74,7 +74,9 @@ class FolderSource:
       folder = os.path.join(self._root, name)
       with os.scandir(folder) as entries:
         images = [e for e in entries if _is_image(e.name)]
-      closed = [e.path for e in images if not os.access(e.path, os.R_OK)]
+      closed = [
+          e.path for e in images if not (e.is_file() and os.access(e, os.R_OK))
+      ]
       if name not in self.class_names:
         wrong.append(f'{self._path}/{_FIRST} has no class {name}')
       elif not images:
