@@ -9,7 +9,6 @@ import json
 import pathlib
 import zipfile
 
-import fake_sources
 import fake_tfds
 import numpy as np
 import pictures
@@ -25,7 +24,8 @@ SIZES = ((30, 40), (40, 30), (36, 36))
 def image(seed: int) -> bytes:
   """Returns a JPEG."""
   height, width = SIZES[seed % len(SIZES)]
-  return fake_sources.encode(pictures.smooth(height, width, seed))
+  pixels = pictures.smooth(height, width, seed)
+  return pictures.encode(pixels, 'JPEG', quality=95)
 
 
 def annotations(seed: int, category_ids=COCO_IDS) -> list[dict]:

@@ -1,33 +1,21 @@
 """Tiny originals of data sets, in the form in which their makers give them.
 
-The real builders of TFDS run on them without a network. All is deterministic:
-`picture(seed)` is always the same, of some size from 40 to 120 pixels.
+The real builders of TFDS run on them without a network.
 """
 
 import io
 import pathlib
 import tarfile
 
-import cv2
-import numpy as np
+import pictures
 
 # A few of the 1000, with their labels; in the order of TFDS.
 SYNSETS = {'n01440764': 0, 'n01739381': 59, 'n02105855': 230}
 
 
-def picture(seed: int) -> np.ndarray:
-  """Returns a smooth pattern of colours, uint8 [H, W, 3]."""
-  rng = np.random.default_rng(seed)
-  height, width = rng.integers(40, 121, 2)
-  coarse = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
-  size = (int(width), int(height))
-  return cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
-
-
-def encode(image: np.ndarray, suffix: str = '.jpg') -> bytes:
-  """Returns RGB pixels [H, W, 3] as a file's bytes."""
-  _, encoded = cv2.imencode(suffix, image[..., ::-1])
-  return encoded.tobytes()
+def image(seed: int, kind: str = 'JPEG') -> bytes:
+  """Returns an encoded image of 60 x 80 pixels, always the same."""
+  return pictures.encode(pictures.smooth(60, 80, seed), kind)
 
 
 def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
@@ -45,7 +33,7 @@ def imagenet_train(per_class: int) -> dict[str, dict[str, bytes]]:
   """Returns the training images by synset and name."""
   return {
       synset: {
-          f'{synset}_{i}.JPEG': encode(picture(1000 * label + i))
+          f'{synset}_{i}.JPEG': image(1000 * label + i)
           for i in range(1, per_class + 1)
       }
       for synset, label in SYNSETS.items()
@@ -59,19 +47,14 @@ def write_imagenet(directory: pathlib.Path, per_class=4, val=10) -> None:
   (directory / 'ILSVRC2012_img_train.tar').write_bytes(tar(train))
   # Not in the order of the names: the builder sorts, to find the labels.
   images = {
-      f'ILSVRC2012_val_{i:08}.JPEG': encode(picture(5_000_000 + i))
+      f'ILSVRC2012_val_{i:08}.JPEG': image(5_000_000 + i)
       for i in range(val, 0, -1)
   }
   (directory / 'ILSVRC2012_img_val.tar').write_bytes(tar(images))
 
 
-def cifar_pixels(seed: int) -> np.ndarray:
-  """Returns an image of CIFAR, uint8 [32, 32, 3]."""
-  return cv2.resize(picture(seed), (32, 32), interpolation=cv2.INTER_AREA)
-
-
 def cifar10(per_file: int = 4) -> bytes:
-  """Returns cifar-10-binary.tar.gz; image i has seed and label i."""
+  """Returns cifar-10-binary.tar.gz; i has label i, and is smooth(32, 32, i)."""
   files = [*(f'data_batch_{i}.bin' for i in range(1, 6)), 'test_batch.bin']
   prefix = 'cifar-10-batches-bin'
   classes = '\n'.join(f'class {i}' for i in range(10))
@@ -80,7 +63,8 @@ def cifar10(per_file: int = 4) -> bytes:
     images = range(number * per_file, (number + 1) * per_file)
     # The label, then the red, green and blue planes.
     members[f'{prefix}/{name}'] = b''.join(
-        bytes([i % 10]) + cifar_pixels(i).transpose(2, 0, 1).tobytes()
+        bytes([i % 10])
+        + pictures.smooth(32, 32, i).transpose(2, 0, 1).tobytes()
         for i in images
     )
   return tar(members, 'w:gz')
@@ -118,6 +102,5 @@ def write_folder(directory: pathlib.Path, splits: dict[str, int]) -> None:
       folder = directory / split / name
       folder.mkdir(parents=True, exist_ok=True)
       for i in range(count):
-        suffix = ('.jpg', '.png')[i % 2]
-        image = picture(1000 * number + 100 * label + i)
-        (folder / f'{i}{suffix}').write_bytes(encode(image, suffix))
+        content = image(1000 * number + 100 * label + i)
+        (folder / f'{i}.jpg').write_bytes(content)

@@ -33,7 +33,7 @@ def write_set(root, name, split, labels):
   if key == 'real_label':
     features[key] = tfds.features.Sequence(features.pop('label'))
   rows = [
-      {'image': fake_sources.encode(fake_sources.picture(i), '.png'), key: y}
+      {'image': fake_sources.image(i, 'PNG'), key: y}
       for i, y in enumerate(labels)
   ]
   fake_tfds.write(root, name, features, {split: rows})
@@ -111,7 +111,7 @@ def two_classes(tmp_path_factory):
   trained.imagenet_run(root / 'run', 2)
   (root / 'run/classes.json').write_text('["cat", "dog"]')
   fake_sources.write_folder(root / 'images', {'train': 1, 'test': 5})
-  broken = root / 'images/test/dog/3.png'
+  broken = root / 'images/test/dog/3.jpg'
   broken.write_bytes(broken.read_bytes()[:60])
   return root / 'run', f'folder:{root}/images', broken
 

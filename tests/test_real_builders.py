@@ -8,6 +8,7 @@ import fake_coco
 import fake_sources
 import fake_tfds
 import numpy as np
+import pictures
 import pytest
 import tensorflow_datasets as tfds
 import tiny
@@ -20,13 +21,11 @@ from configs import cifar, imagenet
 STEPS = 8
 
 
-def prepared(root, name, num_classes, suffix, splits):
+def prepared(root, name, num_classes, kind, splits):
   """Writes a set as TFDS does: so many examples of each split."""
-  images = [
-      fake_sources.encode(fake_sources.picture(i), suffix) for i in range(14)
-  ]
   rows = [
-      dict(image=x, label=7 * i % num_classes) for i, x in enumerate(images)
+      dict(image=fake_sources.image(i, kind), label=7 * i % num_classes)
+      for i in range(14)
   ]
   rows = {split: rows[:count] for split, count in splits.items()}
   fake_tfds.write(root, name, fake_tfds.labelled(num_classes), rows)
@@ -35,12 +34,12 @@ def prepared(root, name, num_classes, suffix, splits):
 
 def imagenet2012(root):
   splits = {'train': 14, 'validation': 10}
-  counts = prepared(root, 'imagenet2012', 1000, '.jpg', splits)
+  counts = prepared(root, 'imagenet2012', 1000, 'JPEG', splits)
   return imagenet.get_config('model=resnet18'), counts
 
 
 def cifar_100(root):
-  counts = prepared(root, 'cifar100', 100, '.png', {'train': 11, 'test': 11})
+  counts = prepared(root, 'cifar100', 100, 'PNG', {'train': 11, 'test': 11})
   return cifar.get_config('data=cifar100,model=resnet18'), counts
 
 
@@ -113,7 +112,7 @@ def test_what_tfds_builds_of_the_originals_is_read(monkeypatch, tmp_path):
   for i in range(20):
     record = found[f'train_{i:05}'.encode()]
     pixels = decode.EncodedImage(record['image'], 3).pixels()
-    np.testing.assert_array_equal(pixels, fake_sources.cifar_pixels(i))
+    np.testing.assert_array_equal(pixels, pictures.smooth(32, 32, i))
     assert record['label'] == i % 10
   found = records('coco/2017', tmp_path, 'validation')
   assert set(found) == set(range(11, 16))
