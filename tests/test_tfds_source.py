@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
-import commands
 import fake_tfds
 import numpy as np
 import pictures
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
 
 from awconv_jax import data
 from awconv_jax.data import tfds_source
@@ -56,14 +57,9 @@ def test_records_and_slices(data_dir):
     assert record['image'] == wanted and record['label'] == record['id'] % 3
 
 
-def test_default_directory_is_that_of_tfds(tmp_path):
-  code = (
-      'from awconv_jax.data import tfds_source as source\n'
-      "source.open_tfds('none', None, 'train')"
-  )
-  env = {'TFDS_DATA_DIR': str(tmp_path)}
-  _, _, err = commands.run('-c', code, env=env)
-  assert f"no data set 'none' in {tmp_path};" in err
+def test_default_directory_is_that_of_tfds(data_dir, monkeypatch):
+  monkeypatch.setattr(constants, 'DATA_DIR', data_dir)
+  assert len(tfds_source.open_tfds('tiny', None, 'test')) == 60
 
 
 def test_newest_version_is_read(copy):
@@ -79,13 +75,19 @@ def test_newest_version_is_read(copy):
 
 
 @pytest.mark.parametrize(
-    'split', ['validation', 'train[', '', 'train[10%:5%]', 'test[:0]']
+    'split, reason',
+    [
+        ('validation', r"one of \['t.*, 't.*'\]$"),
+        ('train[', 'Error parsing split'),
+        ('train[10%:5%]', ''),
+        ('test[:0]', ''),
+    ],
 )
-def test_splits_that_are_none(data_dir, split):
-  assert open_error('tiny', data_dir, split) == (
-      f'split {split!r} of {data_dir}/tiny/1.0.0 is unknown or holds no '
-      'examples; known: test, train'
-  )
+def test_splits_that_are_none(data_dir, split, reason):
+  message = open_error('tiny', data_dir, split)
+  place = f'{data_dir}/tiny/1.0.0 is unknown or holds no examples: '
+  assert message.startswith(f'split {split!r} of {place}')
+  assert re.search(reason, message)
 
 
 def test_a_set_that_is_not_prepared_names_the_command(data_dir):

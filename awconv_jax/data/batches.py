@@ -47,15 +47,17 @@ class ReadRow:
     for index in candidates:
       try:
         row = self.make_row(index, self.source[index], group, rng)
-        return row | {'unreadable': np.int32(unreadable)}
+        break
       except UnreadableError as error:
         unreadable, reason = candidates[0], reason or str(error)
-    if rng is None:
+    else:
+      if rng is not None:
+        raise InputError(
+            f'{len(candidates)} examples in succession cannot be read, the '
+            f'first: {self.source.describe(candidates[0], reason)}'
+        )
       row = self.make_row.blank(group)
-      return row | {'unreadable': np.int32(unreadable)}
-    first = self.source.describe(candidates[0], reason)
-    tried = f'{len(candidates)} examples in succession cannot be read'
-    raise InputError(f'{tried}, the first: {first}')
+    return row | {'unreadable': np.int32(unreadable)}
 
 
 def _position(batch_size: int, host: int, hosts: int, local: int) -> int:

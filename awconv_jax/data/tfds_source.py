@@ -44,7 +44,6 @@ class TfdsRecords:
       reason = f'{_reason(error)}; {_REMEDY}'
       raise InputError(f'cannot open {directory}: {reason}') from error
     self.info = builder.info
-    self._instructions()  # Says what is wrong with the split.
     decoders = {'image': tfds.decode.SkipDecoding()}
     try:
       self._records = builder.as_data_source(split, decoders=decoders)
@@ -54,8 +53,11 @@ class TfdsRecords:
           'installed, add it by: tfds convert_format --dataset_version_dir='
           f'{directory} --out_file_format=array_record'
       ) from error
+    except ValueError as error:
+      fault = f'split {split!r} of {directory} is unknown or holds no examples'
+      raise InputError(f'{fault}: {_reason(error)}') from error
     # Not before: where there are files of several forms, these are of the one.
-    self._files = self._instructions()
+    self._files = self.info.splits[split].file_instructions
     self.paths = [file.filename for file in self._files]
     for path in self.paths:
       if not os.path.exists(path):
@@ -66,21 +68,6 @@ class TfdsRecords:
         self[index]
       except UnreadableError as error:
         raise InputError(self.describe(index, str(error))) from error
-
-  def _instructions(self) -> list[Any]:
-    """Returns what TFDS says of the files that hold the split."""
-    try:
-      files = self.info.splits[self.split].file_instructions
-    except ValueError:
-      files = []
-    # A slice whose end comes before its start takes less than nothing.
-    if not files or min(file.take for file in files) < 1:
-      known = ', '.join(sorted(self.info.splits))
-      raise InputError(
-          f'split {self.split!r} of {self.directory} is unknown or holds no '
-          f'examples; known: {known}'
-      )
-    return files
 
   def __len__(self) -> int:
     return len(self._records)
