@@ -11,15 +11,13 @@ Cloud TPU they find each other.
 
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 
 from awconv_jax import command_line
 from awconv_jax.errors import InputError
 
-command_line.define_config(
-    'Config file, such as configs/digits.py or, with arguments, '
-    'configs/digits.py:model=resnet34.'
-)
+command_line.define_config('A file, such as configs/digits.py:model=resnet34.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory for the checkpoints, metrics and curves.'
 )
@@ -38,16 +36,15 @@ def main(arguments: Sequence[str]) -> None:
   """Trains as the flags say."""
   command_line.refuse_arguments(arguments)
   config = command_line.read_config()
-  if config is None:
-    raise InputError('--config is missing, such as --config=configs/digits.py')
-  if not _WORKDIR.value:
-    raise InputError('--workdir is missing, such as --workdir=runs/digits')
-  logging.set_verbosity(logging.WARNING)
+  if config is None or not _WORKDIR.value:
+    given = '--config=configs/digits.py --workdir=runs/digits'
+    raise InputError(f'--config or --workdir is missing, such as {given}')
+  absl_logging.set_verbosity(absl_logging.WARNING)
   # After the flags, so that --help and a mistake in them answer at once.
   import jax
 
   from awconv_jax.tools import plot_curves
-  from awconv_jax.train import loop, partition
+  from awconv_jax.train import logging, loop, partition
 
   partition.initialize_distributed(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -67,7 +64,8 @@ def main(arguments: Sequence[str]) -> None:
       f'metrics:     {workdir}/metrics.jsonl\n'
       f'TensorBoard: {workdir}/tensorboard (pip install tensorboard)\n'
       f'curves:      {plot_curves.plot([workdir], f"{workdir}/curves.png")}\n'
-      f'compare:     python -m awconv_jax.tools.plot_curves {workdir} ANOTHER'
+      f'compare:     python -m awconv_jax.tools.plot_curves {workdir} ANOTHER\n'
+      f'done:        {logging.shown(result.metrics)}'
   )
 
 

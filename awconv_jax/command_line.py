@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 import errno
-import importlib.util
 import os
 import pathlib
+import runpy
 import sys
 import tempfile
 from typing import Any, NoReturn
@@ -20,11 +20,7 @@ def fail(message: object) -> NoReturn:
 
 
 def define_config(text: str) -> None:
-  """Defines `--config`, and `--config.<path>=` for each of its options.
-
-  Args:
-    text: of the flag, for --help.
-  """
+  """Defines `--config`, with a text for --help, and `--config.<path>=`."""
   flags.disclaim_key_flags()  # It is the program's that calls this.
   flags.DEFINE_string(
       'config',
@@ -46,9 +42,9 @@ def read_config(default: Callable[[], Any] | None = None) -> Any:
 
   values = flags.FLAGS.flag_values_dict()
   overrides = {
-      name: text
-      for name, text in values.items()
-      if name.startswith('config.') and text is not None
+      k: v
+      for k, v in values.items()
+      if k.startswith('config.') and v is not None
   }
   if values['config'] is not None:
     return settings.complete(load_config(values['config']), overrides)
@@ -70,16 +66,11 @@ def load_config(value: str) -> Any:
   """
   path, _, argument = value.partition(':')
   if not pathlib.Path(path).is_file():
-    known = sorted(map(str, pathlib.Path(path).parent.glob('*.py')))
-    known = [p for p in known if not p.endswith('__init__.py')]
-    raise errors.unknown_name('config file', path, known or ['(none there)'])
-  spec = importlib.util.spec_from_file_location('config', path)
-  if spec is None or spec.loader is None:
-    raise errors.InputError(f'config file {path!r} is not a Python file')
-  module = importlib.util.module_from_spec(spec)
+    known = map(str, pathlib.Path(path).parent.glob('*[!_].py'))
+    raise errors.unknown_name('config file', path, known)
   try:
-    spec.loader.exec_module(module)
-    return module.get_config(*filter(None, [argument]))
+    get_config = runpy.run_path(path, run_name='config')['get_config']
+    return get_config(*filter(None, [argument]))
   except errors.ReportedError:
     raise
   except Exception as error:  # It is the user's own program.

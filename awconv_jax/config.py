@@ -19,7 +19,7 @@ import flax.linen as nn
 import ml_collections
 import pydantic
 
-from awconv_jax.errors import InputError, nearest
+from awconv_jax.errors import InputError, nearest, unknown_name
 from awconv_jax.options import Named, Options
 
 # A number is none in quotes, and True is not 1.
@@ -70,11 +70,12 @@ def complete(
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  filling = _Filling(overrides or {})
-  filled = filling.section('config', schema, _tuples(config))
-  filling.check_overrides()
-  if filling.faults:
-    raise InputError('\n'.join(filling.faults))
+  values = _tuples(config)
+  for path, text in sorted((overrides or {}).items()):  # Sections come first.
+    _override(values, path.split('.')[1:], text)
+  filling = _Filling()
+  filled = filling.section('config', schema, values)
+  filling.raise_faults()
   return ml_collections.ConfigDict(filled).lock()
 
 
@@ -92,31 +93,23 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
   Raises:
     InputError: unknown keys and impossible values, all of them, one a line.
   """
-  values, faults = dict(defaults), []
+  values, filling = dict(defaults), _Filling()
   for item in filter(None, (arg or '').split(',')):
     key, _, text = item.partition('=')
     if key not in defaults:
-      hint = nearest(key, defaults)
-      listed = ', '.join(sorted(defaults))
-      faults.append(f'unknown config argument {key!r}{hint}; known: {listed}')
-      continue
-    kind = str if defaults[key] is None else type(defaults[key])
-    types_ = (float, int) if kind is float else (kind,)
-    fits = [kind(v) for v in _readings(text) if type(v) in types_]
-    if not text or '=' in text:
-      faults.append(
+      fault = unknown_name('config argument', key, defaults)
+      filling.faults.append(str(fault))
+    elif not text or '=' in text:
+      filling.faults.append(
           f"config argument {item!r} is not key=value, where value holds no '='"
           " and no ','; give such a one by its path: --config.data.name=..."
       )
-    elif not fits:
-      wanted = 'true or false' if kind is bool else f'of type {kind.__name__}'
-      faults.append(f'config argument {key}={text!r} must be {wanted}')
     else:
-      values[key] = fits[0]
-      if defaults[key] is None and text == 'none':
-        values[key] = None
-  if faults:
-    raise InputError('\n'.join(faults))
+      kind: Any = type(defaults[key])
+      if defaults[key] is None:
+        kind, text = str | None, 'None' if text == 'none' else text
+      values[key] = filling.value(f'config argument {key}', kind, _Text(text))
+  filling.raise_faults()
   return types.SimpleNamespace(**values)
 
 
@@ -129,6 +122,35 @@ def _tuples(value: Any) -> Any:
   return value
 
 
+class _Text(str):
+  """A value as on the command line, and what is there without it."""
+
+  before: Any = None
+
+
+class _Whole(dict):
+  """A section as on the command line, in place of the one in the config."""
+
+
+def _override(values: dict[str, Any], path: list[str], text: str) -> None:
+  """Puts a text where it belongs in a config."""
+  *sections, name = path
+  for section in sections:
+    if not isinstance(values.get(section), dict):
+      values[section] = {}
+    values = values[section]
+  new, literal = _Text(text), next(_readings(text))
+  new.before = values.get(name)
+  values[name] = _Whole(_tuples(literal)) if isinstance(literal, dict) else new
+
+
+def _given(value: Any) -> bool:
+  """Returns whether anything of a value is from the command line."""
+  if isinstance(value, dict):
+    return isinstance(value, _Whole) or any(map(_given, value.values()))
+  return isinstance(value, _Text)
+
+
 def _readings(text: str) -> Iterator[Any]:
   """Yields what a text on the command line may stand for, likeliest first."""
   try:
@@ -138,26 +160,20 @@ def _readings(text: str) -> Iterator[Any]:
   else:
     yield literal
     yield (literal,)
-  yield text
+  yield str(text)
   if text.title() in ('True', 'False', 'None'):
     yield ast.literal_eval(text.title())
   yield tuple(text.split(','))
 
 
 class _Filling:
-  """Fills sections with their options, and collects the faults.
+  """Fills sections with their options, and collects the faults, one a line."""
 
-  Attributes:
-    faults: a line for each.
-  """
-
-  def __init__(self, overrides: Mapping[str, str]):
+  def __init__(self):
     self.faults: list[str] = []
-    self._overrides = overrides
-    # Of all options that there are.
-    self._paths: list[str] = []
-    # Sections without options, and why that is; None if a fault says so.
-    self._without: dict[str, str | None] = {}
+    # Options that there are, by path; and those given that are none.
+    self._known: list[str] = []
+    self._unknown: list[str] = []
 
   def section(
       self,
@@ -168,121 +184,89 @@ class _Filling:
   ) -> dict[str, Any]:
     """Returns all options of `target`, but those given by its caller."""
     known = {k: v for k, v in options_of(target).items() if k not in given}
-    for name in values:
-      if name not in known:
-        self._unknown(f'{path}.{name}', name, known)
+    self._known += [f'{path}.{name}' for name in known]
+    self._unknown += [f'{path}.{name}' for name in values if name not in known]
     filled = {}
     # Sections last, as they may belong to a name beside them.
-    for name in sorted(
-        known, key=lambda name: _marker(known[name]) is not None
-    ):
+    for name in sorted(known, key=lambda name: bool(_marker(known[name]))):
       option, here = known[name], f'{path}.{name}'
       value, marker = values.get(name, option.default), _marker(option)
-      whole = marker is not None and here in self._overrides
-      if whole:  # "{'momentum': 0.8}", in place of what the config sets.
-        self._paths.append(here)
-        value = _tuples(next(_readings(self._overrides[here])))
-      if marker is None:
-        self._set(filled, name, here, option, value)
-      elif value is _REQUIRED:
+      if marker is not None and isinstance(value, _Text):
+        value = next(_readings(value))
+      if value is _REQUIRED:
         self.faults.append(f'{here} is missing')
-        self._without[here] = None
+        filled[name] = _REQUIRED
+      elif marker is None:
+        filled[name] = self.value(here, option.annotation, value)
       elif not isinstance(value, (Mapping, types.NoneType)):
         self.faults.append(f'{here}={value!r} must hold options by name')
-        self._without[here] = None
       elif isinstance(marker, Named):
-        filled[name] = self._named(here, marker, dict(value or {}))
+        value = dict(value or {})
+        set_ = value.pop('name', None)
+        if set_ is None:
+          self.faults.append(f'{here}.name is missing')
+        else:
+          by, new = f'{here}.name', str(set_)
+          options = self._options(here, by, marker, value, set_, new)
+          filled[name] = {'name': new} | options
       elif marker.by is None:
         filled[name] = self.section(here, marker.of, value or {}, marker.given)
       else:
-        new = filled.get(marker.by, _REQUIRED)
-        old = values.get(marker.by, known[marker.by].default)
-        filled[name] = self._beside(
-            here, marker, value or {}, new if whole else old, new
-        )
+        by, new = f'{path}.{marker.by}', filled[marker.by]
+        set_ = values.get(marker.by, known[marker.by].default)
+        filled[name] = self._options(here, by, marker, value or {}, set_, new)
     return filled
 
-  def _set(self, filled, name, path, option, value) -> None:
-    """Sets a checked value of a plain option."""
-    self._paths.append(path)
-    readings = [value]
-    if path in self._overrides:
-      readings = list(_readings(self._overrides[path]))
-    elif value is _REQUIRED:
-      self.faults.append(f'{path} is missing')
-      return
-    adapter = pydantic.TypeAdapter(option.annotation, config=_STRICT)
+  def value(self, path: str, annotation: Any, value: Any) -> Any:
+    """Returns a checked value of a plain option; _REQUIRED if it is none."""
+    readings = list(_readings(value)) if isinstance(value, _Text) else [value]
+    adapter = pydantic.TypeAdapter(annotation, config=_STRICT)
     errors = []
     for reading in readings:
       try:
         # Numbers and names, so that no later change of a list is one here.
-        filled[name] = _tuples(adapter.validate_python(reading))
-        return
+        return _tuples(adapter.validate_python(reading))
       except pydantic.ValidationError as error:
         errors.append(error)
     self.faults.append(_line(path, readings[0], errors[0]))
+    return _REQUIRED
 
-  def _named(self, path, marker, values) -> dict[str, Any]:
-    """Returns a section that holds the name of what its options belong to."""
-    self._paths.append(f'{path}.name')
-    old = values.pop('name', None)
-    new = self._overrides.get(f'{path}.name', old)
-    if new is None:
-      self.faults.append(f'{path}.name is missing')
-      self._without[path] = None
+  def _options(self, path, by, marker, values, set_, new) -> dict[str, Any]:
+    """Returns the options of what is named `new`, set as `set_`."""
+    old = set_.before if isinstance(set_, _Text) else set_
+    if new is None or new is _REQUIRED:  # Or at fault.
+      if new is None and values and (old is None or _given(values)):
+        self.faults.append(f'{path}={values} needs {by}, which is None')
       return {}
-    inner = self._options(path, f'{path}.name', marker, values, old, new)
-    return {'name': new} | inner
-
-  def _beside(self, path, marker, values, old, new) -> dict[str, Any]:
-    """Returns a section whose options belong to the name beside it."""
-    by = f'{path.rpartition(".")[0]}.{marker.by}'
-    if new is _REQUIRED:  # That name is at fault.
-      self._without[path] = None
-    elif new is None:
-      self._without[path] = f'needs {by}, which is None'
-      if values and old is None:
-        self.faults.append(f'{path}={values} {self._without[path]}')
-    else:
-      return self._options(path, by, marker, values, old, new)
-    return {}
-
-  def _options(self, path, by, marker, values, old, new) -> dict[str, Any]:
-    """Returns the options of what has the name `new`, `old` before."""
     try:
       target = marker.target(new)
     except InputError as error:
       self.faults.append(f'{by}: {error}')
-      self._without[path] = None
       return {}
-    if new != old and old is not None:
+    if new != old and old is not None and not isinstance(values, _Whole):
       before, now = options_of(marker.target(old)), options_of(target)
       values = {
           name: value
           for name, value in values.items()
-          if name in now
+          if _given(value)
+          or name in now
           and not (name in before and value == before[name].default)
       }
     return self.section(path, target, values, marker.given)
 
-  def check_overrides(self) -> None:
-    """Notes the paths at which there is no option."""
-    for path in self._overrides:
-      if path not in self._paths:
-        above = [s for s in self._without if path.startswith(f'{s}.')]
-        if not above:
-          self._unknown(path, path, self._paths)
-        elif self._without[above[0]]:
-          self.faults.append(f'{path} {self._without[above[0]]}')
-
-  def _unknown(self, path: str, name: str, known: Iterable[str]) -> None:
-    """Notes a name that is not known, with the known ones of its section."""
-    hint = nearest(name, known)
-    near = hint.split("'")[1] if hint else name
-    section = near.rpartition('.')[0]
-    beside = [k for k in known if k.rpartition('.')[0] == section] or known
-    listed = ', '.join(sorted(k.rpartition('.')[2] for k in beside)) or 'none'
-    self.faults.append(f'unknown {path}{hint}; known: {listed}')
+  def raise_faults(self) -> None:
+    """Raises InputError if there are any."""
+    names = [(path.rpartition('.')[2], path) for path in self._known]
+    for path in self._unknown:
+      section, _, name = path.rpartition('.')
+      beside = [k for k, p in names if p == f'{section}.{k}']
+      near = nearest(name, beside)
+      for elsewhere in (p for k, p in names if k == name and not near):
+        near = f' (did you mean {elsewhere!r}?)'
+      listed = ', '.join(sorted(beside)) or 'none'
+      self.faults.append(f'unknown {path}{near}; known: {listed}')
+    if self.faults:
+      raise InputError('\n'.join(self.faults))
 
 
 def _line(path: str, value: Any, error: pydantic.ValidationError) -> str:
@@ -308,7 +292,3 @@ def _marker(option: inspect.Parameter) -> Options | Named | None:
     if isinstance(extra, (Options, Named)):
       return extra
   return None
-
-
-def _is_section(item: tuple[str, inspect.Parameter]) -> bool:
-  return _marker(item[1]) is not None

@@ -22,21 +22,16 @@ class DivergenceError(ReportedError, FloatingPointError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
-  """Returns the error for a name that a registry does not hold.
+  """Returns an error with the nearest known name, and all of them.
 
   Args:
-    kind: what is named, such as 'model' or 'dataset'.
+    kind: what is named, such as 'model'.
     name: the name given.
     known: all names that would have been accepted.
-
-  Returns:
-    An `InputError` naming the value, the nearest known name and all of them.
   """
   known = sorted(known)
-  listed = ', '.join(known)
-  return InputError(
-      f'unknown {kind} {name!r}{nearest(name, known)}; known: {listed}'
-  )
+  hint, listed = nearest(name, known), ', '.join(known)
+  return InputError(f'unknown {kind} {name!r}{hint}; known: {listed}')
 
 
 def look_up(kind: str, name: str, registry: Mapping[str, Any]) -> Any:

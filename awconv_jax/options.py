@@ -58,50 +58,42 @@ class OneOf:
     return core_schema.literal_schema(list(self.names))
 
 
-class Increasing:
-  """A pair (least, greatest), of which the first is not the larger one."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Check:
+  """What `function` makes of a value; its ValueError says why none."""
+
+  function: Callable[[Any], Any]
 
   def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
     from pydantic_core import core_schema
 
-    def checked(pair):
-      if pair[0] > pair[1]:
-        raise ValueError('must be (least, greatest)')
-      return pair
-
     return core_schema.no_info_after_validator_function(
-        checked, handler(source)
+        self.function, handler(source)
     )
 
 
+def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
+  if pair[0] > pair[1]:
+    raise ValueError('must be (least, greatest)')
+  return pair
+
+
+def _floating(dtype: Any) -> str:
+  import jax.numpy as jnp
+
+  try:
+    # Numpy takes None for float64.
+    if dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+      return jnp.dtype(dtype).name
+  except TypeError:  # No dtype at all.
+    pass
+  raise ValueError("must be a floating dtype, such as 'bfloat16'")
+
+
 # (least, greatest) of what is drawn at random.
-Interval = Annotated[tuple[PositiveFloat, PositiveFloat], Increasing()]
-ShareInterval = Annotated[tuple[Share, Share], Increasing()]
-
-
-class _FloatingDtype:
-  """A floating dtype, by name in a config: 'bfloat16'."""
-
-  def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-    import jax.numpy as jnp
-    from pydantic_core import core_schema
-
-    def name(value):
-      # Numpy takes None for float64.
-      if value is None or not jnp.issubdtype(jnp.dtype(value), jnp.floating):
-        raise ValueError("must be a floating dtype, such as 'bfloat16'")
-      return jnp.dtype(value).name
-
-    def checked(value):
-      try:
-        return name(value)
-      except TypeError:  # Numpy's, of what is no dtype at all.
-        return name(None)
-
-    return core_schema.no_info_plain_validator_function(checked)
-
-
-Dtype = Annotated[Any, _FloatingDtype()]
+Interval = Annotated[tuple[PositiveFloat, PositiveFloat], Check(_increasing)]
+ShareInterval = Annotated[tuple[Share, Share], Check(_increasing)]
+Dtype = Annotated[Any, Check(_floating)]  # By name in a config: 'bfloat16'.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,28 +113,11 @@ class Options:
   given: Sequence[str] = ()
 
   def target(self, name: str) -> Callable[..., Any]:
-    """Returns what has the name in the field beside."""
-    return _named(self.of, self.by, name)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Named:
-  """A mapping of a `name` and the keyword options of what has that name.
-
-  Attributes:
-    of: a registry, or a function of the name that raises InputError.
-    kind: of what is named, for errors.
-    given: options that the caller sets by itself.
-  """
-
-  of: Callable[..., Any] | Mapping[str, Callable[..., Any]]
-  kind: str
-  given: Sequence[str] = ()
-
-  def target(self, name: str) -> Callable[..., Any]:
     """Returns what has the name."""
-    return _named(self.of, self.kind, name)
+    if isinstance(self.of, Mapping):
+      return look_up(self.by, name, self.of)
+    return self.of(name)
 
 
-def _named(of: Any, kind: str, name: str) -> Callable[..., Any]:
-  return look_up(kind, name, of) if isinstance(of, Mapping) else of(name)
+class Named(Options):
+  """A mapping of a `name` and the options of what has it; `by` is its kind."""

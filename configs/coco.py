@@ -40,9 +40,7 @@ from awconv_jax.train import settings
 
 SCHEDULES = {
     '1x': dict(
-        num_epochs=12.0,
-        boundaries_epochs=(8.0, 11.0),
-        train_short_sides=(800,),
+        num_epochs=12.0, boundaries_epochs=(8.0, 11.0), train_short_sides=(800,)
     ),
     '3x': dict(
         num_epochs=36.0,

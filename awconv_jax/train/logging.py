@@ -24,14 +24,9 @@ _MOST_LINES = 10
 
 
 def read(path: str | os.PathLike) -> list[dict[str, float]]:
-  """Returns the rows of a `metrics.jsonl`.
+  """Returns the rows of a `metrics.jsonl`: 'step' and the scalars by name.
 
-  Args:
-    path: the file.
-
-  Returns:
-    One dict per row: 'step' and the scalars by name. A last row that a killed
-    run left half-written is skipped.
+  A last row that a killed run left half-written is skipped.
 
   Raises:
     InputError: there is no such file, or a row in its midst is not JSON.
@@ -39,8 +34,7 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise InputError(f'{path} does not exist; is it a run that began?')
-  rows = []
-  lines = path.read_text().splitlines()
+  rows, lines = [], path.read_text().splitlines()
   for number, line in enumerate(lines, start=1):
     try:
       rows.append(json.loads(line))
@@ -52,50 +46,19 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
   return rows
 
 
-class MetricWriter:
-  """Appends scalars to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
-
-  Args:
-    workdir: directory of the run.
-    step: where the run stands. Rows after it, left by a run that was killed
-      after its last checkpoint, are removed: they will be written again.
-  """
-
-  def __init__(self, workdir: str | os.PathLike, *, step: int):
-    from tensorboardX import SummaryWriter  # Slow to import.
-
-    workdir = pathlib.Path(workdir)
-    path = workdir / 'metrics.jsonl'
-    rows = read(path) if path.exists() else []
-    # Replaced in one go: a kill in here must not cost the rows already there.
-    temporary = path.with_suffix('.tmp')
-    kept = (json.dumps(row) + '\n' for row in rows if row['step'] <= step)
-    temporary.write_text(''.join(kept))
-    temporary.replace(path)
-    self._file = path.open('a')
-    self._board = SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1
-    )
-
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Writes one row: the step and scalars such as 'train/loss'."""
-    scalars = {name: float(value) for name, value in scalars.items()}
-    self._file.write(json.dumps({'step': step} | scalars) + '\n')
-    self._file.flush()
-    for name, value in scalars.items():
-      self._board.add_scalar(name, value, step)
-    self._board.flush()  # A kill must not cost what was shown.
-
-  def close(self) -> None:
-    """Writes out what is buffered."""
-    self._file.close()
-    self._board.close()
+def shown(metrics: Mapping[str, float]) -> str:
+  """Returns metrics as on one line: 'top1 0.9861  num_examples 360'."""
+  return '  '.join(
+      f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
+      for name, value in metrics.items()
+  )
 
 
 class Log:
   """The log of a run; in processes but the first it is silent.
 
-  On a terminal there is a live bar, elsewhere there are plain lines.
+  On a terminal there is a live bar, elsewhere there are plain lines; scalars
+  are added to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
 
   Args:
     workdir: directory of the run.
@@ -115,38 +78,52 @@ class Log:
     self._workdir, self._total = workdir, total
     self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
     self._shows = jax.process_index() == 0
-    self._bar = self._writer = None
+    self._bar = self._file = self._board = None
     # Metrics of the steps since the last row; those of the newest step.
     self._steps, self._newest = [], None
     self._restart_clock()
 
   def start(self, step: int) -> None:
-    """Begins to take steps, from this one on."""
+    """Begins to take steps, from this one on.
+
+    Rows after it, left by a run that was killed after its last checkpoint, are
+    removed: they will be written again.
+    """
     if not self._shows:
       return
-    self._writer = MetricWriter(self._workdir, step=step)
+    from tensorboardX import SummaryWriter  # Slow to import.
+
+    path = self._workdir / 'metrics.jsonl'
+    rows = read(path) if path.exists() else []
+    # Replaced in one go: a kill in here must not cost the rows already there.
+    temporary = path.with_suffix('.tmp')
+    kept = (json.dumps(row) + '\n' for row in rows if row['step'] <= step)
+    temporary.write_text(''.join(kept))
+    temporary.replace(path)
+    self._file = path.open('a')
+    self._board = SummaryWriter(
+        str(self._workdir / 'tensorboard'), purge_step=step + 1
+    )
     if sys.stdout.isatty():
       self._bar = tqdm(
           total=self._total,
           initial=step,
           file=sys.stdout,
-          unit='step',
           dynamic_ncols=True,
           bar_format='{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}',
       )
 
   def close(self) -> None:
     """Leaves the bar as it stands, and writes out what is buffered."""
-    for part in (self._bar, self._writer):
+    for part in (self._bar, self._file, self._board):
       if part is not None:
         part.close()
 
   def info(self, text: str) -> None:
     """Shows a line, above the bar."""
-    if self._bar is not None:
-      self._bar.write(text, file=sys.stdout)
-    elif self._shows:
-      print(text, flush=True)
+    if self._shows:
+      tqdm.write(text, file=sys.stdout)
+      sys.stdout.flush()
 
   def _restart_clock(self) -> None:
     self._timed, self._since, self._waited = 0, time.monotonic(), 0.0
@@ -187,11 +164,11 @@ class Log:
     for step, row in zip(steps, rows, strict=True):
       for name in ('loss', 'grad_norm', 'param_norm'):
         if not np.isfinite(row[name]):
+          rate = float(row['learning_rate'])
           raise DivergenceError(
-              f'{name} is {row[name]} at step {int(step)} (learning rate '
-              f'{float(row["learning_rate"]):.3g})'
+              f'{name} is {row[name]} at step {step} (learning rate {rate:.3g})'
           )
-    step, seconds = int(steps[-1]), max(time.monotonic() - self._since, 1e-9)
+    step, seconds = steps[-1], max(time.monotonic() - self._since, 1e-9)
     means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     means |= {
         'learning_rate': float(rows[-1]['learning_rate']),
@@ -204,7 +181,8 @@ class Log:
     self._restart_clock()
     text = (
         f'loss {means["loss"]:.4f}  lr {means["learning_rate"]:.2e}  '
-        f'{means["images_per_second"]:,.0f} images/s  {_duration(left)} left'
+        f'{means["images_per_second"]:,.0f} images/s  '
+        f'{tqdm.format_interval(left)} left'
     )
     if self._bar is not None:
       self._bar.set_postfix_str(text)
@@ -216,36 +194,32 @@ class Log:
       self, step: int, metrics: Mapping[str, float], *, write: bool
   ) -> None:
     """Shows the metrics of an evaluation, and writes them if asked to."""
-    shown = '  '.join(
-        f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
-        for name, value in metrics.items()
-    )
-    self.info(f'step {step}/{self._total}  evaluation: {shown}')
+    self.info(f'step {step}/{self._total}  evaluation: {shown(metrics)}')
     self._restart_clock()
     if write:
       self._write(step, 'eval', metrics)
 
   def _write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-    if self._writer is not None:
-      self._writer.write(step, {f'{kind}/{k}': v for k, v in metrics.items()})
+    """Writes one row: the step and scalars such as 'train/loss'."""
+    if not self._shows:
+      return
+    scalars = {f'{kind}/{k}': float(v) for k, v in metrics.items()}
+    self._file.write(json.dumps({'step': step} | scalars) + '\n')
+    self._file.flush()
+    for name, value in scalars.items():
+      self._board.add_scalar(name, value, step)
+    self._board.flush()  # A kill must not cost what was shown.
 
   def unreadable(self, batches: Any) -> None:
     """Shows, and keeps, what could not be read since the last time."""
     lines = batches.unreadable.news()
+    path = self._workdir / rundir.UNREADABLE
     for line in lines[:_MOST_LINES]:
       self.info(f'not used: {line}')
     if len(lines) > _MOST_LINES:
-      self.info(
-          f'and {len(lines) - _MOST_LINES} more, named in '
-          f'{self._workdir / rundir.UNREADABLE}'
-      )
-    rundir.add_lines(self._workdir / rundir.UNREADABLE, lines)
-
-
-def _duration(seconds: float) -> str:
-  """Returns a time such as '4:05' or '1:02:03'."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if not hours:
-    return f'{minutes}:{seconds:02}'
-  return f'{hours}:{minutes:02}:{seconds:02}'
+      self.info(f'and {len(lines) - _MOST_LINES} more, named in {path}')
+    if lines:
+      known = path.read_text().splitlines() if path.exists() else []
+      new = (f'{line}\n' for line in lines if line not in known)
+      with path.open('a') as file:
+        file.writelines(new)

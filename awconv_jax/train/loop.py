@@ -66,12 +66,13 @@ def train(config: Any, workdir: str) -> Result:
       checkpoint before it is kept.
   """
   config = settings.complete(config)
-  mesh = partition.create_mesh()
+  mesh, parts = partition.create_mesh(), config.accumulation_steps
   partition.check_batch_size(
-      'config.batch_size', config.batch_size, mesh, config.accumulation_steps
+      'config.batch_size', config.batch_size, mesh, parts
   )
-  eval_size = config.eval_batch_size
-  partition.check_batch_size('config.eval_batch_size', eval_size, mesh)
+  partition.check_batch_size(
+      'config.eval_batch_size', config.eval_batch_size, mesh
+  )
   # The mesh is in force while functions are traced: `ops.aw_conv` asks for it.
   with jax.set_mesh(mesh):
     return _train(config, pathlib.Path(workdir).absolute(), mesh)
@@ -80,10 +81,26 @@ def train(config: Any, workdir: str) -> Result:
 def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
   task = tasks.create(config)
   batches, eval_batches = _create_data(config)
-  shapes = _shapes(eval_batches)
-  _check_fits(config, task, batches, shapes)
+  shapes = jax.eval_shape(lambda: next(iter(eval_batches)))
+  if lacking := [key for key in task.trains_on if key not in shapes]:
+    raise InputError(
+        f'config.task.name={config.task.name!r} does not fit {config.data.name}'
+        f', whose batches have no {", ".join(lacking)}'
+    )
+  if task.num_classes != batches.num_classes:
+    raise InputError(
+        f'config.model.num_classes={task.num_classes}, but {config.data.name} '
+        f'has {batches.num_classes} classes'
+    )
   steps_per_epoch = batches.batches_per_epoch
-  total = _in_steps(config.num_epochs, steps_per_epoch)
+  total, eval_every, save_every = (
+      max(round(epochs * steps_per_epoch), 1)
+      for epochs in (
+          config.num_epochs,
+          config.eval_every_epochs,
+          config.checkpoint_every_epochs,
+      )
+  )
   optimizer, schedule = optim.create(
       **config.optimizer,
       batch_size=config.batch_size,
@@ -101,8 +118,6 @@ def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
       ema_decay=config.ema_decay,
       frozen=config.optimizer.frozen,
   )
-  eval_every = _in_steps(config.eval_every_epochs, steps_per_epoch)
-  save_every = _in_steps(config.checkpoint_every_epochs, steps_per_epoch)
   log = logging.Log(
       workdir,
       total=total,
@@ -130,31 +145,27 @@ def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
     if not checkpointer.steps():
       state = _first_weights(config, state, log)
     if jax.process_index() == 0:
-      image = jax.ShapeDtypeStruct((1, *shapes['image'].shape[1:]), np.uint8)
-      macs = complexity.count_macs(
-          task.forward, state.variables(), {'image': image}
-      )
-      log.info(_description(config, state, macs, batches, eval_batches))
-      (workdir / 'parameters.txt').write_text(
-          parameter_overview.get_parameter_overview(
-              state.params, include_stats=False
-          )
-          + '\n'
-      )
-      rundir.write_classes(workdir, batches.class_names, batches.category_ids)
-    state, step = _restore(checkpointer, state, batches, log)
-    stop = stack.enter_context(preemption.StopRequest())
+      _describe(config, workdir, task, state, batches, eval_batches, log)
+    step, restored = 0, checkpointer.restore_latest(state)
+    if restored is not None:
+      step, state, iterator_state = restored
+      batches.set_state(iterator_state)
+      log.info(f'resumed from the checkpoint of step {step}')
+    stop_reason = stack.enter_context(preemption.stop_requests())
     stack.callback(log.close)
     stack.callback(log.unreadable, eval_batches)
     stack.callback(log.unreadable, batches)
     log.start(step)
 
-    def evaluation(write: bool = True) -> dict[str, float]:
+    def tell_unreadable(batches):
+      log.unreadable(batches)
+      partition.sync_errors(batches.unreadable.check)
+
+    def evaluation(write):
       metrics = evaluate(
           predict, state.eval_variables(), eval_batches, task.evaluator(), mesh
       )
-      log.unreadable(eval_batches)
-      partition.sync_errors(eval_batches.unreadable.check)
+      tell_unreadable(eval_batches)
       log.evaluation(step, metrics, write=write)
       return metrics
 
@@ -169,17 +180,24 @@ def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
       state, step_metrics = take_step(state, partition.shard_batch(mesh, batch))
       step += 1
       log.step(step, step_metrics)
-      stopped_by = stop.reason(step) if step < total else None
+      stopped_by = stop_reason(step) if step < total else None
       evaluate_now = _is_due(step, total, eval_every)
       save_now = _is_due(step, total, save_every) or stopped_by
       if evaluate_now or save_now or step % config.log_every_steps == 0:
-        with _telling_what_is_kept(checkpointer, workdir):
+        try:
           log.flush()
-        log.unreadable(batches)
-        partition.sync_errors(batches.unreadable.check)
+        except DivergenceError as error:
+          checkpointer.wait()
+          kept = ', '.join(map(str, checkpointer.steps())) or 'none yet'
+          raise DivergenceError(
+              f'{error}; checkpoints kept in {workdir}: {kept}; start again in '
+              'another --workdir with a lower config.optimizer.learning_rate, '
+              'a longer warm-up or config.optimizer.clip_norm'
+          ) from error
+        tell_unreadable(batches)
       # A grace period may be too short to evaluate in.
       if evaluate_now and not stopped_by:
-        metrics = evaluation()
+        metrics = evaluation(write=True)
       # After the evaluation: what a checkpoint follows is on record.
       if save_now:
         checkpointer.save(step, state, batches.get_state())
@@ -189,14 +207,10 @@ def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
 def evaluate(
     predict: Any, variables: Any, batches: Any, evaluator: Any, mesh: Mesh
 ) -> dict[str, float]:
-  """Runs over every example once and returns the evaluator's metrics.
+  """Returns the metrics of an empty evaluator that sees every example once.
 
-  Args:
-    predict: as of `train_step.create_predict`.
-    variables: of the network.
-    batches: iterable of this process's rows.
-    evaluator: an empty one.
-    mesh: where batches go.
+  `predict` is as of `train_step.create_predict`; the batches hold the rows of
+  this process.
   """
   # One batch ahead, so that the device works while the host counts.
   waiting = None
@@ -207,9 +221,6 @@ def evaluate(
     waiting = outputs
   evaluator.update(jax.device_get(waiting))
   return evaluator.compute()
-
-
-# --- before the first step ---------------------------------------------------
 
 
 def _create_data(config: Any) -> tuple[Any, Any]:
@@ -229,43 +240,20 @@ def _create_data(config: Any) -> tuple[Any, Any]:
   )
 
 
-def _check_fits(config: Any, task: Any, batches: Any, shapes: Any) -> None:
-  """Raises InputError if the task cannot learn from these data."""
-  if lacking := [key for key in task.trains_on if key not in shapes]:
-    raise InputError(
-        f'config.task.name={config.task.name!r} does not fit {config.data.name}'
-        f', whose batches have no {", ".join(lacking)}'
-    )
-  if task.num_classes != batches.num_classes:
-    raise InputError(
-        f'config.model.num_classes={task.num_classes}, but {config.data.name} '
-        f'has {batches.num_classes} classes'
-    )
-
-
-def _shapes(batches: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of one process's batch, without moving on."""
-  batch = next(iter(batches))
-  return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-
-
 def _first_weights(config: Any, state: Any, log: logging.Log) -> Any:
   """Returns a new state, with the weights of `config.init_from` if given."""
   first = state.params
   if config.init_from:
+    load = functools.partial(
+        warm_start.load, skip=config.init_skip, report=log.info
+    )
     variables = partition.sync_errors(
-        lambda: warm_start.load(
-            config.init_from,
-            state.variables(),
-            skip=config.init_skip,
-            report=log.info,
-        )
+        lambda: load(config.init_from, state.variables())
     )
     state = train_step.replace_variables(state, variables)
   elif config.init_skip:
     raise InputError(
-        f'config.init_skip={config.init_skip} needs config.init_from, the '
-        'weights of which these modules do not take'
+        f'config.init_skip={config.init_skip} needs config.init_from'
     )
   frozen = optim.is_frozen(first, config.optimizer.frozen)
   names = warm_start.fixed_at_random(first, state.params, frozen)
@@ -278,25 +266,15 @@ def _first_weights(config: Any, state: Any, log: logging.Log) -> Any:
   return state
 
 
-def _restore(
-    checkpointer: Any, state: Any, batches: Any, log: logging.Log
-) -> tuple[Any, int]:
-  """Returns state and step of the newest checkpoint, if there is one."""
-  restored = checkpointer.restore_latest(state)
-  if restored is None:
-    return state, 0
-  step, state, iterator_state = restored
-  batches.set_state(iterator_state)
-  log.info(f'resumed from the checkpoint of step {step}')
-  return state, step
-
-
-def _description(
-    config: Any, state: Any, macs: Any, batches: Any, eval_batches: Any
-) -> str:
-  """Returns what is trained on what, and how large it is."""
+def _describe(config, workdir, task, state, batches, eval_batches, log) -> None:
+  """Tells, and writes, what is trained on what, and how large it is."""
+  shape = next(iter(eval_batches))['image'].shape
+  image = jax.ShapeDtypeStruct((1, *shape[1:]), np.uint8)
+  macs = complexity.count_macs(
+      task.forward, state.variables(), {'image': image}
+  )
   left_out = batches.num_left_out
-  return (
+  log.info(
       f'{config.model.name} on {config.data.name}: {batches.num_examples:,} '
       'examples to train on'
       + f' ({left_out:,} with nothing on them left out)' * bool(left_out)
@@ -307,14 +285,11 @@ def _description(
       'parameters, and multiply-adds for one image:\n'
       + complexity.format_table(*complexity.rows(state.params, macs))
   )
-
-
-# --- in the loop -------------------------------------------------------------
-
-
-def _in_steps(epochs: float, steps_per_epoch: float) -> int:
-  """Returns a period in steps, at least one."""
-  return max(round(epochs * steps_per_epoch), 1)
+  overview = parameter_overview.get_parameter_overview(
+      state.params, include_stats=False
+  )
+  (workdir / 'parameters.txt').write_text(f'{overview}\n')
+  rundir.write_classes(workdir, batches.class_names, batches.category_ids)
 
 
 def _is_due(step: int, total: int, period: int) -> bool:
@@ -323,23 +298,3 @@ def _is_due(step: int, total: int, period: int) -> bool:
   A time that falls shortly before the end is left to the end.
   """
   return step == total or (step % period == 0 and total - step >= period / 2)
-
-
-@contextlib.contextmanager
-def _telling_what_is_kept(checkpointer: Any, workdir: pathlib.Path):
-  """Completes a DivergenceError: what is kept, and what to do."""
-  try:
-    yield
-  except DivergenceError as error:
-    checkpointer.wait()
-    saved = max(checkpointer.steps(), default=None)
-    kept = (
-        'no checkpoint was written yet'
-        if saved is None
-        else f'the checkpoint of step {saved} is kept'
-    )
-    raise DivergenceError(
-        f'{error}; {kept} in {workdir}; start again in another --workdir with '
-        'a lower config.optimizer.learning_rate, a longer warm-up or '
-        'config.optimizer.clip_norm'
-    ) from error

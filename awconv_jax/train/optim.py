@@ -26,8 +26,7 @@ from awconv_jax.options import (
     UnitFloat,
 )
 
-# Of the parameters that decay, a tree of bools like theirs.
-Mask = Callable[[Any], Any]
+Mask = Callable[[Any], Any]  # Of parameters, which decay: a tree of bools.
 
 
 def sgd(
@@ -92,9 +91,7 @@ DECAY_MASKS = {
 }
 
 
-def constant(
-    warmup_steps: int, total_steps: int, steps_per_epoch: float
-) -> optax.Schedule:
+def constant(warmup_steps, total_steps, steps_per_epoch) -> optax.Schedule:
   """The full rate to the end."""
   del warmup_steps, total_steps, steps_per_epoch
   return lambda step: 1.0
@@ -110,16 +107,14 @@ def step(
 ) -> optax.Schedule:
   """Times `factor` from each boundary on, in epochs from the very start.
 
-  Boundaries past the end are allowed: a shortened run is the beginning of
-  the full one.
+  Some may be past the end: a shortened run is the beginning of the full one.
   """
   del total_steps
   times = (warmup_steps / steps_per_epoch, *boundaries_epochs)
-  if any(b <= a for a, b in zip(times, times[1:])):  # noqa: B905
+  if sorted(set(times)) != list(times):
     raise InputError(
-        f'config.optimizer.schedule_options.boundaries_epochs='
-        f'{tuple(boundaries_epochs)} must rise, and come after the warm-up of '
-        f'{times[0]:g} epochs'
+        f'config.optimizer.schedule_options.boundaries_epochs={times[1:]} must '
+        f'rise, and come after the warm-up of {times[0]:g} epochs'
     )
   steps = [round(boundary * steps_per_epoch) for boundary in boundaries_epochs]
   boundaries = jnp.array(steps, jnp.int32)
@@ -186,9 +181,8 @@ def create(
 
   Args:
     batch_size: images per step, over all devices.
-    total_steps: steps of the whole training, warm-up included.
-    steps_per_epoch: steps per epoch, the unit of the durations, which are
-      rounded to whole steps.
+    total_steps: of the whole training, warm-up included.
+    steps_per_epoch: the unit of durations, which become whole steps.
     learning_rate: the highest rate, for batches of `base_batch_size`; it grows
       in proportion to the batch.
     base_batch_size: images per step that `learning_rate` is meant for.
@@ -211,16 +205,12 @@ def create(
   Raises:
     InputError: an unknown name, or durations that contradict each other.
   """
-  if warmup_steps and warmup_epochs:
-    raise InputError(
-        f'config.optimizer.warmup_steps={warmup_steps} and warmup_epochs='
-        f'{warmup_epochs} are both given; set one to 0'
-    )
   warmup = warmup_steps or round(warmup_epochs * steps_per_epoch)
-  if warmup > total_steps:
+  if warmup > total_steps or (warmup_steps and warmup_epochs):
     raise InputError(
-        f'the warm-up of {warmup} steps (config.optimizer.warmup_steps or '
-        f'warmup_epochs) is longer than the run of {total_steps} steps'
+        f'config.optimizer.warmup_steps={warmup_steps} or warmup_epochs='
+        f'{warmup_epochs} must be 0, and the warm-up of {warmup} steps within '
+        f'the run of {total_steps}'
     )
   fraction = look_up('schedule', schedule, SCHEDULES)(
       warmup, total_steps, steps_per_epoch, **(schedule_options or {})
@@ -248,20 +238,17 @@ def create(
 
 
 def is_frozen(params: Any, patterns: Sequence[str]) -> Any:
-  """Returns which parameters keep their values.
+  """Returns which parameters keep their values, as a tree of bools.
 
   Args:
     params: a tree of nested dicts.
     patterns: of paths such as 'backbone/stage1_block1/conv1/kernel', where '*'
       stands for anything, 'backbone/stage1_*'.
 
-  Returns:
-    A tree of bools like `params`.
-
   Raises:
     InputError: a pattern is that of no parameter.
   """
-  paths = _paths(params)
+  paths = list(map(_path, jax.tree_util.tree_leaves_with_path(params)))
   for pattern in patterns:
     if not fnmatch.filter(paths, pattern):
       tops = ', '.join(sorted({path.split('/')[0] for path in paths}))
@@ -275,43 +262,31 @@ def is_frozen(params: Any, patterns: Sequence[str]) -> Any:
 def keep_frozen(old: Any, new: Any, patterns: Sequence[str]) -> Any:
   """Returns new statistics, but the old ones of what is frozen.
 
-  Args:
-    old, new: trees like those of the parameters, such as 'batch_stats'.
-    patterns: as of `is_frozen`; some may be of parameters alone.
+  Unlike in `is_frozen`, some patterns may be of parameters alone.
   """
   return jax.tree.map(
       lambda keep, a, b: a if keep else b, _matches(new, patterns), old, new
   )
 
 
-def _paths(tree: Any) -> list[str]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return ['/'.join(str(key.key) for key in path) for path, _ in leaves]
-
-
 def _matches(tree: Any, patterns: Sequence[str]) -> Any:
   """Returns a tree of bools: whether any pattern is that of the path."""
-  matches = [
-      any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
-      for path in _paths(tree)
-  ]
-  return jax.tree.unflatten(jax.tree.structure(tree), matches)
+  return jax.tree_util.tree_map_with_path(
+      lambda *leaf: any(fnmatch.fnmatchcase(_path(leaf), p) for p in patterns),
+      tree,
+  )
+
+
+def _path(leaf: tuple[Any, Any]) -> str:
+  return '/'.join(str(key.key) for key in leaf[0])
 
 
 def ema_update(ema: Any, new: Any, decay: float | jax.Array) -> Any:
   """Returns `decay * ema + (1 - decay) * new`, leaf by leaf.
 
-  Works on parameters and on batch norm statistics alike. Keep the average in
-  float32: in bfloat16 a step of 1e-4 is lost in rounding.
-
-  Args:
-    ema: pytree of arrays, the average so far.
-    new: pytree like `ema`.
-    decay: weight of the past, such as 0.9999.
-
-  Returns:
-    Pytree with the dtypes of `ema`; leaves that are not of a float type
-    (counters, masks) are those of `new`.
+  Works on parameters and on batch norm statistics alike, in the dtypes of
+  `ema`; leaves of no float type (counters, masks) are those of `new`. Keep the
+  average in float32: in bfloat16 a step of 1e-4 is lost in rounding.
   """
 
   def update(average, value):

@@ -6,9 +6,9 @@ the same metrics.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 import importlib.util
 import os
-import re
 from typing import Any
 
 import jax
@@ -17,8 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from awconv_jax.errors import InputError, ReportedError
-
-DATA_AXIS = 'data'
+from awconv_jax.ops.data_shards import DATA_AXIS
 
 
 def initialize_distributed(
@@ -40,23 +39,16 @@ def initialize_distributed(
     InputError: only some of the three are given, or they cannot be right.
   """
   given = (coordinator, num_processes, process_id)
-  if all(value is None for value in given):
+  if given == (None, None, None):
     if _several_processes_detected():
       jax.distributed.initialize()
     return
-  if any(value is None for value in given):
+  if None in given or ':' not in coordinator or process_id >= num_processes:
     raise InputError(
-        'a run of several processes needs --coordinator, --num_processes and '
-        '--process_id together'
+        'several processes need --coordinator=host:port, --num_processes and '
+        '--process_id, which is less'
     )
-  if not 0 <= process_id < num_processes:
-    raise InputError(
-        f'--process_id={process_id} is not in 0..{num_processes - 1}, as '
-        f'--num_processes={num_processes} says'
-    )
-  if not re.fullmatch(r'.+:\d+', str(coordinator)):
-    raise InputError(f'--coordinator={coordinator} has no port; want host:port')
-  jax.distributed.initialize(coordinator, num_processes, process_id)
+  jax.distributed.initialize(*given)
 
 
 def _several_processes_detected() -> bool:
@@ -69,15 +61,10 @@ def _several_processes_detected() -> bool:
 
 
 def sync_errors(function: Callable[[], Any]) -> Any:
-  """Runs a function in every process; a failure of one is one of all.
+  """Returns what a function does in this process; a failure of one is of all.
 
-  Without this the others would wait for the one that failed.
-
-  Args:
-    function: what to run; it must not wait for other processes.
-
-  Returns:
-    What it returns in this process.
+  Without this the others would wait for the one that failed. The function must
+  not wait for other processes.
 
   Raises:
     ReportedError: the first process's that failed.
@@ -93,8 +80,7 @@ def sync_errors(function: Callable[[], Any]) -> Any:
   room[: len(message)] = np.frombuffer(message[: len(room)], np.uint8)
   for row in multihost_utils.process_allgather(room):
     if row.any():
-      text = bytes(row).rstrip(b'\0').decode(errors='replace')
-      raise InputError(text)
+      raise InputError(bytes(row).rstrip(b'\0').decode(errors='replace'))
   return result
 
 
@@ -131,17 +117,13 @@ def check_batch_size(
 def shard_batch(
     mesh: Mesh, batch: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
-  """Puts this process's rows of a batch on its devices.
+  """Returns the global arrays, [B, ...], in the order of the processes.
 
   Args:
-    mesh: the mesh over all devices.
+    mesh: over all devices.
     batch: this process's rows of every array, [B / processes, ...].
-
-  Returns:
-    The global arrays, [B, ...], in the order of the processes.
   """
-  sharding = over_batch(mesh)
-  return {
-      name: jax.make_array_from_process_local_data(sharding, rows)
-      for name, rows in batch.items()
-  }
+  place = functools.partial(
+      jax.make_array_from_process_local_data, over_batch(mesh)
+  )
+  return {name: place(rows) for name, rows in batch.items()}

@@ -1,13 +1,13 @@
 """The directory of a run belongs to one config, saved beside its results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import fcntl
 import json
 import os
 import pathlib
-from typing import Any
 
+import flax.traverse_util
 import jax
 import ml_collections
 
@@ -15,17 +15,13 @@ from awconv_jax.errors import InputError
 from awconv_jax.train import partition, settings
 
 CONFIG = 'config.json'
-# The names of the classes, in the order of labels.
-CLASSES = 'classes.json'
-# Where labels stand for numbers of the data set: those, and the names, in the
-# order of labels.
-CATEGORIES = 'categories.json'
-# The images that could not be read, one a line.
-UNREADABLE = 'unreadable.txt'
+CLASSES = 'classes.json'  # The names, in the order of labels.
+CATEGORIES = 'categories.json'  # With the data set's numbers, if it has any.
+UNREADABLE = 'unreadable.txt'  # Images that could not be read, one a line.
 
 # What may differ when a run is continued: it changes where data lie or what is
 # shown and kept when, but not one bit of the trained weights.
-FREE_KEYS = (
+FREE_KEYS = {
     'log_every_steps',
     'eval_every_epochs',
     'eval_batch_size',
@@ -36,7 +32,7 @@ FREE_KEYS = (
     'data.num_threads',
     'data.prefetch',
     'data.max_bad_fraction',
-)
+}
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -86,9 +82,13 @@ def claim(
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other runs out; the lock also ends with the process."""
-  with _writing(workdir):
+  try:
     workdir.mkdir(parents=True, exist_ok=True)
     file = (workdir / '.lock').open('w')
+  except OSError as error:
+    raise InputError(
+        f'cannot write to --workdir={workdir}: {error.strerror}; give another'
+    ) from error
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,51 +100,32 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
-@contextlib.contextmanager
-def _writing(workdir: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise InputError(
-        f'cannot write to --workdir={workdir}: {error.strerror}; give another'
-    ) from error
-
-
 def _save_config(
     workdir: pathlib.Path, config: ml_collections.ConfigDict
 ) -> None:
   path = workdir / CONFIG
   steps = (workdir / 'checkpoints').glob('*')
   if path.exists() and any(step.name.isdigit() for step in steps):
-    held, given = _flat(read_config(workdir)), _flat(config)
+    held, given = (
+        flax.traverse_util.flatten_dict(c.to_dict(), True, sep='.')
+        for c in (read_config(workdir), config)
+    )
     changes = [
-        f'config.{key} is {held.get(key, "absent")!r} there and '
-        f'{given.get(key, "absent")!r} here'
-        for key in sorted(held.keys() | given.keys())
-        if key not in FREE_KEYS
-        and held.get(key, 'absent') != given.get(key, 'absent')
+        f'config.{key} is {there!r} there and {here!r} here'
+        for key in sorted((held.keys() | given.keys()) - FREE_KEYS)
+        if (there := held.get(key, 'absent'))
+        != (here := given.get(key, 'absent'))
     ]
     if changes:
-      more = f' and {len(changes) - 3} more' if len(changes) > 3 else ''
+      more = f' and {len(changes) - 3} more' * (len(changes) > 3)
       raise InputError(
           f'{workdir} belongs to a run with another config: '
           f'{"; ".join(changes[:3])}{more}; give another --workdir, or that '
           'config to continue it'
       )
-  with _writing(workdir):
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-    temporary.replace(path)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, ml_collections.ConfigDict) and value:
-      flat |= _flat(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+  temporary.replace(path)
 
 
 def write_classes(
@@ -159,19 +140,8 @@ def write_classes(
     names: of the classes, in the order of labels.
     category_ids: the data set's numbers of them, if it has any.
   """
-  names = list(names)
-  (workdir / CLASSES).write_text(json.dumps(names) + '\n')
+  (workdir / CLASSES).write_text(json.dumps(list(names)) + '\n')
   if category_ids is not None:
-    rows = [
-        {'id': int(number), 'name': name}
-        for number, name in zip(category_ids, names, strict=True)
-    ]
+    pairs = zip(category_ids, names, strict=True)
+    rows = [{'id': int(number), 'name': name} for number, name in pairs]
     (workdir / CATEGORIES).write_text(json.dumps(rows) + '\n')
-
-
-def add_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
-  """Adds lines to a file, those that it does not have yet; made if needed."""
-  if lines:
-    known = set(path.read_text().splitlines()) if path.exists() else set()
-    with path.open('a') as file:
-      file.writelines(f'{line}\n' for line in lines if line not in known)

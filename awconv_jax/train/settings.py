@@ -8,26 +8,17 @@ import ml_collections
 
 from awconv_jax import config as engine
 from awconv_jax import data as data_sets
-from awconv_jax import errors, models, tasks
-from awconv_jax.options import (
-    Bound,
-    Fraction,
-    Named,
-    NonNegativeInt,
-    Options,
-    PositiveFloat,
-    PositiveInt,
-)
+from awconv_jax import errors, models, options, tasks
 from awconv_jax.train import optim
 
-_READER = Named(
+_READER = options.Named(
     data_sets.reader_of,
     'data set',
     given=('train', 'batch_size', 'seed', 'process_index', 'process_count'),
 )
-_TASK = Named(tasks.TASKS, 'task', given=('model',))
-_MODEL = Named({**models.MODELS, **models.DETECTORS}, 'model')
-_OPTIMIZER = Options(
+_TASK = options.Named(tasks.TASKS, 'task', given=('model',))
+_MODEL = options.Named({**models.MODELS, **models.DETECTORS}, 'model')
+_OPTIMIZER = options.Options(
     optim.create, given=('batch_size', 'total_steps', 'steps_per_epoch')
 )
 
@@ -57,22 +48,22 @@ class Settings:
     checkpoints_to_keep: of the newest; one is left if the newest is damaged.
   """
 
-  num_epochs: PositiveFloat
-  batch_size: PositiveInt
-  eval_batch_size: PositiveInt
+  num_epochs: options.PositiveFloat
+  batch_size: options.PositiveInt
+  eval_batch_size: options.PositiveInt
   data: Annotated[Mapping[str, Any], _READER]
   task: Annotated[Mapping[str, Any], _TASK]
   model: Annotated[Mapping[str, Any], _MODEL]
   optimizer: Annotated[Mapping[str, Any], _OPTIMIZER]
-  seed: NonNegativeInt = 0
-  accumulation_steps: PositiveInt = 1
-  ema_decay: Fraction = 0.0
+  seed: options.NonNegativeInt = 0
+  accumulation_steps: options.PositiveInt = 1
+  ema_decay: options.Fraction = 0.0
   init_from: str | None = None
   init_skip: Sequence[str] = ()
-  log_every_steps: PositiveInt = 100
-  eval_every_epochs: PositiveFloat = 1.0
-  checkpoint_every_epochs: PositiveFloat = 1.0
-  checkpoints_to_keep: Annotated[int, Bound(ge=2)] = 2
+  log_every_steps: options.PositiveInt = 100
+  eval_every_epochs: options.PositiveFloat = 1.0
+  checkpoint_every_epochs: options.PositiveFloat = 1.0
+  checkpoints_to_keep: Annotated[int, options.Bound(ge=2)] = 2
 
 
 def complete(

@@ -1,7 +1,6 @@
 """The state of training and the two compiled functions over it."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 from typing import Any
 
 import flax
@@ -54,13 +53,8 @@ def create_state(
 ) -> TrainState:
   """Returns the initial state, replicated over the mesh.
 
-  Args:
-    task: gives the variables.
-    optimizer: gives the optimizer's state.
-    mesh: where the state lives.
-    seed: of the initialisation.
-    batch_shapes: shapes of a batch's arrays.
-    ema: whether to keep averages.
+  The task gives the variables for batches of these shapes; `ema` is whether to
+  keep averages.
   """
 
   def init():
@@ -83,27 +77,19 @@ def create_state(
 def replace_variables(state: TrainState, variables: Any) -> TrainState:
   """Returns a first state with other variables, in the averages, too.
 
-  Args:
-    state: as of `create_state`; its shardings are kept.
-    variables: 'params' and the network's others, as arrays on the host.
+  Those are 'params' and the network's others, as arrays on the host.
   """
 
-  def place(tree, like):
+  def place(value, like):
     # A copy for each place: the step donates all of the state.
-    return jax.tree.map(
-        lambda value, old: jax.make_array_from_callback(
-            old.shape, old.sharding, lambda index: np.array(value[index])
-        ),
-        tree,
-        like,
+    return jax.make_array_from_callback(
+        like.shape, like.sharding, lambda index: np.array(value[index])
     )
 
-  model_state = place(variables, state.variables())
-  params = model_state.pop('params')
-  ema = None if state.ema is None else place(variables, state.ema)
-  return dataclasses.replace(
-      state, params=params, model_state=model_state, ema=ema
-  )
+  new = jax.tree.map(place, dict(variables), state.variables())
+  if state.ema is not None:
+    state = state.replace(ema=jax.tree.map(place, variables, state.ema))
+  return state.replace(params=new.pop('params'), model_state=new)
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):
@@ -130,9 +116,8 @@ def _accumulate(loss_and_grads, state, batch, rng, number):
 
   # A running sum, since the scan would stack the gradients of all parts.
   def step(carry, index):
-    model_state, total = carry
-    model_state, out = of_part(model_state, index)
-    return (model_state, jax.tree.map(jnp.add, total, out)), None
+    model_state, out = of_part(carry[0], index)
+    return (model_state, jax.tree.map(jnp.add, carry[1], out)), None
 
   shapes = jax.eval_shape(of_part, state.model_state, jnp.int32(0))[1]
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -209,10 +194,8 @@ def create_train_step(
         'grad_norm': optax.global_norm(grads),
         'param_norm': optax.global_norm(params),
     }
-    return (
-        TrainState(state.step + 1, params, model_state, opt_state, ema),
-        metrics,
-    )
+    new_state = TrainState(state.step + 1, params, model_state, opt_state, ema)
+    return new_state, metrics
 
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
   return jax.jit(
@@ -231,8 +214,4 @@ def create_predict(
   The outputs are replicated, so that every process can count all of them.
   """
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
-  return jax.jit(
-      task.predict,
-      in_shardings=(whole, rows),
-      out_shardings=whole,
-  )
+  return jax.jit(task.predict, in_shardings=(whole, rows), out_shardings=whole)
