@@ -190,7 +190,7 @@ def test_renamed_and_empty_steps_are_set_aside_and_nothing_overwritten(
   (directory / '4').mkdir()
   pathlib.Path(f'{directory}_damaged/4').mkdir(parents=True)
   (step, _, _), lines = restore(directory)
-  assert step == 1 and 'checkpoint 4 in' in lines[0] and len(lines) == 2
+  assert step == 1 and 'checkpoint 4 in' in lines[1] and len(lines) == 2
   assert damaged(directory) == ['4', '4.1', '9']
   assert restore(directory)[1] == []
 

@@ -278,6 +278,7 @@ def shapes_of(config, name, size, rows):
   return {
       'image': jax.ShapeDtypeStruct(shape, np.uint8),
       'label': jax.ShapeDtypeStruct((rows,), np.int32),
+      'mask': jax.ShapeDtypeStruct((rows,), np.bool_),
   }
 
 

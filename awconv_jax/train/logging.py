@@ -78,7 +78,9 @@ class Log:
     self._workdir, self._total = workdir, total
     self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
     self._shows = jax.process_index() == 0
-    self._bar = self._file = self._board = None
+    self._bar: Any = None
+    self._file: Any = None
+    self._board: Any = None
     # Metrics of the steps since the last row; those of the newest step.
     self._steps, self._newest = [], None
     self._restart_clock()

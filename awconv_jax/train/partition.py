@@ -43,7 +43,11 @@ def initialize_distributed(
     if _several_processes_detected():
       jax.distributed.initialize()
     return
-  if None in given or ':' not in coordinator or process_id >= num_processes:
+  if (
+      None in given
+      or ':' not in str(coordinator)
+      or process_id >= num_processes
+  ):
     raise InputError(
         'several processes need --coordinator=host:port, --num_processes and '
         '--process_id, which is less'

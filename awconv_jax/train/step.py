@@ -1,6 +1,7 @@
 """The state of training and the two compiled functions over it."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import flax
@@ -87,9 +88,10 @@ def replace_variables(state: TrainState, variables: Any) -> TrainState:
     )
 
   new = jax.tree.map(place, dict(variables), state.variables())
-  if state.ema is not None:
-    state = state.replace(ema=jax.tree.map(place, variables, state.ema))
-  return state.replace(params=new.pop('params'), model_state=new)
+  ema = state.ema and jax.tree.map(place, dict(variables), state.ema)
+  return dataclasses.replace(
+      state, params=new.pop('params'), model_state=new, ema=ema
+  )
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):
