@@ -145,7 +145,6 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
         ({'task__mean': (1.0, 2.0)}, ['config.task.mean', '1 channel']),
         ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
         ({'data__train_split': 'trian'}, ["'trian'", 'train']),
-        ({'data__prefetch': 0}, ['config.data.prefetch=0', 'num_threads=1']),
         ({'init_skip': ('head',)}, ["config.init_skip=('head',)", 'init_from']),
         ({'seed': -1}, ['config.seed=-1']),
     ],
