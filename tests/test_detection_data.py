@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import batches as batching
-from awconv_jax.data import order, sources
+from awconv_jax.data import decode, sources
 from awconv_jax.data.detection import boxed_images, canvases
 from awconv_jax.errors import InputError
 
@@ -224,16 +223,12 @@ def test_bad_values_are_refused(create, changes, message):
 
 def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
   source = sources.open_source(f'coco_json:{root}', None, 'train')
-  counts = {False: source.index[:, 2], True: source.index[:, 3]}
-  parts = order.groups(source.index[:, :2])
-  section = fake_coco.config('', max_boxes=1)
+  section = fake_coco.config('', max_boxes=2)
   make_row = boxed_images._MakeRow(canvases.Geometry.of(section))
-  orders = order.EvalOrder(parts, 1), order.GroupedOrder(parts, 1, seed=0)
-  for train, rng in ((False, None), (True, np.random.default_rng(0))):
-    read = batching.ReadRow(source, orders[train], make_row)
-    rows = [read(i, rng) for i in range(N_TRAIN)]
-    left_out = {int(r['unreadable']) for r in rows} - {-1}
-    assert left_out == set(np.flatnonzero(counts[train] > 1))
+  index = int(source.index[:, 3].argmax())
+  for rng in (None, np.random.default_rng(0)):
+    with pytest.raises(decode.UnreadableError, match='3 boxes are others'):
+      make_row(index, source[index], index % 3 == 1, rng)
 
 
 def test_readers_load_in_worker_processes(root):

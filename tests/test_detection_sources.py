@@ -53,11 +53,9 @@ def test_coco_batches(coco):
   batches = data.create(section, train=False, batch_size=2, seed=0)
   ids = [i for b in batches for i in b['image_id'][b['mask']]]
   assert sorted(ids) == list(VAL)
-  assert batches.category_ids == fake_coco.COCO_IDS
   train = data.create(section, train=True, batch_size=2, seed=0)
-  assert {int(i) for _ in range(6) for i in next(train)['image_id']} == set(
-      TRAIN
-  )
+  ids = {int(i) for _ in range(6) for i in next(train)['image_id']}
+  assert ids == set(TRAIN)
   train.close()
 
 
@@ -65,19 +63,16 @@ def test_a_broken_image_is_masked_even_as_the_first(tmp_path):
   fake_coco.prepare(tmp_path, {'train': TRAIN, 'validation': VAL}, broken=(12,))
   source = sources.open_source('coco/2017', str(tmp_path), 'validation')
   (place,) = np.flatnonzero(source.index[:, 0] == 0)
-  section = fake_coco.config(
-      'coco/2017', tmp_path, eval_split=f'validation[{place}:]'
-  )
-  for tolerated in (1.0, 0.1):
-    section.max_bad_fraction = tolerated
-    batches = data.create(section, train=False, batch_size=2, seed=0)
-    if tolerated < 1:
-      with pytest.raises(InputError, match='record 0 .*: it is no image'):
-        list(batches)
-      continue
-    ids = [i for b in batches for i in b['image_id'][b['mask']]]
-    assert len(ids) == len(VAL) - place - 1 and 12 not in ids
-    assert len(batches.unreadable) == 1
+  split = f'validation[{place}:]'
+  section = fake_coco.config('coco/2017', tmp_path, eval_split=split)
+  batches = data.create(section, train=False, batch_size=2, seed=0)
+  with pytest.raises(InputError, match='record 0 .*: it is no image'):
+    list(batches)
+  section.max_bad_fraction = 1.0
+  batches = data.create(section, train=False, batch_size=2, seed=0)
+  ids = [i for b in batches for i in b['image_id'][b['mask']]]
+  assert len(ids) == len(VAL) - place - 1 and 12 not in ids
+  assert len(batches.unreadable) == 1
 
 
 def test_the_index_is_kept_beside_the_data(coco):
@@ -124,18 +119,13 @@ def test_an_image_that_is_unreadable_but_once_is_looked_at_again(
 
 
 def test_ids_are_kept_with_the_set_or_begin_at_one(tmp_path):
-  examples = fake_coco.examples(TRAIN)
+  rows = {'train': fake_coco.examples(TRAIN)}
   for name, metadata, wanted in (
       ('gaps', {'label_to_category_id': list(range(0, 160, 2))}, 158),
       ('none', {}, 80),
   ):
-    fake_tfds.write(
-        tmp_path,
-        name,
-        fake_tfds.boxed(80),
-        {'train': examples},
-        metadata=metadata,
-    )
+    features = fake_tfds.boxed(80)
+    fake_tfds.write(tmp_path, name, features, rows, metadata=metadata)
     opened = open_tfds(name, str(tmp_path), 'train', TfdsObjects)
     assert opened.category_ids[-1] == wanted
 

@@ -56,15 +56,12 @@ class TfdsObjects:
     sides = np.float32([image.width, image.height] * 2)
     found = record['objects']
     boxes = np.asarray(found['bbox'], np.float32).reshape(-1, 4)
+    boxes = boxes[:, [1, 0, 3, 2]] * sides
+    others = (found[name] for name in _INNER[1:])
     return {
         'image': record['image'],
         'image_id': int(record['image/id']),
-        'objects': create(
-            boxes[:, [1, 0, 3, 2]] * sides,
-            found['label'],
-            found['is_crowd'],
-            found['area'],
-        ),
+        'objects': create(boxes, *others),
     }
 
   def describe(self, index: int, reason: str) -> str:
@@ -73,12 +70,11 @@ class TfdsObjects:
 
   @functools.cached_property
   def index(self) -> np.ndarray:
-    """See `objects`; the headers of all images have to be read.
+    """See `objects`; for it, the headers of all images have to be read.
 
-    It takes 0.2 ms an image [one core], 20 s for COCO, or as long as reading
-    all files takes; so it is kept beside the data, where that can be written
-    and all images can be read: those that cannot may do so the next time. The
-    last row of what is kept is other when the files have been made anew.
+    This takes 20 s for COCO [one core], or as long as reading all files; so it
+    is kept beside the data where all images can be read, as others may be the
+    next time. Its last row is another when the files have been made anew.
     """
     name = urllib.parse.quote(self._records.split, safe='')
     path = os.path.join(self._records.directory, f'image_index-{name}.npy')
@@ -94,14 +90,12 @@ class TfdsObjects:
     if index[:, :2].all():
       # Or it belongs to somebody else, and is looked up every time.
       with contextlib.suppress(OSError):
-        _write(path, np.vstack([index, key]))
+        # In one step, as other processes may read; temporary files are for
+        # their owner alone.
+        with tempfile.NamedTemporaryFile(
+            dir=self._records.directory, delete=False
+        ) as file:
+          np.save(file, np.vstack([index, key]))
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
     return index
-
-
-def _write(path: str, table: np.ndarray) -> None:
-  """Writes a table in one step, as other processes may read."""
-  folder = os.path.dirname(path)
-  with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-    np.save(file, table)
-  os.chmod(file.name, 0o644)  # Temporary files are for their owner alone.
-  os.replace(file.name, path)
