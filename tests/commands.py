@@ -35,3 +35,10 @@ def free_port():
   with socket.socket() as listener:
     listener.bind(('127.0.0.1', 0))
     return listener.getsockname()[1]
+
+
+def python_of_docs(name):
+  """Returns the Python code in the section 'In Python' of a page."""
+  text = (ROOT / 'docs' / name).read_text()
+  section = text.partition('## In Python')[2].partition('\n## ')[0]
+  return section.partition('```python\n')[2].partition('```')[0]

@@ -98,6 +98,7 @@ def edited(made, tmp_path, change):
         ),
         (lambda c: c.pop('task'), 'config of a run: config.task is missing'),
         (lambda c: c['data'].update(eval_split='val'), "unknown split 'val'"),
+        (lambda c: c['data'].update(name='digits'), 'unknown config.data.canv'),
     ],
 )
 def test_a_config_that_does_not_fit_the_run_is_one_line(
@@ -110,17 +111,7 @@ def test_a_config_that_does_not_fit_the_run_is_one_line(
     predict.run(config_of(run), str(run), str(tmp_path / 'out'))
 
 
-def test_other_data_must_be_boxes_of_the_same_classes(made, tmp_path):
-  run = str(made / 'run')
-  fake_coco.write(tmp_path / 'more', {'test': range(3)}, (3, 5, 8))
-  with pytest.raises(InputError, match="label 2 is the class 'thing 8' there"):
-    evaluate.evaluate(config_of(run, name=f'coco_json:{tmp_path}/more'), run)
-  with pytest.raises(InputError, match='unknown config.data.canvas'):
-    evaluate.evaluate(config_of(run, name='imagenet2012'), run)
-  assert config_of(run, name='coco/2017').data.eval_split == 'validation'
-
-
-def test_a_config_that_is_no_json_object_is_one_line(tmp_path):
+def test_a_config_of_a_run_that_is_no_json_object_is_one_line(tmp_path):
   for text, fault in (('3', ''), ('{', 'Expecting')):
     (tmp_path / 'config.json').write_text(text)
     with pytest.raises(InputError, match=f'config.json .* a run: {fault}'):
@@ -135,10 +126,8 @@ def test_options_of_a_runs_config_are_overridden_beside_it(made):
 
 
 def test_the_command_without_a_run_is_one_line(tmp_path):
-  code, out, err = commands.run(
-      *('-m', 'awconv_jax.tools.predict'),
-      *(f'--run={tmp_path}/none', f'--output={tmp_path}/out'),
-  )
+  tool = ('-m', 'awconv_jax.tools.predict', f'--run={tmp_path}/none')
+  code, out, err = commands.run(*tool, f'--output={tmp_path}/out')
   assert (code, out) == (1, '') and err.count('\n') == 1
   assert 'none/config.json does not hold' in err and 'No such file' in err
   assert not (tmp_path / 'out').exists()

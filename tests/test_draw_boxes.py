@@ -8,6 +8,16 @@ from awconv_jax.tools import draw_boxes
 WHITE = np.array(draw_boxes.TRUTH_COLOR)
 
 
+def draw(image, boxes, labels=(), names=(), truth=()):
+  """Draws boxes of the score .97 on all of an image."""
+  count = len(labels)
+  one = dict(image_size=np.array(image.shape[:2]), boxes=np.float32(boxes))
+  one |= dict(labels=np.array(labels), scores=np.full(count, 0.97))
+  one |= dict(valid=np.ones(count, bool), gt_valid=np.ones(len(truth), bool))
+  one['gt_boxes'] = np.float32(truth).reshape(-1, 4)
+  return draw_boxes.draw(image, one, names or [''] * 9, 0.5)
+
+
 def outline(picture, box, color):
   """Returns whether the box's four sides have a colour, but for a caption."""
   x1, y1, x2, y2 = box
@@ -19,7 +29,7 @@ def outline(picture, box, color):
 def test_boxes_are_outlined_by_the_pixels_they_hold():
   image = np.full((500, 600, 3), 7, np.uint8)
   box = [100, 200, 300, 260]
-  picture = draw_boxes.draw(image, np.float32([box]), [4], ['bird 97%'])
+  picture = draw(image, [box], [4])
   assert picture.shape == image.shape and (image == 7).all()
   color = draw_boxes.color_of(4)
   assert outline(picture, box, color)
@@ -42,7 +52,7 @@ def test_a_caption_stays_on_the_picture():
   image = np.zeros((500, 500, 3), np.uint8)
   ink = []
   for box in ([100, 300, 400, 490], [100, 0, 400, 90], [480, 300, 500, 490]):
-    picture = draw_boxes.draw(image, np.float32([box]), [0], ['wide'])
+    picture = draw(image, [box], [0], ['wide'])
     rows, columns = np.nonzero(picture[..., 1] > 100)
     assert abs(rows - box[1]).max() < 20
     ink.append((len(rows), np.ptp(rows), np.ptp(columns)))
@@ -53,11 +63,11 @@ def test_a_caption_stays_on_the_picture():
 @pytest.mark.parametrize('size, factor', [((96, 128), 4), ((480, 90), 1)])
 def test_small_images_are_enlarged(size, factor):
   image = np.random.default_rng(0).integers(0, 99, (*size, 3)).astype(np.uint8)
-  picture = draw_boxes.draw(image, np.zeros((0, 4)), [], [])
+  picture = draw(image, [])
   enlarged = image.repeat(factor, 0).repeat(factor, 1)
   np.testing.assert_array_equal(picture, enlarged)
   box = [20, 40, 60, 60]
-  picture = draw_boxes.draw(image, np.float32([box]), [1], ['a'])
+  picture = draw(image, [box], [1])
   color = draw_boxes.color_of(1)
   assert outline(picture, [c * factor for c in box], color)
 
@@ -65,17 +75,17 @@ def test_small_images_are_enlarged(size, factor):
 def test_the_first_box_lies_on_top_and_the_truth_below():
   image = np.zeros((500, 500, 3), np.uint8)
   boxes = np.float32([[100, 100, 300, 300]] * 2)
-  picture = draw_boxes.draw(image, boxes, [1, 2], ['', ''], truth=boxes[:1])
+  picture = draw(image, boxes, [1, 2], truth=boxes[:1])
   assert outline(picture, [100, 100, 300, 300], draw_boxes.color_of(1))
   truth = np.float32([[10, 10, 490, 490]])
-  picture = draw_boxes.draw(image, boxes, [1, 2], ['', ''], truth=truth)
+  picture = draw(image, boxes, [1, 2], truth=truth)
   assert outline(picture, [10, 10, 490, 490], WHITE)
 
 
 def test_the_truth_can_be_seen_on_white():
   image = np.full((500, 500, 3), 255, np.uint8)
   truth = np.float32([[10, 20, 490, 480]])
-  picture = draw_boxes.draw(image, truth[:0], [], [], truth=truth)
+  picture = draw(image, [], truth=truth)
   assert outline(picture, [10, 20, 490, 480], WHITE)
   assert outline(picture, [11, 21, 489, 479], (0, 0, 0))
 
@@ -86,7 +96,7 @@ def test_boxes_of_no_size_or_beyond_the_image_do_no_harm():
   boxes = np.float32(
       [[5, 5, 5, 5], [9, 9, 10, 10], [-50, -50, 900, 900], [490, 490, 499, 499]]
   )
-  draw_boxes.draw(image, boxes, [0, 1, 2, 3], list('abcd'), truth=boxes)
+  draw(image, boxes, [0, 1, 2, 3], truth=boxes)
 
 
 def test_neighbouring_classes_have_colours_apart():

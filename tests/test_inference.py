@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 
 import commands
 import jax
@@ -92,12 +91,9 @@ def test_a_file_of_weights_with_a_name_or_a_config(run, images, tmp_path):
 def test_grey_images_by_the_python_code_of_the_docs(tmp_path, monkeypatch):
   trained.write_run(tmp_path / 'runs/digits', tiny.get_config(), channels=1)
   monkeypatch.chdir(tmp_path)
-  text = (commands.ROOT / 'docs/training.md').read_text()
-  section = text.partition('## In Python')[2].partition('\n## ')[0]
-  (code,) = re.findall(r'^```python\n(.*?)^```$', section, re.M | re.S)
   namespace = dict(images=[np.full((16, 20, 1), 9, np.uint8)])
 
-  exec(code, namespace)
+  exec(commands.python_of_docs('training.md'), namespace)
 
   assert namespace['found'].probabilities.shape == (1, 10)
   classifier = namespace['classifier']

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import shutil
 
 import commands
@@ -85,7 +84,8 @@ def run(tmp_path, monkeypatch):
       annotations.append(one | dict(area=box[2] * box[3], iscrowd=0))
   content = dict(images=images, annotations=annotations, categories=CATEGORIES)
   (tmp_path / 'set/annotations').mkdir()
-  fake_coco.write_json(tmp_path / 'set', 'test', content)
+  path = tmp_path / 'set/annotations/instances_test.json'
+  path.write_text(json.dumps(content))
   config = coco.get_config()
   with config.unlocked():
     config.eval_batch_size = 8
@@ -201,29 +201,25 @@ def test_files_and_folders(run, tmp_path, capsys):
   assert 'numbered from 1' in capsys.readouterr().out
 
 
-def encode(path, number, turn=None, orientation=None, mode='RGB'):
-  """Writes the image of a number, as another mode or as a camera turns it."""
-  write_image(path, number)
-  image = Image.open(path).convert(mode)
-  exif = Image.Exif()
-  if turn is not None:
-    image = image.transpose(turn)
-    exif[0x0112] = orientation
-  image.save(path, exif=exif)
-
-
 def test_files_of_any_mode_and_photos_that_a_camera_turned(run, tmp_path):
   _, call = run
   folder = tmp_path / 'odd'
-  turned = (Image.Transpose.ROTATE_90, 6), (Image.Transpose.ROTATE_180, 3)
-  encode(folder / 'a.png', 0, *turned[0])
-  encode(folder / 'b.png', 1, *turned[1])
-  for name, mode in (('c', 'L'), ('d', 'RGBA'), ('e', 'P')):
-    encode(folder / f'{name}.png', 0, mode=mode)
+  numbers = (0, 1, 0, 0, 0)
+  turns = {
+      0: (Image.Transpose.ROTATE_90, 6),
+      1: (Image.Transpose.ROTATE_180, 3),
+  }
+  for i, mode in enumerate(('RGB', 'RGB', 'L', 'RGBA', 'P')):
+    path, exif = folder / f'{i}.png', Image.Exif()
+    write_image(path, numbers[i])
+    image = Image.open(path).convert(mode)
+    if i in turns:  # As a camera writes it.
+      turn, exif[0x0112] = turns[i]
+      image = image.transpose(turn)
+    image.save(path, exif=exif)
 
   _, files, _ = call(inputs=[str(folder)])
 
-  numbers = (0, 1, 0, 0, 0)
   assert best(files['results']) == {
       n: box_of(i) for n, i in enumerate(numbers, start=1)
   }
@@ -366,13 +362,11 @@ def test_images_of_any_sizes_come_back_in_their_order(run, tmp_path):
 
 def test_what_is_not_finite_is_nothing_and_the_best_come_first(run, tmp_path):
   detector = inference.load(tmp_path / 'run')
-  one = dict(
-      scores=np.float32([0.25, 0.75, np.nan, 0.5, 0.9]),
-      boxes=np.ones((5, 4), np.float32),
-      labels=np.int32([0, 1, 1, 1, 0]),
-      valid=np.array([True, True, True, True, False]),
-  )
-  one['boxes'][3] = np.inf
+  boxes = np.ones((5, 4), np.float32)
+  boxes[3] = np.inf
+  scores, labels = np.float32([0.25, 0.75, np.nan, 0.5, 0.9]), [0, 1, 1, 1, 0]
+  one = dict(scores=scores, boxes=boxes, labels=np.int32(labels))
+  one['valid'] = np.arange(5) < 4
   found = detector._found(one, (4, 4), (8, 4))
   assert found.scores.tolist() == [0.75, 0.25]
   assert found.names == ['bright', 'dim']
@@ -384,12 +378,8 @@ def test_the_python_code_of_the_docs_runs(run, tmp_path, monkeypatch, capsys):
   (tmp_path / 'run').rename(tmp_path / 'runs/digit_scenes')
   write_image(tmp_path / 'photo.png', 1)
   monkeypatch.chdir(tmp_path)
-  text = (commands.ROOT / 'docs/detection.md').read_text()
-  section = text.partition('## In Python')[2].partition('\n## ')[0]
-  (code,) = re.findall(r'^```python\n(.*?)^```$', section, re.M | re.S)
-
   namespace = {}
-  exec(code, namespace)
+  exec(commands.python_of_docs('detection.md'), namespace)
 
   x, y, w, h = box_of(1)[0]
   assert namespace['found'].boxes[0].tolist() == [x, y, x + w, y + h]

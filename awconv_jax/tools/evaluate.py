@@ -16,7 +16,6 @@ one do not count.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import itertools
 import json
 import pathlib
 from typing import Any
@@ -99,14 +98,14 @@ def eval_batches(model: inference.Model) -> Any:
         f'channel(s), and the network of {model.source} has {wanted[0]} and '
         f'takes {wanted[1]}'
     )
-  if model.kept_names and name.startswith(_OWN_NAMES):
-    pairs = itertools.zip_longest(batches.class_names, model.kept_names)
-    for label, (here, there) in enumerate(pairs):
-      if here != there:
-        raise InputError(
-            f'--data={name}: label {label} is the class {here!r} there, and '
-            f'{there!r} in the run {model.source}; give classes the same names'
-        )
+  kept = model.kept_names if name.startswith(_OWN_NAMES) else ()
+  pairs = zip(batches.class_names, kept or (), strict=False)
+  for label, (here, there) in enumerate(pairs):
+    if here != there:
+      raise InputError(
+          f'--data={name}: label {label} is the class {here!r} there, and '
+          f'{there!r} in the run {model.source}; give classes the same names'
+      )
   return batches
 
 
@@ -170,7 +169,8 @@ def table(measures: Iterable[tuple[str, Any]]) -> str:
 
 def define_flags() -> None:
   """Defines the flags that all tools over a run have."""
-  flags.DEFINE_string('run', None, 'Directory of a run, or file of weights.')
+  text = 'Directory of a run, or file of weights.'
+  flags.DEFINE_string('run', None, text, required=True)
   flags.DEFINE_string('split', None, 'Of the data set; the eval split.')
   flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's.")
   flags.DEFINE_integer(
@@ -183,8 +183,6 @@ def define_flags() -> None:
 
 def chosen_config(**changes: Any) -> ml_collections.ConfigDict:
   """Returns the config of the flags; see `choose`."""
-  if not FLAGS.run:
-    raise InputError("--run is missing: a run's directory, or weights")
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   config = command_line.read_config(lambda: rundir.read_config(FLAGS.run))
   for flag in ('split', 'data_dir', 'batch_size'):

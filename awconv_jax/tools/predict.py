@@ -27,9 +27,9 @@ import pathlib
 from typing import Any
 
 from absl import flags
-import cv2
 import jax
 import numpy as np
+from PIL import Image
 
 from awconv_jax import command_line, inference
 from awconv_jax.errors import InputError
@@ -68,9 +68,7 @@ def _write_picture(folder, files, image_id, picture) -> None:
   stem = f'{image_id:012}'
   if files:
     stem = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
-  path = folder / 'pictures' / f'{stem}.png'
-  if not cv2.imwrite(str(path), picture[..., ::-1]):
-    raise InputError(f'cannot write {path}')
+  Image.fromarray(picture).save(folder / 'pictures' / f'{stem}.png')
 
 
 def run(
@@ -133,7 +131,7 @@ def run(
   for count, (image, one) in enumerate(found, start=1):
     evaluator.update({name: array[None] for name, array in one.items()})
     if count - 1 in drawn:
-      picture = draw_boxes.picture(image, one, names, score)
+      picture = draw_boxes.draw(image, one, names, score)
       _write_picture(folder, files, int(one['image_id']), picture)
   for line in batches.unreadable.news():
     print(line)
@@ -168,11 +166,10 @@ def _write(folder, files, evaluator: CocoEvaluator) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
   """Detects as the flags say."""
   command_line.refuse_arguments(arguments)
-  config = evaluate.chosen_config()
-  if not FLAGS.output:
-    raise InputError('--output is missing: a directory')
   options = {k: FLAGS[k].value for k in ('flip', 'score', 'max_images')}
-  metrics = run(config, FLAGS.run, FLAGS.output, inputs=FLAGS.input, **options)
+  options['inputs'] = FLAGS.input
+  config = evaluate.chosen_config()
+  metrics = run(config, FLAGS.run, FLAGS.output, **options)
   if metrics:
     print(table(metrics))
   print(f'results.json and pictures are in {FLAGS.output}')
@@ -180,7 +177,8 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   evaluate.define_flags()
-  flags.DEFINE_string('output', None, 'Directory to write to.')
+  text = 'Directory to write to.'
+  flags.DEFINE_string('output', None, text, required=True)
   flags.DEFINE_multi_string(
       'input', [], 'Image file or folder; may be given several times.'
   )
