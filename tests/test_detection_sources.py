@@ -11,7 +11,7 @@ from awconv_jax import data
 from awconv_jax.data import decode, sources
 from awconv_jax.data.detection import tfds_objects
 from awconv_jax.data.detection.tfds_objects import TfdsObjects
-from awconv_jax.data.tfds_source import TfdsRecords, open_tfds
+from awconv_jax.data.tfds_source import open_tfds
 from awconv_jax.errors import InputError
 
 TRAIN, VAL = range(1, 9), range(11, 16)
@@ -103,7 +103,7 @@ def test_an_image_that_is_unreadable_but_once_is_looked_at_again(
   def open_split():
     return sources.open_source('coco/2017', str(coco), 'train[:5]')
 
-  read, failed = TfdsRecords.__getitem__, []
+  read, failed = TfdsObjects.record, []
 
   def flaky(records, index):
     if index == 2 and not failed:
@@ -112,7 +112,7 @@ def test_an_image_that_is_unreadable_but_once_is_looked_at_again(
     return read(records, index)
 
   source = open_split()
-  monkeypatch.setattr(TfdsRecords, '__getitem__', flaky)
+  monkeypatch.setattr(TfdsObjects, 'record', flaky)
   assert source.index[:, :2].all(1).tolist() == [True, True, False, True, True]
   assert open_split().index[:, :2].all()
   assert (coco / 'coco/2017/1.0.0/image_index-train%5B%3A5%5D.npy').exists()

@@ -41,12 +41,12 @@ class FolderSource:
         images, a class that 'train' lacks, or a file that cannot be opened.
     """
     self._path = os.path.abspath(os.path.expanduser(path))
-    name, *ends = splits.parse(split)
+    name, part = splits.parse(split)
     self._root = self._folder_of(name)
     first = os.path.join(self._path, _FIRST)
     whole = name == _WHOLE or not os.path.isdir(first)
     self.class_names = _subfolders(self._root if whole else first)
-    files = splits.part(sorted(self._list(), key=_mixed), *ends)
+    files = part(sorted(self._list(), key=_mixed))
     if not files:
       raise InputError(f'split {split!r} of {self._path} holds no images')
     numbers = {name: i for i, name in enumerate(self.class_names)}

@@ -1,6 +1,6 @@
 """Splits by name, and slices of them: 'train', 'train[:90%]', 'test[100:]'."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import re
 from typing import Any
 
@@ -9,8 +9,8 @@ from awconv_jax.errors import InputError, look_up
 _SLICE = re.compile(r'([^[\]]+)(?:\[((?:-?\d+%?)?):((?:-?\d+%?)?)\])?')
 
 
-def parse(split: str) -> tuple[str, str | None, str | None]:
-  """Returns name, start and stop of a split, for `part`.
+def parse(split: str) -> tuple[str, Callable[[Sequence], Any]]:
+  """Returns the name of a split, and what takes its slice of all examples.
 
   Raises:
     InputError: it is neither a name nor a slice by numbers or per cent.
@@ -20,34 +20,29 @@ def parse(split: str) -> tuple[str, str | None, str | None]:
     raise InputError(
         f'split {split!r}: want a name, or a slice such as train[:90%]'
     )
-  return match.groups()
+  name, *ends = match.groups()
 
-
-def part(examples: Sequence, start: str | None, stop: str | None) -> Any:
-  """Returns the examples between two ends of `parse`."""
-
-  def number(end):
+  def number(end, length):
     if not end:
       return None
-    share = end[-1] == '%'
-    return round(int(end[:-1]) * len(examples) / 100) if share else int(end)
+    return round(int(end[:-1]) * length / 100) if end[-1] == '%' else int(end)
 
-  return examples[number(start) : number(stop)]
+  def part(examples):
+    return examples[slice(*(number(end, len(examples)) for end in ends))]
+
+  return name, part
 
 
 def choose(split: str, known: dict[str, range], place: str) -> range:
-  """Returns the numbers of a split's examples.
+  """Returns the numbers of a split's examples; InputError if there are none.
 
   Args:
     split: name, or a slice of it.
     known: all numbers of each split.
     place: the data set, for messages.
-
-  Raises:
-    InputError: the split is unknown, or empty.
   """
-  name, *ends = parse(split)
-  numbers = part(look_up(f'split of {place}', name, known), *ends)
+  name, part = parse(split)
+  numbers = part(look_up(f'split of {place}', name, known))
   if not numbers:
     raise InputError(f'split {split!r} of {place} holds no examples')
   return numbers

@@ -4,7 +4,7 @@ They lie in `<data_dir>/<name>/[<config>/]<version>` and are read without the
 code that built them, and without TensorFlow. Images stay encoded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import os
 from typing import Any
 
@@ -24,12 +24,16 @@ _REMEDY = 'copy or prepare it again'
 class TfdsRecords:
   """The records of one split, as TFDS has them but with encoded images.
 
+  Sources of a kind of data set inherit from it.
+
   Attributes:
     directory: the version directory, which holds dataset_info.json.
     split: name of the split, or a TFDS slice of one such as 'train[:90%]'.
     info: of the data set, by TFDS.
     paths: of the split's files.
   """
+
+  faults = ()
 
   def __init__(self, directory: str, split: str):
     """Opens a split; InputError if it is unknown, empty or damaged."""
@@ -47,6 +51,7 @@ class TfdsRecords:
     decoders = {'image': tfds.decode.SkipDecoding()}
     try:
       self._records = builder.as_data_source(split, decoders=decoders)
+      len(self)  # Raises for a slice that ends before its start.
     except NotImplementedError as error:
       raise InputError(
           f'{directory} is not in array_record form; where TensorFlow is '
@@ -65,14 +70,15 @@ class TfdsRecords:
     # Files cut short show at once: array_record keeps its index at the end.
     for index in (0, len(self) - 1):
       try:
-        self[index]
+        self.record(index)
       except UnreadableError as error:
         raise InputError(self.describe(index, str(error))) from error
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
+  def record(self, index: int) -> dict[str, Any]:
+    """Returns a record by the names of its features."""
     try:
       return self._records[index]
     except Exception as error:  # Each reader has its own kinds.
@@ -116,34 +122,30 @@ def _reason(error: Exception) -> str:
   return lines[0].rstrip('.')
 
 
-class TfdsLabels:
+class TfdsLabels(TfdsRecords):
   """Images with one label each, or with several; see `sources`."""
 
-  category_ids, faults = None, ()
+  category_ids = None
 
-  def __init__(self, records: TfdsRecords):
-    """Takes the records; InputError if they are not of labelled images."""
-    self._records = records
-    features = records.info.features
+  def __init__(self, directory: str, split: str):
+    super().__init__(directory, split)
+    features = self.info.features
     self._label = next((n for n in _LABELS if n in features), 'label')
-    records.require(('image', self._label), 'images with labels')
+    self.require(('image', self._label), 'images with labels')
     label = features[self._label]
     # The feature of one label; several are a sequence of such.
     classes = label if hasattr(label, 'num_classes') else label.feature
     self.num_classes, self.class_names = classes.num_classes, classes.names
     self.channels = features['image'].shape[-1] or 3
 
-  def __len__(self) -> int:
-    return len(self._records)
-
   def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._records[index]
+    record = self.record(index)
     label = record[self._label]
     labels = np.atleast_1d(label)
     wrong = labels[(labels < 0) | (labels >= self.num_classes)]
     if wrong.size:
       raise InputError(
-          f'label {wrong[0]} of {self._records.place(index)} is not in 0..'
+          f'label {wrong[0]} of {self.place(index)} is not in 0..'
           f'{self.num_classes - 1}; take a split that has labels'
       )
     if np.ndim(label):
@@ -152,17 +154,13 @@ class TfdsLabels:
     name = next((record[key] for key in _IDS if key in record), index)
     return {'image': record['image'], 'label': label, 'id': name}
 
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which record could not be read, why, and what can be done."""
-    return self._records.describe(index, reason)
-
 
 def open_tfds(
     name: str,
     data_dir: str | None,
     split: str,
-    source_class: Callable[[TfdsRecords], Any] = TfdsLabels,
-) -> Any:
+    source_class: type[TfdsRecords] = TfdsLabels,
+) -> TfdsRecords:
   """Opens the newest version of any data set that TFDS has prepared.
 
   Args:
@@ -171,7 +169,7 @@ def open_tfds(
       $TFDS_DATA_DIR as it was when TFDS was first imported, or
       ~/tensorflow_datasets.
     split: name of the split.
-    source_class: makes the source of the records.
+    source_class: of the source.
 
   Raises:
     InputError: the directory holds no such data set, cannot be read, or one
@@ -190,7 +188,7 @@ def open_tfds(
       directory = os.path.join(root, newest)
       # TFDS writes this file last.
       if os.path.exists(os.path.join(directory, 'dataset_info.json')):
-        return source_class(TfdsRecords(directory, split))
+        return source_class(directory, split)
   except OSError as error:
     raise InputError(f'cannot read {root}: {error.strerror}') from error
   raise InputError(

@@ -29,28 +29,24 @@ _INNER = ('bbox', 'label', 'is_crowd', 'area')
 _NEEDED = ('image', 'image/id', *(f'objects/{name}' for name in _INNER))
 
 
-class TfdsObjects:
+class TfdsObjects(TfdsRecords):
   """One split of a prepared data set; see `objects` for what it offers."""
 
-  channels, faults = 3, ()
+  channels = 3
 
-  def __init__(self, records: TfdsRecords):
-    """Takes the records; InputError if they are not of images with boxes."""
-    self._records = records
-    records.require(_NEEDED, 'images with boxes')
-    label = records.info.features['objects']['label']
+  def __init__(self, directory: str, split: str):
+    super().__init__(directory, split)
+    self.require(_NEEDED, 'images with boxes')
+    label = self.info.features['objects']['label']
     self.num_classes = label.num_classes
     self.class_names = tuple(label.names)
     # Kept with the set, or COCO's, or without gaps.
-    kept = (records.info.metadata or {}).get('label_to_category_id')
-    known = CATEGORY_IDS.get(records.info.name, range(1, self.num_classes + 1))
+    kept = (self.info.metadata or {}).get('label_to_category_id')
+    known = CATEGORY_IDS.get(self.info.name, range(1, self.num_classes + 1))
     self.category_ids = tuple(int(i) for i in kept or known)
 
-  def __len__(self) -> int:
-    return len(self._records)
-
   def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._records[index]
+    record = self.record(index)
     # Of the header only: the pixels are not needed yet.
     image = EncodedImage(record['image'], self.channels)
     sides = np.float32([image.width, image.height] * 2)
@@ -64,10 +60,6 @@ class TfdsObjects:
         'objects': create(boxes, *others),
     }
 
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which record could not be read, why, and what can be done."""
-    return self._records.describe(index, reason)
-
   @functools.cached_property
   def index(self) -> np.ndarray:
     """See `objects`; for it, the headers of all images have to be read.
@@ -76,9 +68,9 @@ class TfdsObjects:
     is kept beside the data where all images can be read, as others may be the
     next time. Its last row is another when the files have been made anew.
     """
-    name = urllib.parse.quote(self._records.split, safe='')
-    path = os.path.join(self._records.directory, f'image_index-{name}.npy')
-    files = [(os.path.basename(p), os.stat(p)) for p in self._records.paths]
+    name = urllib.parse.quote(self.split, safe='')
+    path = os.path.join(self.directory, f'image_index-{name}.npy')
+    files = [(os.path.basename(p), os.stat(p)) for p in self.paths]
     stats = repr([(name, s.st_size, s.st_mtime_ns) for name, s in files])
     digest = hashlib.blake2b(stats.encode(), digest_size=16).digest()
     key = np.frombuffer(digest, np.int32)
