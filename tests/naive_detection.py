@@ -3,6 +3,7 @@
 Nothing here calls JAX or the package; see `naive`.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -48,42 +49,26 @@ def anchors(canvas, strides, sizes, ratios, *, rounded=False):
   """Anchors of all levels, [A, 4]: rows, columns, ratios."""
   result = []
   for stride, size in zip(strides, sizes, strict=True):
-    for row in range(math.ceil(canvas[0] / stride)):
-      for column in range(math.ceil(canvas[1] / stride)):
-        for ratio in ratios:
-          w, h = size / math.sqrt(ratio), size * math.sqrt(ratio)
-          corners = [-w / 2, -h / 2, w / 2, h / 2]
-          if rounded:
-            corners = [round(c) for c in corners]
-          shift = [column * stride, row * stride] * 2
-          result.append([c + s for c, s in zip(corners, shift, strict=True)])
+    starts = [range(0, length, stride) for length in canvas]
+    for row, column, ratio in itertools.product(*starts, ratios):
+      w, h = size / math.sqrt(ratio), size * math.sqrt(ratio)
+      corners = np.array([-w / 2, -h / 2, w / 2, h / 2])
+      corners = corners.round() if rounded else corners
+      result.append(corners + [column, row, column, row])
   return np.array(result)
 
 
 def match(overlaps, positive, negative, min_positive=None, low_quality='gt'):
   """Ground truth and label of each anchor; `overlaps` without any padding."""
   number, count = np.shape(overlaps)
-  index, label = np.zeros(count, int), np.full(count, -1)
-  for a in range(count):
-    for g in range(number):
-      if overlaps[g, a] > overlaps[index[a], a]:
-        index[a] = g
-    best = overlaps[index[a], a] if number else 0.0
-    if best < negative:
-      label[a] = 0
-    if best >= positive:
-      label[a] = 1
-  if min_positive is None:
-    return index, label
-  for g in range(number):
-    top = max(overlaps[g])
-    if top < min_positive or top <= 0:
-      continue
-    for a in range(count):
-      if overlaps[g, a] == top:
-        label[a] = 1
-        if low_quality == 'gt':  # Later ones overwrite.
-          index[a] = g
+  best = np.max(overlaps, axis=0, initial=0.0)
+  index = np.argmax(overlaps, axis=0) if number else np.zeros(count, int)
+  label = np.where(best >= positive, 1, np.where(best < negative, 0, -1))
+  for g, own in enumerate(overlaps if min_positive is not None else ()):
+    if max(own) >= min_positive and max(own) > 0:
+      label[own == max(own)] = 1
+      if low_quality == 'gt':  # Later ones overwrite.
+        index[own == max(own)] = g
   return index, label
 
 
@@ -116,7 +101,7 @@ def survivors(
 
 def box_losses(deltas, targets, beta):
   """Returns the smooth L1 loss of boxes, summed."""
-  total = 0.0
-  for d in np.abs(np.float64(deltas) - targets).ravel():
-    total += d**2 / beta / 2 if d < beta else d - beta / 2
-  return total
+  return sum(
+      d**2 / beta / 2 if d < beta else d - beta / 2
+      for d in np.abs(np.float64(deltas) - targets).ravel()
+  )

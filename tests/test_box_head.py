@@ -8,7 +8,7 @@ import naive_detection
 import numpy as np
 import pytest
 
-from awconv_jax.models.detection import box_head, fpn, losses, postprocess, rpn
+from awconv_jax.models.detection import box_head, fpn, losses, rpn
 
 CODER = box_head.RegionCoder()
 CLASSES = 4
@@ -16,7 +16,6 @@ SIZE = np.array([40.0, 60.0], np.float32)
 GT = np.array([[5, 5, 30, 25], [0, 0, 0, 0], [30, 8, 58, 38]], np.float32)
 LABELS = np.array([3, 2, 0])
 VALID = np.array([True, False, True])
-ALL = dict(number=40, fraction=0.5)
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -34,44 +33,39 @@ def proposals():
   return boxes, np.arange(len(boxes)) % 6 != 1
 
 
-def sample(boxes=None, options=ALL, gt=GT, labels=LABELS, gt_valid=VALID):
-  choose = functools.partial(
+def sample(boxes, gt_valid=VALID):
+  """Returns targets of up to 40 regions, which are all there are."""
+  draw = functools.partial(
       losses.choose_targets,
       match=box_head.match_regions,
-      sample=functools.partial(box_head.sample_labels, **options),
+      sample=functools.partial(box_head.sample_labels, number=40, fraction=0.5),
       coder=CODER,
   )
-  draw = functools.partial(
-      box_head.choose_regions, num_classes=CLASSES, choose=choose
-  )
-  boxes = boxes or proposals()
-  return jax.jit(draw)(*boxes, gt, labels, gt_valid, jax.random.key(0))
+  drawn = jax.jit(draw)(*boxes, GT, LABELS, gt_valid, jax.random.key(0))
+  return jax.tree.map(np.asarray, drawn)
 
 
-def test_regions_are_proposals_and_ground_truth_with_their_labels():
-  regions = jax.tree.map(np.asarray, sample())
+def test_regions_are_sampled_with_their_labels_and_deltas():
   boxes, valid = proposals()
-  want = {}
-  for box in [*boxes[valid], *GT[VALID]]:
+  targets = sample((boxes, valid))
+  drawn = targets.boxes[targets.valid]
+  assert sorted(map(tuple, drawn)) == sorted(map(tuple, boxes[valid]))
+  np.testing.assert_array_equal(drawn, boxes[targets.index[targets.valid]])
+  for n, box in zip(np.flatnonzero(targets.valid), drawn, strict=True):
     overlaps = [naive_detection.iou(box, gt) for gt in GT]
     best = int(np.argmax(overlaps))
-    target = LABELS[best] if overlaps[best] >= 0.5 else CLASSES
-    want[tuple(box.tolist())] = (target, best)
-  got = regions.boxes[regions.targets.valid]
-  assert sorted(map(tuple, got.tolist())) == sorted(want)
-  assert tuple(GT[1].tolist()) not in map(tuple, got.tolist())
-  for n in np.flatnonzero(regions.targets.valid):
-    label, best = want[tuple(regions.boxes[n].tolist())]
-    assert regions.labels[n] == label
-    assert regions.targets.positive[n] == (label < CLASSES)
-    if label < CLASSES:
-      target = naive_detection.encode(GT[best], regions.boxes[n], CODER.weights)
-      np.testing.assert_allclose(regions.targets.deltas[n], target, atol=1e-4)
-  assert 4 <= regions.targets.positive.sum() < regions.targets.valid.sum()
+    assert targets.positive[n] == (overlaps[best] >= 0.5)
+    if targets.positive[n]:
+      assert targets.labels[n] == LABELS[best]
+      deltas = naive_detection.encode(GT[best], box, CODER.weights)
+      np.testing.assert_allclose(targets.deltas[n], deltas, atol=1e-4)
+  assert 2 <= targets.positive.sum() < targets.valid.sum()
 
 
-def xavier(ways_in, ways_out):
-  return (2 / (ways_in + ways_out)) ** 0.5
+XAVIER = {  # Of (ways in, ways out).
+    ways: (2 / sum(ways)) ** 0.5
+    for ways in ((60, 24), (216, 216), (24, 64), (64, 64))
+}
 
 
 @pytest.mark.parametrize(
@@ -79,22 +73,22 @@ def xavier(ways_in, ways_out):
     [
         (
             fpn.FPN(features=24),
-            ({'c2': np.ones((1, 1, 1, 60))}, [None]),
-            dict(lateral2=xavier(60, 24), output2=xavier(9 * 24, 9 * 24)),
+            [{'c2': np.ones((1, 1, 1, 60))}, [None]],
+            dict(lateral2=XAVIER[60, 24], output2=XAVIER[216, 216]),
         ),
         (
             rpn.RPNHead(anchors=3, features=40),
-            (np.ones((1, 1, 1, 10)),),
+            [np.ones((1, 1, 1, 10))],
             dict(shared_conv=0.01, cls_logits=0.01, bbox_pred=0.01),
         ),
         (
             box_head.BoxHead(features=64),
-            (np.ones((1, 2, 2, 6)),),
-            dict(fc6=xavier(24, 64), fc7=xavier(64, 64)),
+            [np.ones((1, 2, 2, 6))],
+            dict(fc6=XAVIER[24, 64], fc7=XAVIER[64, 64]),
         ),
         (
             box_head.BoxPredictor(CLASSES),
-            (np.ones((1, 100)),),
+            [np.ones((1, 100))],
             dict(cls_score=0.01, bbox_pred=0.001),
         ),
     ],
@@ -110,17 +104,17 @@ def test_first_values_are_as_spread_as_in_mmdetection(module, inputs, wanted):
 def test_without_proposals_and_objects_there_is_no_region_and_no_loss():
   boxes, valid = proposals()
   nothing = np.zeros_like(valid)
-  regions = sample((boxes, nothing), gt_valid=np.zeros_like(VALID))
-  assert not regions.targets.valid.any() and not regions.targets.positive.any()
+  targets = sample((boxes, nothing), np.zeros_like(VALID))
+  assert not targets.valid.any() and not targets.positive.any()
 
-  def loss(logits, deltas):
-    return sum(box_head.box_loss(logits, deltas, regions, beta=0).means())
+  def loss(*outputs):
+    return sum(box_head.box_loss(*outputs, targets, beta=0).means())
 
   outputs = np.ones((40, CLASSES + 1)), np.ones((40, CLASSES, 4))
   value, grads = jax.value_and_grad(loss, (0, 1))(*outputs)
   assert value == 0 and all(not np.any(g) for g in grads)
   # Nor is there a detection.
-  find = functools.partial(postprocess.detections, coder=CODER)
+  find = functools.partial(box_head.detections, coder=CODER)
   outputs = (x[: len(boxes)] for x in outputs)
   found = jax.jit(find)(*outputs, boxes, nothing, SIZE)
   assert not any(np.any(x) for x in found.values())
@@ -128,27 +122,26 @@ def test_without_proposals_and_objects_there_is_no_region_and_no_loss():
 
 @pytest.mark.parametrize('beta', [0.0, 1 / 9])
 def test_losses_are_those_of_the_loops(beta):
-  regions = jax.tree.map(np.asarray, sample())
-  valid, positive = regions.targets.valid, regions.targets.positive
+  targets = sample(proposals())
+  valid, positive = targets.valid, targets.positive
+  labels = np.where(positive, targets.labels, CLASSES)
   rng = np.random.default_rng(3)
   logits = rng.normal(size=(40, CLASSES + 1)).astype(np.float32)
   deltas = 0.3 * rng.normal(size=(40, CLASSES, 4)).astype(np.float32)
-  loss = functools.partial(box_head.box_loss, beta=beta)
-  sums = jax.jit(loss)(logits, deltas, regions)
+
+  def loss(deltas):
+    return box_head.box_loss(logits, deltas, targets, beta=beta)
+
   rows = np.float64(logits[valid])
-  classes = np.log(np.exp(rows).sum(1)) - np.choose(
-      regions.labels[valid], rows.T
-  )
-  np.testing.assert_allclose(sums.classes, classes.sum(), rtol=1e-5)
-  found = deltas[positive, regions.labels[positive]]
-  targets = regions.targets.deltas[positive]
-  boxes = naive_detection.box_losses(found, targets, beta)
-  np.testing.assert_allclose(sums.boxes, boxes, rtol=1e-5)
-  assert sums.samples == valid.sum()
+  classes = np.log(np.exp(rows).sum(1)) - np.choose(labels[valid], rows.T)
+  found = deltas[positive, labels[positive]]
+  boxes = naive_detection.box_losses(found, targets.deltas[positive], beta)
+  want = classes.sum(), boxes, valid.sum()
+  np.testing.assert_allclose(jax.jit(loss)(deltas), want, rtol=1e-5)
   # Of a positive only the box of its class is trained.
-  grad = jax.grad(lambda d: loss(logits, d, regions).boxes)(deltas)
+  grad = jax.grad(lambda deltas: loss(deltas).boxes)(deltas)
   trained = {tuple(at) for at in np.argwhere(np.any(grad, axis=-1)).tolist()}
-  assert trained == {(n, regions.labels[n]) for n in np.flatnonzero(positive)}
+  assert trained == {(n, labels[n]) for n in np.flatnonzero(positive)}
 
 
 def naive_detections(logits, deltas, rois, valid, min_score, number, **options):
@@ -158,13 +151,9 @@ def naive_detections(logits, deltas, rois, valid, min_score, number, **options):
   found = []
   for c in range(CLASSES):
     some = valid & (scores[:, c] > min_score)
-    arrays = scores[:, c], deltas[:, c], rois, some
-    found += [
-        (score, c, box)
-        for score, box in naive_detection.survivors(
-            *arrays, CODER, SIZE, **options
-        )
-    ]
+    arrays = scores[:, c], deltas[:, c], rois, some, CODER, SIZE
+    rows = naive_detection.survivors(*arrays, **options)
+    found += [(score, c, box) for score, box in rows]
   return sorted(found, key=lambda row: -row[0])[:number]
 
 
@@ -176,9 +165,10 @@ def test_detections_are_those_of_the_loops(number):
   deltas = rng.normal(size=(30, CLASSES, 4)).astype(np.float32)
   deltas[:9, :, 2] -= 15  # Too thin.
   options = dict(min_score=0.1, threshold=0.3, number=number, min_size=2.0)
-  find = functools.partial(postprocess.detections, coder=CODER, **options)
-  got = jax.jit(find)(logits, deltas, rois, valid, SIZE)
-  want = naive_detections(logits, deltas, rois, valid, **options)
+  find = functools.partial(box_head.detections, coder=CODER, **options)
+  arrays = logits, deltas, rois, valid
+  got = jax.jit(find)(*arrays, SIZE)
+  want = naive_detections(*arrays, **options)
   count = len(want)
   scores, labels, boxes = map(np.array, zip(*want, strict=True))
   assert got['valid'].tolist() == [i < count for i in range(number)]

@@ -14,11 +14,8 @@ from awconv_jax.ops.boxes import Coder
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
-WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
-EMPTY = np.array(
-    [[0, 0, 0, 0], [5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [7, 2, 3, 8]],
-    np.float32,
-)
+EMPTY = [[0, 0, 0, 0], [5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [7, 2, 3, 8]]
+EMPTY = np.array(EMPTY, np.float32)
 
 
 def random_boxes(n, seed=0, dtype=np.float32):
@@ -28,28 +25,17 @@ def random_boxes(n, seed=0, dtype=np.float32):
   return np.concatenate([corner, corner + size], -1).astype(dtype)
 
 
-def test_area():
-  given = np.concatenate([random_boxes(9), EMPTY])
-  got = jax.jit(box_ops.area)(given.reshape(2, 7, 4))
-  want = [naive.area(box) for box in given]
-  np.testing.assert_allclose(got, np.reshape(want, (2, 7)), rtol=1e-5)
-  assert want[-5:] == [0] * 5
-
-
-def test_iou_equals_the_loop_and_is_0_of_empty_boxes():
+def test_area_and_iou_equal_the_loop_and_are_0_of_empty_boxes():
   a = np.concatenate([random_boxes(12), EMPTY])
   b = np.concatenate([random_boxes(8, 1), a[:3], EMPTY])
+  areas = [naive.area(box) for box in a]
+  np.testing.assert_allclose(box_ops.area(a), areas, rtol=1e-5)
   got, want = jax.jit(box_ops.iou)(a, b), naive.ious(a, b)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
   assert (np.diag(got[:3, 8:11]) == 1).all()
   assert (got[12:] == 0).all() and (got[:, 11:] == 0).all()
-  assert np.count_nonzero(want) > 25
-  pairs = jax.vmap(box_ops.paired_iou)(a[:8], b[:8])
-  np.testing.assert_array_equal(pairs, np.diag(got)[:8])
-
-
-def test_iou_of_small_boxes_far_out():
-  # A hundredth of a pixel is a box.
+  assert areas[12:] == [0] * 5 and np.count_nonzero(want) > 25
+  # A hundredth of a pixel is a box, also far out.
   boxes = np.float32([[1, 1, 1.01, 1.01], [1300, 700, 1300.5, 701]])
   np.testing.assert_allclose(box_ops.iou(boxes, boxes), np.eye(2), rtol=1e-5)
 
@@ -57,30 +43,24 @@ def test_iou_of_small_boxes_far_out():
 def test_clip_to_the_image_on_the_canvas():
   given = np.float32([[-5, -6, 30, 90], [10, 60, 45, 70], [3, 4, 5, 6]])
   want = [[0, 0, 30, 50], [10, 50, 40, 50], [3, 4, 5, 6]]
-  got = jax.jit(box_ops.clip)(given, np.array([50, 40], np.int32))
-  np.testing.assert_array_equal(got, want)
   sizes = np.int32([[50, 40], [20, 10]])
-  both = jax.vmap(box_ops.clip)(np.stack([given, given]), sizes)
-  np.testing.assert_array_equal(both[0], want)
-  assert both[1, :, 2].max() == 10 and both[1, :, 3].max() == 20
+  got = jax.jit(jax.vmap(box_ops.clip, (None, 0)))(given, sizes)
+  np.testing.assert_array_equal(got[0], want)
+  assert got[1, :, 2].max() == 10 and got[1, :, 3].max() == 20
 
 
 def test_flip_is_that_of_the_image():
-  image = np.zeros((6, 9))
+  image, box = np.zeros((6, 9)), np.float32([2, 1, 7, 4])
   image[1:4, 2:7] = 1
-  box = np.float32([2, 1, 7, 4])
   x1, y1, x2, y2 = np.int32(box_ops.flip(box, 9))
   want = np.zeros_like(image)
   want[y1:y2, x1:x2] = 1
   np.testing.assert_array_equal(image[:, ::-1], want)
-  given = random_boxes(5)
-  twice = box_ops.flip(box_ops.flip(given, 64), 64)
-  np.testing.assert_allclose(twice, given, atol=1e-4)
   assert not box_ops.area(box_ops.flip(EMPTY, 64)).any()
 
 
 @pytest.mark.parametrize('below', [False, True])
-@pytest.mark.parametrize('weights', WEIGHTS)
+@pytest.mark.parametrize('weights', [(1.0,) * 4, (10.0, 10.0, 5.0, 5.0)])
 def test_deltas_equal_the_loop_lead_back_and_are_clamped(weights, below):
   boxes, anchors = random_boxes(40), random_boxes(40, 1)
   coder = Coder(weights=weights, clamp_below=below)
@@ -94,9 +74,9 @@ def test_deltas_equal_the_loop_lead_back_and_are_clamped(weights, below):
   rng = np.random.default_rng(2)
   deltas = np.float32(rng.normal(0, 6, (40, 4)) * weights)
   limit = math.log(1000 / 16)
-  lowest = -limit if below else -math.inf
+  limits = -limit if below else -math.inf, limit
   want = [
-      naive.decode(d, a, weights, lowest, limit)
+      naive.decode(d, a, weights, *limits)
       for d, a in zip(deltas, anchors, strict=True)
   ]
   got = coder.decode(deltas, anchors)
@@ -121,8 +101,6 @@ def test_values_and_gradients_of_empty_boxes_are_finite_and_masked():
   anchors = np.concatenate([real + 1, real, EMPTY])
   for function in (Coder().encode, Coder().decode, box_ops.paired_iou):
     assert np.isfinite(function(boxes, anchors)).all()
-    total = jax.grad(lambda *x, f=function: f(*x).sum(), (0, 1))
-    assert all(np.isfinite(g).all() for g in jax.jit(total)(boxes, anchors))
   gradient = jax.jit(jax.grad(masked_sums, (0, 1)))
   alone = gradient(real, real + 1)
   for got, want in zip(gradient(boxes, anchors), alone, strict=True):
@@ -145,14 +123,14 @@ def test_half_precision_is_refused_for_boxes_and_widened_for_deltas():
   boxes = random_boxes(3)
   coarse = jnp.asarray(boxes, jnp.bfloat16)
   for call in (
-      lambda: box_ops.area(coarse),
-      lambda: box_ops.iou(boxes, coarse),
+      lambda: box_ops.iou(boxes, coarse.astype(jnp.float16)),
       lambda: box_ops.clip(coarse, (9, 9)),
-      lambda: box_ops.flip(coarse.astype(jnp.float16), 9),
+      lambda: box_ops.flip(coarse, 9),
       lambda: Coder().encode(coarse, boxes),
       lambda: Coder().decode(coarse, coarse),
+      lambda: box_ops.area(np.ones((3, 5))),
   ):
-    with pytest.raises(ValueError, match='float16, too coarse for pixels'):
+    with pytest.raises(ValueError, match='too coarse for pixels'):
       call()
   deltas = jnp.ones((3, 4), jnp.bfloat16) / 3
   got = Coder().decode(deltas, boxes)
@@ -160,5 +138,3 @@ def test_half_precision_is_refused_for_boxes_and_widened_for_deltas():
   want = Coder().decode(deltas.astype(jnp.float32), boxes)
   np.testing.assert_array_equal(got, want)
   assert box_ops.iou(np.int32(boxes), boxes).dtype == jnp.float32
-  with pytest.raises(ValueError, match=r'boxes \(3, 5\) are no boxes'):
-    box_ops.area(np.ones((3, 5)))

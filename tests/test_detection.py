@@ -12,24 +12,35 @@ from awconv_jax.train import optim
 from configs import coco
 
 
+def shapes(height, width):
+  like = {
+      'image': ((height, width, 3), np.uint8),
+      'image_size': ((2,), np.int32),
+      'gt_boxes': ((100, 4), np.float32),
+      'gt_labels': ((100,), np.int32),
+      'gt_valid': ((100,), bool),
+  }
+  return {k: jax.ShapeDtypeStruct((1, *s), t) for k, (s, t) in like.items()}
+
+
 @pytest.mark.parametrize(
-    'arg', ['', 'preset=torchvision,num_classes=90', 'model=resnet101']
+    'arg', ['preset=torchvision,num_classes=90', 'model=resnet101']
 )
 def test_coco_traces_at_full_size(arg):
   config = coco.get_config(arg)
-  task = tasks.create(config)
-  height, width = config.data.canvas
-  shapes = {
-      'image': jax.ShapeDtypeStruct((1, height, width, 3), np.uint8),
-      'image_size': jax.ShapeDtypeStruct((1, 2), np.int32),
-      'gt_boxes': jax.ShapeDtypeStruct((1, 100, 4), np.float32),
-      'gt_labels': jax.ShapeDtypeStruct((1, 100), np.int32),
-      'gt_valid': jax.ShapeDtypeStruct((1, 100), bool),
-  }
+  task, batch = tasks.create(config), shapes(*config.data.canvas)
   key = jax.random.key(0)
-  variables = jax.eval_shape(task.init, key, shapes)
-  loss, (parts, _) = jax.eval_shape(task.loss, variables, shapes, key)
+  variables = jax.eval_shape(task.init, key, batch)
+  loss, (parts, _) = jax.eval_shape(task.loss, variables, batch, key)
   assert loss.shape == () and len(parts) == 4
   patterns = config.optimizer.frozen
   kept = jax.tree.leaves(optim.is_frozen(variables['params'], patterns))
   assert 0 < sum(kept) < len(kept)
+
+
+def test_forward_has_as_many_regions_as_are_proposed_by_default():
+  model = dict(backbone='resnet18', num_classes=3)
+  task, batch = tasks.TASKS['detection'](model), shapes(64, 64)
+  variables = jax.eval_shape(task.init, jax.random.key(0), batch)
+  outputs = jax.eval_shape(task.forward, variables, batch)
+  assert outputs['logits'].shape == (1, 1000, 4)

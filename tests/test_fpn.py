@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import naive
 import numpy as np
 import pytest
+import random_values
 
 from awconv_jax.models.detection import fpn
 
 SHAPES = {'c2': (9, 14, 3), 'c3': (5, 7, 4), 'c4': (3, 4, 5)}
-FEATURES = 6
+MODEL = fpn.FPN(features=6)
 NONE = [None] * 3
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -23,63 +24,52 @@ def draw(shapes, seed=0):
   }
 
 
-def random_params(model, stages, seed=1):
-  rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), stages, NONE)
-  return jax.tree.map(
-      lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32),
-      shapes,
-  )
+@pytest.fixture(scope='module')
+def variables():
+  init = jax.eval_shape(MODEL.init, jax.random.key(0), draw(SHAPES), NONE)
+  return random_values.like(init)
 
 
 def naive_pyramid(stages, params):
   """The equations of the file, from the coarsest level up."""
 
   def conv(name, x):
-    kernel = np.float64(params[name]['kernel'])
+    kernel, bias = (np.float64(params[name][k]) for k in ('kernel', 'bias'))
     pad = kernel.shape[0] // 2
-    return naive.conv(x, kernel, (1, 1), ((pad, pad),) * 2) + np.float64(
-        params[name]['bias']
-    )
+    return naive.conv(x, kernel, padding=((pad, pad),) * 2) + bias
 
   levels, above = {}, None
   for stage in (4, 3, 2):
     x = conv(f'lateral{stage}', stages[f'c{stage}'])
     if above is not None:
-      for i in range(x.shape[1]):
-        for j in range(x.shape[2]):
-          x[:, i, j] += above[:, i // 2, j // 2]
+      for i, j in np.ndindex(x.shape[1:3]):
+        x[:, i, j] += above[:, i // 2, j // 2]
     above = x
     levels[f'p{stage}'] = conv(f'output{stage}', x)
   levels['p5'] = levels['p4'][:, ::2, ::2]
   return levels
 
 
-def test_levels_are_those_of_the_loops_for_odd_sizes_too():
-  model, stages = fpn.FPN(FEATURES), draw(SHAPES)
-  variables = random_params(model, stages)
-  got = jax.jit(model.apply)(variables, stages, NONE)
-  want = naive_pyramid(stages, variables['params'])
+def test_levels_are_those_of_the_loops_for_odd_sizes_too(variables):
+  stages = draw(SHAPES)
+  got = jax.jit(MODEL.apply)(variables, stages, NONE)
   assert list(got) == ['p2', 'p3', 'p4', 'p5']
-  assert got['p5'].shape == (2, 2, 2, FEATURES)
-  for name, level in want.items():
+  assert got['p5'].shape == (2, 2, 2, 6)
+  for name, level in naive_pyramid(stages, variables['params']).items():
     np.testing.assert_allclose(got[name], level, atol=1e-4)
 
 
-def test_a_padded_image_has_the_levels_it_has_alone():
-  model = fpn.FPN(FEATURES)
+def test_a_padded_image_has_the_levels_it_has_alone(variables):
   alone = draw({'c2': (6, 9, 3), 'c3': (3, 5, 4), 'c4': (2, 3, 5)})
-  variables = random_params(model, alone)
-  padded = {}
+  # Whatever the padding holds; the second image fills its canvas.
+  padded = draw(SHAPES, seed=2)
   for name, x in alone.items():
-    # Whatever the padding holds; the second image fills its canvas.
-    padded[name] = np.full((2, *SHAPES[name]), np.nan, np.float32)
+    padded[name][0] = np.nan
     padded[name][0, : x.shape[1], : x.shape[2]] = x[0]
-    padded[name][1] = draw(SHAPES, seed=2)[name][1]
   sizes = [-(-jnp.array([[24, 36], [36, 56]]) // s) for s in (4, 8, 16)]
-  want = model.apply(variables, alone, NONE)
-  got = model.apply(variables, padded, sizes)
-  full = model.apply(variables, {n: x[1:] for n, x in padded.items()}, NONE)
+  want = MODEL.apply(variables, alone, NONE)
+  got = MODEL.apply(variables, padded, sizes)
+  full = MODEL.apply(variables, {n: x[1:] for n, x in padded.items()}, NONE)
   for name, level in want.items():
     _, height, width, _ = level.shape
     cut = got[name][0, :height, :width]

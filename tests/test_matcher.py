@@ -16,7 +16,7 @@ RULES = {
     'torchvision': dict(RPN, min_positive=0.0, low_quality='own'),
     'roi': dict(positive=0.5, negative=0.5),
 }
-ROWS = 6  # Of ground truth, with its padding.
+ROWS, ANCHORS = 6, 40  # Of ground truth, with its padding.
 
 
 def intervals(*ends):
@@ -27,97 +27,71 @@ def intervals(*ends):
 def problem(seed):
   """Whole pixels, so that many overlaps tie, also at the thresholds.
 
-  The rows of padding may be anything, also what an anchor is exactly.
+  The rows of padding may be anything, also what an anchor is exactly; and half
+  of the anchors take no part, for odd seeds.
   """
   rng = np.random.default_rng(seed)
-  anchors = intervals(*np.sort(rng.integers(0, 14, (40, 2))))
-  gt_boxes = anchors[rng.integers(0, 40, ROWS)]
+  anchors = intervals(*np.sort(rng.integers(0, 14, (ANCHORS, 2))))
+  gt_boxes = anchors[rng.integers(0, ANCHORS, ROWS)]
   gt_boxes[:, 2] += rng.integers(0, 4, ROWS)
-  return gt_boxes, rng.random(ROWS) < (seed % 5) / 4, anchors
+  part = rng.random(ANCHORS) < (0.5 if seed % 2 else 1)
+  return gt_boxes, rng.random(ROWS) < (seed % 5) / 4, anchors, part
 
 
-def naive_match(gt_boxes, gt_valid, anchors, **options):
-  overlaps = naive.ious(gt_boxes[gt_valid], anchors)
-  overlaps = overlaps.reshape(-1, len(anchors)).astype(np.float32)
-  index, label = naive.match(overlaps, **options)
-  return np.append(np.flatnonzero(gt_valid), 0)[index], label
-
-
-def assert_matched(got, want):
+def assert_matched(got, rows, options):
+  """Compares with the loop; returns the labels that there are."""
+  gt_boxes, gt_valid, anchors, part = rows
   index, label = map(np.asarray, got)
   assert index.dtype == np.int32 and label.dtype == np.int8
-  np.testing.assert_array_equal(label, want[1])
-  np.testing.assert_array_equal(index[label == 1], want[0][label == 1])
+  assert (label[~part] == -1).all()
+  overlaps = naive.ious(gt_boxes[gt_valid], anchors[part])
+  overlaps = overlaps.reshape(-1, part.sum()).astype(np.float32)
+  own, want = naive.match(overlaps, **options)
+  own = np.append(np.flatnonzero(gt_valid), 0)[own]
+  np.testing.assert_array_equal(label[part], want)
+  np.testing.assert_array_equal(index[part][want == 1], own[want == 1])
+  return set(want)
 
 
 @pytest.mark.parametrize('rule', RULES)
-def test_equals_the_loop_whatever_the_padding_is(rule):
-  options = RULES[rule]
-  match = jax.jit(functools.partial(match_boxes, **options))
-  seen = set()
-  for seed in range(40):
-    rows = problem(seed)
-    want = naive_match(*rows, **options)
-    assert_matched(match(*rows), want)
-    seen |= set(want[1])
-  assert seen == ({0, 1} if rule == 'roi' else {-1, 0, 1})
-  # And for the images of a batch.
-  gt_boxes, gt_valid, _ = (
-      np.stack(x) for x in zip(*map(problem, range(4)), strict=True)
-  )
-  anchors = problem(3)[2]
-  each = jax.vmap(functools.partial(match_boxes, **options), (0, 0, None))
-  index, label = each(gt_boxes, gt_valid, anchors)
-  for n in range(4):
-    want = naive_match(gt_boxes[n], gt_valid[n], anchors, **options)
-    assert_matched((index[n], label[n]), want)
+def test_equals_the_loop_whatever_takes_no_part(rule):
+  match = functools.partial(match_boxes, **RULES[rule])
+  rows = [problem(seed) for seed in range(50)]
+  batch = map(np.stack, zip(*rows, strict=True))
+  images = zip(*jax.jit(jax.vmap(match))(*batch), strict=True)
+  seen = [
+      assert_matched(image, row, RULES[rule])
+      for image, row in zip(images, rows, strict=True)
+  ]
+  assert set().union(*seen) == ({0, 1} if rule == 'roi' else {-1, 0, 1})
+
+
+def match(gt_boxes, anchors, **options):
+  """Returns indices and labels as lists, where all take part."""
+  some = np.ones(len(gt_boxes), bool), anchors, np.ones(len(anchors), bool)
+  index, label = match_boxes(gt_boxes, *some, **options)
+  return index.tolist(), label.tolist()
 
 
 def test_the_two_manners_by_hand():
   # Anchor 0 overlaps ground truth 0 most, by 0.8, and is the best that 1 has.
   gt_boxes = intervals((0, 10), (7, 10))
   anchors = intervals((2, 10), (0, 9), (20, 30), (0, 5))
-  valid = np.ones(2, bool)
   for rule, wanted in (('mmdet', [1, 0]), ('torchvision', [0, 0])):
-    index, label = match_boxes(gt_boxes, valid, anchors, **RULES[rule])
-    assert index[:2].tolist() == wanted and label.tolist() == [1, 1, 0, -1]
+    index, label = match(gt_boxes, anchors, **RULES[rule])
+    assert index[:2] == wanted and label == [1, 1, 0, -1]
   # The best of both, which overlap it equally: the first, or the last.
   gt_boxes, anchors = intervals((0, 10), (0, 10)), intervals((0, 5), (0, 1))
   for rule, wanted in (('torchvision', 0), ('mmdet', 1)):
-    index, label = match_boxes(gt_boxes, valid, anchors, **RULES[rule])
-    assert (index[0], label.tolist()) == (wanted, [1, 0])
-
-
-def test_the_least_iou_of_a_low_quality_match():
-  gt_boxes, valid = intervals((0, 100)), np.ones(1, bool)
-  anchors = intervals((0, 29), (0, 20), (71, 100))
-  for least, want in ((0.3, [0, 0, 0]), (0.29, [1, 0, 1]), (0.0, [1, 0, 1])):
-    options = RPN | dict(min_positive=least)
-    _, label = match_boxes(gt_boxes, valid, anchors, **options)
-    assert label.tolist() == want
-  # Nothing overlaps it: not everything is its best.
-  _, label = match_boxes(gt_boxes + 200, valid, anchors, **options)
-  assert label.tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize('rule', RULES)
-def test_anchors_that_take_no_part_are_nobodys_best(rule):
-  match = jax.jit(functools.partial(match_boxes, **RULES[rule]))
-  for seed in range(20):
-    gt_boxes, gt_valid, anchors = problem(seed)
-    part = np.random.default_rng(seed).random(len(anchors)) < 0.5
-    got = match(gt_boxes, gt_valid, anchors, anchor_valid=part)
-    index, label = map(np.asarray, got)
-    np.testing.assert_array_equal(label[~part], -1)
-    want = naive_match(gt_boxes, gt_valid, anchors[part], **RULES[rule])
-    assert_matched((index[part], label[part]), want)
+    index, label = match(gt_boxes, anchors, **RULES[rule])
+    assert (index[0], label) == (wanted, [1, 0])
 
 
 def test_no_gradient_comes_back():
-  boxes = np.float32([[0, 0, 9, 9], [2, 2, 6, 9]])
+  boxes, both = np.float32([[0, 0, 9, 9], [2, 2, 6, 9]]), np.ones(2, bool)
 
   def loss(anchors):
-    index, label = match_boxes(boxes, np.ones(2, bool), anchors, **RPN)
+    _, label = match_boxes(boxes, both, anchors, both, **RPN)
     return jnp.where(label == 1, jnp.abs(boxes[0] - anchors).sum(1), 0).sum()
 
   gradient = jax.jit(jax.grad(loss))(boxes + 1)
@@ -126,12 +100,12 @@ def test_no_gradient_comes_back():
 
 def test_memory_does_not_grow_with_all_pairs():
   """268,569 anchors and 100 objects are 107 MB as a matrix."""
-  anchors = jax.ShapeDtypeStruct((268_569, 4), jnp.float32)
-  boxes = jax.ShapeDtypeStruct((100, 4), jnp.float32)
-  valid = jax.ShapeDtypeStruct((100,), bool)
-  match = jax.jit(functools.partial(match_boxes, **RPN))
-  memory = match.lower(boxes, valid, anchors).compile().memory_analysis()
-  assert memory.temp_size_in_bytes < 12e6
+  shapes = ((100, 4), 'float32'), ((100,), bool), ((268_569, 4), 'float32')
+  rows = [jax.ShapeDtypeStruct(*x) for x in (*shapes, ((268_569,), bool))]
+  compiled = (
+      jax.jit(functools.partial(match_boxes, **RPN)).lower(*rows).compile()
+  )
+  assert compiled.memory_analysis().temp_size_in_bytes < 12e6
 
 
 def test_what_does_not_fit_is_refused():
@@ -140,7 +114,5 @@ def test_what_does_not_fit_is_refused():
     match_boxes(*rows, positive=0.5, negative=0.6)
   with pytest.raises(ValueError, match="unknown low_quality 'all'.*gt, own"):
     match_boxes(*rows, **RPN, low_quality='all')
-  with pytest.raises(ValueError, match=r'gt_valid \(3,\), anchors \(40, 4\)'):
-    match_boxes(rows[0], np.ones(3, bool), rows[2], **RPN)
-  with pytest.raises(ValueError, match=r'anchor_valid \(6,\) do not fit'):
-    match_boxes(*rows, anchor_valid=rows[1], **RPN)
+  with pytest.raises(ValueError, match=r'want .G, 4.*\(40, 4\), \(6,\)'):
+    match_boxes(*rows[:3], rows[1], **RPN)

@@ -22,15 +22,13 @@ PYRAMID, HEAD = 16, 32
 PROPOSALS = dict(train_number=60, number=40)
 DETECTIONS = 30
 # The first object is so flat that no anchor fits it.
-TRUTH = (
-    (
-        ((4, 56, 100, 60), 2),
-        ((10, 12, 80, 60), 2),
-        ((60, 3, 120, 41.5), 4),
-        ((3, 4, 20, 30), 0),
-    ),
-    (((30, 10, 88, 45.5), 1), ((36, 12, 85, 48), 3)),
-)
+TRUTH = [
+    [
+        *[((4, 56, 100, 60), 2), ((10, 12, 80, 60), 2)],
+        *[((60, 3, 120, 41.5), 4), ((3, 4, 20, 30), 0)],
+    ],
+    [((30, 10, 88, 45.5), 1), ((36, 12, 85, 48), 3)],
+]
 LOSSES = {
     'rpn_class': 'loss_objectness',
     'rpn_box': 'loss_rpn_box_reg',
@@ -107,13 +105,10 @@ def main():
       torch.from_numpy(image[:height, :width].transpose(2, 0, 1).copy())
       for image, (height, width) in zip(images(), SIZES, strict=True)
   ]
-  targets = [
-      dict(
-          boxes=torch.tensor([box for box, _ in rows], dtype=torch.float32),
-          labels=torch.tensor([label + 1 for _, label in rows]),
-      )
-      for rows in TRUTH
-  ]
+  boxes = [torch.tensor([box for box, _ in rows]).float() for rows in TRUTH]
+  labels = [torch.tensor([1 + label for _, label in rows]) for rows in TRUTH]
+  pairs = zip(boxes, labels, strict=True)
+  targets = [dict(boxes=b, labels=label) for b, label in pairs]
   arrays = {}
   with torch.no_grad():
     for n, found in enumerate(model.eval()(cut)):
@@ -123,7 +118,6 @@ def main():
   shapes = {n: list(x.shape) for n, x in model.state_dict().items()}
   np.savez_compressed(PATH, shapes=json.dumps(shapes), **arrays)
   print({k: v.shape or float(v) for k, v in arrays.items()})
-  print('highest scores', arrays['scores0'][:3], arrays['scores1'][:3])
 
 
 if __name__ == '__main__':

@@ -6,7 +6,6 @@ https://cocodataset.org/#detection-eval
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,6 @@ METRICS = (
     *('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'),
     *('AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl'),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Image:
-  """One image, in its original pixels.
-
-  Attributes:
-    size: height and width.
-    found: float64 [N, 6], per detection x, y, w, h, score and label.
-    truth: float64 [M, 7], per object x, y, w, h, area, crowd and label.
-  """
-
-  size: tuple[int, int]
-  found: np.ndarray
-  truth: np.ndarray
 
 
 class CocoEvaluator:
@@ -50,7 +34,8 @@ class CocoEvaluator:
   ):
     self._ids = [int(i) for i in label_to_category_id]
     self._names = [str(n) for n in (self._ids if names is None else names)]
-    self._images: dict[int, _Image] = {}
+    # By the image's id: its size, detections and objects, see `dataset`.
+    self._images: dict[int, tuple[dict, list[dict], list[dict]]] = {}
     self._scores: tuple[dict[str, float], dict[int, float]] | None = None
 
   def update(self, outputs: Mapping[str, np.ndarray]) -> None:
@@ -80,59 +65,65 @@ class CocoEvaluator:
             f'CocoEvaluator.update: image_id {image_id} came twice; mask rows '
             'that only fill up a batch, and take a new evaluator for a new pass'
         )
-      self._images[image_id] = _Image(
-          size=tuple(map(int, one['original_size'])),
-          found=_found(one),
-          truth=_truth(one),
-      )
+      height, width = map(int, one['original_size'])
+      image = {'id': image_id, 'height': height, 'width': width}
+      self._images[image_id] = image, self._found(one), self._truth(one)
+
+  def _found(self, one: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    valid = one['valid'].astype(bool) & np.isfinite(one['scores'])
+    valid &= np.isfinite(one['boxes']).all(-1)
+    rows = self._rows(one, valid, one['boxes'], one['labels'])
+    scores = one['scores'][valid].tolist()
+    return [row | {'score': s} for row, s in zip(rows, scores, strict=True)]
+
+  def _truth(self, one: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    if 'gt_boxes' not in one:
+      return []
+    valid = one['gt_valid'].astype(bool)
+    rows = self._rows(one, valid, one['gt_boxes'], one['gt_labels'])
+    areas = [row['bbox'][2] * row['bbox'][3] for row in rows]
+    if 'gt_area' in one:
+      areas = one['gt_area'][valid].tolist()
+    crowds = map(int, one['gt_crowd'][valid])
+    return [
+        row | {'area': area, 'iscrowd': crowd}
+        for row, area, crowd in zip(rows, areas, crowds, strict=True)
+    ]
+
+  def _rows(self, one, valid, boxes, labels) -> list[dict[str, Any]]:
+    """Returns the keys that detections and objects have in common."""
+    size, original_size = one['image_size'], one['original_size']
+    boxes = in_original_pixels(boxes[valid], size, original_size)
+    boxes[:, 2:] -= boxes[:, :2]
+    image_id, ids = int(one['image_id']), [self._ids[n] for n in labels[valid]]
+    return [
+        {'image_id': image_id, 'category_id': category_id, 'bbox': xywh}
+        for category_id, xywh in zip(ids, boxes.tolist(), strict=True)
+    ]
 
   def results(self) -> list[dict[str, Any]]:
     """Returns the detections in COCO's format of results, for `json.dump`."""
     return [
-        {
-            'image_id': image_id,
-            'category_id': self._ids[int(label)],
-            'bbox': xywh,
-            'score': score,
-        }
-        for image_id, image in sorted(self._images.items())
-        for *xywh, score, label in image.found.tolist()
+        row for _, (_, rows, _) in sorted(self._images.items()) for row in rows
     ]
 
   def dataset(self) -> dict[str, Any]:
     """Returns images, objects and categories in COCO's format, as results."""
-    images = sorted(self._images.items())
-    rows = [(i, row) for i, image in images for row in image.truth.tolist()]
+    images = [image for _, image in sorted(self._images.items())]
+    objects = [row for _, _, rows in images for row in rows]
+    categories = zip(self._ids, self._names, strict=True)
     return {
         'info': {},  # Some readers want it.
-        'images': [
-            {'id': i, 'height': image.size[0], 'width': image.size[1]}
-            for i, image in images
-        ],
-        'annotations': [
-            {
-                'id': number,
-                'image_id': image_id,
-                'category_id': self._ids[int(label)],
-                'bbox': xywh,
-                'area': area,
-                'iscrowd': int(crowd),
-            }
-            # COCO's tools take an id of 0 for 'no match'.
-            for number, (image_id, (*xywh, area, crowd, label)) in enumerate(
-                rows, start=1
-            )
-        ],
-        'categories': [
-            {'id': i, 'name': name}
-            for i, name in zip(self._ids, self._names, strict=True)
-        ],
+        'images': [image for image, _, _ in images],
+        # COCO's tools take an id of 0 for 'no match'.
+        'annotations': [{'id': n, **row} for n, row in enumerate(objects, 1)],
+        'categories': [{'id': i, 'name': name} for i, name in categories],
     }
 
   def compute(self) -> dict[str, float]:
     """Returns `METRICS` as fractions, and 'num_images'.
 
-    As in COCO's own tables a metric is -1 where there is nothing to find, such
+    As in COCO's tables a metric is -1 where there is nothing to find, such
     as APl without any large object, and categories without objects are left
     out of the means.
 
@@ -160,68 +151,26 @@ def in_original_pixels(
 ) -> np.ndarray:
   """Returns boxes on the canvas in pixels of the image as it was.
 
-  Args:
-    boxes: [N, 4], x1, y1, x2, y2.
-    size: height and width that the image has on the canvas.
-    original_size: height and width that it had before.
-
-  Returns:
-    float64 [N, 4].
+  float64 [N, 4], x1, y1, x2, y2; sizes are height and width.
   """
   # In float64, or boxes would lose pixels' fractions on their way to JSON.
   scale = np.asarray(original_size, np.float64) / np.asarray(size, np.float64)
   return np.asarray(boxes, np.float64) * np.tile(scale[::-1], 2)
 
 
-def _original_xywh(
-    one: Mapping[str, np.ndarray], boxes: np.ndarray
-) -> np.ndarray:
-  """Returns boxes on the canvas [N, 4] as x, y, w, h in the file's pixels."""
-  boxes = in_original_pixels(boxes, one['image_size'], one['original_size'])
-  return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
-def _found(one: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns `_Image.found` of the arrays of one image."""
-  valid = one['valid'].astype(bool) & np.isfinite(one['scores'])
-  valid &= np.isfinite(one['boxes']).all(-1)
-  boxes = _original_xywh(one, one['boxes'][valid])
-  return np.column_stack([boxes, one['scores'][valid], one['labels'][valid]])
-
-
-def _truth(one: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns `_Image.truth` of the arrays of one image."""
-  if 'gt_boxes' not in one:
-    return np.zeros((0, 7))
-  valid = one['gt_valid'].astype(bool)
-  boxes = _original_xywh(one, one['gt_boxes'][valid])
-  area = boxes[:, 2] * boxes[:, 3]
-  if 'gt_area' in one:
-    area = one['gt_area'][valid]
-  return np.column_stack(
-      [boxes, area, one['gt_crowd'][valid], one['gt_labels'][valid]]
-  )
-
-
 def score(
     dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, float], dict[int, float]]:
-  """Evaluates boxes.
+  """Returns `METRICS`, and the AP of every category by its id.
 
-  Args:
-    dataset: ground truth in COCO's format.
-    results: detections in COCO's format; there may be none.
-
-  Returns:
-    `METRICS`, and the AP of every category by its id; -1 where there is no
-    object.
+  Both arguments are in COCO's format. -1 is where there is no object.
   """
   from faster_coco_eval import COCO, COCOeval_faster
 
   # Not by `COCO.loadRes`, which fails without any detection.
   found = [
       {**result, 'id': number, 'area': result['bbox'][2] * result['bbox'][3]}
-      for number, result in enumerate(results, start=1)
+      for number, result in enumerate(results, 1)
   ]
   # Of copies, as the annotations get further keys.
   pair = [

@@ -25,10 +25,9 @@ class TopK:
   def update(self, outputs: Mapping[str, np.ndarray]) -> None:
     """Adds a batch.
 
-    Args:
-      outputs: logits float [B, classes], label int [B], or [B, L] where several
-        are right, filled up with -1 (a hit is any of them), loss float [B] and
-        mask bool [B], False for rows that do not count.
+    Outputs are logits float [B, classes], label int [B], or [B, L] where
+    several are right, filled up with -1 (a hit is any of them), loss float [B],
+    and mask bool [B], False for rows that do not count.
     """
     mask = np.asarray(outputs['mask'], bool)
     logits = np.asarray(outputs['logits'])[mask]

@@ -38,27 +38,19 @@ class Anchors:
   rounded: bool = False
 
   def pyramid(self, canvas: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Returns the anchors over a canvas.
+    """Returns the anchors over a canvas of H and W pixels.
 
-    Args:
-      canvas: H and W, in pixels.
-
-    Returns:
-      For each level float32 [h * w * len(ratios), 4], rows of cells first, then
-      columns, then ratios: the order of a head's output [h, w, ratios].
+    For each level float32 [h * w * len(ratios), 4], rows of cells first, then
+    columns, then ratios: the order of a head's output [h, w, ratios].
     """
-    levels = []
+    roots = np.sqrt(np.asarray(self.ratios, np.float32))
+    levels, shapes = [], np.stack([1 / roots, roots], -1)
     for stride in self.strides:
       rows, columns = (np.float32(np.arange(0, n, stride)) for n in canvas)
       y, x = np.meshgrid(rows, columns, indexing='ij')
       centres = np.stack([x, y, x, y], -1).reshape(-1, 1, 4)
-      level = centres + self._cell(self.scale * stride)
+      half = shapes * np.float32(self.scale * stride) / 2
+      corners = np.concatenate([-half, half], -1)
+      level = centres + (np.round(corners) if self.rounded else corners)
       levels.append(level.reshape(-1, 4).astype(np.float32))
     return tuple(levels)
-
-  def _cell(self, size: float) -> np.ndarray:
-    """Returns the anchors of one cell, around 0, [len(ratios), 4]."""
-    roots = np.sqrt(np.asarray(self.ratios, np.float32))
-    half = np.stack([1 / roots, roots], -1) * np.float32(size) / 2
-    corners = np.concatenate([-half, half], -1)
-    return np.round(corners) if self.rounded else corners

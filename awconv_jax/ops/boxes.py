@@ -22,54 +22,32 @@ import jax.numpy as jnp
 
 from awconv_jax.options import PositiveFloat
 
+_Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 # Of d_w and d_h: an anchor grows at most from 16 pixels to 1000.
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def as_boxes(boxes: jax.Array, name: str = 'boxes') -> jax.Array:
-  """Returns boxes as an array of at least float32.
-
-  Args:
-    boxes: [..., 4], also of integers or NumPy's.
-    name: how an error calls them.
-
-  Returns:
-    float32 [..., 4], or float64 as it was.
-  """
+  """Returns boxes [..., 4] of any kind as an array of at least float32."""
   boxes = jnp.asarray(boxes)
-  if not boxes.ndim or boxes.shape[-1] != 4:
+  if boxes.shape[-1:] != (4,) or boxes.dtype in (jnp.bfloat16, jnp.float16):
     raise ValueError(
-        f'{name} {boxes.shape} are no boxes: want [..., 4], x1, y1, x2, y2'
-    )
-  if boxes.dtype in (jnp.bfloat16, jnp.float16):
-    raise ValueError(
-        f'{name} are {boxes.dtype}, too coarse for pixels: decode and keep'
-        ' boxes in float32'
+        f'{name} are {boxes.dtype} {boxes.shape}: want x1, y1, x2, y2 in '
+        'float32, as half precision is too coarse for pixels'
     )
   return boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
 
 
 def sides(boxes: jax.Array) -> jax.Array:
-  """Returns width and height, in pixels; negative where corners are swapped.
-
-  Args:
-    boxes: [..., 4].
-
-  Returns:
-    float32 [..., 2].
-  """
+  """Returns width and height in pixels, float32 [..., 2], of boxes [..., 4]."""
   boxes = as_boxes(boxes)
   return boxes[..., 2:] - boxes[..., :2]
 
 
 def area(boxes: jax.Array) -> jax.Array:
-  """Returns the area in square pixels, 0 where a side is not positive.
+  """Returns the area in square pixels, float32 [...], of boxes [..., 4].
 
-  Args:
-    boxes: [..., 4].
-
-  Returns:
-    float32 [...].
+  It is 0 where a side is not positive.
   """
   return jnp.maximum(sides(boxes), 0).prod(-1)
 
@@ -77,12 +55,8 @@ def area(boxes: jax.Array) -> jax.Array:
 def paired_iou(a: jax.Array, b: jax.Array) -> jax.Array:
   """Returns the intersection over union of each a with its b.
 
-  Args:
-    a: [..., 4].
-    b: [..., 4], of a shape that broadcasts with that of a.
-
-  Returns:
-    float32 [...], from 0 to 1; 0 where a box is empty.
+  float32 [...], from 0 to 1, for [..., 4] each, which may broadcast; 0 where a
+  box is empty.
   """
   a, b = as_boxes(a), as_boxes(b)
 
@@ -96,27 +70,15 @@ def paired_iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Returns the intersection over union of all pairs.
-
-  Args:
-    a: [N, 4].
-    b: [M, 4].
-
-  Returns:
-    float32 [N, M], from 0 to 1; 0 where a box is empty.
-  """
+  """Returns `paired_iou` of all pairs, [N, M], for a [N, 4] and b [M, 4]."""
   return paired_iou(jnp.asarray(a)[:, None], b)
 
 
 def clip(boxes: jax.Array, size: jax.Array | Sequence) -> jax.Array:
-  """Returns boxes cut off at the borders of their image.
+  """Returns boxes [..., 4] cut off at the borders of their image, in float32.
 
-  Args:
-    boxes: [..., 4].
-    size: [2], height and width of the image on the canvas, in pixels.
-
-  Returns:
-    float32 [..., 4]; what lay outside is empty.
+  Size is [2], height and width of the image on the canvas. What lay outside is
+  empty.
   """
   boxes = as_boxes(boxes)
   height, width = (jnp.asarray(s, boxes.dtype) for s in size)
@@ -124,28 +86,15 @@ def clip(boxes: jax.Array, size: jax.Array | Sequence) -> jax.Array:
 
 
 def is_large(boxes: jax.Array, min_size: float) -> jax.Array:
-  """Returns which boxes have sides above 0, and of at least so many pixels.
-
-  Args:
-    boxes: [..., 4].
-    min_size: least length of a side, in pixels.
-
-  Returns:
-    bool [...].
-  """
+  """Returns which boxes [..., 4] have sides above 0 and of so many pixels."""
   shorter = sides(boxes).min(-1)
   return (shorter > 0) & (shorter >= min_size)
 
 
 def flip(boxes: jax.Array, width: jax.Array | float) -> jax.Array:
-  """Returns the boxes of the mirrored image.
+  """Returns boxes [..., 4] of the mirrored image, in float32.
 
-  Args:
-    boxes: [..., 4].
-    width: of the image on the canvas without its padding, in pixels.
-
-  Returns:
-    float32 [..., 4]; empty boxes stay empty.
+  The width is that of the image without its padding. Empty boxes stay empty.
   """
   x1, y1, x2, y2 = jnp.moveaxis(as_boxes(boxes), -1, 0)
   return jnp.stack([width - x2, y1, width - x1, y2], -1)
@@ -162,28 +111,17 @@ class Coder:
       torchvision and detectron2 bound them above only.
   """
 
-  weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
-      1.0,
-      1.0,
-      1.0,
-      1.0,
-  )
+  weights: _Four = (1.0, 1.0, 1.0, 1.0)
   clamp: PositiveFloat = MAX_LOG_RATIO
   clamp_below: bool = True
 
   def encode(self, boxes: jax.Array, anchors: jax.Array) -> jax.Array:
     """Returns the deltas that lead from the anchors to the boxes.
 
-    Sides that are not positive count as 1 pixel. What comes of such a box, as
-    of padding, means nothing; but it is finite, as is its gradient, so that a
-    mask over the loss removes it.
-
-    Args:
-      boxes: [..., 4].
-      anchors: [..., 4], anchors or proposals, one for each box.
-
-    Returns:
-      float32 [..., 4], d_x, d_y, d_w, d_h.
+    float32 [..., 4], d_x, d_y, d_w, d_h, for [..., 4] each. Sides that are not
+    positive count as 1 pixel. What comes of such a box, as of padding, means
+    nothing; but it is finite, as is its gradient, so that a mask over the loss
+    removes it.
     """
     boxes, anchors = as_boxes(boxes), as_boxes(anchors, 'anchors')
     size, size_a = sides(boxes), sides(anchors)

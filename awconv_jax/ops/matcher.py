@@ -28,12 +28,12 @@ def match_boxes(
     gt_boxes: jax.Array,
     gt_valid: jax.Array,
     anchors: jax.Array,
+    anchor_valid: jax.Array,
     *,
     positive: UnitFloat,
     negative: UnitFloat,
     min_positive: UnitFloat | None = None,
     low_quality: Annotated[str, OneOf(LOW_QUALITY)] = 'gt',
-    anchor_valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Assigns ground truth to the anchors of one image.
 
@@ -44,6 +44,8 @@ def match_boxes(
     gt_boxes: [G, 4].
     gt_valid: bool [G], False for padding, which nothing is assigned to.
     anchors: [A, 4].
+    anchor_valid: bool [A], False for those that do not take part, such as
+      anchors in the padding: nobody's best, and labelled -1.
     positive: an anchor whose highest IoU is at least this is positive.
     negative: one whose highest IoU is below this is negative; so are all where
       there is no ground truth.
@@ -54,27 +56,18 @@ def match_boxes(
       where the anchor overlaps another one more; the last, if it is the best of
       several (mmdetection). 'own': the one that the anchor overlaps most
       (torchvision, detectron2).
-    anchor_valid: bool [A], False for those that do not take part, such as
-      anchors in the padding; nobody's best, and labelled -1. None means all do.
 
   Returns:
     index: int32 [A], the ground truth; of no meaning where label is not 1.
     label: int8 [A], 1 positive, 0 negative, -1 neither.
 
   Raises:
-    ValueError: shapes or thresholds do not fit, or these are no boxes.
+    ValueError: shapes or thresholds do not fit.
   """
   gt_boxes, anchors = as_boxes(gt_boxes, 'gt_boxes'), as_boxes(anchors)
-  number = len(anchors)
-  if anchor_valid is None:
-    anchor_valid = jnp.ones(number, bool)
-  shapes = gt_boxes.shape, jnp.shape(gt_valid), jnp.shape(anchor_valid)
-  if shapes != ((len(gt_boxes), 4), (len(gt_boxes),), (number,)):
-    raise ValueError(
-        f'gt_boxes {shapes[0]}, gt_valid {shapes[1]}, anchors {anchors.shape} '
-        f'and anchor_valid {shapes[2]} do not fit: want [G, 4], [G], [A, 4], '
-        '[A]'
-    )
+  shapes = [x.shape for x in (gt_boxes, gt_valid, anchors, anchor_valid)]
+  if shapes != [(*shapes[1], 4), shapes[1], (*shapes[3], 4), shapes[3]]:
+    raise ValueError(f'want [G, 4], [G], [A, 4] and [A] of one image: {shapes}')
   if negative > positive:
     raise InputError(
         f'a matcher has {negative=} above {positive=}; no anchor can be both'
@@ -98,8 +91,8 @@ def match_boxes(
 
   # Of each anchor the highest IoU, the first ground truth it is had with, and
   # the last ground truth whose best the anchor is.
-  none = jnp.full(number, -1, jnp.int32)
-  start = jnp.full(number, -1, gt_boxes.dtype), jnp.zeros_like(none), none
+  none = jnp.full(len(anchors), -1, jnp.int32)
+  start = none.astype(gt_boxes.dtype), jnp.zeros_like(none), none
   numbers = jnp.arange(len(gt_boxes), dtype=jnp.int32)
   rows = numbers, gt_boxes, jnp.asarray(gt_valid, bool)
   (best, index, last), _ = lax.scan(step, start, rows)

@@ -43,16 +43,13 @@ def nms(
     bool [N], in the order of boxes.
 
   Raises:
-    ValueError: the shapes do not fit, or these are no boxes.
+    ValueError: the shapes do not fit.
   """
   boxes, scores, valid = map(jnp.asarray, (boxes, scores, valid))
   groups = jnp.zeros(len(boxes)) if groups is None else jnp.asarray(groups)
-  shapes = boxes.shape[:-1], scores.shape, groups.shape, valid.shape
-  if boxes.ndim != 2 or len(set(shapes)) > 1:
-    raise ValueError(
-        f'boxes {boxes.shape}, scores {scores.shape}, groups {groups.shape} and'
-        f' valid {valid.shape} do not fit: want [N, 4] and [N] of one image'
-    )
+  shapes = [x.shape for x in (boxes, scores, valid, groups)]
+  if shapes != [(len(boxes), 4)] + 3 * [(len(boxes),)]:
+    raise ValueError(f'want [N, 4] and thrice [N] of one image: {shapes}')
   index = jnp.arange(len(boxes))
   ties = scores[:, None] == scores
   before = (scores[:, None] > scores) | ties & (index[:, None] < index)

@@ -35,7 +35,7 @@ _SLACK = {'mmdet': (1e-6, 0.0), 'torchvision': (0.0, 1e-6)}
 
 def assign_levels(
     rois: jax.Array,
-    number: int = 4,
+    number: int,
     *,
     finest: PositiveFloat = 56.0,
     rule: Annotated[str, OneOf(_SLACK)] = 'mmdet',
@@ -55,9 +55,6 @@ def assign_levels(
 
   Returns:
     int32 [...], 0 for the finest level; also for regions without an area.
-
-  Raises:
-    ValueError: the rule is unknown, or these are no boxes.
   """
   before, after = look_up('rule', rule, _SLACK)
   size = jnp.maximum(sides(rois), 0).astype(jnp.float32)
@@ -71,7 +68,7 @@ def roi_align(
     features: Sequence[jax.Array],
     rois: jax.Array,
     levels: jax.Array,
-    valid_sizes: Sequence[jax.Array | None] | None = None,
+    valid_sizes: Sequence[jax.Array | None],
     *,
     strides: Sequence[int],
     output: PositiveInt = 7,
@@ -90,9 +87,8 @@ def roi_align(
     rois: float [K, 4], xyxy in pixels of the canvas.
     levels: int [K], index of the map that each is pooled from, as of
       `assign_levels`.
-    valid_sizes: int [2] of each map, height and width of its part that is image
-      and not padding. Its border is then the map's: nothing behind it is read.
-      None is all of a map, or of all maps.
+    valid_sizes: int [2] of each map, see `ops.valid_area`; nothing beyond it is
+      read. None is all of a map.
     strides: of each map, in pixels of the canvas.
     output: P, bins along each axis.
     sampling: n, samples of a bin along each axis.
@@ -125,10 +121,9 @@ def roi_align(
         f'levels {levels.shape} do not fit: want maps [H, W, C] of one image '
         'and dtype, a stride for each, [K, 4] and [K]'
     )
-  whole = [None] * len(features)
   sizes = [
       s.shape[:2] if size is None else as_valid_size(size, s.shape)
-      for s, size in zip(shapes, valid_sizes or whole, strict=True)
+      for s, size in zip(shapes, valid_sizes, strict=True)
   ]
   widths = [s.shape[1] for s in shapes]
   grid = _create_grid(
@@ -138,25 +133,15 @@ def roi_align(
 
 
 class _Grid(NamedTuple):
-  """Where samples lie; pairs are of rows and columns, in positions of the map.
+  """Where samples lie; pairs are of rows and columns, in the map's pixels."""
 
-  Attributes:
-    level: int32 [K], which map.
-    size: int32 [K, 2], of the map without its padding.
-    width: int32 [K], of the map with it: from a row to the next.
-    start: float32 [K, 2], of the first bin.
-    step: float32 [K, 2], size of a bin.
-    samples: int32 [K, 2], in a bin.
-    valid: bool [K]; what is not gives zeros.
-  """
-
-  level: jax.Array
-  size: jax.Array
-  width: jax.Array
-  start: jax.Array
-  step: jax.Array
-  samples: jax.Array
-  valid: jax.Array
+  level: jax.Array  # int32 [K], which map.
+  size: jax.Array  # int32 [K, 2], of the map without its padding.
+  width: jax.Array  # int32 [K], of the map with it: from a row to the next.
+  start: jax.Array  # float32 [K, 2], of the first bin.
+  step: jax.Array  # float32 [K, 2], size of a bin.
+  samples: jax.Array  # int32 [K, 2], in a bin.
+  valid: jax.Array  # bool [K]; what is not gives zeros.
 
 
 def _create_grid(
@@ -186,16 +171,8 @@ def _create_grid(
 def _end(grid, axis, end, output):
   """Returns one of the 2 n positions that each bin reads along an axis.
 
-  Args:
-    grid: where the samples lie.
-    axis: 0 for rows and 1 for columns.
-    end: int [], 2 s for the lower and 2 s + 1 for the upper neighbour of the
-      sample s.
-    output: P.
-
-  Returns:
-    Positions, int32 [K, P] and always within the map, and weights, float32
-    [K, P], of the average along this axis.
+  It is the lower (end = 2 s) or upper (2 s + 1) neighbour of the sample s:
+  int32 [K, P], always within the map, and float32 weights [K, P].
   """
   size, start, step, samples = (
       a[:, axis, None] for a in (grid.size, grid.start, grid.step, grid.samples)
@@ -216,8 +193,7 @@ def _end(grid, axis, end, output):
 def _tap(grid, number, output, sampling):
   """Returns the `number`-th of the (2 n)^2 pixels that each bin reads.
 
-  As rows of each region's map as [H * W, C], int32 [K, P, P] and always in it;
-  and their weights, float32 [K, P, P].
+  As rows of the map as [H * W, C], int32 [K, P, P], and float32 weights.
   """
   row, a = _end(grid, 0, number // (2 * sampling), output)
   column, b = _end(grid, 1, number % (2 * sampling), output)
@@ -247,8 +223,8 @@ def _pool(features, grid, shapes, output, sampling):
   return total.astype(shapes[0].dtype)
 
 
-def _forward(features, grid, shapes, output, sampling):
-  return _pool(features, grid, shapes, output, sampling), grid
+def _forward(features, grid, *static):
+  return _pool(features, grid, *static), grid
 
 
 def _backward(shapes, output, sampling, grid, grad):

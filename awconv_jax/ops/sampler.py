@@ -13,9 +13,8 @@ from awconv_jax.options import PositiveInt, UnitFloat
 
 def _highest(order, eligible, number):
   """Returns the first rows by order, [number], and which of them exist."""
-  order, indices = lax.top_k(
-      jnp.where(eligible, order, -1), min(number, len(eligible))
-  )
+  order = jnp.where(eligible, order, -1)
+  order, indices = lax.top_k(order, min(number, len(order)))
   missing = number - len(indices)
   return jnp.pad(indices, (0, missing)), jnp.pad(order >= 0, (0, missing))
 

@@ -21,11 +21,7 @@ TASKS = {
 
 
 def create(config: Any) -> Any:
-  """Returns the task that `config.task.name` names, with its model.
-
-  Args:
-    config: the whole config; `config.task` holds the options of the task, and
-      `config.model` those of the model.
+  """Returns the task of a whole config, with its model.
 
   Raises:
     InputError: an unknown name, or options that contradict each other.

@@ -4,7 +4,7 @@ Label smoothing, https://arxiv.org/abs/1512.00567; binary cross-entropy over
 targets mixed by mixup and CutMix, https://arxiv.org/abs/2110.00476.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import functools
 from typing import Annotated, Any
 
@@ -15,13 +15,7 @@ import optax
 from awconv_jax import errors, models
 from awconv_jax.evaluators.top_k import TopK
 from awconv_jax.ops import mixing
-from awconv_jax.options import (
-    Fraction,
-    NonNegativeFloat,
-    OneOf,
-    PositiveFloat,
-    UnitFloat,
-)
+from awconv_jax.options import Fraction, NonNegativeFloat, OneOf, UnitFloat
 from awconv_jax.tasks import pixels
 
 Variables = Mapping[str, Any]
@@ -31,15 +25,8 @@ Batch = Mapping[str, jax.Array]
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns the cross-entropy of every class by itself, averaged over them.
 
-  The mean is what the recipes of https://arxiv.org/abs/2110.00476 were made
-  with; the sum would be the loss times the number of classes.
-
-  Args:
-    logits: float [B, classes].
-    targets: float [B, classes], each in [0, 1].
-
-  Returns:
-    float [B].
+  float [B] for logits and targets [B, classes]. The mean, not the sum, is what
+  the recipes of https://arxiv.org/abs/2110.00476 were made with.
   """
   return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
@@ -50,6 +37,8 @@ LOSSES = {'softmax': optax.softmax_cross_entropy, 'bce': binary_cross_entropy}
 class Classification:
   """Classifies uint8 images; they are mixed and normalised on the device.
 
+  Labels are int [B], or [B, L] where several are right, filled up with -1.
+
   Args:
     model: options of `models.create`, with its name.
     loss: 'softmax' or 'bce', binary cross-entropy averaged over the classes.
@@ -59,7 +48,7 @@ class Classification:
     mixup, cutmix: alpha of each; 0 is off. See `ops.mixing`.
     mix_probability: chance that a batch is mixed.
     mix_switch_probability: chance that it is by CutMix, where both are on.
-    mean, std: per channel (one value serves all), in units of 0..255.
+    mean, std: of the pixels, see `pixels.normalize`.
 
   Raises:
     InputError: the threshold does not divide right from wrong.
@@ -78,8 +67,8 @@ class Classification:
       cutmix: NonNegativeFloat = 0.0,
       mix_probability: UnitFloat = 1.0,
       mix_switch_probability: UnitFloat = 0.5,
-      mean: Sequence[float] = pixels.MEAN,
-      std: Sequence[PositiveFloat] = pixels.STD,
+      mean: pixels.Mean = pixels.MEAN,
+      std: pixels.Std = pixels.STD,
   ):
     self.model = models.create(**model)
     self.num_classes = self.model.num_classes
@@ -96,12 +85,8 @@ class Classification:
     self._loss = LOSSES[loss]
     self._label_smoothing = label_smoothing
     self._threshold = bce_threshold
-    self._mixing = dict(
-        mixup=mixup,
-        cutmix=cutmix,
-        probability=mix_probability,
-        switch_probability=mix_switch_probability,
-    )
+    self._mixing = dict(mixup=mixup, cutmix=cutmix, probability=mix_probability)
+    self._mixing['switch_probability'] = mix_switch_probability
     self._normalize = functools.partial(pixels.normalize, mean=mean, std=std)
 
   def _targets(self, labels: jax.Array) -> jax.Array:
@@ -111,24 +96,13 @@ class Classification:
     right = jax.nn.one_hot(labels, self.num_classes).max(axis=1)
     return right / jnp.maximum(right.sum(-1, keepdims=True), 1)
 
-  def _train_targets(self, labels: jax.Array) -> jax.Array:
-    return optax.smooth_labels(self._targets(labels), self._label_smoothing)
-
   def forward(self, variables: Variables, batch: Batch) -> jax.Array:
     """Returns logits [B, classes] with running statistics."""
     images = self._normalize(batch['image'])
     return self.model.apply(variables, images, train=False)
 
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
-    """Returns new variables: 'params' and 'batch_stats'.
-
-    Args:
-      rng: key of the initialisation.
-      batch: any batch; only its image's shape [B, H, W, C] matters.
-
-    Raises:
-      InputError: mean or std do not fit the images' channels.
-    """
+    """Returns new variables, for images of the shape of any batch."""
     images = self._normalize(batch['image'][:1])
     return self.model.init(rng, images, train=False)
 
@@ -137,13 +111,9 @@ class Classification:
 
     With mixing 'top1' counts the class with the larger share as the right one.
     Where a batch is computed in parts, each part is mixed by itself.
-
-    Args:
-      variables: 'params' and 'batch_stats'.
-      batch: image uint8 [B, H, W, C], label int [B] (or [B, L], see `predict`).
-      rng: key of this step, for what is random in training.
     """
-    images, targets = batch['image'], self._train_targets(batch['label'])
+    images, targets = batch['image'], self._targets(batch['label'])
+    targets = optax.smooth_labels(targets, self._label_smoothing)
     mix_rng, dropout_rng = jax.random.split(rng)
     if self._mixing['mixup'] or self._mixing['cutmix']:
       mix = mixing.draw(mix_rng, images.shape[1:3], **self._mixing)
@@ -168,19 +138,11 @@ class Classification:
 
     The loss is of the kind trained with, but of the plain target: the right
     class, or the uniform distribution over several.
-
-    Args:
-      variables: 'params' and 'batch_stats'.
-      batch: image uint8 [B, H, W, C], mask bool [B], and label int [B], or
-        [B, L] where several are right, filled up with -1.
     """
     logits = self.forward(variables, batch)
-    return {
-        'logits': logits,
-        'label': batch['label'],
-        'loss': self._loss(logits, self._targets(batch['label'])),
-        'mask': batch['mask'],
-    }
+    loss = self._loss(logits, self._targets(batch['label']))
+    kept = {name: batch[name] for name in ('label', 'mask')}
+    return kept | {'logits': logits, 'loss': loss}
 
   def evaluator(self) -> TopK:
     """Returns an empty evaluator."""

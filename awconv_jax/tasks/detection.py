@@ -1,6 +1,6 @@
 """Object detection: the four losses of Faster R-CNN, and COCO's measures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from awconv_jax import models
 from awconv_jax.evaluators.coco import CocoEvaluator
 from awconv_jax.ops.valid_area import mask_padding
-from awconv_jax.options import PositiveFloat
 from awconv_jax.tasks import pixels
 
 Variables = Mapping[str, Any]
@@ -21,11 +20,8 @@ class Detection:
   """Detects objects in uint8 images on a canvas; see `data.detection`.
 
   Args:
-    model: options of a detector, with its name and those of its backbone.
-    mean, std: per channel (one value serves all), in units of 0..255.
-
-  Raises:
-    InputError: a name is unknown.
+    model: options of `models.create_detector`.
+    mean, std: of the pixels, see `pixels.normalize`.
   """
 
   trains_on = ('image', 'image_size', 'gt_boxes', 'gt_labels', 'gt_valid')
@@ -34,8 +30,8 @@ class Detection:
       self,
       model: Mapping[str, Any],
       *,
-      mean: Sequence[float] = pixels.MEAN,
-      std: Sequence[PositiveFloat] = pixels.STD,
+      mean: pixels.Mean = pixels.MEAN,
+      std: pixels.Std = pixels.STD,
   ):
     self.model = models.create_detector(**model)
     self.num_classes = self.model.num_classes
@@ -45,49 +41,28 @@ class Detection:
     """Returns images, 0 beyond their area, and the sizes of these areas."""
     images, size = batch['image'], batch.get('image_size')
     if size is None:
-      whole = jnp.array(images.shape[1:3], jnp.int32)
-      size = jnp.tile(whole, (images.shape[0], 1))
+      size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
     # Padded after normalising: 0 is the mean colour there, not black.
     return mask_padding(self._normalize(images), size), size
 
   def forward(self, variables: Variables, batch: Batch) -> dict[str, Any]:
     """Returns all outputs for as many regions as are proposed."""
     images, size = self._prepare(batch)
-    number = self.model.proposals['number']
-    regions = jnp.zeros((images.shape[0], number, 4), jnp.float32)
+    regions = jnp.zeros((len(images), self.model.num_proposals, 4))
     return self.model.apply(variables, images, size, regions)
 
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
-    """Returns new variables: 'params' and 'batch_stats'.
-
-    Args:
-      rng: key of the initialisation.
-      batch: any batch; only its image's shape [B, H, W, C] matters.
-
-    Raises:
-      InputError: mean or std do not fit the images' channels.
-    """
+    """Returns new variables, for images of the shape of any batch."""
     images, size = self._prepare({'image': batch['image'][:1]})
     return self.model.init(rng, images, size, jnp.zeros((1, 1, 4)))
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array):
-    """Returns the loss, and (its four parts, updated variables but params).
-
-    Args:
-      variables: 'params' and 'batch_stats'.
-      batch: see `data.detection`.
-      rng: key of this step, for what is random in training.
-    """
-    images, size = self._prepare(batch)
+    """Returns the loss, and (its four parts, updated variables but params)."""
+    truth = (batch[name] for name in ('gt_boxes', 'gt_labels', 'gt_valid'))
     sample_rng, dropout_rng = jax.random.split(rng)
     parts, updated = self.model.apply(
         variables,
-        images,
-        size,
-        batch['gt_boxes'],
-        batch['gt_labels'],
-        batch['gt_valid'],
-        sample_rng,
+        *(*self._prepare(batch), *truth, sample_rng),
         method='losses',
         mutable=['batch_stats'],
         rngs={'dropout': dropout_rng},

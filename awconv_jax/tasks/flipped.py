@@ -1,12 +1,11 @@
 """Test-time flip: detections of an image and of its mirror image, merged.
 
-The boxes of both are put together, those of the mirror image mirrored back,
-and of those that overlap within a class the one with the highest score stays:
-non-maximum suppression, as after the network. The test-time augmentation of
-detectron2 merges in this way too.
+The boxes of both are put together, and of those that overlap within a class the
+one with the highest score stays, as after the network and in detectron2.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -20,14 +19,9 @@ DETECTIONS = ('boxes', 'scores', 'labels', 'valid')
 
 
 def mirror(images: jax.Array, widths: jax.Array) -> jax.Array:
-  """Mirrors each image within its own width; the padding stays on the right.
+  """Mirrors each image [B, H, W, C] within its own width [B], in pixels.
 
-  Args:
-    images: [B, H, W, C] on a canvas.
-    widths: [B], of the images on it, in pixels.
-
-  Returns:
-    [B, H, W, C].
+  The padding stays on the right.
   """
   column = jnp.arange(images.shape[2])
   width = jnp.rint(widths).astype(jnp.int32)[:, None]
@@ -61,7 +55,7 @@ class Flipped:
 
   Args:
     task: what `predict` asks, with and without mirroring.
-    threshold: see `merge`; that of the network's own suppression.
+    threshold: see `merge`; that of the network's suppression.
   """
 
   def __init__(self, task: Any, threshold: float):
@@ -70,14 +64,10 @@ class Flipped:
   def predict(self, variables: Any, batch: Arrays) -> dict[str, jax.Array]:
     """Returns what the task does, with the merged detections."""
     widths = batch['image_size'][:, 1]
-    plain = self._task.predict(variables, batch)
+    one = self._task.predict(variables, batch)
     mirrored = {**batch, 'image': mirror(batch['image'], widths)}
-    other = self._task.predict(variables, mirrored)
-    other = {name: other[name] for name in DETECTIONS}
-    other['boxes'] = jax.vmap(box_ops.flip)(other['boxes'], widths[:, None])
-    one = {name: plain[name] for name in DETECTIONS}
-
-    def merge_image(one, two):
-      return merge(one, two, self._threshold)
-
-    return {**plain, **jax.vmap(merge_image)(one, other)}
+    two = self._task.predict(variables, mirrored)
+    two['boxes'] = jax.vmap(box_ops.flip)(two['boxes'], widths[:, None])
+    pair = ({name: x[name] for name in DETECTIONS} for x in (one, two))
+    merge_images = functools.partial(merge, threshold=self._threshold)
+    return {**one, **jax.vmap(merge_images)(*pair)}

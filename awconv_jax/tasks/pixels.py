@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax.errors import InputError
+from awconv_jax.options import PositiveFloat
 
+Mean, Std = Sequence[float], Sequence[PositiveFloat]
 # Of ImageNet's training images, in units of 0..255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -15,14 +17,12 @@ STD = (58.395, 57.12, 57.375)
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float]
 ) -> jax.Array:
-  """Returns (images - mean) / std, in float32.
+  """Returns (images - mean) / std, in float32, for images [B, H, W, C].
 
-  Args:
-    images: [B, H, W, C] of any type.
-    mean, std: per channel (one value serves all), in units of the images.
+  Mean and std are per channel (one value serves all), in units of the images.
 
   Raises:
-    InputError: mean or std do not fit the images' channels.
+    InputError: they do not fit the images' channels.
   """
   for name, values in (('mean', mean), ('std', std)):
     if len(values) not in (1, images.shape[-1]):

@@ -1,4 +1,4 @@
-"""The second stage: classes and boxes of regions, trained on a sample of them.
+"""The second stage: classes and boxes of regions, their losses and detections.
 
 "Fast R-CNN", https://arxiv.org/abs/1504.08083, with the two layers of
 "Feature Pyramid Networks", https://arxiv.org/abs/1612.03144, section 5.2.
@@ -6,33 +6,30 @@
 Everywhere but in the parameters, classes are 0 to C - 1 and C is background.
 """
 
-from collections.abc import Callable
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from awconv_jax.models.detection.losses import Sums, Targets, sum_losses
-from awconv_jax.ops.boxes import Coder
+from awconv_jax.ops.boxes import Coder, clip, is_large
 from awconv_jax.ops.matcher import match_boxes
+from awconv_jax.ops.nms import nms
 from awconv_jax.ops.sampler import sample
-from awconv_jax.options import PositiveInt
+from awconv_jax.options import NonNegativeFloat, PositiveInt, UnitFloat
 
 RegionCoder = functools.partial(Coder, weights=(10.0, 10.0, 5.0, 5.0))
 match_regions = functools.partial(match_boxes, positive=0.5, negative=0.5)
 sample_labels = functools.partial(sample, number=512, fraction=0.25)
+# Classes whose pairs of boxes are in memory together.
+CLASSES_AT_ONCE = 8
 
 
 class BoxHead(nn.Module):
-  """Two dense layers over pooled regions.
-
-  Attributes:
-    features: of both.
-    dtype: of the computation.
-    param_dtype: of the parameters.
-  """
+  """Two dense layers of so many features over pooled regions."""
 
   features: int
   dtype: Any = jnp.float32
@@ -41,16 +38,17 @@ class BoxHead(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns [..., features] for pooled regions [..., P, P, C]."""
-    fields = dict(
+    dense = functools.partial(
+        nn.DenseGeneral,
+        self.features,
         kernel_init=nn.initializers.xavier_uniform(),
         dtype=self.dtype,
         param_dtype=self.param_dtype,
     )
     # The kernel keeps its axes, [P, P, C, features]: other frameworks flatten
     # channels first.
-    axes = (-3, -2, -1)
-    x = nn.DenseGeneral(self.features, axis=axes, name='fc6', **fields)(x)
-    return nn.relu(nn.Dense(self.features, name='fc7', **fields)(nn.relu(x)))
+    x = nn.relu(dense(axis=(-3, -2, -1), name='fc6')(x))
+    return nn.relu(dense(name='fc7')(x))
 
 
 class BoxPredictor(nn.Module):
@@ -73,14 +71,9 @@ class BoxPredictor(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Computes the outputs for regions.
+    """Returns logits and deltas for regions [..., features].
 
-    Args:
-      x: [..., features].
-
-    Returns:
-      Logits, float32 [..., C + 1], the background last; and deltas, float32
-      [..., C, 4].
+    Both float32: [..., C + 1], the background last, and [..., C, 4].
     """
     dense = functools.partial(
         nn.Dense,
@@ -105,77 +98,77 @@ def create_head(
     background: Literal['last', 'first'] = 'last',
     **dtypes: Any,
 ) -> tuple[BoxHead, BoxPredictor]:
-  """Returns both modules of the second stage.
-
-  Args:
-    num_classes: C, without the background.
-    features: of the two layers.
-    background: see `BoxPredictor`.
-    **dtypes: dtype and param_dtype, of both.
-  """
+  """Returns both modules of the second stage, of the same dtypes."""
   predictor = BoxPredictor(num_classes, background, **dtypes)
   return BoxHead(features, **dtypes), predictor
 
 
-class Regions(NamedTuple):
-  """The regions of an image that are trained on.
-
-  Attributes:
-    boxes: float32 [S, 4].
-    labels: int32 [S], 0 to C - 1, or C for background.
-    targets: what was sampled.
-  """
-
-  boxes: jax.Array
-  labels: jax.Array
-  targets: Targets
-
-
-def choose_regions(
-    boxes: jax.Array,
-    valid: jax.Array,
-    gt_boxes: jax.Array,
-    gt_labels: jax.Array,
-    gt_valid: jax.Array,
-    key: jax.Array,
-    *,
-    num_classes: int,
-    choose: Callable[..., Targets],
-) -> Regions:
-  """Samples from the proposals of one image and its ground truth.
-
-  Args:
-    boxes: [K, 4], the proposals.
-    valid: bool [K].
-    gt_boxes: [M, 4].
-    gt_labels: int [M], 0 to C - 1.
-    gt_valid: bool [M], False for rows that are padding.
-    key: of the sample.
-    num_classes: C.
-    choose: `losses.choose_targets` with its options.
-  """
-  # With the ground truth there are positives from the first step on.
-  boxes = jax.lax.stop_gradient(jnp.concatenate([boxes, gt_boxes]))
-  valid = jnp.concatenate([valid, gt_valid])
-  targets = choose(boxes, valid, gt_boxes, gt_valid, key)
-  labels = jnp.where(targets.positive, gt_labels[targets.gt], num_classes)
-  return Regions(boxes[targets.index], labels, targets)
-
-
 def box_loss(
-    logits: jax.Array, deltas: jax.Array, regions: Regions, *, beta: float
+    logits: jax.Array, deltas: jax.Array, targets: Targets, *, beta: float
 ) -> Sums:
   """Returns the losses of one image's regions.
 
-  Args:
-    logits: [S, C + 1], the background last.
-    deltas: [S, C, 4]; of a positive only those of its class are trained.
-    regions: what was sampled.
-    beta: of `losses.smooth_l1`.
+  Logits are [S, C + 1], the background last. Of the deltas of a positive, [S,
+  C, 4], only those of its class are trained.
   """
-  label = regions.labels[:, None]
+  label = jnp.where(targets.positive, targets.labels, deltas.shape[1])[:, None]
   log = jax.nn.log_softmax(logits.astype(jnp.float32))
   classes = -jnp.take_along_axis(log, label, axis=1)[:, 0]
   label = jnp.minimum(label, deltas.shape[1] - 1)[..., None]
   deltas = jnp.take_along_axis(deltas, label, axis=1)[:, 0]
-  return sum_losses(classes, deltas, regions.targets, beta=beta)
+  return sum_losses(classes, deltas, targets, beta=beta)
+
+
+def detections(
+    logits: jax.Array,
+    deltas: jax.Array,
+    rois: jax.Array,
+    valid: jax.Array,
+    size: jax.Array,
+    *,
+    coder: Coder,
+    min_score: UnitFloat = 0.05,
+    threshold: UnitFloat = 0.5,
+    number: PositiveInt = 100,
+    min_size: NonNegativeFloat = 0.0,
+) -> dict[str, jax.Array]:
+  """Returns the detections of one image, as section 2.2 has it.
+
+  Non-maximum suppression for each class by itself, and the best of all classes.
+  No region is left out for speed, so that the result is that of the loops in
+  other frameworks.
+
+  Args:
+    logits, deltas: [K, C + 1], the background last, and [K, C, 4].
+    rois, valid: [K, 4] and bool [K].
+    size: [2], height and width of the image, which boxes are clipped to.
+    coder: of the deltas.
+    min_score: probability that a class must exceed.
+    threshold: IoU of non-maximum suppression within a class.
+    number: detections at most, the best of all classes.
+    min_size: boxes with a shorter side, in pixels, are left out, and empty ones
+      in any case.
+
+  Returns:
+    boxes float32 [number, 4], scores float32 [number] from high to low, labels
+    int32 [number], and valid bool [number]; zeros where there are no more.
+  """
+  scores = jax.nn.softmax(logits.astype(jnp.float32))[:, :-1]
+  boxes = clip(coder.decode(deltas, rois[:, None]), size)
+  some = valid[:, None] & (scores > min_score) & is_large(boxes, min_size)
+  keep = lax.map(
+      lambda of_class: nms(*of_class, threshold),
+      [jnp.swapaxes(x, 0, 1) for x in (boxes, scores, some)],
+      batch_size=min(CLASSES_AT_ONCE, scores.shape[1]),
+  ).T
+  ranked = jnp.where(keep, scores, -1).reshape(-1)
+  spare = max(number - len(ranked), 0)
+  ranked = jnp.pad(ranked, (0, spare), constant_values=-1)
+  best, index = lax.top_k(ranked, number)
+  found = best >= 0
+  return dict(
+      boxes=jnp.where(found[:, None], boxes.reshape(-1, 4)[index], 0),
+      scores=jnp.where(found, best, 0),
+      labels=jnp.where(found, index % scores.shape[1], 0),
+      valid=found,
+  )

@@ -1,17 +1,14 @@
 """Faster R-CNN over a feature pyramid, with any network here as its backbone.
 
 "Faster R-CNN", https://arxiv.org/abs/1506.01497; "Feature Pyramid Networks for
-Object Detection", https://arxiv.org/abs/1612.03144, section 5.2:
-
-  loss = rpn_class + rpn_box + roi_class + roi_box
-
-each a sum over samples divided by their number in the whole batch. Boxes are
-x1, y1, x2, y2 in pixels of the canvas. All shapes are static; what fills them
-up is marked by masks.
+Object Detection", https://arxiv.org/abs/1612.03144, section 5.2. Boxes are x1,
+y1, x2, y2 in pixels of the canvas. All shapes are static; what fills them up is
+marked by masks.
 """
 
 from collections.abc import Mapping
 import functools
+import inspect
 from typing import Annotated, Any
 
 from flax.core import FrozenDict
@@ -21,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.errors import InputError
-from awconv_jax.models.detection import box_head, postprocess, rpn
+from awconv_jax.models.detection import box_head, rpn
 from awconv_jax.models.detection.fpn import FPN
 from awconv_jax.models.detection.losses import choose_targets
 from awconv_jax.models.registry import MODELS
@@ -38,12 +35,14 @@ from awconv_jax.options import (
 )
 
 Group = Mapping[str, Any]
-_MATCHED = ('gt_boxes', 'gt_valid', 'anchors', 'anchor_valid')
-_SAMPLED = ('label', 'key')
-_PROPOSED = ('logits', 'deltas', 'inside', 'size', 'anchors', 'coder', 'train')
-_ALIGNED = ('features', 'rois', 'levels', 'valid_sizes', 'strides')
-_DETECTED = ('logits', 'deltas', 'rois', 'valid', 'size', 'coder')
-_DTYPES = ('dtype', 'param_dtype')
+_NONE, _DTYPES = FrozenDict(), ('dtype', 'param_dtype')
+
+
+def _options(function: Any) -> Options:
+  """Marks options of a function; what it is given has no default."""
+  parameters = inspect.signature(function).parameters.values()
+  given = [p.name for p in parameters if p.default is p.empty]
+  return Options(function, given=given)
 
 
 class FasterRCNN(nn.Module):
@@ -62,16 +61,14 @@ class FasterRCNN(nn.Module):
       the batch in training, and stochastic depth is on; else the statistics are
       frozen.
     beta: of the smooth L1 loss of all boxes; 0 is L1.
-    pyramid: channels of its levels.
-    anchors: a stride for each level, sizes and ratios.
-    anchor_matcher, roi_matcher: which are positive and which negative.
-    anchor_sampler, roi_sampler: how many of an image are trained on.
-    anchor_coder, roi_coder: of boxes to deltas.
-    proposals: candidates and number also for training.
-    roi_levels: which level a region is pooled from.
-    roi_align: how it is pooled.
-    head: features of its layers, and the place of the background.
-    detections: their scores and overlaps, and how many there are at most.
+    pyramid: options of `fpn.FPN`.
+    anchors: of `ops.anchors.Anchors`, a stride for each level.
+    anchor_matcher, roi_matcher: of `ops.matcher.match_boxes`.
+    anchor_sampler, roi_sampler: of `ops.sampler.sample`.
+    anchor_coder, roi_coder: of `ops.boxes.Coder`.
+    proposals: of `rpn.propose`.
+    roi_levels, roi_align: of `ops.roi_align.assign_levels` and `roi_align`.
+    head, detections: of `box_head.create_head` and `detections`.
     dtype: of the computation; boxes and losses are float32.
     param_dtype: of the parameters.
   """
@@ -81,37 +78,19 @@ class FasterRCNN(nn.Module):
   mask_padding: bool = True
   norm_train: bool = False
   beta: NonNegativeFloat = 0.0
-  pyramid: Annotated[Group, Options(FPN, given=_DTYPES)] = FrozenDict()
-  anchors: Annotated[Group, Options(Anchors)] = FrozenDict()
-  anchor_matcher: Annotated[
-      Group, Options(rpn.match_anchors, given=_MATCHED)
-  ] = FrozenDict()
-  anchor_sampler: Annotated[
-      Group, Options(rpn.sample_anchors, given=_SAMPLED)
-  ] = FrozenDict()
-  anchor_coder: Annotated[Group, Options(Coder)] = FrozenDict()
-  proposals: Annotated[Group, Options(rpn.propose, given=_PROPOSED)] = (
-      FrozenDict()
-  )
-  roi_matcher: Annotated[
-      Group, Options(box_head.match_regions, given=_MATCHED)
-  ] = FrozenDict()
-  roi_sampler: Annotated[
-      Group, Options(box_head.sample_labels, given=_SAMPLED)
-  ] = FrozenDict()
-  roi_coder: Annotated[Group, Options(box_head.RegionCoder)] = FrozenDict()
-  roi_levels: Annotated[
-      Group, Options(roi_ops.assign_levels, given=('rois', 'number'))
-  ] = FrozenDict()
-  roi_align: Annotated[Group, Options(roi_ops.roi_align, given=_ALIGNED)] = (
-      FrozenDict()
-  )
-  head: Annotated[
-      Group, Options(box_head.create_head, given=('num_classes', 'dtypes'))
-  ] = FrozenDict()
-  detections: Annotated[
-      Group, Options(postprocess.detections, given=_DETECTED)
-  ] = FrozenDict()
+  pyramid: Annotated[Group, Options(FPN, given=_DTYPES)] = _NONE
+  anchors: Annotated[Group, Options(Anchors)] = _NONE
+  anchor_matcher: Annotated[Group, _options(rpn.match_anchors)] = _NONE
+  anchor_sampler: Annotated[Group, _options(rpn.sample_anchors)] = _NONE
+  anchor_coder: Annotated[Group, Options(Coder)] = _NONE
+  proposals: Annotated[Group, _options(rpn.propose)] = _NONE
+  roi_matcher: Annotated[Group, _options(box_head.match_regions)] = _NONE
+  roi_sampler: Annotated[Group, _options(box_head.sample_labels)] = _NONE
+  roi_coder: Annotated[Group, Options(box_head.RegionCoder)] = _NONE
+  roi_levels: Annotated[Group, _options(roi_ops.assign_levels)] = _NONE
+  roi_align: Annotated[Group, _options(roi_ops.roi_align)] = _NONE
+  head: Annotated[Group, _options(box_head.create_head)] = _NONE
+  detections: Annotated[Group, _options(box_head.detections)] = _NONE
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
@@ -134,6 +113,12 @@ class FasterRCNN(nn.Module):
         self.num_classes, **self.head, **dtypes
     )
 
+  @property
+  def num_proposals(self) -> int:
+    """How many regions of an image are classified, but in training."""
+    bound = functools.partial(rpn.propose, **self.proposals)
+    return inspect.signature(bound).parameters['number'].default
+
   def _valid_sizes(self, image_size, strides):
     """Returns the part of each level that is image, int32 [N, 2], or Nones."""
     if not self.mask_padding:
@@ -148,8 +133,7 @@ class FasterRCNN(nn.Module):
     """Computes the pyramid.
 
     Args:
-      images: [N, H, W, 3], normalised and then padded.
-      image_size: [N, 2], height and width of each without its padding.
+      images, image_size: see `detect`.
       train: whether the backbone trains its norms, if `norm_train`.
 
     Returns:
@@ -182,13 +166,8 @@ class FasterRCNN(nn.Module):
 
   def _propose(self, outputs, image_size, anchors, train):
     """Returns boxes, scores and validity of every image's proposals."""
-    propose = functools.partial(
-        rpn.propose,
-        anchors=anchors,
-        coder=self._anchor_coder,
-        train=train,
-        **self.proposals,
-    )
+    fixed = dict(anchors=anchors, coder=self._anchor_coder, train=train)
+    propose = functools.partial(rpn.propose, **fixed, **self.proposals)
     return per_image(propose, *outputs, image_size)
 
   def _classify(self, levels, rois, image_size):
@@ -196,9 +175,8 @@ class FasterRCNN(nn.Module):
     levels, strides = levels[:-1], self._anchors.strides[:-1]
     sizes = self._valid_sizes(image_size, strides)
     places = roi_ops.assign_levels(rois, len(strides), **self.roi_levels)
-    align = functools.partial(
-        roi_ops.roi_align, strides=strides, **self.roi_align
-    )
+    options = dict(self.roi_align, strides=strides)
+    align = functools.partial(roi_ops.roi_align, **options)
     pooled = per_image(align, levels, rois, places, sizes)
     return self.box_predictor(self.box_head(pooled))
 
@@ -210,8 +188,7 @@ class FasterRCNN(nn.Module):
     What has parameters is all here, to make them and to count them.
 
     Args:
-      images: [N, H, W, 3], normalised and then padded.
-      image_size: [N, 2].
+      images, image_size: see `detect`.
       rois: [N, K, 4].
 
     Returns:
@@ -221,12 +198,8 @@ class FasterRCNN(nn.Module):
     levels = self.features(images, image_size)
     rpn_logits, rpn_deltas, _ = self._score_anchors(levels, image_size)
     logits, deltas = self._classify(levels, rois, image_size)
-    return dict(
-        rpn_logits=rpn_logits,
-        rpn_deltas=rpn_deltas,
-        logits=logits,
-        deltas=deltas,
-    )
+    rpn_outputs = dict(rpn_logits=rpn_logits, rpn_deltas=rpn_deltas)
+    return rpn_outputs | dict(logits=logits, deltas=deltas)
 
   def detect(
       self, images: jax.Array, image_size: jax.Array
@@ -247,7 +220,7 @@ class FasterRCNN(nn.Module):
     rois, _, valid = self._propose(outputs, image_size, anchors, train=False)
     logits, deltas = self._classify(levels, rois, image_size)
     find = functools.partial(
-        postprocess.detections, coder=self._roi_coder, **self.detections
+        box_head.detections, coder=self._roi_coder, **self.detections
     )
     return per_image(find, logits, deltas, rois, valid, image_size)
 
@@ -262,9 +235,10 @@ class FasterRCNN(nn.Module):
   ) -> dict[str, jax.Array]:
     """Computes the four losses of a batch, whose sum is trained.
 
+    Each is a sum over samples, divided by their number in the whole batch.
+
     Args:
-      images: [N, H, W, 3], normalised and then padded.
-      image_size: [N, 2], height and width of each without its padding.
+      images, image_size: see `detect`.
       gt_boxes: [N, M, 4]; no crowds.
       gt_labels: int [N, M], from 0.
       gt_valid: bool [N, M], False for rows that are padding.
@@ -275,6 +249,7 @@ class FasterRCNN(nn.Module):
       rpn_class, rpn_box, roi_class, roi_box, float32 [].
     """
     gt_boxes = jnp.asarray(gt_boxes, jnp.float32)
+    truth = gt_boxes, gt_labels, gt_valid
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(len(images)))
     rpn_keys, roi_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
@@ -289,29 +264,23 @@ class FasterRCNN(nn.Module):
         sample=functools.partial(rpn.sample_anchors, **self.anchor_sampler),
         coder=self._anchor_coder,
     )
-    targets = per_image(choose, inside, gt_boxes, gt_valid, rpn_keys)
+    targets = per_image(choose, inside, *truth, rpn_keys)
     loss = functools.partial(rpn.rpn_loss, beta=self.beta)
     rpn_class, rpn_box = per_image(loss, logits, deltas, targets).means()
 
     rois, _, valid = self._propose(outputs, image_size, anchors, train=True)
+    # With the ground truth there are positives from the first step on.
+    rois = jax.lax.stop_gradient(jnp.concatenate([rois, gt_boxes], axis=1))
+    valid = jnp.concatenate([valid, gt_valid], axis=1)
     choose = functools.partial(
         choose_targets,
         match=functools.partial(box_head.match_regions, **self.roi_matcher),
         sample=functools.partial(box_head.sample_labels, **self.roi_sampler),
         coder=self._roi_coder,
     )
-    choose = functools.partial(
-        box_head.choose_regions, num_classes=self.num_classes, choose=choose
-    )
-    regions = per_image(
-        choose, rois, valid, gt_boxes, gt_labels, gt_valid, roi_keys
-    )
-    logits, deltas = self._classify(levels, regions.boxes, image_size)
+    targets = per_image(choose, rois, valid, *truth, roi_keys)
+    logits, deltas = self._classify(levels, targets.boxes, image_size)
     loss = functools.partial(box_head.box_loss, beta=self.beta)
-    roi_class, roi_box = jax.vmap(loss)(logits, deltas, regions).means()
-    return dict(
-        rpn_class=rpn_class,
-        rpn_box=rpn_box,
-        roi_class=roi_class,
-        roi_box=roi_box,
-    )
+    roi_class, roi_box = jax.vmap(loss)(logits, deltas, targets).means()
+    rpn_losses = dict(rpn_class=rpn_class, rpn_box=rpn_box)
+    return rpn_losses | dict(roi_class=roi_class, roi_box=roi_box)

@@ -21,26 +21,14 @@ from awconv_jax.ops.valid_area import mask_padding
 from awconv_jax.options import PositiveInt
 
 
-def upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
-  """Returns every value of x [N, h, w, C] twice, cropped to size [H, W]."""
-  return x.repeat(2, axis=1).repeat(2, axis=2)[:, : size[0], : size[1]]
-
-
 class FPN(nn.Module):
-  """The pyramid over a backbone's features.
-
-  Attributes:
-    features: channels of every level.
-    dtype: of the computation.
-    param_dtype: of the parameters.
-  """
+  """The pyramid over a backbone's features, and the channels of its levels."""
 
   features: PositiveInt = 256
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
-  def convolve(self, name, size, x):
-    """Returns a convolution of x that keeps its height and width."""
+  def _convolve(self, name, size, x):
     conv = Conv(
         self.features,
         (size, size),
@@ -64,8 +52,7 @@ class FPN(nn.Module):
     Args:
       features: 'c2': [N, H/4, W/4, C2], 'c3', ..., each half as large as the
         one before, rounded up.
-      valid_sizes: int [N, 2] for each of these, height and width of the image
-        in it; None is all of it.
+      valid_sizes: of each of these, see `ops.valid_area`.
 
     Returns:
       'p2': [N, H/4, W/4, features], 'p3', ..., and one level more. Outside of
@@ -74,11 +61,14 @@ class FPN(nn.Module):
     stages = sorted(int(name.removeprefix('c')) for name in features)
     levels, above = {}, None
     for stage, valid_size in zip(stages[::-1], valid_sizes[::-1], strict=True):
-      x = self.convolve(f'lateral{stage}', 1, features[f'c{stage}'])
-      above = x if above is None else x + upsample(above, x.shape[1:3])
+      x = self._convolve(f'lateral{stage}', 1, features[f'c{stage}'])
+      if above is not None:  # Every value of it twice.
+        height, width = x.shape[1:3]
+        x += above.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
+      above = x
       # The 3x3 window at the edge of the image finds zeros, as at the canvas'.
       inside = mask_padding(above, valid_size)
-      levels[f'p{stage}'] = self.convolve(f'output{stage}', 3, inside)
+      levels[f'p{stage}'] = self._convolve(f'output{stage}', 3, inside)
     levels = dict(reversed(levels.items()))
     last = stages[-1]
     return levels | {f'p{last + 1}': levels[f'p{last}'][:, ::2, ::2]}

@@ -2,8 +2,7 @@
 
 Those are of mmdetection 3, configs/_base_/models/faster-rcnn_r50_fpn.py,
 https://arxiv.org/abs/1906.07155, but for the samples of RoIAlign (adaptive
-there: 2 to 4 for nearly all regions) and what the padding does, see
-`mask_padding`.
+there: 2 to 4 for nearly all regions) and `mask_padding`.
 """
 
 from collections.abc import Mapping
@@ -33,14 +32,9 @@ PRESETS = {
 
 
 def with_preset(preset: str, **options: Any) -> dict[str, Any]:
-  """Returns options of a detector, and those of a preset that are not given.
+  """Returns options of `FasterRCNN` over those of one of the `PRESETS`.
 
-  Args:
-    preset: a name in `PRESETS`.
-    **options: of `FasterRCNN`; groups need not be complete.
-
-  Raises:
-    InputError: the preset is unknown.
+  Groups need not be complete. Raises InputError for an unknown preset.
   """
   merged = dict(look_up('preset', preset, PRESETS))
   for name, value in options.items():

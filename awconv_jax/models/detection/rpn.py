@@ -59,21 +59,20 @@ class RPNHead(nn.Module):
   def __call__(
       self, x: jax.Array, valid_size: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes logits and deltas of one level's anchors.
+    """Computes the outputs for the A = H * W * anchors of one level.
 
     Args:
       x: [N, H, W, C].
-      valid_size: int [N, 2], the image in x; None is all of it.
+      valid_size: see `ops.valid_area`.
 
     Returns:
-      float32 [N, H * W * anchors] and [N, H * W * anchors, 4], in the order of
-      `ops.anchors`; and bool [N, H * W * anchors], False for those of cells in
-      the padding, where the others mean nothing.
+      Logits and deltas, float32 [N, A] and [N, A, 4], in the order of
+      `ops.anchors`; and bool [N, A], False in the padding, where they mean
+      nothing.
     """
     hidden = nn.relu(self.shared_conv(mask_padding(x, valid_size)))
     logits = self.cls_logits(hidden)
-    inside = jnp.ones(logits.shape, bool)
-    inside = mask_padding(inside, valid_size, fill=False)
+    inside = mask_padding(jnp.ones(logits.shape, bool), valid_size, fill=False)
     logits, inside = (a.reshape(len(x), -1) for a in (logits, inside))
     return logits, self.bbox_pred(hidden).reshape(len(x), -1, 4), inside
 
@@ -97,24 +96,22 @@ def propose(
   """Returns the proposals of one image; no gradient flows through them.
 
   Args:
-    logits: [A] of each level.
-    deltas: [A, 4] of each level.
+    logits, deltas, anchors: [A], [A, 4] and [A, 4] of each level.
     inside: bool [A] of each level, False in the padding.
     size: [2], height and width of the image, which boxes are clipped to.
-    anchors: [A, 4] of each level.
     coder: of the deltas.
     train: whether they are to be trained on.
     train_candidates, candidates: best anchors of each level that go on, in
       training and otherwise.
-    train_number, number: proposals at most, the best of all levels.
+    train_number, number: proposals at most, likewise, the best of all levels.
     threshold: IoU of non-maximum suppression within a level.
     min_size: boxes with a shorter side, in pixels, are left out, and empty ones
       in any case.
 
   Returns:
-    boxes: float32 [K, 4], with K = number or all candidates, if they are fewer.
-    scores: float32 [K], from high to low.
-    valid: bool [K]; what is not valid means nothing.
+    Boxes, float32 [K, 4], with K = number or all candidates, if they are fewer;
+    scores, float32 [K], from high to low; and bool [K], False for what means
+    nothing.
   """
   if train:
     candidates, number = train_candidates, train_number
@@ -139,11 +136,7 @@ def rpn_loss(
 ) -> Sums:
   """Returns the losses of a sample of one image's anchors (equation 1).
 
-  Args:
-    logits: [A], of all levels.
-    deltas: [A, 4].
-    targets: what was sampled of the anchors.
-    beta: of `losses.smooth_l1`.
+  Logits are [A], of all levels, and deltas [A, 4]; see `losses.smooth_l1`.
   """
   logits = logits[targets.index].astype(jnp.float32)
   # -log sigmoid(logit) of positives, and -log(1 - sigmoid(logit)) of others.
