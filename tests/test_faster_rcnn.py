@@ -20,11 +20,6 @@ from awconv_jax.options import Named
 from awconv_jax.train import partition
 from awconv_jax.weights import names, state_dict
 
-# Every candidate is sampled: what is random depends on their number.
-ALL = dict(
-    anchor_sampler=dict(number=8000, fraction=0.5),
-    roi_sampler=dict(number=80, fraction=0.5),
-)
 TINY = dict(
     name='resnet18', width=4, stage_sizes=(1, 1, 1, 1), zero_init_residual=False
 )
@@ -35,6 +30,9 @@ SMALL = dict(
     anchors=dict(scale=4.0),
     proposals=dict(train_candidates=20, candidates=20, train_number=30),
     detections=dict(number=12),
+    # Every candidate is sampled: what is random depends on their number.
+    anchor_sampler=dict(number=8000, fraction=0.5),
+    roi_sampler=dict(number=80, fraction=0.5),
 )
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -160,9 +158,8 @@ def test_former_names_of_torchvision_are_renewed():
 
 
 def small(backbone=(), **options):
-  return models.create_detector(
-      backbone=TINY | dict(backbone), **(SMALL | ALL | options)
-  )
+  backbone = TINY | dict(backbone)
+  return models.create_detector(backbone=backbone, **SMALL | options)
 
 
 def random_variables(model):

@@ -59,33 +59,24 @@ def test_eight_images_are_learnt_by_heart(learnt):
   assert learnt.result.metrics['AP50'] > 0.95, learnt.result.metrics
 
 
-def predictions(run, split, output, devices):
-  """Returns the metrics that the tool says on some devices; it writes JSON."""
-  config = rundir.read_config(run.workdir)
-  config = evaluate.choose(config, split=split, batch_size=8)
-  with pytest.MonkeyPatch.context() as patch:
-    watched_run.use_devices(patch, devices)
-    return predict.run(config, str(run.workdir), str(output), max_images=0)
-
-
 def test_what_is_written_is_worth_what_is_said_on_any_devices(learnt, tmp_path):
   # 11 more than were learnt, so that not all is found.
-  split, images = 'train[:19]', 19
+  split, images, said = 'train[:19]', 19, {}
   source = sources.open_source('digit_scenes', None, split)
   ids = sorted(source[i]['image_id'] for i in range(images))
-  said = {}
+  config = rundir.read_config(learnt.workdir)
+  config = evaluate.choose(config, split=split, batch_size=8)
   for devices in (1, 8):
     folder = tmp_path / str(devices)
-    said[devices] = predictions(learnt, split, folder, devices)
-    truth = json.loads((folder / 'ground_truth.json').read_text())
+    with pytest.MonkeyPatch.context() as patch:
+      watched_run.use_devices(patch, devices)
+      run = str(learnt.workdir), str(folder)
+      metrics = predict.run(config, *run, max_images=0)
+    files = folder / 'ground_truth.json', folder / 'results.json'
+    truth = json.loads(files[0].read_text())
     assert [image['id'] for image in truth['images']] == ids
-    files = (folder / 'ground_truth.json', folder / 'results.json')
-    outside = dict(zip(METRICS, oracle_coco.stats(*files), strict=True))
-    assert 0.3 < outside['AP50'] < 1
-    for name in METRICS:
-      # JSON keeps every digit.
-      want = pytest.approx(outside[name], abs=1e-12)
-      assert said[devices][name] == want, name
-  for name in METRICS:
-    assert said[8][name] == pytest.approx(said[1][name], abs=1e-6), name
-  assert said[8]['num_images'] == said[1]['num_images'] == images
+    assert metrics['num_images'] == images and 0.3 < metrics['AP50'] < 1
+    said[devices] = [metrics[name] for name in METRICS]
+    # JSON keeps every digit.
+    assert said[devices] == pytest.approx(oracle_coco.stats(*files), abs=1e-12)
+  assert said[8] == pytest.approx(said[1], abs=1e-6)

@@ -78,9 +78,9 @@ def roi_align(
 ) -> jax.Array:
   """Pools a fixed number of bins from each region of one image.
 
-  `jax.vmap` does so for the images of a batch. Only the features have a
-  gradient, in reverse mode and of first order. Time grows with sampling^2, and
-  memory does not: that of the result, once, is all the gradient takes.
+  Only the features have a gradient, in reverse mode and of first order. Time
+  grows with sampling^2, and memory does not: that of the result, once, is all
+  the gradient takes.
 
   Args:
     features: maps of the image, each [H, W, C], the finest first.
@@ -105,7 +105,7 @@ def roi_align(
     finite.
 
   Raises:
-    ValueError: the arguments do not fit together.
+    ValueError: shapes do not fit together.
   """
   rois = as_boxes(rois, 'rois')
   shapes = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in features]
@@ -147,7 +147,6 @@ class _Grid(NamedTuple):
 def _create_grid(
     rois, levels, sizes, widths, strides, output, sampling, adaptive, aligned
 ):
-  """Returns the grid for the arguments of `roi_align`; rois get no gradient."""
   rois = lax.stop_gradient(rois).astype(jnp.float32)
   is_level = (levels >= 0) & (levels < len(sizes))
   # Without one is also what holds a NaN, which is not passed on.

@@ -98,9 +98,8 @@ class FasterRCNN(nn.Module):
     depth = getattr(self.backbone, 'stochastic_depth', 0)
     if depth and not self.norm_train:
       raise InputError(
-          f'model.backbone.stochastic_depth={depth} needs '
-          'model.norm_train=true: with frozen norms the backbone runs as in '
-          'evaluation'
+          f'model.backbone.stochastic_depth={depth} needs model.norm_train='
+          'true: with frozen norms the backbone runs as in evaluation'
       )
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self._anchors = Anchors(**self.anchors)
@@ -138,9 +137,6 @@ class FasterRCNN(nn.Module):
 
     Returns:
       [N, h, w, features] of every level, the finest first.
-
-    Raises:
-      InputError: the strides are not those of the backbone.
     """
     canvas, strides = images.shape[1:3], self._anchors.strides
     pixels, *sizes = self._valid_sizes(image_size, (1, *strides))
@@ -175,7 +171,7 @@ class FasterRCNN(nn.Module):
     levels, strides = levels[:-1], self._anchors.strides[:-1]
     sizes = self._valid_sizes(image_size, strides)
     places = roi_ops.assign_levels(rois, len(strides), **self.roi_levels)
-    options = dict(self.roi_align, strides=strides)
+    options = dict(strides=strides, **self.roi_align)
     align = functools.partial(roi_ops.roi_align, **options)
     pooled = per_image(align, levels, rois, places, sizes)
     return self.box_predictor(self.box_head(pooled))
