@@ -30,14 +30,9 @@ def create(root):
 
   def create(*, train=True, batch_size=4, seed=0, hosts=(0, 1), **changes):
     section = fake_coco.config(f'coco_json:{root}', **changes)
-    batches = data.create(
-        section,
-        train=train,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=hosts[0],
-        process_count=hosts[1],
-    )
+    hosts = dict(process_index=hosts[0], process_count=hosts[1])
+    how = dict(train=train, batch_size=batch_size, seed=seed)
+    batches = data.create(section, **how, **hosts)
     created.append(batches)
     return batches
 
@@ -63,11 +58,8 @@ def boxes_of(seed, crowds):
   """Returns the boxes of an image, as the canvas should hold them."""
   height, width = fake_coco.SIZES[seed % 3]
   scale = min(48 / min(height, width), 60 / max(height, width))
-  kept = [
-      a
-      for a in fake_coco.annotations(seed, (3, 5, 9))
-      if crowds or not a['iscrowd']
-  ]
+  kept = fake_coco.annotations(seed, (3, 5, 9))
+  kept = [a for a in kept if crowds or not a['iscrowd']]
   boxes = fake_coco.xyxy(kept) * scale
   return boxes, [(3, 5, 9).index(a['category_id']) for a in kept], kept
 
@@ -97,15 +89,11 @@ def assert_row(batch, i, seed, crowds):
 
 def test_training_has_the_boxes_but_no_crowds(create):
   batches = create()
-  kinds = {
-      'image_size': ((4, 2), np.int32),
-      'gt_boxes': ((4, 6, 4), np.float32),
-      'gt_labels': ((4, 6), np.int32),
-      'gt_valid': ((4, 6), bool),
-      'image_id': ((4,), np.int32),
-      'original_size': ((4, 2), np.int32),
-      'mask': ((4,), bool),
-  }
+  ints = np.int32
+  kinds = dict(image_size=((4, 2), ints), original_size=((4, 2), ints))
+  kinds |= dict(gt_boxes=((4, 6, 4), np.float32), gt_labels=((4, 6), ints))
+  kinds |= dict(gt_valid=((4, 6), bool), mask=((4,), bool))
+  kinds |= dict(image_id=((4,), ints))
   seen, shapes = set(), set()
   for batch in take(batches, 14):
     shapes.add(batch['image'].shape)
@@ -143,14 +131,11 @@ def test_evaluation_has_every_image_once_and_all_its_boxes(create):
 
 @pytest.mark.parametrize('train', [True, False])
 def test_hosts_and_threads_do_not_change_the_batches(create, train):
-  options = dict(
-      train=train, flip=0.5, train_short_sides=(24, 36, 48), batch_size=4
-  )
+  options = dict(train=train, flip=0.5, train_short_sides=(24, 36, 48))
   number = 16 if train else 3
   whole = take(create(**options), number)
-  assert_equal(
-      take(create(**options, num_threads=3, prefetch=4), number), whole
-  )
+  threaded = take(create(**options, num_threads=3, prefetch=4), number)
+  assert_equal(threaded, whole)
   parts = [take(create(**options, hosts=(i, 2)), number) for i in range(2)]
   merged = [
       {key: np.concatenate([a[key], b[key]]) for key in a}

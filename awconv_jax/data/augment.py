@@ -39,7 +39,7 @@ def random_affine(
 
   Args:
     image: uint8 [H, W, C].
-    rng: source of the five random numbers, each uniform in its range.
+    rng: each number is uniform in its range.
     rotation: largest angle in degrees, to either side.
     translation: largest shift as a fraction of width and height.
     scale: smallest and largest factor of size; 1 keeps it.

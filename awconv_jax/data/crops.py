@@ -1,8 +1,8 @@
 """Random boxes, to be cut out or to be overwritten, and the central square.
 
 The random crop is that of C. Szegedy et al., https://arxiv.org/abs/1409.4842,
-with the ranges and the fallback that all ImageNet recipes share. Random erasing
-is that of Z. Zhong et al., https://arxiv.org/abs/1708.04896, algorithm 1.
+as in all ImageNet recipes; random erasing that of Z. Zhong et al.,
+https://arxiv.org/abs/1708.04896, algorithm 1.
 """
 
 import math

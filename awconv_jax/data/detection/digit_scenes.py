@@ -38,7 +38,10 @@ _TRIES = 30
 
 @functools.cache
 def materials(train: bool) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-  """Returns the scans, their labels and the backgrounds of a split."""
+  """Returns the scans, their labels and the photographs of a split.
+
+  They are ink per pixel, [n, 8, 8] in 0..16; [n]; uint8 [H, W, 3] each.
+  """
   from sklearn import datasets
 
   scans, labels = digits.load()
@@ -115,14 +118,7 @@ def scene(
     photos: list[np.ndarray],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, list[Drawn]]:
-  """Returns a scene, uint8 [h, w, 3], and what is drawn on it.
-
-  Args:
-    scans: ink per pixel, [n, 8, 8], values 0..16.
-    labels: the digits, [n].
-    photos: uint8 [H, W, 3] each, to cut the background from.
-    rng: source of all random numbers.
-  """
+  """Draws a scene of `materials`, uint8 [h, w, 3]; also says what is on it."""
   size = SIZES[rng.integers(len(SIZES))]
   image = _background(photos[rng.integers(len(photos))], size, rng)
   drawn = []
