@@ -22,8 +22,10 @@ def claim(workdir, **changes):
 
 @pytest.fixture
 def workdir(tmp_path):
-  (tmp_path / 'checkpoints/7').mkdir(parents=True)
+  claim(tmp_path, seed=3)  # Without a checkpoint it belongs to no config.
+  (tmp_path / 'checkpoints').mkdir()
   claim(tmp_path)
+  (tmp_path / 'checkpoints/7').mkdir()
   return tmp_path
 
 
