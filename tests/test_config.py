@@ -159,6 +159,10 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
   set_ = dict(gear=dict(name='knot', rope='wire', turns=7))
   gear = complete(set_, gear__name='long_hook').gear
   assert gear.to_dict() == dict(name='long_hook', turns=7, barbs=9)
+  # What the command line itself gives to the other name is told.
+  hook_ = dict(gear=dict(name='hook', barbs=3))
+  (line,) = faults(hook_, gear__name='knot', gear__barbs='3')
+  assert line.startswith('unknown config.gear.barbs')
   # Also over what is complete already: defaults give way to defaults.
   whole = complete(dict(net=dict(tool='knot')))
   config = engine.complete(whole, boat, {'config.net.tool': 'hook'})
