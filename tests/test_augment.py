@@ -241,14 +241,10 @@ ALWAYS = {
     **dict.fromkeys(('shear_x', 'shear_y'), {-0.09, 0.09}),
     **dict.fromkeys(('translate_x', 'translate_y'), {-0.135, 0.135}),
 }
-INCREASING = dict.fromkeys(ENHANCE, {0.73, 1.27}) | {
-    'posterize': {3},
-    'solarize': {180},
-}
-NOT_INCREASING = dict.fromkeys(ENHANCE, {0.64}) | {
-    'posterize': {1},
-    'solarize': {76},
-}
+INCREASING = dict.fromkeys(ENHANCE, {0.73, 1.27})
+INCREASING |= dict(posterize={3}, solarize={180})
+NOT_INCREASING = dict.fromkeys(ENHANCE, {0.64})
+NOT_INCREASING |= dict(posterize={1}, solarize={76})
 
 
 @pytest.mark.parametrize(

@@ -132,21 +132,15 @@ class _MakeRow:
     row = {
         'image': canvases.paste(pixels, self.geometry.canvas_of(group)),
         'image_size': np.int32(pixels.shape[:2]),
-        'gt_boxes': _padded(objects.boxes, most),
-        'gt_labels': _padded(objects.labels, most),
         'gt_valid': np.arange(most) < len(objects),
         'image_id': np.int32(batches.NONE),
         'original_size': np.int32([1, 1]),
         'mask': np.bool_(False),
     }
+    given = {'gt_boxes': objects.boxes, 'gt_labels': objects.labels}
     if evaluated:
-      row['gt_crowd'] = _padded(objects.crowd, most)
-      row['gt_area'] = _padded(objects.area, most)
+      given |= {'gt_crowd': objects.crowd, 'gt_area': objects.area}
+    for key, values in given.items():
+      row[key] = np.zeros((most, *values.shape[1:]), values.dtype)
+      row[key][: len(values)] = values
     return row
-
-
-def _padded(values: np.ndarray, length: int) -> np.ndarray:
-  """Returns the values with zeros after them."""
-  out = np.zeros((length, *values.shape[1:]), values.dtype)
-  out[: len(values)] = values
-  return out
