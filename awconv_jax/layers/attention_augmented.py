@@ -11,6 +11,7 @@ where S are the logits of relative positions, see `ops.relative_attention`.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any
 
@@ -24,23 +25,10 @@ from awconv_jax.ops.valid_area import as_valid_size
 from awconv_jax.options import Bound, PositiveInt
 
 
-def dims_per_head(features: int, heads: int, ratio: float, least: int) -> int:
-  """Returns ratio * features / heads to the nearest, and at least `least`."""
-  return max(math.floor(ratio * features / heads + 0.5), least)
-
-
 class RelativeSelfAttention(nn.Module):
   """Multi-head self-attention over the positions of an image.
 
-  Attributes:
-    heads: number of heads.
-    key_dims: of each head's queries and keys.
-    value_dims: of each head's values.
-    relative: whether logits have terms for relative rows and columns.
-    use_bias: whether the output projection has a bias.
-    kernel_init: initializer of both projections.
-    dtype: of the computation.
-    param_dtype: of the parameters.
+  key_dims and value_dims are of each head; other fields as in `AugmentedConv`.
   """
 
   heads: int
@@ -65,22 +53,19 @@ class RelativeSelfAttention(nn.Module):
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H, W, heads * value_dims] for x [N, H, W, C]."""
-    dense = dict(
+    dense = functools.partial(
+        nn.Dense,
         kernel_init=self.kernel_init,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
     )
-    sizes = (self.key_dims, self.key_dims, self.value_dims)
+    keys, values = self.heads * self.key_dims, self.heads * self.value_dims
     # Biases here would take the networks away from their published sizes. One
     # of the keys cancels in the softmax, one of the values is the output's.
-    qkv = nn.Dense(
-        self.heads * sum(sizes), use_bias=False, name='qkv', **dense
-    )(x)
+    qkv = dense(2 * keys + values, use_bias=False, name='qkv')(x)
     query, key, value = (
         part.reshape(*x.shape[:-1], self.heads, -1)
-        for part in jnp.split(
-            qkv, (self.heads * sizes[0], 2 * self.heads * sizes[0]), axis=-1
-        )
+        for part in jnp.split(qkv, (keys, 2 * keys), axis=-1)
     )
     rows = columns = None
     if self.relative:
@@ -88,11 +73,8 @@ class RelativeSelfAttention(nn.Module):
       columns = self._table('relative_columns', x.shape[2], query.dtype)
     out = relative_attention.relative_attention(
         query, key, value, rows, columns, valid_size=valid_size
-    )
-    out = out.reshape(*x.shape[:-1], -1)
-    return nn.Dense(
-        out.shape[-1], use_bias=self.use_bias, name='project', **dense
-    )(out)
+    ).reshape(*x.shape[:-1], -1)
+    return dense(values, use_bias=self.use_bias, name='project')(out)
 
 
 # Between 0 and 1.
@@ -144,17 +126,12 @@ class AugmentedConv(nn.Conv, kw_only=True):
   convolution: Callable[..., Any] = Conv
 
   @nn.nowrap
-  def _dims(self):
-    """Returns the dimensions of each head's keys and values."""
-    features, heads = self.features, self.heads
-    return (
-        dims_per_head(features, heads, self.key_ratio, self.min_key_dims),
-        dims_per_head(features, heads, self.value_ratio, 1),
-    )
+  def _per_head(self, ratio, least):
+    """Returns ratio * features / heads to the nearest, and at least `least`."""
+    return max(math.floor(ratio * self.features / self.heads + 0.5), least)
 
-  def _attend(self, x, valid_size):
+  def _attend(self, x, key_dims, value_dims, valid_size):
     """Returns [N, H', W', dv] for x at the resolution of the output."""
-    key_dims, value_dims = self._dims()
     size, factor = x.shape[1:3], self.downsample
     if factor > 1:
       coarse = [-(-length // factor) for length in size]
@@ -174,19 +151,15 @@ class AugmentedConv(nn.Conv, kw_only=True):
         param_dtype=self.param_dtype,
         name='attention',
     )(x, valid_size=valid_size)
-    if factor > 1:
-      out = relative_attention.upsample(
-          out, size, factor, valid_size=valid_size
-      )
-    return out
+    if factor == 1:
+      return out
+    return relative_attention.upsample(out, size, factor, valid_size=valid_size)
 
   def _at_output(self, x, out_size, dilation, valid_size):
     """Returns x, and its valid size, at the positions of the output."""
     strides = pair(self.strides)
-    spans = [
-        (k - 1) * d
-        for k, d in zip(pair(self.kernel_size), dilation, strict=True)
-    ]
+    kernel_size = pair(self.kernel_size)
+    spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
     pads = explicit_padding(self.padding, x.shape[1:3], spans, strides)
     offsets = [s // 2 - low for s, (low, _) in zip(spans, pads, strict=True)]
     x = relative_attention.strided_average(
@@ -207,11 +180,9 @@ class AugmentedConv(nn.Conv, kw_only=True):
 
     Args:
       x: [N, H, W, C].
-      valid_size: int [N, 2], height and width of the image from the top left
-        where the rest of it is padding, clipped to 1 to H and 1 to W. Attention
-        leaves the padding out; the convolution sees it as it is, and for the
-        output of the image alone it must be zero (`ops.valid_area`). Outputs
-        at the padding mean nothing. None means the whole input.
+      valid_size: int [N, 2], see `ops.valid_area`. Attention leaves the padding
+        out; the convolution sees it as it is, and for the output of the image
+        alone it must be zero. Outputs at the padding mean nothing.
 
     Returns:
       [N, H', W', features].
@@ -219,16 +190,14 @@ class AugmentedConv(nn.Conv, kw_only=True):
     Raises:
       ValueError: shapes do not fit, or attention would take all features.
     """
-    if x.ndim != 4:
-      raise ValueError(
-          f'AugmentedConv wants images [N, H, W, C], not an array of {x.shape}'
-      )
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, x.shape)
-    value_dims = self.heads * self._dims()[1]
-    if value_dims >= self.features:
+    key_dims = self._per_head(self.key_ratio, self.min_key_dims)
+    value_dims = self._per_head(self.value_ratio, 1)
+    taken = self.heads * value_dims
+    if taken >= self.features:
       raise ValueError(
-          f'AugmentedConv: {self.heads} heads take {value_dims} of '
+          f'AugmentedConv: {self.heads} heads take {taken} of '
           f'{self.features} features and leave none to the convolution; use '
           'fewer heads, a smaller value_ratio or more features'
       )
@@ -238,8 +207,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
         if field.name not in ('parent', 'name')
     }
     fields |= dict(
-        features=self.features - value_dims,
-        kernel_size=pair(self.kernel_size),
+        features=self.features - taken, kernel_size=pair(self.kernel_size)
     )
     fields |= getattr(self.convolution, 'keywords', {})
     conv = self.convolution(**fields, name='conv')
@@ -247,5 +215,5 @@ class AugmentedConv(nn.Conv, kw_only=True):
     x, valid_size = self._at_output(
         x, out.shape[1:3], pair(conv.kernel_dilation), valid_size
     )
-    attended = self._attend(x, valid_size)
+    attended = self._attend(x, key_dims, value_dims, valid_size)
     return jnp.concatenate([out, attended.astype(out.dtype)], axis=-1)

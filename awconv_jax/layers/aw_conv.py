@@ -10,12 +10,12 @@ where pool is average pooling to a grid of the kernel's size, P1 and P2 are
 pointwise convolutions, and expand repeats each value along one axis.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
+import math
 from typing import Annotated, Any
 
 import flax.linen as nn
-from flax.linen.linear import canonicalize_padding
 import jax
 import jax.numpy as jnp
 
@@ -40,8 +40,10 @@ NORMS = {'batch': nn.BatchNorm, 'layer': nn.LayerNorm, 'none': None}
 EXPANSION_AXES = {
     'in': (True, False),
     'out': (False, True),
-    'none': (False,) * 2,
+    'none': (False, False),
 }
+# Fields of nn.Conv that compute another convolution, with a shared kernel.
+_GENERAL = ('conv_general_dilated', 'conv_general_dilated_cls')
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -49,71 +51,44 @@ def expansion_factor(channels: int, expansion: int) -> int:
   return max(e for e in range(1, expansion + 1) if channels % e == 0)
 
 
-def _resample(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Gives each of the kernel's taps the nearest cell of the pooled grid."""
-  for axis, (cells, taps) in enumerate(zip(maps.shape[1:3], size)):  # noqa: B905
-    if cells != taps:
-      # The cell that holds the tap's centre, (i + 1/2) / taps.
-      index = (2 * jnp.arange(taps) + 1) * cells // (2 * taps)
-      maps = jnp.take(maps, index, axis=axis + 1)
-  return maps
-
-
 class AttentionMaps(nn.Module):
-  """Computes the compact attention maps of a kernel from the input.
+  """The branch `attention` of an `AWConv`, whose choices are its fields."""
 
-  Attributes:
-    kernel_size: (kh, kw) of the kernel.
-    pool_size: grid of the pooled input.
-    groups_in: values along the kernel's input axis, G.
-    groups_out: values along the kernel's output axis, D'.
-    hidden: channels between the two pointwise convolutions.
-    gate: function of the values.
-    norm: what makes the norms; None for none.
-    identity_start: as in `AWConv`.
-    dtype: of the computation.
-    param_dtype: of the parameters.
-  """
-
-  kernel_size: tuple[int, int]
-  pool_size: tuple[int, int]
-  groups_in: int
-  groups_out: int
+  taps: tuple[int, int]  # kh, kw
+  grid: tuple[int, int]
+  values: tuple[int, int]  # G, D'
   hidden: int
   gate: Callable[[jax.Array], jax.Array]
   norm: Callable[..., nn.Module] | None
   identity_start: bool
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
+  dtypes: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, x, valid_size=None):
     """Returns A [N, kh, kw, G, D'] for x [N, H, W, C]."""
+    dense = functools.partial(
+        nn.Dense, use_bias=self.norm is None, **self.dtypes
+    )
     norm = self.norm or (lambda **_: lambda a: a)
     # What an identity start has as zero: the last scale, or without a norm the
     # second convolution.
-    last = nn.initializers.ones
     kernel_init = nn.initializers.lecun_normal()
+    scale_init = nn.initializers.ones
     if self.identity_start:
-      last = nn.initializers.zeros
+      scale_init = nn.initializers.zeros
       kernel_init = kernel_init if self.norm else nn.initializers.zeros
-    dense = functools.partial(
-        nn.Dense,
-        use_bias=self.norm is None,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-    )
-    a = adaptive_average_pool(x, self.pool_size, valid_size=valid_size)
+    a = adaptive_average_pool(x, self.grid, valid_size=valid_size)
     a = dense(self.hidden, name='pointwise1')(a.astype(x.dtype))
     a = nn.relu(norm(name='norm1')(a))
-    a = dense(
-        self.groups_in * self.groups_out,
-        kernel_init=kernel_init,
-        name='pointwise2',
-    )(a)
-    a = self.gate(norm(scale_init=last, name='norm2')(a))
-    a = _resample(a, self.kernel_size)
-    return a.reshape(*a.shape[:-1], self.groups_in, self.groups_out)
+    size = math.prod(self.values)
+    a = dense(size, kernel_init=kernel_init, name='pointwise2')(a)
+    a = self.gate(norm(scale_init=scale_init, name='norm2')(a))
+    for axis, (cells, taps) in enumerate(zip(self.grid, self.taps), start=1):  # noqa: B905
+      if cells != taps:
+        # The cell that holds the tap's centre, (i + 1/2) / taps.
+        index = (2 * jnp.arange(taps) + 1) * cells // (2 * taps)
+        a = jnp.take(a, index, axis=axis)
+    return a.reshape(*a.shape[:-1], *self.values)
 
 
 class AWConv(nn.Conv, kw_only=True):
@@ -147,8 +122,8 @@ class AWConv(nn.Conv, kw_only=True):
       statistics are taken over the whole (also a sharded) batch.
     norm_momentum, norm_epsilon: of the norms (momentum: share of the old).
     residual: True for K * (1 + A), False for K * A.
-    pool_size: rows and columns of the pooled input's grid, or (outside of
-      configs) a pair of them; None for the kernel's size.
+    pool_size: rows and columns of the pooled input's grid, or a pair of them;
+      None for the kernel's size.
     refinement: what refines the maps as if they were an activation of D'
       channels: a name in `attention.IN_BLOCK`, such as 'se'; or what makes a
       module, called as `refinement(name=...)(maps)` with [N * G, kh, kw, D'].
@@ -173,7 +148,7 @@ class AWConv(nn.Conv, kw_only=True):
   norm_momentum: UnitFloat = 0.9
   norm_epsilon: NonNegativeFloat = 1e-5
   residual: bool = True
-  pool_size: PositiveInt | None = None
+  pool_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
   refinement: (
       Annotated[str | Callable[..., Any], OneOf(attention.IN_BLOCK)] | None
   ) = None
@@ -182,12 +157,12 @@ class AWConv(nn.Conv, kw_only=True):
   chunk: PositiveInt | None = None
   train: bool | None = None
 
-  def _attention(self, x, kernel_size, inputs, outputs, train, valid_size):
-    """Returns A for a kernel of so many input and output channels."""
+  def _maps(self, x, kernel_size, inputs, train, valid_size):
+    """Returns A [N, kh, kw, G, D'] for so many input channels of the kernel."""
     shared = look_up('expansion_axis', self.expansion_axis, EXPANSION_AXES)
-    groups = [
-        n // expansion_factor(n, self.expansion) if together else n
-        for n, together in zip((inputs, outputs), shared, strict=True)
+    values = [
+        n // expansion_factor(n, self.expansion if together else 1)
+        for n, together in zip((inputs, self.features), shared, strict=True)
     ]
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     norm = look_up('norm', self.norm, NORMS)
@@ -196,38 +171,28 @@ class AWConv(nn.Conv, kw_only=True):
       options |= dict(
           use_running_average=not train, momentum=self.norm_momentum
       )
-    norm = norm and functools.partial(norm, **options)
-    return AttentionMaps(
-        kernel_size=kernel_size,
-        pool_size=pair(self.pool_size) if self.pool_size else kernel_size,
-        groups_in=groups[0],
-        groups_out=groups[1],
+    maps = AttentionMaps(
+        taps=kernel_size,
+        grid=pair(self.pool_size) if self.pool_size else kernel_size,
+        values=tuple(values),
         hidden=max(x.shape[-1] // self.reduction, self.min_hidden),
         gate=look_up('gate', self.gate, GATES),
-        norm=norm,
+        norm=norm and functools.partial(norm, **options),
         identity_start=self.identity_start,
+        dtypes=dtypes,
         name='attention',
-        **dtypes,
     )(x, valid_size)
-
-  def _refine(self, maps, train):
-    """Returns the maps A [N, kh, kw, G, D'], gated by the refinement."""
     make = self.refinement
-    if isinstance(make, str):
-      make = attention.partial_of(
-          look_up('refinement', make, attention.IN_BLOCK),
-          train=train,
-          dtype=self.dtype,
-          param_dtype=self.param_dtype,
-      )
     if make is None:
       return maps
-    n, kh, kw, groups, outputs = maps.shape
+    if isinstance(make, str):
+      layer = look_up('refinement', make, attention.IN_BLOCK)
+      make = attention.partial_of(layer, train=train, **dtypes)
     # The same module for every run of inputs; an activation has one axis less.
+    n, kh, kw, groups, outputs = maps.shape
     seen = jnp.moveaxis(maps, 3, 1).reshape(n * groups, kh, kw, outputs)
     refined = make(name='refinement')(seen)
-    refined = refined.reshape(n, groups, kh, kw, outputs)
-    return jnp.moveaxis(refined, 1, 3)
+    return jnp.moveaxis(refined.reshape(n, groups, kh, kw, outputs), 1, 3)
 
   @nn.compact
   def __call__(
@@ -242,11 +207,9 @@ class AWConv(nn.Conv, kw_only=True):
     Args:
       inputs: [..., H, W, C] with any number of leading (batch) axes.
       train: see the class.
-      valid_size: int [..., 2], height and width of the image from the top left
-        where it is padded on the right and below, clipped to 1 to H and 1 to
-        W; A is computed from that area alone. None means the whole input.
-        The convolution sees the padding as it is: for the output of the image
-        alone it must be zero (`ops.valid_area.mask_padding`).
+      valid_size: int [..., 2], see `ops.valid_area`; A is computed from that
+        area alone. The convolution sees the padding as it is: for the output
+        of the image alone it must be zero.
 
     Returns:
       [..., H', W', features].
@@ -255,19 +218,24 @@ class AWConv(nn.Conv, kw_only=True):
       ValueError: shapes do not fit, a name is unknown, or fields exclude each
         other; says which.
     """
+    if self.identity_start and not (
+        self.residual and self.gate in IDENTITY_GATES
+    ):
+      raise ValueError(
+          'AWConv: identity_start needs residual=True and a gate in '
+          f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
+      )
+    for name in ('input_dilation', *_GENERAL):
+      if getattr(self, name) not in (None, 1, (1, 1), [1, 1]):
+        raise ValueError(f'AWConv: {name} must be left out')
     if self.train is not None or train is not None:
       train = nn.merge_param('train', self.train, train)
     else:
       train = self.is_mutable_collection('batch_stats')
-    self._check(inputs.shape[-1])
     kernel_size = pair(self.kernel_size)
     channels = inputs.shape[-1] // self.feature_group_count
-    kernel = self.param(
-        'kernel',
-        self.kernel_init,
-        (*kernel_size, channels, self.features),
-        self.param_dtype,
-    )
+    shape = *kernel_size, channels, self.features
+    kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
     if self.mask is not None:
       kernel = kernel * self.mask  # Not in place: it may be NumPy's.
     bias = None
@@ -281,17 +249,14 @@ class AWConv(nn.Conv, kw_only=True):
     x = inputs.reshape(-1, *inputs.shape[-3:])
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, inputs.shape).reshape(-1, 2)
-    maps = self._attention(
-        x, kernel_size, channels, self.features, train, valid_size
-    )
-    maps = self._refine(maps, train)
+    maps = self._maps(x, kernel_size, channels, train, valid_size)
     self.sow('intermediates', 'attention_maps', maps)
     strides, dilation = pair(self.strides), pair(self.kernel_dilation)
-    padding = canonicalize_padding(self.padding, 2)
-    if isinstance(padding, str) and padding in WRAPS:
-      spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
-      pads = explicit_padding(padding, x.shape[1:3], spans, strides)
-      x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=WRAPS[padding])
+    spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
+    padding = explicit_padding(self.padding, x.shape[1:3], spans, strides)
+    if self.padding in list(WRAPS):
+      mode = WRAPS[self.padding]
+      x = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode=mode)
       padding = 'VALID'
     out = aw_conv(
         x,
@@ -309,25 +274,3 @@ class AWConv(nn.Conv, kw_only=True):
     if bias is not None:
       out = out + bias
     return out.reshape(*inputs.shape[:-3], *out.shape[1:])
-
-  def _check(self, channels):
-    """Raises ValueError for fields that exclude each other, or the input."""
-    if channels % self.feature_group_count:
-      raise ValueError(
-          f'AWConv: feature_group_count={self.feature_group_count} must divide '
-          f'the {channels} channels of the input'
-      )
-    if self.identity_start and not (
-        self.residual and self.gate in IDENTITY_GATES
-    ):
-      raise ValueError(
-          'AWConv: identity_start needs residual=True and a gate in '
-          f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
-      )
-    for name in ('conv_general_dilated', 'conv_general_dilated_cls'):
-      if getattr(self, name) is not None:
-        raise ValueError(f'AWConv: {name} is not for a kernel per sample')
-    if self.input_dilation is not None and pair(self.input_dilation) != (1, 1):
-      raise ValueError(
-          f'AWConv: input_dilation={self.input_dilation} is not supported'
-      )

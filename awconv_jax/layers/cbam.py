@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+from awconv_jax.layers.gate import NormedGate, average
 from awconv_jax.ops.valid_area import mask_padding
-from awconv_jax.options import Dtype, NonNegativeFloat, PositiveInt, UnitFloat
+from awconv_jax.options import PositiveInt, UnitFloat
 
 
 def largest(x: jax.Array, axis: int) -> jax.Array:
@@ -29,8 +29,8 @@ def largest(x: jax.Array, axis: int) -> jax.Array:
   return jnp.take_along_axis(x, places, axis)
 
 
-class CBAM(nn.Module):
-  """Scales the channels of x, and then its positions.
+class CBAM(NormedGate):
+  """Scales the channels of x, and then its positions; see `layers.gate`.
 
   The scale of the norm starts as zero, so that the gate of the positions starts
   as 1/2 everywhere.
@@ -38,76 +38,29 @@ class CBAM(nn.Module):
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
     spatial_size: of the kernel that sees the positions.
-    norm_momentum, norm_epsilon: of the norm (momentum: share of the old).
-    train: whether batch statistics are used, in which padding counts, too.
-      None: True if the call may update 'batch_stats'.
-    dtype: of the computation.
-    param_dtype: of the parameters.
+    norm_momentum: as there, with another default.
   """
 
   reduction: PositiveInt = 16
   spatial_size: PositiveInt = 7
   norm_momentum: UnitFloat = 0.99
-  norm_epsilon: NonNegativeFloat = 1e-5
-  train: bool | None = None
-  dtype: Dtype | None = None
-  param_dtype: Dtype = jnp.float32
 
-  def _channel_gate(self, x, valid_size):
-    """Returns [N, 1, 1, C]."""
+  @nn.compact
+  def __call__(self, x, *, valid_size=None):
     channels = x.shape[-1]
-    dense = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     hidden = max(channels // self.reduction, 1)
-    mean = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
     inside = mask_padding(x, valid_size, fill=-jnp.inf)
     most = largest(inside.reshape(x.shape[0], -1, channels), 1)
     # As two positions of one image, so that both share the layers.
-    gate = jnp.concatenate([mean.astype(x.dtype), most[:, None]], axis=1)
-    gate = nn.relu(nn.Dense(hidden, name='reduce', **dense)(gate))
-    gate = nn.Dense(channels, name='expand', **dense)(gate)
-    return nn.sigmoid(gate.sum(1, keepdims=True))
+    gate = jnp.concatenate([average(x, valid_size), most[:, None]], axis=1)
+    gate = nn.relu(self.typed(nn.Dense, hidden, name='reduce')(gate))
+    gate = self.typed(nn.Dense, channels, name='expand')(gate)
+    x = x * nn.sigmoid(gate.sum(1, keepdims=True))
 
-  def _spatial_gate(self, x, valid_size):
-    """Returns [N, H, W, 1]."""
-    train = self.train
-    if train is None:
-      train = self.is_mutable_collection('batch_stats')
-    options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     gate = jnp.concatenate([largest(x, 3), x.mean(-1, keepdims=True)], axis=-1)
-    gate = nn.Conv(
-        1,
-        (self.spatial_size, self.spatial_size),
-        use_bias=False,
-        name='spatial_conv',
-        **options,
-    )(mask_padding(gate, valid_size))
-    gate = nn.BatchNorm(
-        use_running_average=not train,
-        momentum=self.norm_momentum,
-        epsilon=self.norm_epsilon,
-        scale_init=nn.initializers.zeros,
-        name='spatial_norm',
-        **options,
-    )(gate)
-    return nn.sigmoid(gate)
-
-  @nn.compact
-  def __call__(
-      self, x: jax.Array, *, valid_size: jax.Array | None = None
-  ) -> jax.Array:
-    """Scales the channels and the positions of each image.
-
-    Args:
-      x: [N, H, W, C].
-      valid_size: int [N, 2], height and width of the image from the top left
-        where the rest of it is padding. With the running statistics the output
-        in that area is that of the image alone.
-
-    Returns:
-      [N, H, W, C].
-
-    Raises:
-      ValueError: the shape of valid_size does not fit.
-    """
-    x = x * self._channel_gate(x, valid_size)
-    return x * self._spatial_gate(x, valid_size)
+    size = (self.spatial_size,) * 2
+    gate = self.typed(nn.Conv, 1, size, use_bias=False, name='spatial_conv')(
+        mask_padding(gate, valid_size)
+    )
+    zeros = nn.initializers.zeros
+    return x * nn.sigmoid(self.norm('spatial_norm', scale_init=zeros)(gate))

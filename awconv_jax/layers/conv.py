@@ -14,11 +14,7 @@ WRAPS = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
 
 
 def pair(value: int | Sequence[int] | None) -> tuple[int, int]:
-  """Returns (value, value) for a number, (1, 1) for None, else two values.
-
-  Raises:
-    ValueError: there are not two.
-  """
+  """Returns (value, value) for a number, (1, 1) for None, else two values."""
   if value is None:
     return 1, 1
   entries = tuple(value) if isinstance(value, Sequence) else (value, value)
@@ -33,16 +29,13 @@ def explicit_padding(
     spans: Sequence[int],
     strides: Sequence[int],
 ) -> Sequence[tuple[int, int]]:
-  """Returns (low, high) for both axes, whatever way padding is given in.
+  """Returns (low, high) for both axes, whatever padding `nn.Conv` was given.
 
   Args:
-    padding: as of `nn.Conv`.
+    padding: as of `nn.Conv`; ValueError if it does not cover two axes.
     size: H and W of the image.
     spans: from the first to the last tap of the kernel, in positions.
     strides: of the convolution.
-
-  Raises:
-    ValueError: padding does not cover two axes.
   """
   padding = canonicalize_padding(padding, 2)
   if not isinstance(padding, str):
@@ -56,6 +49,7 @@ def explicit_padding(
 class Conv(nn.Conv):
   """`nn.Conv` that accepts, and has no use for, the image's valid area."""
 
+  @nn.nowrap  # Flax would record the output of a second method.
   def __call__(
       self, inputs: jax.Array, *, valid_size: jax.Array | None = None
   ) -> jax.Array:

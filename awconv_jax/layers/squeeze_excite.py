@@ -6,48 +6,25 @@
 """
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.options import Dtype, PositiveInt
+from awconv_jax.layers.gate import Gate, average
+from awconv_jax.options import PositiveInt
 
 
-class SqueezeExcite(nn.Module):
-  """Scales the channels of x.
+class SqueezeExcite(Gate):
+  """Scales the channels of x; see `layers.gate` for how it is called.
 
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   reduction: PositiveInt = 16
-  dtype: Dtype | None = None
-  param_dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(
-      self, x: jax.Array, *, valid_size: jax.Array | None = None
-  ) -> jax.Array:
-    """Scales the channels of each image.
-
-    Args:
-      x: [N, H, W, C].
-      valid_size: int [N, 2], height and width of the image from the top left
-        where the rest of it is padding, which is left out of the average.
-
-    Returns:
-      [N, H, W, C].
-
-    Raises:
-      ValueError: the shape of valid_size does not fit.
-    """
+  def __call__(self, x, *, valid_size=None):
     channels = x.shape[-1]
-    dense = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     hidden = max(channels // self.reduction, 1)
-    gate = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
-    gate = gate.astype(x.dtype)
-    gate = nn.relu(nn.Dense(hidden, name='reduce', **dense)(gate))
-    gate = nn.sigmoid(nn.Dense(channels, name='expand', **dense)(gate))
+    gate = average(x, valid_size)
+    gate = nn.relu(self.typed(nn.Dense, hidden, name='reduce')(gate))
+    gate = nn.sigmoid(self.typed(nn.Dense, channels, name='expand')(gate))
     return x * gate

@@ -1,12 +1,7 @@
 """Calls of a running model's convolutions, computed by AWConv in their scopes.
 
-"An Attention Module for Convolutional Neural Networks",
-https://arxiv.org/abs/2108.08205:
-
-  conv(I[n], K)  becomes  conv(I[n], K * (1 + A[n]))
-
-with K under its own name, and the branch that computes A as `attention` beside
-it.
+The kernel K keeps its name there, and the branch that computes A is put beside
+it as `attention`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,17 +38,6 @@ def names(paths: Iterable[Path]) -> str:
 
 def _convolve(path: Path, conv: nn.Conv, options: Mapping[str, Any], call):
   """Computes the call of a bound convolution, in its scope."""
-  fault = None
-  # What AWConv would compute otherwise, without a word.
-  if np.shape(conv.kernel_size) != (2,):
-    fault = f'kernel_size={conv.kernel_size!r}'
-  elif type(conv).param is not nn.Module.param:
-    fault = f'a method {type(conv).__name__}.param'
-  if fault:
-    raise ValueError(
-        f'replace_conv: {names([path])} has {fault}, which AWConv cannot '
-        'compute; leave it out by `where`'
-    )
   fields = {name: getattr(conv, name) for name in SHARED}
   layer = AWConv(**fields | options | dict(parent=conv.scope, name=None))
   # With capture_intermediates both layers put their output down, under the
@@ -61,15 +45,16 @@ def _convolve(path: Path, conv: nn.Conv, options: Mapping[str, Any], call):
   captured = conv.get_variable('intermediates', '__call__', ())
   try:
     out = call(layer)
-  except ValueError as error:
-    raise ValueError(f'replace_conv: {names([path])}: {error}') from error
-  except flax_errors.FlaxError as error:
-    raise ValueError(
-        f'replace_conv: {names([path])}: {error} Initialise the model that '
-        'replace_conv returned and put plain weights in by merge_variables; '
-        "under nn.scan or nn.vmap name 'params' and 'batch_stats' in "
-        "variable_axes, or use norm='layer'"
-    ) from error
+  except (ValueError, flax_errors.FlaxError) as error:
+    remedy = ''
+    if isinstance(error, flax_errors.FlaxError):
+      remedy = (
+          ' Initialise the model that replace_conv returned and put plain '
+          'weights in by merge_variables; under nn.scan or nn.vmap name '
+          "'params' and 'batch_stats' in variable_axes, or use norm='layer'"
+      )
+    message = f'replace_conv: {names([path])}: {error}{remedy}'
+    raise ValueError(message) from error
   if conv.has_variable('intermediates', '__call__'):
     conv.put_variable('intermediates', '__call__', captured)
   return out
@@ -89,10 +74,8 @@ class Surgery:
 
   def choose(self, path: Path, conv: nn.Conv) -> int | None:
     """Returns the first rule that wants a convolution, None if none does."""
-    wanting = (
-        i for i, (where, _) in enumerate(self.rules) if where(path, conv)
-    )
-    return next(wanting, None)
+    rules = enumerate(self.rules)
+    return next((i for i, (where, _) in rules if where(path, conv)), None)
 
   def intercept(self, root: Path, call, args, kwargs, context):
     """Runs one method of one module of the model; for nn.intercept_methods."""
@@ -111,45 +94,42 @@ class Surgery:
       self.met[path] = module.clone(), rule
       if rule is None:
         return call(*args, **kwargs)
-      options = self.rules[rule][1]
-      return _convolve(path, module, options, lambda f: f(*args, **kwargs))
-    # A subclass with another call, around that of nn.Conv or without.
-    out = call(*args, **kwargs)
-    if path not in self.met and self.choose(path, module) is not None:
-      raise ValueError(
-          f'replace_conv: {names([path])}: {type(module).__name__} does not '
-          'call nn.Conv.__call__, so AWConv cannot take its place; leave it '
-          'out by `where`'
-      )
-    return out
+      if type(module).param is nn.Module.param:
+        options = self.rules[rule][1]
+        return _convolve(path, module, options, lambda f: f(*args, **kwargs))
+    else:  # A subclass with another call, around that of nn.Conv or without.
+      out = call(*args, **kwargs)
+      if path in self.met or self.choose(path, module) is None:
+        return out
+    raise ValueError(
+        f'replace_conv: {names([path])}: {type(module).__name__} does not call '
+        'nn.Conv.__call__, or has another `param`, so AWConv cannot take its '
+        'place; leave it out by `where`'
+    )
 
   @contextlib.contextmanager
   def at_work(self, model: nn.Module) -> Iterator[None]:
     """Replaces what is called inside, below the path of the model."""
-    if any(surgery is self for surgery in _AT_WORK.value):
+    if self in _AT_WORK.value:
       yield
       return
     root = model.path if model.scope is not None else ()
-    with _AT_WORK((*_AT_WORK.value, self)):
-      with nn.intercept_methods(functools.partial(self.intercept, root)):
-        yield
+    intercept = functools.partial(self.intercept, root)
+    with _AT_WORK((*_AT_WORK.value, self)), nn.intercept_methods(intercept):
+      yield
 
   def check(self, model: nn.Module) -> None:
     """Raises ValueError if, after a call, a rule was broken or of no use."""
     # nn.jit computes a block by the trace of another one with equal fields,
     # whatever their paths; their convolutions have equal names and kernels.
     params = traverse_util.flatten_dict(model.variables.get('params', {}))
-    shapes = {
-        path[:-1]: np.shape(nn.meta.unbox(leaf))
+    kinds = {
+        path[:-1]: (path[-2:], np.shape(nn.meta.unbox(leaf)))
         for path, leaf in params.items()
         if path[-1] == 'kernel'
     }
-    for path in shapes.keys() - self.met.keys():
-      twins = [
-          (conv, rule)
-          for twin, (conv, rule) in self.met.items()
-          if (twin[-1:], shapes.get(twin)) == (path[-1:], shapes[path])
-      ]
+    for path in kinds.keys() - self.met.keys():
+      twins = [v for k, v in self.met.items() if kinds.get(k) == kinds[path]]
       wanted = {self.choose(path, conv) for conv, _ in twins}
       if twins and wanted.isdisjoint(rule for _, rule in twins):
         raise ValueError(

@@ -43,19 +43,20 @@ def merge_variables(
   """
   old = traverse_util.flatten_dict(initial)
   new = traverse_util.flatten_dict(plain)
-  problems = [
-      f'{names([path])} is missing in the plain variables'
-      for path in old
-      if path not in new and not _is_added(path, old)
+  # A partitioned array is boxed.
+  shape = {p: np.shape(nn.meta.unbox(v)) for p, v in new.items()}
+  wanted = {
+      p: np.shape(nn.meta.unbox(v))
+      for p, v in old.items()
+      if p in new or not _is_added(p, old)
+  }
+  faults = [
+      f'{names([p])} ({shape.get(p, "missing")} for {wanted.get(p, "nothing")})'
+      for p in wanted | shape
+      if shape.get(p) != wanted.get(p)
   ]
-  for path, value in new.items():
-    if path not in old:
-      problems.append(f'{names([path])} has no place in the AW variables')
-      continue
-    # A partitioned array is boxed.
-    shape, wanted = (np.shape(nn.meta.unbox(v)) for v in (value, old[path]))
-    if shape != wanted:
-      problems.append(f'{names([path])} has shape {shape}, not {wanted}')
-  if problems:
-    raise ValueError(f'merge_variables: {"; ".join(problems)}')
+  if faults:
+    raise ValueError(
+        f'merge_variables: shapes of plain variables do not fit: {", ".join(faults)}'
+    )
   return traverse_util.unflatten_dict(old | new)

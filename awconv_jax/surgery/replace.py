@@ -1,10 +1,4 @@
-"""`replace_conv`: a model with AW-convolutions, without editing its code.
-
-"An Attention Module for Convolutional Neural Networks",
-https://arxiv.org/abs/2108.08205; in every chosen convolution of the model
-
-  conv(I[n], K)  becomes  conv(I[n], K * (1 + A[n]))
-"""
+"""`replace_conv`: a model with AW-convolutions, without editing its code."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -65,8 +59,7 @@ def _subclass(base: type[nn.Module], surgery: Surgery) -> type[nn.Module]:
   # The name stays, since Flax names submodules after it.
   kept = ('__module__', '__qualname__', '__doc__')
   body |= {name: getattr(base, name) for name in kept}
-  body['_surgery'] = surgery
-  replaced = type(base)(base.__name__, (base,), body)
+  replaced = type(base)(base.__name__, (base,), body | {'_surgery': surgery})
   return replaced
 
 
@@ -74,6 +67,8 @@ def replace_conv(
     model: nn.Module, where: Where = is_3x3, **aw_options: Any
 ) -> nn.Module:
   """Returns the model with chosen convolutions computed by `AWConv`.
+
+    conv(I[n], K)  becomes  conv(I[n], K * (1 + A[n]))
 
   The model's code stays as it is. `kernel` and `bias` stay where they were, and
   with the same key have the same first values; `attention` is added beside
@@ -118,8 +113,7 @@ def replace_conv(
         f'(make it with parent=None), not {model!r}'
     )
   for name in aw_options:
-    if name not in OPTIONS:
-      raise errors.unknown_name('option of AWConv', name, OPTIONS)
+    errors.look_up('option of AWConv', name, OPTIONS)
   base, rules = type(model), ((where, aw_options),)
   if '_surgery' in vars(base):
     base, rules = base.__base__, (*vars(base)['_surgery'].rules, *rules)
