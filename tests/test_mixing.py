@@ -59,10 +59,7 @@ def test_rows_are_mixed_with_the_rows_from_the_other_end(options, rows):
     assert got_images.dtype == got_targets.dtype == jnp.float32
     for n in range(rows):
       a, b = images[n].astype(float), images[rows - 1 - n].astype(float)
-      want = np.empty_like(a)
-      for h, w in np.ndindex(SIZE):
-        m = float(weights[h, w, 0])
-        want[h, w] = m * a[h, w] + (1 - m) * b[h, w]
+      want = weights * a + (1 - weights) * b
       np.testing.assert_allclose(got_images[n], want, rtol=1e-5, atol=1e-4)
       s = float(share)
       want = s * targets[n] + (1 - s) * targets[rows - 1 - n]

@@ -4,7 +4,6 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import layer_cases
 from layer_cases import KEY, images
 import numpy as np
@@ -137,20 +136,12 @@ def test_it_is_the_model_edited_by_hand():
   variables = randomize(variables)
   out = run(model, variables, x)
   np.testing.assert_array_equal(out, run(edited, variables, x))
-  plain = run(Compact(), variables, x)
-  assert np.abs(out - plain).max() > 1e-2
-
-
-def test_the_model_keeps_its_class_fields_and_plain_self():
-  plain = Compact()
-  model = replace_conv(plain)
+  assert np.abs(out - run(Compact(), variables, x)).max() > 1e-2
+  # A subclass of the same name and fields, also if it is copied.
   assert isinstance(model, Compact) and type(model).__name__ == 'Compact'
-  assert type(plain) is Compact and model.conv is nn.Conv
-  x = images(1, 4, 4, 2)
-  for own in (model, model.copy(parent=None)):
-    assert owners(own, x) == {'middle', 'last'}
-  # Plain modules are as ever, after and between.
-  assert not owners(plain, x)
+  assert model.conv is nn.Conv
+  assert owners(model.copy(parent=None), x) == {'middle', 'last'}
+  assert not owners(Compact(), x)  # The plain one is as ever.
 
 
 @pytest.mark.parametrize(
@@ -195,27 +186,6 @@ def test_identity_start_is_the_plain_model():
   expected = run(plain, pretrained, x, train=False)
   np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
 
-  @jax.jit
-  def step(params):
-    def loss(params):
-      out, updated = model.apply(
-          variables | {'params': params},
-          x,
-          train=True,
-          rngs={'dropout': KEY},
-          mutable=['batch_stats'],
-      )
-      return jnp.sum(out * jnp.arange(3)), updated['batch_stats']
-
-    return jax.grad(loss, has_aux=True)(params)
-
-  gradients, updated = step(variables['params'])
-  for path, leaf in leaves(gradients).items():
-    if path.endswith(('norm2/scale', 'norm2/bias')):
-      assert np.abs(leaf).max() > 0, path
-  old = leaves(variables['batch_stats'])
-  for path, leaf in leaves(updated).items():
-    assert not np.array_equal(leaf, old[path]), path
   # The statistics move for all but a layer that must not train.
   fixed = replace_conv(Setup(), train=False)
   variables = randomize(start(fixed, x))
@@ -248,33 +218,8 @@ def test_every_way_into_the_model():
   assert added(start(Setup(), x, method='encode'), half) == {'first'}
 
 
-def test_inside_another_model_paths_are_those_of_the_replaced_one():
-  inner = replace_conv(Setup(), lambda path, conv: path == ('first',))
-
-  class Outer(nn.Module):
-    backbone: nn.Module
-
-    @nn.compact
-    def __call__(self, x):
-      x = nn.Conv(3, (3, 3), name='first')(x)
-      x = replace_conv(Small(parent=None))(self.backbone(x))
-      return Small()(x)
-
-  x = images(1, 4, 4, 3)
-  assert owners(Outer(inner), x) == {'backbone/first', 'Small_0/Conv_0'}
-  with pytest.raises(ValueError, match='is not bound'):
-
-    class Bound(nn.Module):
-
-      @nn.compact
-      def __call__(self, x):
-        return replace_conv(Small())(x)
-
-    jax.eval_shape(Bound().init, KEY, x)
-
-
 class Borrower(nn.Module):
-  """Calls a convolution of its own, and one of somebody else."""
+  """Calls a convolution it has made, and one of somebody else."""
 
   borrowed: nn.Module
 
@@ -289,10 +234,11 @@ def test_only_what_a_replaced_model_owns_and_by_any_of_its_methods():
     def setup(self):
       self.lent = nn.Conv(3, (3, 3))
       self.borrower = replace_conv(Borrower(self.lent))
-      self.coder = replace_conv(Setup())
+      # Paths are those in the replaced model.
+      self.coder = replace_conv(Setup(), lambda path, _: path == ('first',))
 
     def __call__(self, x):
-      return self.lent(self.coder.encode(self.borrower(x)))
+      return self.lent(self.coder(self.borrower(x)))
 
   found = owners(Outer(), images(1, 4, 4, 3))
   assert found == {'borrower/own', 'coder/first'}
@@ -336,7 +282,6 @@ def only_block1(path, conv):
 @pytest.mark.parametrize(
     'lift, at_once, where, expected',
     [
-        (nn.jit, True, everything, {'block0/Conv_0', 'block1/Conv_0'}),
         (nn.jit, False, everything, {'block0/Conv_0', 'block1/Conv_0'}),
         (nn.remat, True, only_block1, {'block1/Conv_0'}),
     ],
@@ -409,15 +354,11 @@ def test_scan_and_vmap(make):
   own = variables
   if make is scanned:
     own = {k: v['layers'] for k, v in own.items()}
-  layers = [jax.tree.map(lambda a, i=i: a[i], own) for i in range(2)]
   y, outs = x, []
-  for i, layer in enumerate(layers):
-    y, _ = run(
-        single,
-        layer,
-        y if make is scanned else x[i],
-        mutable=['batch_stats'],
-    )
+  for i in range(2):
+    layer = jax.tree.map(lambda a, i=i: a[i], own)
+    seen = y if make is scanned else x[i]
+    y, _ = run(single, layer, seen, mutable=['batch_stats'])
     outs.append(y)
   expected = y if make is scanned else np.stack(outs)
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
@@ -481,12 +422,12 @@ def test_a_subclass_that_calls_nn_conv():
     'conv, message',
     [
         (Own(2, (3, 3)), 'layers_1: Own does not call nn.Conv.__call__'),
-        (Standardized(2, (3, 3)), 'layers_1 has a method Standardized.param'),
+        (Standardized(2, (3, 3)), 'layers_1: Standardized .*another `param`'),
         (
             nn.Conv(2, (3, 3), padding=1, input_dilation=2),
-            'layers_1: AWConv: input_dilation=2',
+            'layers_1: AWConv: input_dilation must be left out',
         ),
-        (nn.Conv(2, 3), r'layers_1 has kernel_size=\(?3'),
+        (nn.Conv(2, (3,)), r'layers_1: want a number .*not \(3,\)'),
     ],
 )
 def test_what_cannot_be_replaced_is_named(conv, message):
@@ -513,8 +454,6 @@ def test_wrong_arguments_are_refused_at_once():
     replace_conv(Small)
   with pytest.raises(ValueError, match=r"'gates' \(did you mean 'gate'"):
     replace_conv(Small(), gates='tanh')
-  with pytest.raises(ValueError, match="unknown option of AWConv 'features'"):
-    replace_conv(Small(), features=3)
 
 
 def test_plain_variables_alone_are_refused_with_the_remedy():
@@ -541,15 +480,15 @@ def test_merging_names_all_that_does_not_fit():
   with pytest.raises(ValueError) as error:
     merge_variables(initial, plain)
   assert str(error.value) == (
-      'merge_variables: params/stem/kernel is missing in the plain variables; '
-      'params/last/kernel has shape (3, 3, 8, 5), not (3, 3, 8, 4); '
-      'params/head/bias has no place in the AW variables'
+      'merge_variables: plain weights do not fit: '
+      'params/head/bias ((3,) for nothing), '
+      'params/last/kernel ((3, 3, 8, 5) for (3, 3, 8, 4)), '
+      'params/stem/kernel (missing for (1, 1, 2, 4))'
   )
 
 
 def test_merging_a_foreign_module_named_attention_asks_for_its_weights():
   class Pointwise(nn.Module):
-    """Names its parameters as the attention branch does."""
 
     @nn.compact
     def __call__(self, x):
@@ -566,5 +505,5 @@ def test_merging_a_foreign_module_named_attention_asks_for_its_weights():
   plain = jax.eval_shape(Foreign().init, KEY, x)
   assert merge_variables(initial, plain) == initial
   del plain['params']['attention']
-  with pytest.raises(ValueError, match='params/attention/.*bias is missing'):
+  with pytest.raises(ValueError, match='params/attention/.*bias .missing'):
     merge_variables(initial, plain)

@@ -34,11 +34,10 @@ class RelativeSelfAttention(nn.Module):
   heads: int
   key_dims: int
   value_dims: int
-  relative: bool = True
-  use_bias: bool = True
-  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
+  relative: bool
+  use_bias: bool
+  dense: Callable[..., nn.Module]
+  param_dtype: Any
 
   def _table(self, name, length, dtype):
     """Returns the embeddings of an axis' offsets, for the length at init."""
@@ -53,16 +52,10 @@ class RelativeSelfAttention(nn.Module):
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H, W, heads * value_dims] for x [N, H, W, C]."""
-    dense = functools.partial(
-        nn.Dense,
-        kernel_init=self.kernel_init,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-    )
     keys, values = self.heads * self.key_dims, self.heads * self.value_dims
     # Biases here would take the networks away from their published sizes. One
     # of the keys cancels in the softmax, one of the values is the output's.
-    qkv = dense(2 * keys + values, use_bias=False, name='qkv')(x)
+    qkv = self.dense(2 * keys + values, use_bias=False, name='qkv')(x)
     query, key, value = (
         part.reshape(*x.shape[:-1], self.heads, -1)
         for part in jnp.split(qkv, (keys, 2 * keys), axis=-1)
@@ -74,7 +67,7 @@ class RelativeSelfAttention(nn.Module):
     out = relative_attention.relative_attention(
         query, key, value, rows, columns, valid_size=valid_size
     ).reshape(*x.shape[:-1], -1)
-    return dense(values, use_bias=self.use_bias, name='project')(out)
+    return self.dense(values, use_bias=self.use_bias, name='project')(out)
 
 
 # Between 0 and 1.
@@ -140,14 +133,19 @@ class AugmentedConv(nn.Conv, kw_only=True):
       )
       if valid_size is not None:
         valid_size = -(-valid_size // factor)
+    dense = functools.partial(
+        nn.Dense,
+        kernel_init=self.kernel_init,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+    )
     out = RelativeSelfAttention(
         heads=self.heads,
         key_dims=key_dims,
         value_dims=value_dims,
         relative=self.relative,
         use_bias=self.use_bias,
-        kernel_init=self.kernel_init,
-        dtype=self.dtype,
+        dense=dense,
         param_dtype=self.param_dtype,
         name='attention',
     )(x, valid_size=valid_size)

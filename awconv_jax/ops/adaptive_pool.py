@@ -31,25 +31,18 @@ def adaptive_average_pool(
   Args:
     x: [N, H, W, C], of any H and W, also smaller than the grid.
     grid: rows and columns of the result.
-    valid_size: int [N, 2], the height and width (in positions of x, from the
-      top left) that hold the image, clipped to 1 to H and 1 to W; the rest is
-      padding and is left out. None means all of x.
+    valid_size: int [N, 2], see `ops.valid_area`; the padding is left out.
 
   Returns:
     [N, rows, columns, C] in at least float32.
-
-  Raises:
-    ValueError: valid_size does not have that shape.
   """
   n, height, width, _ = x.shape
+  wide = jnp.promote_types(x.dtype, jnp.float32)
   if valid_size is None and grid == (1, 1):
-    wide = jnp.promote_types(x.dtype, jnp.float32)
     return x.mean((1, 2), wide, keepdims=True)
   if valid_size is None:
     valid_size = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
-  else:
-    valid_size = as_valid_size(valid_size, x.shape)
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  valid_size = as_valid_size(valid_size, x.shape)
   # Zeros and ones are exact in any dtype, so that x need not be widened: the
   # products are summed in float32 and divided by the counts afterwards. Rows
   # are a batched product per sample, which reads x once and where it lies.

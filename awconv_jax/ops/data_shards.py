@@ -48,13 +48,5 @@ def over_data_shards(
 
 
 def per_image(function: Callable[..., Any], *batch: Any) -> Any:
-  """Returns a function of one image for every image, on its own device.
-
-  Args:
-    function: of one image, without its axis N.
-    *batch: trees of arrays [N, ...].
-
-  Returns:
-    A tree of arrays [N, ...].
-  """
+  """Returns a function of one image for every image [N, ...] of a batch."""
   return over_data_shards(jax.vmap(function), batch)

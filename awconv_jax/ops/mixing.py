@@ -65,10 +65,8 @@ def draw(
   weights = jnp.where(is_cut, 1 - box, share)
   share = jnp.where(is_cut, 1 - box.mean(), share)
   is_mixed = jax.random.bernoulli(mixes, probability)
-  return Mix(
-      jnp.where(is_mixed, weights, 1.0)[..., None],
-      jnp.where(is_mixed, share, 1.0),
-  )
+  weights, share = (jnp.where(is_mixed, m, 1.0) for m in (weights, share))
+  return Mix(weights[..., None], share)
 
 
 def cut_box(
@@ -97,33 +95,18 @@ def cut_box(
 
 
 def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
-  """Returns the images mixed with their partners.
+  """Returns images [B, H, W, C] mixed with their partners, in float32.
 
   Normalising per channel is affine and the weights of a pixel sum to 1, so that
-  the order of the two does not matter.
-
-  Args:
-    images: [B, H, W, C] of any dtype. Of a batch sharded over devices, rows
-      move between them, as partners are those of the global batch; uint8 is
-      then a quarter of the traffic.
-    mix: M and s.
-
-  Returns:
-    float32 [B, H, W, C].
+  the order of the two does not matter. Of a batch sharded over devices, rows
+  move between them, as partners are those of the global batch; uint8 is then a
+  quarter of the traffic.
   """
   first, other = (x.astype(jnp.float32) for x in (images, images[::-1]))
   return mix.weights * first + (1 - mix.weights) * other
 
 
 def mix_targets(targets: jax.Array, mix: Mix) -> jax.Array:
-  """Returns the targets mixed with their partners'.
-
-  Args:
-    targets: float [B, classes].
-    mix: M and s.
-
-  Returns:
-    float32 [B, classes]; a row's sum is 1 where those of the targets are.
-  """
+  """Returns targets, float [B, classes], mixed with their partners'."""
   targets = targets.astype(jnp.float32)
   return mix.share * targets + (1 - mix.share) * targets[::-1]

@@ -60,14 +60,10 @@ def relative_attention(
     value: [N, H, W, heads, e]; finite, also in the padding.
     rows: R, [2 * L - 1, d] of any L, shared by the heads; or None for none.
     columns: C, likewise.
-    valid_size: int [N, 2], height and width of the image from the top left
-      where the rest of it is padding, which no query looks at. None means all.
+    valid_size: see `ops.valid_area`; no query looks at the padding.
 
   Returns:
     [N, H, W, heads, e] in the dtype of value.
-
-  Raises:
-    ValueError: the shape of valid_size does not fit.
   """
   n, height, width, _, dimensions = query.shape
   wide = jnp.promote_types(query.dtype, jnp.float32)
@@ -92,12 +88,11 @@ def _window_sums(x, size, strides, offsets):
   """Sums x over the windows of `strided_average`."""
   spans = [2 * s - 1 for s in strides]
   pads = []
-  for axis, (count, stride, offset) in enumerate(
-      zip(size, strides, offsets, strict=True)
+  for length, count, s, offset in zip(
+      x.shape[1:3], size, strides, offsets, strict=True
   ):
-    low = stride - 1 - offset
-    high = (count + 1) * stride - 1 - low - x.shape[axis + 1]
-    pads.append((low, high, 0))
+    low = s - 1 - offset
+    pads.append((low, (count + 1) * s - 1 - low - length, 0))
   # Unlike jnp.pad this can crop, for windows that start inside of the image.
   x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
   if tuple(strides) == (1, 1):
@@ -126,17 +121,14 @@ def strided_average(
     strides: s, vertical and horizontal.
     offsets: position of x that the first window is centred on; negative ones
       lie before the image.
-    valid_size: int [N, 2], height and width of the image in x, from the top
-      left; the rest may hold anything. None means all of x.
+    valid_size: see `ops.valid_area`.
 
   Returns:
     [N, H', W', C] in the dtype of x; zeros where a window misses the image.
-
-  Raises:
-    ValueError: the shape of valid_size does not fit.
   """
+  n, height, width, _ = x.shape
   wide = jnp.promote_types(x.dtype, jnp.float32)
-  ones = jnp.ones((1 if valid_size is None else len(x), *x.shape[1:3], 1), wide)
+  ones = jnp.ones((1 if valid_size is None else n, height, width, 1), wide)
   counts = _window_sums(mask_padding(ones, valid_size), size, strides, offsets)
   x_wide = mask_padding(x, valid_size).astype(wide)
   sums = _window_sums(x_wide, size, strides, offsets)
@@ -168,14 +160,10 @@ def upsample(
     x: [N, h, w, C].
     size: H and W of the result.
     factor: the stride.
-    valid_size: int [N, 2], rows and columns of cells that hold the image, from
-      the top left. None means all.
+    valid_size: see `ops.valid_area`, in cells.
 
   Returns:
     [N, H, W, C] in the dtype of x.
-
-  Raises:
-    ValueError: the shape of valid_size does not fit.
   """
   n, height, width, _ = x.shape
   if valid_size is None:

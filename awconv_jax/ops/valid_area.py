@@ -3,6 +3,11 @@
 A batch of images of different sizes is padded on the right and below. What a
 network computes from such an image is what it computes from the image alone, if
 pools leave the padding out and convolutions find zeros in it.
+
+Everywhere, `valid_size` is int [N, 2], height and width of the images in
+positions of x [N, H, W, C], from the top left, clipped to 1 to H and 1 to W, or
+None for all of x. The padding may hold anything, also NaN. An array of another
+shape raises ValueError.
 """
 
 from collections.abc import Sequence
@@ -14,17 +19,9 @@ import jax.numpy as jnp
 def as_valid_size(
     valid_size: jax.Array | Sequence, shape: Sequence[int]
 ) -> jax.Array:
-  """Returns valid_size as an array of sizes that the images can have.
+  """Returns valid_size, int [..., 2] or lists, as an array, and clipped.
 
-  Args:
-    valid_size: int [..., 2], height and width, also as lists.
-    shape: of the images, [..., H, W, C].
-
-  Returns:
-    int [..., 2], clipped to 1 to H and 1 to W: an empty area has no average.
-
-  Raises:
-    ValueError: valid_size does not hold one height and width for each image.
+  An empty area would have no average. Images have the shape [..., H, W, C].
   """
   valid_size = jnp.asarray(valid_size)
   *batch, height, width, _ = shape
@@ -42,16 +39,9 @@ def mask_padding(
   """Returns x with zeros, or another value, outside of its valid area.
 
   Args:
-    x: [N, H, W, C].
-    valid_size: int [N, 2], height and width in positions of x. None means all
-      of x, which is returned as it is.
+    x: [N, H, W, C]; for a valid_size of None it is returned as it is.
+    valid_size: see above.
     fill: the value there: zero for convolutions, -inf for a maximum.
-
-  Returns:
-    [N, H, W, C] in the dtype of x.
-
-  Raises:
-    ValueError: valid_size does not have that shape.
   """
   if valid_size is None:
     return x

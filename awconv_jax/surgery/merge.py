@@ -50,13 +50,11 @@ def merge_variables(
       for p, v in old.items()
       if p in new or not _is_added(p, old)
   }
-  faults = [
+  faults = ', '.join(
       f'{names([p])} ({shape.get(p, "missing")} for {wanted.get(p, "nothing")})'
-      for p in wanted | shape
+      for p in sorted(wanted | shape)
       if shape.get(p) != wanted.get(p)
-  ]
+  )
   if faults:
-    raise ValueError(
-        f'merge_variables: shapes of plain variables do not fit: {", ".join(faults)}'
-    )
+    raise ValueError(f'merge_variables: plain weights do not fit: {faults}')
   return traverse_util.unflatten_dict(old | new)

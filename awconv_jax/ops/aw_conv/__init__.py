@@ -91,25 +91,18 @@ def _auto(samples, kernel, groups, positions):
 
 def _check_shapes(x, kernel, attention, groups):
   """Raises ValueError for operands that do not belong together."""
-  if x.ndim != 4 or kernel.ndim != 4 or attention.ndim != 5:
+  fits = (x.ndim, kernel.ndim, attention.ndim) == (4, 4, 5)
+  if fits:
+    *taps, c, d = kernel.shape
+    *places, g, p = attention.shape
+    fits = x.shape[3] == c * groups and places == [x.shape[0], *taps]
+    fits = fits and g and p and not (d % groups or c % g or d % p)
+  if not fits:
     raise ValueError(
-        'aw_conv wants x [N, H, W, C], kernel [kh, kw, C/groups, D] and '
-        f"attention [N, kh, kw, G, D'], not {x.shape}, {kernel.shape} and "
-        f'{attention.shape}'
-    )
-  kh, kw, c, d = kernel.shape
-  if x.shape[3] != c * groups or d % groups:
-    raise ValueError(
-        f'kernel {kernel.shape} with groups={groups} does not fit x {x.shape}: '
-        "C must be groups times the kernel's third size, and groups divide D"
-    )
-  n, ah, aw, g, p = attention.shape
-  fits = (n, ah, aw) == (x.shape[0], kh, kw) and g > 0 and p > 0
-  if not fits or c % g or d % p:
-    raise ValueError(
-        f'attention {attention.shape} does not fit x {x.shape} and kernel '
-        f"{kernel.shape}: want [N, kh, kw, G, D'], G dividing C/groups and "
-        "D' dividing D"
+        f'aw_conv: x {x.shape}, kernel {kernel.shape} and attention '
+        f'{attention.shape} do not fit with groups={groups}: want '
+        "[N, H, W, C], [kh, kw, C/groups, D] and [N, kh, kw, G, D'], where G "
+        "divides C/groups, and D' and groups divide D"
     )
 
 
@@ -186,8 +179,8 @@ def aw_conv(
         f'{", ".join(CHUNKED)}'
     )
   if isinstance(padding, str):
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
-    padding = lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
+    windows = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation)]  # noqa: B905
+    padding = lax.padtype_to_pads(x.shape[1:3], windows, strides, padding)
   # They may be lists, and NumPy's integers.
   strides, dilation, *padding = (
       (operator.index(a), operator.index(b))
@@ -195,13 +188,7 @@ def aw_conv(
   )
   x, padding = _crop(x, tuple(padding))
   options = Options(
-      strides=strides,
-      padding=padding,
-      dilation=dilation,
-      groups=groups,
-      residual=residual,
-      precision=precision,
-      chunk=chunk,
+      strides, padding, dilation, groups, residual, precision, chunk
   )
   positions = math.prod(options.output_size(x.shape[1:3], kernel.shape[:2]))
   if 0 in (x.shape[0], positions):

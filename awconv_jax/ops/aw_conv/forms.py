@@ -5,6 +5,7 @@ Each is `form(x, kernel, attention, options)` with the arguments of
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -34,7 +35,7 @@ class Options:
   groups: int
   residual: bool
   precision: lax.PrecisionLike
-  chunk: int | None = None
+  chunk: int | None
 
   def output_size(self, size, kernel_size):
     """Returns (H', W') for an image of size (H, W)."""
@@ -83,30 +84,10 @@ def scale_of(maps: jax.Array, dtype, residual: bool) -> jax.Array:
   return 1 + maps if residual else maps
 
 
-def convolve(x, kernel, options: Options):
-  """Returns the plain convolution of x [N, H, W, C]."""
-  return lax.conv_general_dilated(
-      x,
-      kernel,
-      options.strides,
-      options.padding,
-      rhs_dilation=options.dilation,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=options.groups,
-      precision=options.precision,
-  )
-
-
 def tap_views(image: jax.Array, kernel_size, options: Options):
-  """Returns what each tap of a kernel sees of an image.
+  """Returns what each tap sees of an image [H, W, C].
 
-  Args:
-    image: [H, W, C].
-    kernel_size: (kh, kw).
-    options: of the operation.
-
-  Returns:
-    kh * kw arrays [H', W', C], row by row of the kernel.
+  Those are kh * kw arrays [H', W', C], row by row of the kernel.
   """
   counts = options.output_size(image.shape[:2], kernel_size)
   config = [(*pair, 0) for pair in options.padding] + [(0, 0, 0)]
@@ -119,9 +100,8 @@ def tap_views(image: jax.Array, kernel_size, options: Options):
         b + (n - 1) * s + 1
         for b, n, s in zip(start, counts, strides, strict=True)
     ]
-    views.append(
-        lax.slice(image, (*start, 0), (*stop, channels), (*strides, 1))
-    )
+    ends = (*start, 0), (*stop, channels)
+    views.append(lax.slice(image, *ends, (*strides, 1)))
   return views
 
 
@@ -170,15 +150,12 @@ def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
     [groups, ., .], what is left of lhs and of rhs, in the accumulator's dtype.
   """
 
-  def product(a, b):
-    return lax.dot_general(
-        a,
-        b,
-        (((contract[0],), (contract[1],)), ((), ())),
-        precision=precision,
-        preferred_element_type=accumulator(lhs.dtype),
-    )
-
+  product = functools.partial(
+      lax.dot_general,
+      dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),
+      precision=precision,
+      preferred_element_type=accumulator(lhs.dtype),
+  )
   if lhs.shape[0] == 1:
     # A batch axis, even of one, keeps XLA from its fastest product on CPU.
     return product(lhs[0], rhs[0])[None]
@@ -187,7 +164,16 @@ def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
 
 def convolve_one(image, kernel, options: Options):
   """Returns one sample's output [H', W', D] as a convolution."""
-  return convolve(image[None], kernel, options)[0]
+  return lax.conv_general_dilated(
+      image[None],
+      kernel,
+      options.strides,
+      options.padding,
+      rhs_dilation=options.dilation,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=options.groups,
+      precision=options.precision,
+  )[0]
 
 
 def multiply_one(image, kernel, options: Options):
@@ -225,16 +211,11 @@ def add_taps_one(image, kernel, options: Options):
         for v, m in zip(views, matrices[:, 0], strict=True)
     )
     return jnp.asarray(out, image.dtype)
-  groups = options.groups
-  out = sum(
-      dot(
-          split_groups(view, groups),
-          as_matrices(matrix, groups),
-          (1, 0),
-          options.precision,
-      )
-      for view, matrix in zip(views, matrices, strict=True)
-  )
+  out = 0
+  for view, matrix in zip(views, matrices, strict=True):
+    seen = split_groups(view, options.groups)
+    matrix = as_matrices(matrix, options.groups)
+    out += dot(seen, matrix, (1, 0), options.precision)
   return join_groups(out, size).astype(image.dtype)
 
 
@@ -266,9 +247,7 @@ def _batched(function, x, kernel, attention, options):
     array = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
     return array.reshape(chunks, chunk, *array.shape[1:])
 
-  out = lax.map(
-      lambda operands: several(*operands), (split(x), split(attention))
-  )
+  out = lax.map(lambda both: several(*both), (split(x), split(attention)))
   return out.reshape(chunks * chunk, *out.shape[2:])[: x.shape[0]]
 
 

@@ -40,14 +40,9 @@ def fused(x, kernel, attention, options: forms.Options):
     """Returns kernel and maps with numbered taps, and the plan."""
     plan = kernels.Plan(
         size=x.shape[1:3],
-        output=size,
         kernel_size=kernel.shape[:2],
-        before=tuple(low for low, _ in options.padding),
-        strides=options.strides,
-        dilation=options.dilation,
-        residual=options.residual,
-        precision=options.precision,
         interpret=interpret,
+        **vars(options),
     )
     maps = attention.reshape(number, -1, *attention.shape[3:])
     return kernel.reshape(-1, c, d), maps, plan

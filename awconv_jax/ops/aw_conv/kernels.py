@@ -11,7 +11,10 @@ unit. So neither patches nor a sample's own kernel ever lie in device memory.
                    dK += dKn * (1 + A[n]),  dA[n] = sum over runs of dKn * K
 
 with Kn = K * (1 + A[n]) and G the gradient of the output. Sums are in float32.
-Positions are numbered row by row; taps, too.
+Positions are numbered row by row; taps, too. So the operands are
+
+  x, I: [N, H * W, C]         kernel, K: [taps, C, D], of the dtype of x
+  grad, G: [N, H' * W', D]    maps, A: [N, taps, G, D']
 """
 
 import functools
@@ -40,13 +43,7 @@ def _largest_power(number: int, most: int) -> int:
 
 
 def has_tiles(x, kernel, options) -> bool:
-  """Tells whether the kernels take such operands.
-
-  Args:
-    x: input, [N, H, W, C].
-    kernel: shared kernel, [kh, kw, C/groups, D].
-    options: `forms.Options` of the operation.
-  """
+  """Tells whether the kernels take operands of `ops.aw_conv.aw_conv`."""
   windows = zip(options.strides, options.dilation, strict=True)
   return (
       options.groups == 1
@@ -66,14 +63,6 @@ def _rows(positions, most):
 def _depth(dtype):
   """Returns how many terms of a product a step takes at most: 128 bytes."""
   return 128 // jnp.dtype(dtype).itemsize
-
-
-def _depth_of(positions, dtype):
-  """Returns the same where the terms are positions: what wastes the fewest."""
-  most = _depth(dtype)
-  return min(
-      (most, most // 2), key=lambda depth: pl.cdiv(positions, depth) * depth
-  )
 
 
 def _warps(sums):
@@ -106,16 +95,9 @@ def _call(kernel, operands, results, grid, plan, *, warps):
 def _add_products(sums, image, shared, maps, first, at, plan, trans_b=False):
   """Adds a step's product to the sums of each sample, which share a tile of K.
 
-  Args:
-    sums: of the samples, [rows, columns] each.
-    image: what is multiplied, [N, positions, channels].
-    shared: the tile of K.
-    maps: A, [N, taps, G, D'].
-    first: number of the first sample.
-    at: arguments of `tiles.read` after the sample, and those of
-      `tiles.factors_of` after it, without the last.
-    plan: of the convolution.
-    trans_b: whether the tile is transposed.
+  From sample `first` on there are sums [rows, columns]. `at` holds what
+  `tiles.read` takes after image and sample, and what `tiles.factors_of` takes
+  after maps and sample. `trans_b` tells whether the tile is transposed.
   """
   seen, tile = at
   for s in range(len(sums)):
@@ -156,14 +138,7 @@ def _forward(x, kernel, maps, out, *, plan, tile):
 
 
 def forward(x, kernel, maps, plan: Plan):
-  """Returns O, [N, H' * W', D].
-
-  Args:
-    x: input, [N, H * W, C].
-    kernel: K, [taps, C, D], of x's dtype.
-    maps: A, [N, taps, G, D'].
-    plan: of the convolution.
-  """
+  """Returns O, [N, H' * W', D]."""
   number, (_, c, d) = x.shape[0], kernel.shape
   positions = math.prod(plan.output)
   samples = _samples_together(kernel, maps, positions)
@@ -216,14 +191,7 @@ def _input_gradient(grad, kernel, maps, out, *, plan, tile):
 
 
 def input_gradient(grad, kernel, maps, plan: Plan):
-  """Returns dI, [N, H * W, C].
-
-  Args:
-    grad: gradient of the output, [N, H' * W', D].
-    kernel: K, [taps, C, D], of grad's dtype.
-    maps: A, [N, taps, G, D'].
-    plan: of the convolution.
-  """
+  """Returns dI, [N, H * W, C]."""
   number, (_, c, d) = grad.shape[0], kernel.shape
   positions = math.prod(map(pl.cdiv, plan.size, plan.strides))
   samples = _samples_together(kernel, maps, positions)
@@ -295,15 +263,7 @@ def _kernel_gradient(
 
 
 def kernel_gradient(x, kernel, maps, grad, plan: Plan):
-  """Returns dK [taps, C, D] and dA [N, taps, G, D'], in their dtypes.
-
-  Args:
-    x: input, [N, H * W, C].
-    kernel: K, [taps, C, D], of x's dtype.
-    maps: A, [N, taps, G, D'].
-    grad: gradient of the output, [N, H' * W', D].
-    plan: of the convolution.
-  """
+  """Returns dK [taps, C, D] and dA [N, taps, G, D'], in their dtypes."""
   number, (taps, c, d) = x.shape[0], kernel.shape
   runs, parts = maps.shape[2:]
   rows, columns = _largest_power(c, 64), _largest_power(d, 128)
@@ -318,7 +278,9 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   run = _largest_power(c // runs, rows)
   part = _largest_power(d // parts, columns)
   whole = run * runs == c and part * parts == d
-  depth = _depth_of(math.prod(plan.output), x.dtype)
+  # Where the terms are positions: what wastes the fewest.
+  most, terms = _depth(x.dtype), math.prod(plan.output)
+  depth = min((most, most // 2), key=lambda d: pl.cdiv(terms, d) * d)
   kernel_grad, maps_grad = _call(
       functools.partial(
           _kernel_gradient,

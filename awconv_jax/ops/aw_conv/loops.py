@@ -136,10 +136,7 @@ class _Columns(_Rows):
 def _count_blocks(kernel, runs):
   """Returns in how many blocks of input channels a backward pass is best made.
 
-  Args:
-    kernel: shared kernel, [kh, kw, C/groups, D].
-    runs: G, the runs of input channels that share a value of the maps; a block
-      is a whole number of them.
+  A block is a whole number of the runs, G, that share a value of the maps.
   """
   size = kernel.size * forms.accumulator(kernel.dtype).itemsize
   counts = [b for b in range(1, runs + 1) if runs % b == 0]
@@ -163,14 +160,9 @@ def _write(array, values, n, block):
 
 
 def _backward(layout, input_gradient, options, x, kernel, attention, grad):
-  """Returns the gradients of x, kernel and attention.
+  """Returns the gradients of x, kernel and attention, by that of the output.
 
-  Args:
-    layout: `_Rows` or `_Columns`.
-    input_gradient: of one sample.
-    options: of the operation.
-    x, kernel, attention: of the forward pass.
-    grad: gradient of the output, [N, H', W', D].
+  layout is `_Rows` or `_Columns`, input_gradient that of one sample.
   """
   wide = forms.accumulator(x.dtype)
   # A block of input channels is a slice of the kernel without channel groups

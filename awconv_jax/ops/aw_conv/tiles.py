@@ -12,31 +12,34 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
+from awconv_jax.ops.aw_conv.forms import Options
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """Where the taps of a kernel see an image, and what else kernels must know.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Options):
+  """The options, and what else the kernels must know.
+
+  Of the strides and dilation one is 1 on each axis.
 
   Attributes:
     size: (H, W) of the input.
-    output: (H', W').
     kernel_size: (kh, kw).
-    strides, dilation: vertical, horizontal; one of the two is 1 on each axis.
-    before: zeros before the first row and column.
-    residual: True for K * (1 + A), False for K * A.
-    precision: of the products, as in `lax.dot_general`.
     interpret: True to run in Pallas' interpreter, on any device.
   """
 
   size: tuple[int, int]
-  output: tuple[int, int]
   kernel_size: tuple[int, int]
-  strides: tuple[int, int]
-  dilation: tuple[int, int]
-  before: tuple[int, int]
-  residual: bool
-  precision: lax.PrecisionLike
   interpret: bool
+
+  @property
+  def output(self) -> tuple[int, int]:
+    """(H', W')."""
+    return self.output_size(self.size, self.kernel_size)
+
+  @property
+  def before(self) -> tuple[int, int]:
+    """Zeros before the first row and column."""
+    return self.padding[0][0], self.padding[1][0]
 
 
 def divide(number, by):
@@ -54,12 +57,7 @@ def span(start, size):
 def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
   """Returns what a tile of the kernel is multiplied by, in float32.
 
-  Args:
-    maps: reference to the maps, [N, taps, G, D'].
-    sample, tap: indices.
-    inputs, outputs: the tile's channels, [c] and [d].
-    shape: (C, D) of the kernel.
-    residual: True for 1 + A, False for A.
+  inputs and outputs are the tile's channels, shape is (C, D) of the kernel.
   """
   runs = [
       lax.div(places, jnp.int32(channels // number))
@@ -67,10 +65,8 @@ def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
           (inputs, outputs), shape, maps.shape[2:], strict=True
       )
   ]
-  factors = triton.load(
-      maps.at[sample, tap, runs[0][:, None], runs[1][None, :]]
-  )
-  factors = factors.astype(jnp.float32)
+  here = sample, tap, runs[0][:, None], runs[1][None, :]
+  factors = triton.load(maps.at[here]).astype(jnp.float32)
   return 1 + factors if residual else factors
 
 
@@ -106,15 +102,12 @@ def write(image, sample, place, inside, channels, values):
 
 def seen(plan, row, column, tap, valid):
   """Returns where a tap sees the input, for positions of the output."""
+  tap = divide(tap, plan.kernel_size[1])
+  axes = zip(plan.strides, tap, plan.dilation, plan.before, strict=True)
   moved = [
       place * stride + index * gap - before
-      for place, stride, index, gap, before in zip(
-          (row, column),
-          plan.strides,
-          divide(tap, plan.kernel_size[1]),
-          plan.dilation,
-          plan.before,
-          strict=True,
+      for place, (stride, index, gap, before) in zip(
+          (row, column), axes, strict=True
       )
   ]
   return place_of(*moved, plan.size, valid)
@@ -145,11 +138,7 @@ def taps_of(plan, phase):
   """
   firsts, counts = [], []
   for offset, stride, before, size in zip(
-      phase,
-      plan.strides,
-      plan.before,
-      plan.kernel_size,
-      strict=True,
+      phase, plan.strides, plan.before, plan.kernel_size, strict=True
   ):
     first = lax.rem(offset + before, jnp.int32(stride))
     firsts.append(first)
@@ -161,22 +150,13 @@ def taps_of(plan, phase):
 def seen_back(plan, places, taps, valid):
   """Returns which outputs see positions of the input by a tap of their phase.
 
-  Args:
-    plan: of the convolution.
-    places: rows and columns of the positions.
-    taps: row and column of the tap.
-    valid: which of the positions there are.
+  places are rows and columns of the positions, taps row and column of the tap,
+  and valid tells which of the positions there are.
   """
+  axes = zip(plan.strides, taps, plan.dilation, plan.before, strict=True)
   source = [
       # A multiple of the stride, by the choice of the taps.
       lax.div(place + before - tap * gap, jnp.int32(stride))
-      for place, tap, stride, gap, before in zip(
-          places,
-          taps,
-          plan.strides,
-          plan.dilation,
-          plan.before,
-          strict=True,
-      )
+      for place, (stride, tap, gap, before) in zip(places, axes, strict=True)
   ]
   return place_of(*source, plan.output, valid)
