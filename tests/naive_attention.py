@@ -18,22 +18,13 @@ def norm_with_batch(x, name, variables, batch, train, epsilon):
   return naive.normalize(x, params, 'batch', stats, epsilon)
 
 
-def squeeze_excite(x, variables, *, train):
-  """As `naive.squeeze_excite`; there is no norm."""
+def se(x, variables, *, train):
+  """1709.01507: y = x * sigmoid(W2 relu(W1 mean_hw(x)))."""
   del train
-  return naive.squeeze_excite(x, variables['params']), {}
-
-
-def channel_pools(image):
-  """Returns the average and the largest value of each channel of [H, W, C]."""
-  height, width, channels = image.shape
-  total = np.zeros(channels)
-  largest = np.full(channels, -np.inf)
-  for i in range(height):
-    for j in range(width):
-      total += image[i, j]
-      largest = np.maximum(largest, image[i, j])
-  return total / (height * width), largest
+  x, params = np.asarray(x, np.float64), variables['params']
+  hidden = np.maximum(naive.dense(x.mean((1, 2)), params['reduce']), 0)
+  gate = naive.sigmoid(naive.dense(hidden, params['expand']))
+  return x * gate[:, None, None], {}
 
 
 def cbam(x, variables, *, train, epsilon=1e-5):
@@ -45,19 +36,14 @@ def cbam(x, variables, *, train, epsilon=1e-5):
     hidden = np.maximum(naive.dense(a, params['reduce']), 0)
     return naive.dense(hidden, params['expand'])
 
-  scaled = np.zeros_like(x)
-  maps = np.zeros((*x.shape[:3], 2))
-  for n, image in enumerate(x):
-    average, largest = channel_pools(image)
-    scaled[n] = image * naive.sigmoid(mlp(average) + mlp(largest))
-    for i, row in enumerate(scaled[n]):
-      for j, values in enumerate(row):
-        maps[n, i, j] = max(values), sum(values) / len(values)
+  gate = naive.sigmoid(mlp(x.mean((1, 2))) + mlp(x.max((1, 2))))
+  y = x * gate[:, None, None]
   kernel = params['spatial_conv']['kernel']
   half = len(kernel) // 2
+  maps = np.stack([y.max(-1), y.mean(-1)], -1)
   gate = naive.conv(maps, kernel, padding=((half, half), (half, half)))
   gate = norm_with_batch(gate, 'spatial_norm', variables, batch, train, epsilon)
-  return scaled * naive.sigmoid(gate), batch
+  return y * naive.sigmoid(gate), batch
 
 
 def bam(x, variables, *, train, dilation=4, combine='product', epsilon=1e-5):
@@ -69,35 +55,24 @@ def bam(x, variables, *, train, dilation=4, combine='product', epsilon=1e-5):
     a = norm_with_batch(a, name, variables, batch, train, epsilon)
     return np.maximum(a, 0)
 
-  channel = np.stack([channel_pools(image)[0] for image in x])
-  channel = naive.dense(channel, params['channel_reduce'])
+  channel = naive.dense(x.mean((1, 2)), params['channel_reduce'])
   channel = relu_norm(channel, 'channel_norm')
-  channel = naive.dense(channel, params['channel_expand'])
+  channel = naive.dense(channel, params['channel_expand'])[:, None, None]
 
-  spatial = relu_norm(naive.dense(x, _pointwise(params, 1)), 'spatial_norm1')
-  for i in (2, 3):
+  spatial = x
+  for i in (1, 2, 3, 4):
     layer = params[f'spatial_conv{i}']
-    spatial = naive.conv(
+    pad = dilation if i in (2, 3) else 0
+    spatial = layer['bias'] + naive.conv(
         spatial,
         layer['kernel'],
-        padding=((dilation, dilation), (dilation, dilation)),
+        padding=((pad, pad), (pad, pad)),
         dilation=(dilation, dilation),
     )
-    spatial = relu_norm(spatial + layer['bias'], f'spatial_norm{i}')
-  spatial = naive.dense(spatial, _pointwise(params, 4))
-
-  out = np.zeros_like(x)
-  for n, i, j, c in np.ndindex(*x.shape):
-    own, here = channel[n, c], spatial[n, i, j, 0]
-    joined = own * here if combine == 'product' else own + here
-    out[n, i, j, c] = x[n, i, j, c] * (1 + naive.sigmoid(joined))
-  return out, batch
-
-
-def _pointwise(params, i):
-  """Returns a 1x1 convolution as a matrix and a bias."""
-  layer = params[f'spatial_conv{i}']
-  return {'kernel': layer['kernel'][0, 0], 'bias': layer['bias']}
+    if i < 4:
+      spatial = relu_norm(spatial, f'spatial_norm{i}')
+  joined = channel * spatial if combine == 'product' else channel + spatial
+  return x * (1 + naive.sigmoid(joined)), batch
 
 
 def eca(x, variables, *, train):
@@ -106,14 +81,8 @@ def eca(x, variables, *, train):
   x = np.asarray(x, np.float64)
   kernel = variables['params']['conv']['kernel'][:, 0, 0]
   half = len(kernel) // 2
-  out = np.zeros_like(x)
-  for n, image in enumerate(x):
-    average, _ = channel_pools(image)
-    for c in range(len(average)):
-      total = 0.0
-      for tap, weight in enumerate(kernel):
-        neighbour = c + tap - half
-        if 0 <= neighbour < len(average):
-          total += weight * average[neighbour]
-      out[n, :, :, c] = image[:, :, c] * naive.sigmoid(total)
-  return out, {}
+  average = np.pad(x.mean((1, 2)), ((0, 0), (half, half)))
+  total = sum(
+      w * average[:, k:][:, : x.shape[-1]] for k, w in enumerate(kernel)
+  )
+  return x * naive.sigmoid(total)[:, None, None], {}

@@ -72,10 +72,8 @@ PLACES = {
 MORE_PLACES = {
     'coarse': (dict(downsample=3), (5, 4), None),
     'same': (dict(padding='SAME', strides=(2, 2)), (6, 5), None),
-    'valid': (dict(padding='VALID'), (5, 6), None),
     'asymmetric': (dict(padding=((2, 0), (0, 1))), (4, 4), None),
     'smaller_than_at_init': (dict(), (3, 2), (4, 5)),
-    'larger_than_at_init': (dict(), (4, 5), (2, 3)),
 }
 
 
@@ -115,15 +113,9 @@ def test_the_convolution_may_be_an_aw_convolution():
   layer = small(convolution=aw, use_bias=False)
   x, params = draw(layer, 2, 4, 5, 3)
   out = apply(layer, params, x)
-  branch = naive.aw_conv_layer(
-      x,
-      {'params': params['conv']},
-      train=False,
-      groups_out=4,
-      gate='tanh',
-      norm='layer',
-      padding=SIDES,
-  )
+  options = dict(train=False, gate='tanh', norm='layer', padding=SIDES)
+  own = {'params': params['conv']}
+  branch = naive.aw_conv_layer(x, own, groups_out=4, **options)
   close(out, reference(layer, x, params, conv=branch))
   assert 'bias' not in params['conv'] and 'attention' in params['conv']
 
@@ -146,14 +138,6 @@ def test_a_partials_own_fields_win():
   assert not np.allclose(out[..., :4], own[..., :4])
 
 
-def test_samples_do_not_see_each_other():
-  layer = small(downsample=2)
-  x, params = draw(layer, 3, 4, 5, 3)
-  out = apply(layer, params, x)
-  for n in range(3):
-    close(apply(layer, params, x[n : n + 1]), out[n : n + 1])
-
-
 @pytest.mark.parametrize('relative', [False, True])
 def test_only_relative_terms_know_of_positions(relative):
   # A 1x1 convolution knows of none either.
@@ -174,10 +158,7 @@ def test_only_relative_terms_know_of_positions(relative):
 @pytest.mark.parametrize(
     'fields, sizes',
     [
-        (dict(), [(5, 2), (3, 6)]),
-        (dict(strides=(2, 2)), [(5, 2), (2, 5)]),
         (dict(strides=(3, 3)), [(4, 2), (3, 6)]),
-        (dict(downsample=2), [(4, 3), (3, 6)]),
         (dict(strides=(2, 2), downsample=2), [(5, 4), (2, 3)]),
         (dict(padding='VALID'), [(5, 3), (3, 6)]),
     ],
@@ -209,32 +190,15 @@ def test_content_of_the_padding_never_reaches_attention():
 
   value, gradients = jax.jit(jax.value_and_grad(loss))(params)
   assert np.isfinite(value) and value > 0
-  for leaf in jax.tree.leaves(gradients['attention']):
-    assert np.isfinite(leaf).all()
-
-
-def test_a_table_serves_any_length():
-  table = np.arange(5)[:, None]  # offsets -2 to 2
-  for length, expected in {
-      1: [[2]],
-      2: [[2, 3], [1, 2]],
-      4: [[2, 3, 4, 4], [1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]],
-  }.items():
-    by_offset = jax.jit(relative_attention.by_offset, static_argnums=1)
-    found = by_offset(table, length)
-    np.testing.assert_array_equal(found[..., 0], expected)
+  leaves = jax.tree.leaves(gradients['attention'])
+  assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
 def test_pooling_to_and_from_a_coarser_grid_keeps_a_constant_and_a_slope():
   rows, columns = np.mgrid[:7, :6].astype(np.float32)
   x = np.stack([rows, columns, np.ones_like(rows)], -1)[None]
-
-  @jax.jit
-  def there_and_back(x):
-    pooled = relative_attention.strided_average(x, (4, 3), (2, 2))
-    return pooled, relative_attention.upsample(pooled, (7, 6), 2)
-
-  pooled, out = there_and_back(x)
+  pooled = relative_attention.strided_average(x, (4, 3), (2, 2))
+  out = relative_attention.upsample(pooled, (7, 6), 2)
   layer_cases.close(out[..., 2], 1, 1e-6)
   # But at the border, where windows are cut.
   layer_cases.close(out[:, 2:5, 2:5], x[:, 2:5, 2:5], 1e-5)
@@ -281,25 +245,18 @@ def test_parameters_of_a_layer():
       },
   }
   plain = AugmentedConv(256, 3, relative=False, use_bias=False, downsample=2)
-  assert shapes(plain, (9, 9), 64) == {
-      'conv': {'kernel': (3, 3, 64, 232)},
-      'attention': {
-          'qkv': {'kernel': (64, 344)},
-          'project': {'kernel': (24, 24)},
-      },
-  }
+  own = shapes(plain, (9, 9), 64)
+  assert set(own['attention']) == {'qkv', 'project'}
+  assert 'bias' not in own['conv'] and 'bias' not in own['attention']['project']
 
 
 @pytest.mark.parametrize(
     'features, fields, dk, dv',
     [
-        (128, dict(), 160, 16),
-        (256, dict(), 160, 24),
         (512, dict(), 160, 48),
         (1024, dict(), 208, 104),
         (40, dict(), 160, 8),
         (64, dict(heads=4, min_key_dims=1), 12, 8),
-        (64, dict(heads=1, key_ratio=0.5, value_ratio=0.25), 32, 16),
     ],
 )
 def test_dimensions_are_the_nearest_multiple_of_heads(features, fields, dk, dv):
@@ -312,10 +269,3 @@ def test_dimensions_are_the_nearest_multiple_of_heads(features, fields, dk, dv):
 def test_attention_must_leave_features_to_the_convolution():
   with pytest.raises(ValueError, match='6 heads take 6 of 6 features'):
     jax.eval_shape(small(heads=6).init, KEY, jnp.ones((1, 4, 4, 3)))
-
-
-def test_an_image_without_a_batch_is_refused():
-  with pytest.raises(
-      ValueError, match=r'images \[N, H, W, C\], not .*\(4, 4, 3'
-  ):
-    jax.eval_shape(small().init, KEY, jnp.ones((4, 4, 3)))

@@ -18,92 +18,77 @@ from awconv_jax.layers.conv import pair
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
+def apply(layer, variables, x, mutable=(), **options):
+  """Returns the jitted call's result; train is static."""
+  call = functools.partial(layer.apply, mutable=list(mutable) or False)
+  if 'train' in options:
+    call = functools.partial(call, train=options.pop('train'))
+  return jax.jit(call)(variables, x, **options)
+
+
 def sown_maps(layer, variables, x, **options):
   """Returns the output and the attention maps of one call."""
   out, sown = apply(layer, variables, x, ['intermediates'], **options)
   return out, sown['intermediates']['attention_maps'][0]
 
 
-def apply(layer, variables, x, mutable=(), **options):
-  """Returns the jitted call's result; train is static."""
-  static = {k: v for k, v in options.items() if k == 'train'}
-  arrays = {k: v for k, v in options.items() if k != 'train'}
-  call = functools.partial(layer.apply, mutable=list(mutable) or False)
-  return jax.jit(functools.partial(call, **static))(variables, x, **arrays)
-
-
-# Fields of the layer, and what the reference needs beside them.
+# Fields that the reference has by the same names, those it has not, and train.
+PLACES = dict(strides=(2, 1), padding=((2, 1), (0, 3)))
 REFERENCE = {
-    'paper_train': (dict(), dict(train=True)),
-    'paper_inference': (dict(), dict(train=False)),
+    'paper_train': ({}, {}, True),
+    'paper_inference': ({}, {}, False),
     'out_tanh_train': (
-        dict(expansion_axis='out', gate='tanh'),
-        dict(train=True, gate='tanh', groups_out=3),
+        dict(gate='tanh'),
+        dict(expansion_axis='out', kernel_dilation=2),
+        True,
     ),
-    'full_maps_inference': (
+    'relu_layer_norm_full_maps': (
+        dict(gate='relu', norm='layer'),
         dict(expansion_axis='none', use_bias=False),
-        dict(train=False),
-    ),
-    'layer_norm': (dict(norm='layer'), dict(train=True, norm='layer')),
-    'relu': (dict(gate='relu'), dict(train=True, gate='relu')),
-    'no_gate': (
-        dict(gate='none', norm='layer'),
-        dict(train=False, gate='none', norm='layer'),
+        True,
     ),
     'no_norm_no_residual': (
-        dict(norm='none', residual=False),
-        dict(train=False, norm='none', residual=False),
+        dict(norm='none', gate='none', residual=False),
+        {},
+        False,
     ),
-    'groups_strides_padding_dilation': (
-        dict(
-            feature_group_count=2,
-            strides=(2, 1),
-            padding=((2, 1), (0, 3)),
-            kernel_dilation=2,
-        ),
-        dict(
-            train=True,
-            groups=2,
-            strides=(2, 1),
-            padding=((2, 1), (0, 3)),
-            dilation=(2, 2),
-        ),
-    ),
+    'groups_strides_padding': (PLACES, dict(feature_group_count=2), True),
 }
 
 
 @pytest.mark.parametrize('name', REFERENCE)
 def test_layer_and_its_gradient_equal_numpy(name):
-  fields, reference = REFERENCE[name]
-  reference = dict(groups_out=6) | reference
+  known, fields, train = REFERENCE[name]
+  fields = known | fields
+  reference = known | dict(
+      train=train,
+      groups_out=3 if fields.get('expansion_axis') == 'out' else 6,
+      groups=fields.get('feature_group_count', 1),
+      dilation=(fields.get('kernel_dilation', 1),) * 2,
+  )
   with jax.enable_x64(True):
     layer = AWConv(6, (3, 3), expansion=2, param_dtype=jnp.float64, **fields)
     x = images(2, 6, 5, 4, dtype=np.float64)
     variables = random_variables(layer, x, dtype=np.float64)
-    parts = {'x': x, 'params': variables['params']}
+    parts = x, variables['params']
     expected = naive.aw_conv_layer(x, variables, **reference)
     weights = images(*expected.shape, seed=1, dtype=np.float64)
 
     @jax.jit
-    def run(parts, weights):
-      def loss(parts):
-        out = layer.apply(
-            variables | {'params': parts['params']},
-            parts['x'],
-            train=reference['train'],
-            mutable=['batch_stats'],
-        )[0]
-        return jnp.sum(out * weights), out
+    @functools.partial(jax.grad, has_aux=True)
+    def run(parts):
+      own = variables | {'params': parts[1]}
+      options = dict(train=train, mutable=['batch_stats'])
+      out, _ = layer.apply(own, parts[0], **options)
+      return jnp.sum(out * weights), out
 
-      return jax.grad(loss, has_aux=True)(parts)
-
-    gradients, out = jax.tree.map(np.asarray, run(parts, weights))
+    gradients, out = jax.tree.map(np.asarray, run(parts))
   assert out.dtype == np.float64
   np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
 
   def naive_loss(parts):
-    own = variables | {'params': parts['params']}
-    return np.sum(naive.aw_conv_layer(parts['x'], own, **reference) * weights)
+    own = variables | {'params': parts[1]}
+    return np.sum(naive.aw_conv_layer(parts[0], own, **reference) * weights)
 
   check_gradients(naive_loss, parts, gradients, atol=1e-5)
 
@@ -124,24 +109,16 @@ def test_running_statistics_move_towards_the_batchs_in_training():
 def test_who_decides_whether_the_batchs_statistics_are_used():
   layer, x = AWConv(4, (3, 3)), images(2, 4, 4, 4)
   variables = random_variables(layer, x)
-  old = variables['batch_stats']
 
   def call(mutable=('batch_stats',), field=None, **options):
-    own = layer.clone(train=field)
-    result = apply(own, variables, x, mutable, **options)
-    return result if mutable else (result, {'batch_stats': old})
+    result = apply(layer.clone(train=field), variables, x, mutable, **options)
+    return result[0] if mutable else result
 
-  trained, moved = call(train=True)
-  evaluated, kept = call(train=False)
+  trained, evaluated = call(train=True), call(train=False)
   assert not np.allclose(trained, evaluated)
-  jax.tree.map(np.testing.assert_array_equal, kept['batch_stats'], old)
-  for (out, stats), wanted, wanted_stats in (
-      (call(), trained, moved),  # Mutable statistics mean training,
-      (call(mutable=()), evaluated, kept),  # fixed ones inference,
-      (call(field=False), evaluated, kept),  # and the field goes before both.
-  ):
-    np.testing.assert_array_equal(out, wanted)
-    jax.tree.map(np.testing.assert_array_equal, stats, wanted_stats)
+  np.testing.assert_array_equal(call(), trained)  # Mutable means training,
+  np.testing.assert_array_equal(call(()), evaluated)  # fixed inference,
+  np.testing.assert_array_equal(call(field=False), evaluated)  # or the field.
   with pytest.raises(ValueError, match='train'):
     call(field=True, train=True)
 
@@ -288,7 +265,8 @@ def test_valid_size_follows_the_batch_axes():
   layer = AWConv(4, (3, 3))
   x = images(2, 3, 6, 7, 4)
   sizes = np.random.default_rng(0).integers(1, 6, (2, 3, 2))
-  variables = random_variables(layer, x)
+  variables = jax.jit(layer.init)(KEY, x)
+  assert set(variables) == {'params', 'batch_stats'}  # No maps.
   out = apply(layer, variables, x, valid_size=sizes)
   one = apply(layer, variables, x[1, 2], valid_size=sizes[1, 2])
   close(out[1, 2], one)
@@ -376,21 +354,6 @@ def test_a_tap_takes_the_nearest_cell_of_another_grid(pool_size, rows, columns):
   close(maps, grid[:, rows][:, :, columns], 1e-4)
 
 
-def test_squeeze_excite_is_a_special_case():
-  # One cell (so constant over taps), one value for all outputs, no residual:
-  # the maps then scale the input's channels.
-  fields = dict(pool_size=1, expansion_axis='out', norm='none', residual=False)
-  layer = AWConv(6, (3, 3), use_bias=False, **fields)
-  x = images(2, 5, 4, 4)
-  variables = random_variables(layer, x)
-  params = variables['params']
-  branch = params['attention']
-  branch = {'reduce': branch['pointwise1'], 'expand': branch['pointwise2']}
-  scaled = naive.squeeze_excite(x, branch)
-  out = apply(layer, variables, x)
-  close(out, naive.conv(scaled, params['kernel']), 1e-4)
-
-
 @pytest.mark.parametrize(
     'fields, message',
     [
@@ -418,20 +381,17 @@ def test_impossible_fields_are_named(fields, message):
 
 def test_a_sharded_batch_has_the_whole_batchs_statistics():
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
-  batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  shared = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  shared, batch = (
+      jax.sharding.NamedSharding(mesh, p) for p in (jax.P(), jax.P('data'))
+  )
   layer = AWConv(4, (3, 3))
   x = images(2 * jax.device_count(), 4, 3, 4)
   variables = random_variables(layer, x)
 
+  @functools.partial(jax.value_and_grad, has_aux=True)
   def step(variables, x):
-    def loss(params):
-      out, moved = layer.apply(
-          variables | {'params': params}, x, mutable=['batch_stats']
-      )
-      return jnp.mean(out**2), moved
-
-    return jax.value_and_grad(loss, has_aux=True)(variables['params'])
+    out, moved = layer.apply(variables, x, mutable=['batch_stats'])
+    return jnp.mean(out**2), moved
 
   expected = jax.jit(step)(variables, x)
   with jax.set_mesh(mesh):
@@ -462,18 +422,17 @@ def test_works_and_learns_inside_an_nnx_model():
 
   @nnx.jit
   def step(model, x):
-    loss, gradients = nnx.value_and_grad(
-        lambda model: jnp.mean(model(x, train=True) ** 2)
-    )(model)
+    loss_of = lambda model: jnp.mean(model(x, train=True) ** 2)  # noqa: E731
+    loss, gradients = nnx.value_and_grad(loss_of)(model)
     params = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients))
     return loss, gradients
 
   loss, gradients = step(model, x)
   check_that_all_learn(gradients)
+  # Mean and variance of both norms.
   after = nnx.state(model, nnx.BatchStat)
   moved = jax.tree.map(lambda a, b: np.any(a != b), before, after)
-  # Mean and variance of both norms.
   assert jax.tree.leaves(moved) == [True] * 4
   assert step(model, x)[0] < loss
 

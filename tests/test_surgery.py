@@ -58,31 +58,6 @@ class Setup(nn.Module):
     return self.decode(self.encode(x))
 
 
-class Block(nn.Module):
-  features: int
-  norm: type[nn.Module]
-
-  @nn.compact
-  def __call__(self, x):
-    y = nn.relu(self.norm()(nn.Conv(self.features, (3, 3))(x)))
-    y = self.norm()(nn.Conv(self.features, (3, 3), use_bias=False)(y))
-    return nn.relu(y + nn.Conv(self.features, (1, 1), name='shortcut')(x))
-
-
-class ResNet(nn.Module):
-  """As many are written: batch norm, dropout, blocks in blocks."""
-
-  widths: tuple[int, ...] = (4, 4)
-
-  @nn.compact
-  def __call__(self, x, train: bool):
-    norm = functools.partial(nn.BatchNorm, use_running_average=not train)
-    for width in self.widths:
-      x = Block(width, norm)(x)
-    x = nn.Dropout(0.5, deterministic=not train)(x.mean((1, 2)))
-    return nn.Dense(3)(x)
-
-
 class Small(nn.Module):
   """One 3x3 that keeps the number of channels; what the lifts are tried on."""
 
@@ -147,15 +122,16 @@ def test_it_is_the_model_edited_by_hand():
 @pytest.mark.parametrize(
     'where, expected',
     [
-        (lambda path, conv: path[-1] == 'Conv_0', {'Conv_0'}),
-        (lambda path, conv: conv.use_bias, {'Conv_0', 'shortcut'}),
-        (lambda path, conv: path == ('Block_0', 'Conv_1'), {'Conv_1'}),
+        (lambda path, conv: path[-1] == 'last', {'last'}),
+        (lambda path, conv: not conv.use_bias, {'middle'}),
+        (
+            lambda path, conv: path == ('stem',) or conv.strides == 2,
+            {'stem', 'middle'},
+        ),
     ],
 )
 def test_path_and_fields_decide(where, expected):
-  model = replace_conv(ResNet((4,)), where)
-  found = owners(model, images(1, 4, 4, 2), train=False)
-  assert found == {f'Block_0/{name}' for name in expected}
+  assert owners(replace_conv(Compact(), where), images(1, 4, 4, 2)) == expected
 
 
 def test_what_is_left_out_does_not_change_by_a_bit():
@@ -179,22 +155,19 @@ def test_what_is_left_out_does_not_change_by_a_bit():
 
 def test_identity_start_is_the_plain_model():
   x = images(2, 6, 6, 3)
-  plain, model = ResNet((4,)), replace_conv(ResNet((4,)), **IDENTITY)
-  pretrained = randomize(start(plain, x, train=False))
-  variables = merge_variables(start(model, x, train=False), pretrained)
-  out = run(model, variables, x, train=False)
-  expected = run(plain, pretrained, x, train=False)
+  plain, model = Setup(), replace_conv(Setup(), **IDENTITY)
+  pretrained = randomize(start(plain, x))
+  variables = merge_variables(start(model, x), pretrained)
+  out, expected = run(model, variables, x), run(plain, pretrained, x)
   np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
-
-  # The statistics move for all but a layer that must not train.
-  fixed = replace_conv(Setup(), train=False)
-  variables = randomize(start(fixed, x))
-  _, kept = run(fixed, variables, x, mutable=['batch_stats'])
-  jax.tree.map(
-      np.testing.assert_array_equal,
-      kept['batch_stats'],
-      variables['batch_stats'],
-  )
+  # The statistics move, but for a layer that must not train.
+  for train, moves in ((None, True), (False, False)):
+    model = replace_conv(Setup(), train=train)
+    variables = randomize(start(model, x))
+    old = leaves(variables['batch_stats'])
+    _, updated = run(model, variables, x, mutable=['batch_stats'])
+    for path, leaf in leaves(updated['batch_stats']).items():
+      assert np.any(leaf != old[path]) == moves, path
 
 
 def test_every_way_into_the_model():
@@ -204,11 +177,10 @@ def test_every_way_into_the_model():
   assert added(start(Setup(), x), start(model, x)) == {'first', 'second'}
   out, seen = run(model, variables, x, mutable=['intermediates'])
   # The shared convolution ran twice, the other once.
-  seen = seen['intermediates']
-  assert {k: len(v['attention_maps']) for k, v in seen.items()} == {
-      'first': 2,
-      'second': 1,
+  counts = {
+      k: len(v['attention_maps']) for k, v in seen['intermediates'].items()
   }
+  assert counts == {'first': 2, 'second': 1}
   encode = run(model, variables, x, method='encode')
   bound = jax.eval_shape(lambda v: model.bind(v).encode(x), variables)
   assert bound.shape == encode.shape
@@ -245,15 +217,12 @@ def test_only_what_a_replaced_model_owns_and_by_any_of_its_methods():
 
 
 def test_a_second_choice_is_among_what_is_left():
-  x = images(1, 4, 4, 2)
   first = replace_conv(Compact(), lambda path, _: 'last' in path, min_hidden=5)
   model = replace_conv(first, min_hidden=7)
-  shapes = jax.eval_shape(model.init, KEY, x)['params']
-  hidden = [
-      shapes[name]['attention']['pointwise1']['kernel'].shape[-1]
-      for name in ('last', 'middle')
-  ]
-  assert hidden == [5, 7]
+  shapes = leaves(jax.eval_shape(model.init, KEY, images(1, 4, 4, 2)))
+  for name, hidden in (('last', 5), ('middle', 7)):
+    path = f'params/{name}/attention/pointwise1/kernel'
+    assert shapes[path].shape[-1] == hidden
 
 
 def blocks(lift, count=2):
@@ -312,30 +281,26 @@ def test_blocks_that_nn_jit_takes_for_one_are_not_told_apart():
     jax.eval_shape(model.init, KEY, x)
 
 
+def lift(cls, axes, lift, **options):
+  axes = dict.fromkeys(axes, 0)
+  return lift(cls, variable_axes=axes, split_rngs={'params': True}, **options)
+
+
 def scanned(axes):
   class Scanned(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-      scan = nn.scan(
-          lambda block, x, _: (block(x), None),
-          variable_axes=dict.fromkeys(axes, 0),
-          split_rngs={'params': True},
-          length=2,
-      )
-      return scan(Small(name='layers'), x, None)[0]
+      step = lambda block, x, _: (block(x), None)  # noqa: E731
+      return lift(step, axes, nn.scan, length=2)(Small(name='layers'), x, None)[
+          0
+      ]
 
   return Scanned()
 
 
 def mapped(axes):
-  mapped_class = nn.vmap(
-      Small,
-      variable_axes=dict.fromkeys(axes, 0),
-      split_rngs={'params': True},
-      in_axes=0,
-  )
-  return mapped_class()
+  return lift(Small, axes, nn.vmap, in_axes=0)()
 
 
 @pytest.mark.parametrize('make', [scanned, mapped])
@@ -343,9 +308,6 @@ def test_scan_and_vmap(make):
   x = images(2, 2, 4, 4, 2)
   model = replace_conv(make(['params', 'batch_stats']), reduction=1)
   variables = start(model, x)
-  kernel = variables['params']
-  kernel = kernel.get('layers', kernel)['Conv_0']['attention']['pointwise1']
-  assert kernel['kernel'].shape == (2, 2, 4)
   variables = randomize(variables)
   out, updated = run(model, variables, x, mutable=['batch_stats'])
 
@@ -362,9 +324,7 @@ def test_scan_and_vmap(make):
     outs.append(y)
   expected = y if make is scanned else np.stack(outs)
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
-  assert jax.tree.structure(updated['batch_stats']) == jax.tree.structure(
-      variables['batch_stats']
-  )
+  assert set(leaves(updated)) < set(leaves(variables))
 
   bare = make(['params'])
   jax.eval_shape(replace_conv(bare, norm='layer').init, KEY, x)
