@@ -108,16 +108,10 @@ def test_half_precision_is_within_a_hundredth_of_vmap():
       for a in draw(WIDE | dict(n=4, size=(14, 14), channels=128, g=8))
   ]
 
-  def both(name):
-    run = functools.partial(aw_conv, implementation=name)
-    out, pullback = jax.vjp(run, *operands)
-    return out, *pullback(jnp.cos(out.astype(jnp.float32)).astype(out.dtype))
-
-  for own, wanted in zip(
-      jax.jit(both, static_argnums=0)('fused'),
-      jax.jit(both, static_argnums=0)('vmap'),
-      strict=True,
-  ):
+  results = (
+      jax.jit(with_gradients(name))(*operands) for name in ('fused', 'vmap')
+  )
+  for own, wanted in zip(*results, strict=True):
     own, wanted = np.float64(own), np.float64(wanted)
     assert np.linalg.norm(own - wanted) <= 1e-2 * np.linalg.norm(wanted)
 

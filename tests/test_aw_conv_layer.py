@@ -11,9 +11,10 @@ import naive
 import numpy as np
 import pytest
 
+from awconv_jax import config
 from awconv_jax.layers.attention import IN_BLOCK
 from awconv_jax.layers.aw_conv import AWConv, expansion_factor
-from awconv_jax.layers.conv import pair
+from awconv_jax.layers.conv import Conv, pair
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -171,6 +172,16 @@ def test_drop_in_for_flax_conv(name):
   expected, out = both(x)
   assert out.shape == expected.shape and out.dtype == expected.dtype
   close(out, expected)
+
+
+@pytest.mark.parametrize('layer', [AWConv(4, (3, 3)), Conv(4, (3, 3))])
+def test_flax_records_the_output_once(layer):
+  _, seen = jax.eval_shape(
+      functools.partial(layer.init_with_output, capture_intermediates=True),
+      KEY,
+      images(1, 4, 4, 2),
+  )
+  assert len(seen['intermediates']['__call__']) == 1
 
 
 def test_numpy_integers_are_integers():
@@ -352,6 +363,8 @@ def test_a_tap_takes_the_nearest_cell_of_another_grid(pool_size, rows, columns):
   branch = (variables[k]['attention'] for k in ('params', 'batch_stats'))
   grid = naive.attention_maps(x, *branch, pair(pool_size), 4)
   close(maps, grid[:, rows][:, :, columns], 1e-4)
+  text = {'config.pool_size': str(pool_size)}
+  assert config.complete({}, AWConv, text).pool_size == pool_size
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,8 @@ def _methods_of(model_class: type[nn.Module]) -> Iterator[str]:
     if name in fields or not inspect.isfunction(function):
       continue
     # A name scope is entered from another method, and must stay what it is.
-    if any(hasattr(function, m) for m in ('nowrap', 'compact_name_scope')):
-      continue
-    if name == '__call__' or not name.startswith('__'):
+    kept = any(hasattr(function, m) for m in ('nowrap', 'compact_name_scope'))
+    if name == '__call__' or not (kept or name.startswith('__')):
       yield name
 
 
