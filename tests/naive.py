@@ -208,6 +208,13 @@ def aw_conv_layer(
   return aw_conv(x, kernel, maps, **options) + params.get('bias', 0)
 
 
+def squeeze_excite(x, params):
+  """1709.01507: y = x * sigmoid(W2 relu(W1 mean_hw(x)))."""
+  x = np.asarray(x, np.float64)
+  hidden = np.maximum(dense(x.mean((1, 2)), params['reduce']), 0)
+  return x * sigmoid(dense(hidden, params['expand']))[:, None, None]
+
+
 def directional(function, values, directions, step=1e-6):
   """Central difference of a scalar function along directions (dicts)."""
 

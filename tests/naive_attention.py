@@ -19,12 +19,8 @@ def norm_with_batch(x, name, variables, batch, train, epsilon):
 
 
 def se(x, variables, *, train):
-  """1709.01507: y = x * sigmoid(W2 relu(W1 mean_hw(x)))."""
   del train
-  x, params = np.asarray(x, np.float64), variables['params']
-  hidden = np.maximum(naive.dense(x.mean((1, 2)), params['reduce']), 0)
-  gate = naive.sigmoid(naive.dense(hidden, params['expand']))
-  return x * gate[:, None, None], {}
+  return naive.squeeze_excite(x, variables['params']), {}
 
 
 def cbam(x, variables, *, train, epsilon=1e-5):
