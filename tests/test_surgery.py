@@ -155,7 +155,7 @@ def test_what_is_left_out_does_not_change_by_a_bit():
 
 def test_identity_start_is_the_plain_model():
   x = images(2, 6, 6, 3)
-  plain, model = Setup(), replace_conv(Setup(), **IDENTITY)
+  plain, model = Compact(), replace_conv(Compact(), **IDENTITY)
   pretrained = randomize(start(plain, x))
   variables = merge_variables(start(model, x), pretrained)
   out, expected = run(model, variables, x), run(plain, pretrained, x)
