@@ -80,14 +80,11 @@ def _walk(jaxpr: core.Jaxpr, scope: str, times: int, macs: Counter) -> None:
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> dict[str, int]:
-  """Counts the MACs of a function by the scope they are spent in.
+  """Counts MACs by name scope, such as 'ResNet/stage1_block1/conv2'.
 
   Args:
     function: what to trace; nothing is computed.
     *args: its arguments, arrays or shapes.
-
-  Returns:
-    MACs by name scope, such as 'ResNet/stage1_block1/conv2'.
 
   Raises:
     NotImplementedError: there is a while loop.

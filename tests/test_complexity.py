@@ -1,6 +1,7 @@
 """MACs from the jaxpr against written-out products, also inside loops."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +48,19 @@ def test_a_while_loop_is_refused():
 
 
 @pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))
+@pytest.mark.parametrize(
+    'groups, features, maps', [(1, 5, 2), (8, 8, 1), (8, 16, 1)]
+)
 def test_an_aw_convolution_is_its_convolution_and_its_modulation(
-    implementation,
+    implementation, groups, features, maps
 ):
-  def function(x, kernel, attention):
-    return op.aw_conv(x, kernel, attention, implementation=implementation)
-
-  count = total(function, (4, 6, 6, 8), (3, 3, 8, 5), (4, 3, 3, 2, 5))
-  kernel = 3 * 3 * 8 * 5
-  assert count == 4 * (6 * 6 * kernel + kernel)
+  options = dict(groups=groups, implementation=implementation)
+  shape = 3, 3, 8 // groups, features
+  count = total(
+      functools.partial(op.aw_conv, **options),
+      *((4, 6, 6, 8), shape, (4, 3, 3, maps, features)),
+  )
+  assert count == 4 * (6 * 6 + 1) * math.prod(shape)
 
 
 def test_a_fused_aw_convolution_counts_once_of_all_platforms():
@@ -79,19 +84,6 @@ def test_a_condition_around_fused_ones_counts_all_of_its_branches():
 
   count = total(either, (4, 6, 6, 16), (3, 3, 16, 16), (4, 3, 3, 2, 16))
   assert count == 2 * 4 * (6 * 6 + 1) * (3 * 3 * 16 * 16)
-
-
-@pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))
-@pytest.mark.parametrize('features', [8, 16])
-def test_a_depthwise_aw_convolution_counts_too(implementation, features):
-  def function(x, kernel, attention):
-    return op.aw_conv(
-        x, kernel, attention, groups=8, implementation=implementation
-    )
-
-  shapes = (4, 6, 6, 8), (3, 3, 1, features), (4, 3, 3, 1, features)
-  kernel = 3 * 3 * features
-  assert total(function, *shapes) == 4 * (6 * 6 * kernel + kernel)
 
 
 def test_rows_are_modules_in_the_order_of_the_computation():

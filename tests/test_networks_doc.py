@@ -32,11 +32,7 @@ def check(row):
 
 def test_the_tables_are_there():
   assert len(ROWS) == 39
-
-
-@pytest.mark.parametrize('row', ROWS[:2], ids=lambda row: ' '.join(row[:2]))
-def test_the_first_rows(row):
-  check(row)
+  check(ROWS[0])
 
 
 @pytest.mark.slow

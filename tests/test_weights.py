@@ -2,23 +2,20 @@
 
 import functools
 import os
-import pickle
 import struct
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import naive_resnet
 import numpy as np
 import pytest
+import random_values
 import torch_zip
 
 from awconv_jax import models, weights
 from awconv_jax.errors import InputError
 from awconv_jax.weights import names, state_dict, torch_file
 
-# Compiles several times faster than the default generator.
-KEY = jax.random.key(0, impl='rbg')
 EXPANSION = {'basic': 1, 'bottleneck': 4}
 DEPTH = {'basic': 18, 'bottleneck': 50}
 SIZES = (2, 1, 1, 1)
@@ -88,9 +85,7 @@ def create(block, sizes=SIZES, **options):
   return models.create(f'resnet{DEPTH[block]}', **options)
 
 
-def shapes_of(model):
-  x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  return jax.eval_shape(functools.partial(model.init, train=False), KEY, x)
+shapes_of = models.shapes_of
 
 
 def assert_same_bits(got, want):
@@ -144,7 +139,6 @@ def test_every_block_computes_what_its_torch_weights_say(
     'block, sizes, reduction, count',
     [
         ('basic', (2, 2, 2, 2), 0, 122),
-        ('bottleneck', (3, 4, 6, 3), 0, 320),
         ('bottleneck', (3, 4, 6, 3), 16, 320 + 16 * 4),
     ],
 )
@@ -182,10 +176,7 @@ def test_there_and_back_keeps_every_bit(block, reduction, tmp_path):
 
 def aw_variables(seed=0, **options):
   shapes = shapes_of(create('basic', aw_conv=True, **options))
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-      lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes
-  )
+  return random_values.like(shapes, seed)
 
 
 def test_aw_networks_extend_the_names_and_come_back(tmp_path):
@@ -233,14 +224,11 @@ def test_a_branch_is_absent_as_a_whole_or_not_at_all(lost):
     'path, expected',
     [
         ('params/stage1_block1/conv2/attention/norm1/scale', True),
-        ('params/attention/pointwise1/kernel', True),
         ('params/conv/self_attention/norm1/scale', False),
-        ('batch_stats/stage1_block1/conv2/attention/norm1/mean', True),
         ('params/Conv_0/attention/pointwise2/kernel', True),
         ('params/stage1_block1/conv2/refinement/reduce/kernel', True),
         ('params/stage1_block1/attention/reduce/kernel', False),
         ('params/stage1_block1/conv2/attention/qkv/kernel', False),
-        ('params/stage1_block1/conv2/kernel', False),
     ],
 )
 def test_the_branch_of_an_aw_convolution_is_told_apart(path, expected):
@@ -256,15 +244,10 @@ def test_layers_without_an_entry_follow_the_rule(shape):
   found = arrays['stage1_attention.mix.weight']
   assert list(arrays) == ['stage1_attention.mix.weight']
   assert found.flags.c_contiguous
-  expected = kernel
-  if len(shape) > 1:
-    expected = np.stack([kernel[..., d] for d in range(6)])
-    expected = expected.swapaxes(1, -1)
-  np.testing.assert_array_equal(found, expected)
+  # [window, C, D] here, [D, C, window] there.
+  np.testing.assert_array_equal(found, kernel.T)
   again = state_dict.from_state_dict(arrays, tree)
-  np.testing.assert_array_equal(
-      again['params']['stage1_attention']['mix']['kernel'], kernel
-  )
+  jax.tree.map(np.testing.assert_array_equal, again, tree)
 
 
 @pytest.mark.parametrize(
@@ -327,13 +310,8 @@ def test_arrays_are_cast_to_the_dtypes_of_the_network():
   state = draw(torch_shapes('basic'), np.float64)
   shapes = shapes_of(create('basic', param_dtype='bfloat16'))
   loaded = state_dict.from_state_dict(state, shapes)
-  assert loaded['params']['head']['kernel'].dtype == jnp.bfloat16
   own, want = (jax.tree.map(lambda a: a.dtype, t) for t in (loaded, shapes))
-  assert own == want
-  np.testing.assert_array_equal(
-      loaded['params']['head']['kernel'],
-      state['fc.weight'].T.astype(jnp.bfloat16),
-  )
+  assert own == want and jnp.bfloat16 in jax.tree.leaves(own)
 
 
 @pytest.mark.parametrize('save', [torch_zip.save, torch_zip.save_legacy])
@@ -358,15 +336,6 @@ def test_dtypes_and_strides_of_torch_files(dtype, save, tmp_path):
       'scalar': flat[7].reshape(()),
   }
   assert_same_bits(found, expected)
-
-
-@pytest.mark.parametrize('dtype', torch_zip.KINDS)
-def test_dtypes_of_safetensors(dtype, tmp_path):
-  array = np.arange(6).reshape(2, 3).astype(jnp.dtype(dtype))
-  path = tmp_path / 'a.safetensors'
-  weights.WRITERS['.safetensors'](path, {'a': array})
-  assert_same_bits(weights.read(path), {'a': array})
-  assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
 
 
 @pytest.mark.parametrize(
@@ -406,55 +375,23 @@ def refusal(path):
 
 
 @pytest.mark.parametrize('save', [torch_zip.save, torch_zip.save_legacy])
-@pytest.mark.parametrize(
-    'module, name', [('os', 'system'), ('subprocess', 'getoutput')]
-)
-def test_code_in_a_file_is_not_run(module, name, save, tmp_path):
+def test_code_in_a_file_is_not_run(save, tmp_path):
   mark = tmp_path / 'ran'
-  command = (f'touch {mark}',)
-  call = torch_zip.Call(torch_zip.Global(module, name), command)
+  system = torch_zip.Global('os', 'system')
+  call = torch_zip.Call(system, (f'touch {mark}',))
   path = save(tmp_path / 'bad.pth', {'a': np.ones(2), 'b': call})
-  assert f'{module}.{name}, which is not run' in refusal(path)
+  assert 'os.system, which is not run' in refusal(path)
   assert not mark.exists()
-
-
-class Build(NamedTuple):
-  """Sets the state of an object."""
-
-  target: Any
-  state: Any
-
-
-class SetItems(NamedTuple):
-  """Sets the items of an object."""
-
-  target: Any
-  items: dict
-
-
-@pytest.fixture
-def builds(monkeypatch):
-  # The dict's opcodes make an empty one first.
-  monkeypatch.setitem(
-      torch_zip.EMIT,
-      SetItems,
-      lambda w, v: w.emit(v.target) + w.emit(v.items)[1:],
-  )
-  monkeypatch.setitem(
-      torch_zip.EMIT,
-      Build,
-      lambda w, v: w.emit(v.target) + w.emit(v.state) + pickle.BUILD,
-  )
 
 
 @pytest.mark.parametrize('state', ['dict', 'slots'])
 @pytest.mark.parametrize(
     'module, name', [k for k in torch_file.KNOWN if k[0] != 'torch']
 )
-def test_a_file_can_set_nothing(module, name, state, builds, tmp_path):
+def test_a_file_can_set_nothing(module, name, state, tmp_path):
   own = {'__defaults__': (1, 2), '__call__': 3}
   target = torch_zip.Global(module, name)
-  build = Build(target, own if state == 'dict' else (None, own))
+  build = torch_zip.Build(target, own if state == 'dict' else (None, own))
   path = torch_zip.save(tmp_path / 'bad.pth', {'a': np.ones(2), 'b': build})
   assert 'attribute' in refusal(path)
   assert not hasattr(torch_file.KNOWN[module, name], '__defaults__')
@@ -463,12 +400,17 @@ def test_a_file_can_set_nothing(module, name, state, builds, tmp_path):
 
 
 @pytest.mark.parametrize('state', [{'items': 1}, (None, {'items': 1})])
-def test_what_a_dict_keeps_beside_its_items_is_dropped(state, builds, tmp_path):
+def test_what_a_dict_keeps_beside_its_items_is_dropped(state, tmp_path):
   """As every state_dict() of torch does, with `_metadata`."""
   ordered = torch_zip.Call(torch_zip.ORDERED_DICT, ())
   items = {'a': np.ones(2)}
   path = torch_zip.save(
-      tmp_path / 'a.pth', {'state_dict': Build(SetItems(ordered, items), state)}
+      tmp_path / 'a.pth',
+      {
+          'state_dict': torch_zip.Build(
+              torch_zip.SetItems(ordered, items), state
+          )
+      },
   )
   assert_same_bits(weights.read(path, report=lambda line: None), items)
 
@@ -538,7 +480,7 @@ def test_other_formats_are_refused_with_the_remedy(tmp_path):
         (weights.WRITERS['.safetensors'], '.safetensors'),
     ],
 )
-def test_files_cut_short_are_refused(write, suffix, tmp_path):
+def test_damaged_files_are_refused(write, suffix, tmp_path):
   whole = tmp_path / f'whole{suffix}'
   arrays = {'a': np.arange(50.0), 'b': np.ones((3, 4), np.float32)}
   write(whole, arrays)
@@ -548,15 +490,10 @@ def test_files_cut_short_are_refused(write, suffix, tmp_path):
   for size in sorted({*range(0, len(raw), 97), 1, 7, 9, len(raw) - 1}):
     cut.write_bytes(raw[:size])
     assert 'fetch it again' in refusal(cut)
-
-
-def test_changed_bytes_of_torch_files_are_refused(tmp_path):
-  array = np.arange(50.0)
-  path = torch_zip.save(tmp_path / 'a.pth', {'a': array})
-  raw = path.read_bytes()
-  at = raw.index(array.tobytes())
-  path.write_bytes(raw[: at + 8] + b'\x01' + raw[at + 9 :])
-  assert 'fetch it again' in refusal(path)
+  if write is torch_zip.save:  # The others have no checksums.
+    at = raw.index(arrays['a'].tobytes())
+    cut.write_bytes(raw[: at + 8] + b'\x01' + raw[at + 9 :])
+    assert 'fetch it again' in refusal(cut)
 
 
 def test_a_failed_save_leaves_the_file_before_it(tmp_path, monkeypatch):

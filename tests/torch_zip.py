@@ -1,14 +1,13 @@
-"""Writes files as torch.save does, with the standard library and numpy alone.
-
-Those of today, which are zips, and those of before torch 1.6.
+"""Writes files as torch.save does, and as it did before torch 1.6.
 
 The pickle is of protocol 2, put together opcode by opcode: the names in it are
 of functions that are not installed here.
 """
 
+from collections import namedtuple
 import pickle
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -24,35 +23,15 @@ KINDS = {
 }
 
 
-class Global(NamedTuple):
-  """Names a function or class."""
-
-  module: str
-  name: str
-
-
-class Call(NamedTuple):
-  """Calls what is named."""
-
-  function: Global
-  arguments: tuple
-
-
-class Storage(NamedTuple):
-  """Bytes in a member of their own."""
-
-  array: np.ndarray
-
-
-class View(NamedTuple):
-  """A tensor over a storage; `stride` counts elements."""
-
-  storage: Storage
-  offset: int
-  size: tuple
-  stride: tuple
-
-
+# A function or class; a call of it.
+Global = namedtuple('Global', 'module name')
+Call = namedtuple('Call', 'function arguments')
+# Bytes in a member of their own, and a tensor over them; strides are elements.
+Storage = namedtuple('Storage', 'array')
+View = namedtuple('View', 'storage offset size stride')
+# Sets an object's state, or its items.
+Build = namedtuple('Build', 'target state')
+SetItems = namedtuple('SetItems', 'target items')
 ORDERED_DICT = Global('collections', 'OrderedDict')
 
 
@@ -108,6 +87,9 @@ EMIT = {
     int: lambda w, v: pickle.BININT + struct.pack('<i', v),
     type(None): lambda w, v: pickle.NONE,
     Global: lambda w, v: (pickle.GLOBAL + f'{v.module}\n{v.name}\n'.encode()),
+    Build: lambda w, v: w.emit(v.target) + w.emit(v.state) + pickle.BUILD,
+    # The dict's opcodes make an empty one first.
+    SetItems: lambda w, v: w.emit(v.target) + w.emit(v.items)[1:],
     Call: lambda w, v: (
         w.emit(v.function) + w.emit(v.arguments) + pickle.REDUCE
     ),

@@ -183,7 +183,7 @@ class Network(nn.Module):
       )
 
   def start(self, images: jax.Array, valid_size: Any) -> tuple[jax.Array, Size]:
-    """Returns both as arrays that the stem takes."""
+    """Returns both as the arrays that the stem takes."""
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, images.shape)
     return images.astype(self.dtype), valid_size
@@ -203,8 +203,7 @@ class Network(nn.Module):
       stage: counted from 1.
       train: whether norms use the batch's statistics.
       aw: the slots of AW-convolutions, where the network has these.
-      augmented: None, or the slot that attention in the place of a convolution
-        takes, if it is the network's.
+      augmented: the slot of attention in the place of a convolution, likewise.
       downsample: by how much that attention shrinks the images.
     """
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)

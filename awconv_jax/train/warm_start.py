@@ -122,8 +122,7 @@ def load(
     A tree as `variables`, of its dtypes, with arrays on the host.
 
   Raises:
-    InputError: nothing is there, it is damaged, or of another network; names
-      all that is missing, unknown or of another shape.
+    InputError: nothing is there, it is damaged, or of another network.
   """
   variables = jax.device_get(variables)
   flat: dict[Any, Any] = traverse_util.flatten_dict(variables)
@@ -156,10 +155,8 @@ def load(
   )
   loaded = flat | traverse_util.flatten_dict(loaded)
   taken = sum(loaded[path] is not flat[path] for path in flat)
-  report(
-      f'init_from={source}: {taken} of {len(flat)} arrays are from there; the '
-      'others keep their first values'
-  )
+  counts = f'{taken} of {len(flat)} arrays are from there'
+  report(f'init_from={source}: {counts}; the others keep their first values')
   return traverse_util.unflatten_dict(loaded)
 
 

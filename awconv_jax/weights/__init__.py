@@ -19,13 +19,9 @@ from awconv_jax.weights.names import in_aw_branch
 
 __all__ = ['READERS', 'WRITERS', 'in_aw_branch', 'load', 'read', 'save']
 
-READERS = {
-    '.safetensors': safetensors_file.read,
-    '.pth': torch_file.read,
-    '.pt': torch_file.read,
-    '.bin': torch_file.read,
-    '.tar': torch_file.read,  # Torch's example writes model.pth.tar.
-}
+# Torch's example writes model.pth.tar.
+READERS = dict.fromkeys(('.pth', '.pt', '.bin', '.tar'), torch_file.read)
+READERS['.safetensors'] = safetensors_file.read
 WRITERS = {'.safetensors': safetensors_file.write}
 
 
@@ -34,13 +30,12 @@ def read(
 ) -> dict[str, np.ndarray]:
   """Returns the arrays of a file by the names that torch has for them now.
 
+  They are in torch's layout, of the file's dtypes.
+
   Args:
     path: a .safetensors file, or .pth, .pt, .bin or .tar of torch.save.
     report: called with one line for each change: a checkpoint's 'state_dict' or
       'model' is taken out, the prefix 'module.' off, former names renewed.
-
-  Returns:
-    Arrays in torch's layout, of the file's dtypes.
 
   Raises:
     InputError: the suffix is unknown, or the file not there, a directory,

@@ -72,8 +72,7 @@ class Entry:
 
   Attributes:
     path: in the tree of our variables.
-    axes: of ours, in torch's order.
-    transposed: shape of ours in that order.
+    axes, transposed: axes of ours in torch's order, and their sizes.
     shape: in torch; ends with ones where it has a 1x1 convolution and we a
       matrix, and is flat where it has a matrix and we a window.
   """
@@ -198,10 +197,8 @@ def in_aw_branch(path: str) -> str | None:
   """Tells whether a path lies in what an AW-convolution adds to a plain one.
 
   Args:
-    path: such as 'params/stage1_block1/conv2/attention/norm1/scale'.
-
-  Returns:
-    What holds all of it, such as 'stage1_block1/conv2/attention', or None.
+    path: such as 'params/stage1_block1/conv2/attention/norm1/scale', for which
+      it returns what holds all of that, 'stage1_block1/conv2/attention'.
   """
   own = r'(attention(?=/(pointwise|norm)[12]/)|refinement(?=/))'
   match = re.match(rf'[^/]+/((.+?/)?{own})', path)

@@ -14,12 +14,11 @@ from awconv_jax.weights import names
 def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
   """Returns the arrays under torch's names, in torch's layout and our dtypes.
 
+  Torch counts the batches of a norm, which nothing here does: those are int64
+  zeros, as in a model that was never trained.
+
   Args:
     variables: tree of arrays: 'params' and 'batch_stats'.
-
-  Returns:
-    Arrays by name. Torch counts the batches of a norm, which nothing here
-    does: those are int64 zeros, as in a model that was never trained.
   """
   leaves, _ = names.flatten(jax.device_get(variables))
   entries = names.table(variables)
@@ -94,7 +93,7 @@ def from_state_dict(
     A tree as `variables`, of its dtypes; arrays are on the host.
 
   Raises:
-    InputError: names are unknown or missing, or shapes differ; names all.
+    InputError: names are unknown or missing, or shapes differ; lists all.
   """
   leaves, treedef = names.flatten(variables)
   entries = names.table(variables)

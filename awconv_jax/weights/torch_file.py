@@ -75,11 +75,8 @@ class _Function(NamedTuple):
     return self.call(*arguments)
 
 
-_rebuild = _Function(
-    lambda storage, offset, size, stride, *autograd: _Tensor(
-        *storage, offset, size, stride
-    )
-)
+# Of (storage, offset, size, stride, ...); what follows is of the gradient.
+_rebuild = _Function(lambda storage, *rest: _Tensor(*storage, *rest[:3]))
 # Everything that a pickle may name; plain strings stand for kinds of storages.
 KNOWN = {
     ('collections', 'OrderedDict'): _Function(lambda *items: _Dict(*items)),
@@ -98,11 +95,9 @@ class _Unpickler(pickle.Unpickler):
     self.dtypes = {}  # Of the storages, by key.
 
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in KNOWN:
-      raise InputError(
-          f'it holds {module}.{name}, which is not run here; {_ALONE}'
-      )
-    return KNOWN[module, name]
+    if (module, name) in KNOWN:
+      return KNOWN[module, name]
+    raise InputError(f'it holds {module}.{name}, which is not run; {_ALONE}')
 
   def persistent_load(self, key: tuple) -> tuple[str, np.dtype]:
     _, kind, name, _, _, *view = key
@@ -124,9 +119,8 @@ def _tensors(tree: Any, report: Callable[[str], object]) -> dict[str, _Tensor]:
       return _tensors(tree[key], report)
   others = [str(k) for k, v in tree.items() if not isinstance(v, _Tensor)]
   if others or not tree:
-    raise InputError(
-        f'not tensors: {", ".join(others) or "(it is empty)"}; {_ALONE}'
-    )
+    others = ', '.join(others) or '(it is empty)'
+    raise InputError(f'not tensors: {others}; {_ALONE}')
   return {str(name): tensor for name, tensor in tree.items()}
 
 
@@ -162,16 +156,14 @@ def read(
 ) -> dict[str, np.ndarray]:
   """Returns the arrays of a state dict, or of the one in a checkpoint, by name.
 
+  They are read-only, in torch's layout and dtypes (bfloat16 as ml_dtypes').
+
   Args:
     path: of a file that torch.save wrote.
     report: called with one line for what was taken off around the weights.
 
-  Returns:
-    Read-only arrays in torch's layout and dtypes (bfloat16 as ml_dtypes').
-
   Raises:
-    InputError: the file cannot be read, is damaged, or holds more than tensors
-      in dicts.
+    InputError: it cannot be read, or holds more than tensors in dicts.
   """
   try:
     with open(path, 'rb') as file:
