@@ -207,10 +207,6 @@ def test_wrong_options_of_all_kinds_are_found_by_the_config():
       name='mobilenet_v2',
       stem='cifr',
       stages=((1, 2, 0, 1), (6, 16, 1)),
-      num_classes=0,
-      dropout=1.0,
-      dtype='int8',
-      aw_stages=(0,),
       aw_options=dict(gates='tanh'),
       attention_options=dict(reduction=8),
   )
@@ -219,15 +215,10 @@ def test_wrong_options_of_all_kinds_are_found_by_the_config():
   for words in (
       "config.model.stem='cifr' .*'cifar'",
       r'config.model.stages\[0\]\[2\]=0 .*1',
-      'config.model.num_classes=0 .*1',
-      'config.model.dropout=1.0 .*less than 1',
-      "config.model.dtype='int8' .*floating",
-      r'config.model.aw_stages\[0\]=0 .*1',
       "unknown config.model.aw_options.gates .*'gate'",
       'config.model.attention_options.*model.attention, which is None',
   ):
-    lines = str(error.value).splitlines()
-    assert any(re.search(words, line) for line in lines), words
+    assert re.search(words, str(error.value)), words
 
 
 @pytest.mark.parametrize(
