@@ -174,7 +174,7 @@ class Classifier(Model):
 
 @dataclasses.dataclass
 class Detector(Model):
-  """Detects objects: to the canvas, predicted, and the boxes taken back."""
+  """Detects objects: on the canvas, with the boxes taken back from there."""
 
   @functools.cached_property
   def categories(self) -> tuple[Sequence[int], Sequence[str]]:
@@ -215,9 +215,8 @@ class Detector(Model):
 
   def predictor(self, flip: bool) -> Any:
     """Returns what has `predict`, as tasks do; see `tasks.flipped`."""
-    if not flip:
-      return self.task
-    return Flipped(self.task, self.config.model.detections.threshold)
+    threshold = self.config.model.detections.threshold
+    return Flipped(self.task, threshold) if flip else self.task
 
   def _outputs(self, variables: Any, batch: Any, flip: bool) -> Any:
     return self.predictor(flip).predict(variables, batch)
