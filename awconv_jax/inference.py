@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,8 @@ class Model:
   variables: Any
   weights: str
   channels: int
+  # (variables, batch, flip) -> what the task predicts.
+  _outputs: ClassVar[Any]
 
   @functools.cached_property
   def kept_names(self) -> list[str] | None:

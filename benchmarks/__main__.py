@@ -45,7 +45,7 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
   kind, *marks = typing.get_args(annotation) or (annotation,)
 
   def read(text):
-    fault = None
+    value = fault = None
     try:
       value = kind(text)
       for mark in marks:

@@ -102,6 +102,9 @@ class EncodedImage:
     UnreadableError: it is no image, or not a whole one.
   """
 
+  height: int
+  width: int
+
   def __init__(self, data: bytes, channels: int):
     self._data, self._channels, self._pixels = data, channels, None
     try:

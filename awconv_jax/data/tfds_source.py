@@ -50,7 +50,7 @@ class TfdsRecords:
     self.info = builder.info
     decoders = {'image': tfds.decode.SkipDecoding()}
     try:
-      self._records = builder.as_data_source(split, decoders=decoders)
+      self._records: Any = builder.as_data_source(split, decoders=decoders)
       len(self)  # Raises for a slice that ends before its start.
     except NotImplementedError as error:
       raise InputError(

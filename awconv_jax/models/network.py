@@ -215,9 +215,9 @@ class Network(nn.Module):
       )
       fields |= self.aw_options or {}
       slots = dict.fromkeys(aw, partial(AWConv, train=train, **fields))
-    if augmented and self.attention in layers.AS_CONV:
+    if augmented and (attend := self.attend(layers.AS_CONV, train)):
       slots[augmented] = partial(
-          self.attend(layers.AS_CONV, train),
+          attend,
           **common,
           convolution=slots.get(augmented, plain),
           downsample=downsample,

@@ -85,8 +85,12 @@ class Classification:
     self._loss = LOSSES[loss]
     self._label_smoothing = label_smoothing
     self._threshold = bce_threshold
-    self._mixing = dict(mixup=mixup, cutmix=cutmix, probability=mix_probability)
-    self._mixing['switch_probability'] = mix_switch_probability
+    self._mixing: Any = dict(
+        mixup=mixup,
+        cutmix=cutmix,
+        probability=mix_probability,
+        switch_probability=mix_switch_probability,
+    )
     self._normalize = functools.partial(pixels.normalize, mean=mean, std=std)
 
   def _targets(self, labels: jax.Array) -> jax.Array:

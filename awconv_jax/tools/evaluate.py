@@ -64,7 +64,7 @@ def choose(
     InputError: it is no config, or the devices cannot share a batch evenly.
   """
   changed = settings.complete(config).unlock()
-  if name not in (None, changed.data.name):
+  if name and name != changed.data.name:
     changed.data.name, changed.data.eval_split = SETS.get(name, (name, 'test'))
   wanted = dict(eval_split=split, dir=data_dir)
   wanted['max_bad_fraction'] = max_bad_fraction

@@ -111,7 +111,7 @@ def run(
   except OSError as error:
     reason = f'cannot write to --output={output}: {error.strerror}'
     raise InputError(reason) from error
-  model = inference.load(workdir, config)
+  model: Any = inference.load(workdir, config)
   if files:
     source = image_files.ImageFiles(files, *model.categories)
     batches = image_files.batches(source, config)

@@ -176,5 +176,5 @@ def fixed_at_random(first: Any, params: Any, frozen: Any) -> list[str]:
       path
       for path, leaf in flat.items()
       # Scales and biases begin as ones and zeros in most weights.
-      if kept[path] and leaf.ndim > 1 and np.array_equal(leaf, old[path])
+      if kept[path] and np.ndim(leaf) > 1 and np.array_equal(leaf, old[path])
   ]
