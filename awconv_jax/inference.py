@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import types
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +92,6 @@ class Model:
   variables: Any
   weights: str
   channels: int
-  # (variables, batch, flip) -> what the task predicts.
-  _outputs: ClassVar[Any]
 
   @functools.cached_property
   def kept_names(self) -> list[str] | None:
@@ -104,6 +102,9 @@ class Model:
   def names(self) -> Sequence[str]:
     """Names of the classes by label; numbers from 0 where none are known."""
     return self.kept_names or list(map(str, range(self.task.num_classes)))
+
+  def _outputs(self, variables: Any, batch: Any, flip: bool) -> Any:
+    raise NotImplementedError
 
   @functools.cached_property
   def _compiled(self) -> Callable[..., Any]:
