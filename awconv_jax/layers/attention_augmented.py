@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from awconv_jax.errors import InputError
 from awconv_jax.layers.conv import Conv, explicit_padding, pair
 from awconv_jax.ops import relative_attention
 from awconv_jax.ops.valid_area import as_valid_size
@@ -194,7 +195,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     value_dims = self._per_head(self.value_ratio, 1)
     taken = self.heads * value_dims
     if taken >= self.features:
-      raise ValueError(
+      raise InputError(
           f'AugmentedConv: {self.heads} heads take {taken} of '
           f'{self.features} features and leave none to the convolution; use '
           'fewer heads, a smaller value_ratio or more features'

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.errors import look_up
+from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention
 from awconv_jax.layers.conv import WRAPS, explicit_padding, pair
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
@@ -221,13 +221,13 @@ class AWConv(nn.Conv, kw_only=True):
     if self.identity_start and not (
         self.residual and self.gate in IDENTITY_GATES
     ):
-      raise ValueError(
+      raise InputError(
           'AWConv: identity_start needs residual=True and a gate in '
           f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
       )
     for name in ('input_dilation', *_GENERAL):
       if getattr(self, name) not in (None, 1, (1, 1), [1, 1]):
-        raise ValueError(f'AWConv: {name} must be left out')
+        raise InputError(f'AWConv: {name} must be left out')
     if self.train is not None or train is not None:
       train = nn.merge_param('train', self.train, train)
     else:
