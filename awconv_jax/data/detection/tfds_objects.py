@@ -85,7 +85,7 @@ class TfdsObjects(TfdsRecords):
         # In one step, as other processes may read; temporary files are for
         # their owner alone.
         with tempfile.NamedTemporaryFile(
-            dir=self._records.directory, delete=False
+            dir=self.directory, delete=False
         ) as file:
           np.save(file, np.vstack([index, key]))
         os.chmod(file.name, 0o644)
