@@ -69,8 +69,10 @@ def load_config(value: str) -> Any:
     known = map(str, pathlib.Path(path).parent.glob('*[!_].py'))
     raise errors.unknown_name('config file', path, known)
   try:
-    get_config = runpy.run_path(path, run_name='config')['get_config']
-    return get_config(*filter(None, [argument]))
+    found = runpy.run_path(path, run_name='config')
+    if 'get_config' not in found:
+      raise errors.InputError(f'--config={path} has no function get_config')
+    return found['get_config'](*filter(None, [argument]))
   except errors.ReportedError:
     raise
   except Exception as error:  # It is the user's own program.
