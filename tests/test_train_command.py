@@ -234,8 +234,17 @@ def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
     assert re.match(f'error: .*{words}', line), line
 
 
-def test_help_lists_the_flags():
-  code, out, _ = commands.run('train.py', '--help')
+@pytest.mark.parametrize(
+    'program, flags',
+    [
+        (['train.py'], ('config', 'workdir', 'coordinator', 'num_processes')),
+        # Some of which are defined by another tool.
+        (['-m', 'awconv_jax.tools.predict'], ('config', 'run', 'split')),
+    ],
+    ids=lambda program: program[-1],
+)
+def test_help_lists_the_flags(program, flags):
+  code, out, _ = commands.run(*program, '--help')
   assert code == 0
-  for flag in ('--config', '--workdir', '--coordinator', '--num_processes'):
-    assert flag in out
+  for flag in flags:
+    assert f'  --{flag}:' in out

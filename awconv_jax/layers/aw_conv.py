@@ -136,7 +136,7 @@ class AWConv(nn.Conv, kw_only=True):
       None in both: True if the call may update 'batch_stats'.
 
   Source: arXiv 2108.08205. Where the paper's text leaves a choice open, it is a
-  field here; README, "Ambiguities and what we chose".
+  field here; see docs/ambiguities.md.
   """
 
   reduction: PositiveInt = 16

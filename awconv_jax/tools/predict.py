@@ -177,6 +177,7 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   evaluate.define_flags()
+  flags.adopt_module_key_flags(evaluate)  # So that --help lists them.
   text = 'Directory to write to.'
   flags.DEFINE_string('output', None, text, required=True)
   flags.DEFINE_multi_string(
