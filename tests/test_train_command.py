@@ -61,9 +61,8 @@ def assert_same_losses_and_evaluation(expected, got):
   assert sum('train/loss' in ours for ours, _ in rows) == 30
   for ours, theirs in rows:
     assert ours['step'] == theirs['step']
-    for name in ('train/loss', 'eval/loss'):
-      want = pytest.approx(ours.get(name), rel=1e-5)
-      assert theirs.get(name) == want
+    for name in {'train/loss', 'eval/loss'} & {*ours, *theirs}:
+      assert theirs[name] == pytest.approx(ours[name], rel=1e-5)
     for name in ('eval/top1', 'eval/top5', 'eval/num_examples'):
       assert theirs.get(name) == ours.get(name)
 
