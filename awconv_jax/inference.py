@@ -307,6 +307,10 @@ def load(
     crop = dict(size=image_size, share=0.875, interpolation='bicubic')
     loaded = _variables(source, task, (image_size, image_size), (3,))
     return Classifier(task, None, source, *loaded, crop)
+  if options:
+    raise InputError(
+        f'{", ".join(options)}: options of a network need its name'
+    )
   config = settings.complete(config or rundir.read_config(source))
   task, data = tasks.create(config), config.data
   # Where one mean serves all channels, the weights say how many there are.

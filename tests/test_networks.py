@@ -294,3 +294,17 @@ def test_dropout_drops_in_training_only():
 def test_a_network_is_no_detector():
   with pytest.raises(errors.InputError, match="'resnet18' is no detector"):
     models.create_detector('resnet18', num_classes=3)
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        # A field of the convolution itself, which its slot decides.
+        ({'aw_options': {'strides': 2}}, "unknown option .*'strides'"),
+        ({'aw_options': {'gatee': 'tanh'}}, "did you mean 'gate'"),
+        ({'attention_options': {'reduction': 8}}, 'attention, which is None'),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(options, words):
+  with pytest.raises(errors.InputError, match=words):
+    models.create('resnet18', **options)

@@ -173,7 +173,7 @@ class AWConv(nn.Conv, kw_only=True):
       )
     maps = AttentionMaps(
         taps=kernel_size,
-        grid=pair(self.pool_size) if self.pool_size else kernel_size,
+        grid=kernel_size if self.pool_size is None else pair(self.pool_size),
         values=tuple(values),
         hidden=max(x.shape[-1] // self.reduction, self.min_hidden),
         gate=look_up('gate', self.gate, GATES),
@@ -222,8 +222,9 @@ class AWConv(nn.Conv, kw_only=True):
         self.residual and self.gate in IDENTITY_GATES
     ):
       raise InputError(
-          'AWConv: identity_start needs residual=True and a gate in '
-          f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
+          'model.aw_options.identity_start needs residual=True and a gate that '
+          f'is 0 at 0, {IDENTITY_GATES}, not residual={self.residual} and '
+          f'gate={self.gate!r}'
       )
     for name in ('input_dilation', *_GENERAL):
       if getattr(self, name) not in (None, 1, (1, 1), [1, 1]):

@@ -6,6 +6,7 @@ make, as partials, what it puts in the slots of its blocks.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+import inspect
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -171,6 +172,15 @@ class Network(nn.Module):
     """
     if self.attention is not None:
       look_up('attention', self.attention, layers.ATTENTION)
+    elif self.attention_options:
+      raise InputError(
+          f'model.attention_options={dict(self.attention_options)} needs '
+          'model.attention, which is None'
+      )
+    # The fields of a convolution are the slot's affair, not options.
+    known = inspect.get_annotations(AWConv)
+    for option in self.aw_options or ():
+      look_up('option in model.aw_options', option, known)
     if self.attention in layers.AS_CONV and not dense_3x3:
       raise InputError(
           f'model.attention={self.attention!r} augments dense 3x3 convolutions,'

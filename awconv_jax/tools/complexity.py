@@ -115,8 +115,10 @@ def main(arguments: Sequence[str]) -> None:
   command_line.refuse_arguments(arguments)
   if FLAGS.config is not None:
     config = command_line.read_config()
-    model, side = config.model, config.data.image_size
-    table = count(models.create(**model.to_dict()), side, FLAGS.channels)
+    model = config.model
+    network = models.create(**model.to_dict())  # And not a detector.
+    side = config.data.image_size
+    table = count(network, side, FLAGS.channels)
     print(f'{model.name}, one image of {side}x{side}x{FLAGS.channels}:')
     print(complexity.format_table(*table))
     return

@@ -206,11 +206,16 @@ def create(
     InputError: an unknown name, or durations that contradict each other.
   """
   warmup = warmup_steps or round(warmup_epochs * steps_per_epoch)
-  if warmup > total_steps or (warmup_steps and warmup_epochs):
+  if warmup_steps and warmup_epochs:
     raise InputError(
-        f'config.optimizer.warmup_steps={warmup_steps} or warmup_epochs='
-        f'{warmup_epochs} must be 0, and the warm-up of {warmup} steps within '
-        f'the run of {total_steps}'
+        f'config.optimizer.warmup_steps={warmup_steps} and warmup_epochs='
+        f'{warmup_epochs} are both given; set one to 0'
+    )
+  if warmup > total_steps:
+    raise InputError(
+        f'config.optimizer: the warm-up of {warmup} steps is longer than the '
+        f'run of {total_steps}; shorten warmup_epochs={warmup_epochs}, '
+        f'warmup_steps={warmup_steps}'
     )
   fraction = look_up('schedule', schedule, SCHEDULES)(
       warmup, total_steps, steps_per_epoch, **(schedule_options or {})

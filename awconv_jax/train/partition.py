@@ -43,14 +43,12 @@ def initialize_distributed(
     if _several_processes_detected():
       jax.distributed.initialize()
     return
-  if (
-      None in given
-      or ':' not in str(coordinator)
-      or process_id >= num_processes
-  ):
+  port = str(coordinator).rpartition(':')[2]
+  if None in given or not (port.isdigit() and 0 <= process_id < num_processes):
     raise InputError(
-        'several processes need --coordinator=host:port, --num_processes and '
-        '--process_id, which is less'
+        f'--coordinator={coordinator} --num_processes={num_processes} '
+        f'--process_id={process_id}: several processes need all three, '
+        'host:port and an id from 0 to below the number'
     )
   jax.distributed.initialize(*given)
 
