@@ -308,9 +308,7 @@ def load(
     loaded = _variables(source, task, (image_size, image_size), (3,))
     return Classifier(task, None, source, *loaded, crop)
   if options:
-    raise InputError(
-        f'{", ".join(options)}: options of a network need its name'
-    )
+    raise InputError(f'{", ".join(options)}: they are for a name=...')
   config = settings.complete(config or rundir.read_config(source))
   task, data = tasks.create(config), config.data
   # Where one mean serves all channels, the weights say how many there are.

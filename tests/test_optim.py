@@ -236,10 +236,13 @@ def boundaries(*epochs):
         ({'name': 'sdg'}, "optimizer 'sdg' .*'sgd'.*: adamw, lamb, sgd"),
         ({'schedule': 'cos'}, "schedule 'cos'.*: constant, cosine, step"),
         ({'decay_mask': 'kernel'}, "decay mask 'kernel'.*: all, kernels"),
-        ({'warmup_epochs': 6.0}, 'warm-up of 24 steps within .* 20'),
+        (
+            {'warmup_epochs': 6.0},
+            'warm-up of 24 steps is longer than the run of 20',
+        ),
         (
             {'warmup_steps': 2, 'warmup_epochs': 1.0},
-            'warmup_steps=2 or warmup_epochs=1.0 must be 0',
+            'warmup_steps=2 and warmup_epochs=1.0 are both given',
         ),
         (boundaries(3.0, 3.0), r'boundaries_epochs=\(3.0, 3.0\) must rise'),
         (
