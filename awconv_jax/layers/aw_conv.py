@@ -275,3 +275,11 @@ class AWConv(nn.Conv, kw_only=True):
     if bias is not None:
       out = out + bias
     return out.reshape(*inputs.shape[:-3], *out.shape[1:])
+
+
+# The fields that are not nn.Conv's, which a convolution's place decides.
+OPTIONS = {
+    field: None
+    for field in AWConv.__dataclass_fields__
+    if field not in nn.Conv.__dataclass_fields__
+}

@@ -6,7 +6,6 @@ make, as partials, what it puts in the slots of its blocks.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-import inspect
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from awconv_jax import options
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention as layers
-from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.layers.aw_conv import OPTIONS, AWConv
 from awconv_jax.layers.conv import Conv
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import as_valid_size, mask_padding
@@ -177,10 +176,8 @@ class Network(nn.Module):
           f'model.attention_options={dict(self.attention_options)} needs '
           'model.attention, which is None'
       )
-    # The fields of a convolution are the slot's affair, not options.
-    known = inspect.get_annotations(AWConv)
     for option in self.aw_options or ():
-      look_up('option in model.aw_options', option, known)
+      look_up('option in model.aw_options', option, OPTIONS)
     if self.attention in layers.AS_CONV and not dense_3x3:
       raise InputError(
           f'model.attention={self.attention!r} augments dense 3x3 convolutions,'

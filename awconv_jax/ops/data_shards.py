@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-# The mesh axis that a batch is sharded over, see `partition.py`.
+# The mesh axis that a batch is sharded over, see `train/partition.py`.
 DATA_AXIS = 'data'
 
 

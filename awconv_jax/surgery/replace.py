@@ -9,12 +9,8 @@ from typing import Any
 import flax.linen as nn
 
 from awconv_jax import errors
-from awconv_jax.layers.aw_conv import AWConv
-from awconv_jax.surgery.interception import SHARED, Path, Surgery, Where
-
-OPTIONS = {
-    f.name: f for f in dataclasses.fields(AWConv) if f.name not in SHARED
-}
+from awconv_jax.layers.aw_conv import OPTIONS
+from awconv_jax.surgery.interception import Path, Surgery, Where
 
 
 def is_3x3(path: Path, conv: nn.Conv) -> bool:
