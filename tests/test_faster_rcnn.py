@@ -6,6 +6,7 @@ import json
 import math
 from typing import Annotated, Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def test_parameters_and_multiply_adds_are_the_published_ones(
   model = models.create_detector(
       backbone=backbone, preset='torchvision', num_classes=90
   )
-  leaves, _ = names.flatten(models.shapes_of(model)['params'])
+  leaves = traverse_util.flatten_dict(models.shapes_of(model)['params'])
   counted = [x.size for path, x in leaves.items() if 'norm' not in path[-2]]
   assert sum(counted) == in_torchvision
 

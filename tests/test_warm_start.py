@@ -94,7 +94,7 @@ def test_other_networks_and_missing_sources_are_refused(plain, tmp_path):
   other = random_variables(create())
   with pytest.raises(errors.InputError, match='unknown: .*se.fc1'):
     warm_start.load(path, other, report=silent)
-  with pytest.raises(errors.InputError, match='there is no file and no run'):
+  with pytest.raises(errors.InputError, match='neither a file nor a run'):
     warm_start.load(tmp_path / 'no.pth', variables, report=silent)
   with pytest.raises(errors.InputError, match='no checkpoint'):
     warm_start.load(tmp_path, variables, report=silent)

@@ -13,16 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from awconv_jax.errors import InputError, look_up
-from awconv_jax.weights import names, safetensors_file, state_dict, torch_file
+from awconv_jax.errors import InputError, look_up, unknown_name
+from awconv_jax.weights import names, state_dict, torch_file
 from awconv_jax.weights.names import in_aw_branch
 
 __all__ = ['READERS', 'WRITERS', 'in_aw_branch', 'load', 'read', 'save']
 
+
+def _read_safetensors(path, report):
+  from safetensors import numpy as safetensors
+
+  del report
+  return safetensors.load_file(path)
+
+
 # Torch's example writes model.pth.tar.
 READERS = dict.fromkeys(('.pth', '.pt', '.bin', '.tar'), torch_file.read)
-READERS['.safetensors'] = safetensors_file.read
-WRITERS = {'.safetensors': safetensors_file.write}
+READERS['.safetensors'] = _read_safetensors
+WRITERS = ('.safetensors',)
 
 
 def read(
@@ -42,16 +50,19 @@ def read(
       damaged, or holding more than arrays.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
-    raise InputError(
-        f'{path} is a directory, want a file of weights; if that is a run, '
-        f'convert it first: python -m awconv_jax.tools.convert --input={path} '
-        '--output=x.safetensors'
-    )
   if not path.is_file():
-    raise InputError(f'there is no file and no run {path}')
+    kind = 'neither a file nor a run'
+    if path.is_dir():
+      kind = 'a directory; make a file of a run by awconv_jax.tools.convert'
+    raise InputError(f'{path} is {kind}')
   reader = look_up(f'format of {path}:', path.suffix, READERS)
-  return names.renew(reader(path, report), report)
+  try:
+    arrays = reader(path, report)
+  except Exception as error:  # Whatever the libraries say of wrong bytes.
+    reason = (str(error) or repr(error)).splitlines()[0][:200]
+    remedy = 'fetch it again, or save float tensors alone, as of state_dict()'
+    raise InputError(f'{path} cannot be read: {reason}; {remedy}') from error
+  return names.renew(arrays, report)
 
 
 def load(
@@ -64,11 +75,10 @@ def load(
   """Returns a network's variables with the values of a file.
 
   Args:
-    path: as in `read`.
-    variables: tree of arrays or shapes: 'params' and 'batch_stats'.
-    allow_missing: as in `state_dict.from_state_dict`, which this returns. With
-      `in_aw_branch` an AW network starts from the plain one's weights.
-    report: as in `read`.
+    path, report: as in `read`.
+    variables, allow_missing: as in `state_dict.from_state_dict`, which this
+      returns. With `in_aw_branch` an AW network starts from the plain one's
+      weights.
 
   Raises:
     InputError: as in `read` and `state_dict.from_state_dict`.
@@ -83,12 +93,25 @@ def save(path: str | os.PathLike, variables: Any) -> None:
   """Writes a network's variables for torch: names, layout, and our dtypes.
 
   Args:
-    path: a .safetensors file; replaced if it is there.
+    path: a .safetensors file; replaced as a whole if it is there.
     variables: tree of arrays: 'params' and 'batch_stats'.
 
   Raises:
     InputError: the suffix is another, or the file cannot be written.
   """
-  suffix = pathlib.Path(path).suffix
-  write = look_up(f'format of {path}:', suffix, WRITERS)
-  write(path, state_dict.to_state_dict(variables))
+  from safetensors import SafetensorError
+  from safetensors import numpy as safetensors
+
+  path = pathlib.Path(path)
+  if path.suffix not in WRITERS:
+    raise unknown_name(f'format of {path}:', path.suffix, WRITERS)
+  arrays = state_dict.to_state_dict(variables)
+  temporary = path.with_name(f'{path.name}.tmp')
+  try:
+    # The metadata is what some readers want to see before they load torch's.
+    safetensors.save_file(arrays, temporary, metadata={'format': 'pt'})
+    temporary.replace(path)
+  except (OSError, SafetensorError) as error:
+    if temporary.exists():
+      temporary.unlink()
+    raise InputError(f'cannot write {path}: {error}') from error

@@ -15,13 +15,14 @@ entry:
                                                  [D, C * P * P]
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import re
 from typing import Any
 
-import jax
+from flax import traverse_util
 import numpy as np
 
 LEAVES = dict(
@@ -93,50 +94,12 @@ class Entry:
     return np.transpose(array, np.argsort(self.axes))
 
 
-def flatten(tree: Any) -> tuple[dict[tuple[str, ...], Any], Any]:
-  """Returns the leaves by path, and the tree's structure."""
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  named = {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
-  return named, treedef
-
-
 def module(part: str) -> str:
   """Returns torch's name of a module outside of any attention."""
   for pattern, name in NUMBERED.items():
     if match := re.fullmatch(pattern, part):
       return name(match)
   return MODULES.get(part, part)
-
-
-def _modules(modules: Sequence[str], children: Mapping) -> tuple[str, bool]:
-  """Returns torch's name of a module, and whether timm has it as 1x1.
-
-  Args:
-    modules: our names from the outermost on.
-    children: names of the modules in each module, by its path.
-  """
-  at = [*modules, 'attention'].index('attention')
-  outside, inside = map(module, modules[:at]), modules[at:]
-  held = children.get(tuple(modules[: at + 1]), ())
-  known = ATTENTION.get(frozenset(held))
-  if known and len(inside) == 2:
-    return '.'.join([*outside, known[inside[1]]]), True
-  return '.'.join([*outside, *inside]), False
-
-
-def _entry(path, leaf, children) -> tuple[str, Entry]:
-  modules, pointwise = _modules(path[1:-1], children)
-  rank = len(leaf.shape)
-  axes, window = tuple(range(rank)), ()
-  if path[-1] == 'kernel' and rank > 1:
-    axes = (rank - 1, rank - 2, *range(rank - 2))
-    window = (1, 1) if pointwise and rank == 2 else ()
-  transposed = tuple(leaf.shape[axis] for axis in axes)
-  shape = (*transposed, *window)
-  if rank > 2 and path[-2] in FLAT:
-    shape = (shape[0], math.prod(shape[1:]))
-  name = '.'.join(filter(None, (modules, LEAVES.get(path[-1], path[-1]))))
-  return name, Entry(path, axes, transposed, shape)
 
 
 def table(variables: Any) -> dict[str, Entry]:
@@ -148,20 +111,34 @@ def table(variables: Any) -> dict[str, Entry]:
   Raises:
     ValueError: two arrays would have the same name.
   """
-  leaves, _ = flatten(variables)
-  children = {}
+  leaves: dict[Any, Any] = traverse_util.flatten_dict(variables)
+  children = collections.defaultdict(set)  # Modules in each module.
   for path in leaves:
     for i in range(1, len(path) - 1):
-      children.setdefault(path[1:i], set()).add(path[i])
+      children[path[1:i]].add(path[i])
   entries = {}
   for path, leaf in leaves.items():
-    name, entry = _entry(path, leaf, children)
-    if name in entries:
-      raise ValueError(
-          f'{"/".join(path)} and {"/".join(entries[name].path)} are both '
-          f'{name} in torch; rename one of the modules'
-      )
-    entries[name] = entry
+    *modules, last = path[1:]
+    at = [*modules, 'attention'].index('attention')
+    known = ATTENTION.get(frozenset(children[tuple(modules[: at + 1])]))
+    outside, inside = map(module, modules[:at]), modules[at:]
+    as_timm = known is not None and len(inside) == 2
+    if as_timm:
+      inside = [known[inside[1]]]
+    rank = len(leaf.shape)
+    axes, window = tuple(range(rank)), ()
+    if last == 'kernel' and rank > 1:
+      axes = (rank - 1, rank - 2, *range(rank - 2))
+      window = (1, 1) if as_timm and rank == 2 else ()
+    transposed = tuple(leaf.shape[axis] for axis in axes)
+    shape = (*transposed, *window)
+    if rank > 2 and path[-2] in FLAT:
+      shape = (shape[0], math.prod(shape[1:]))
+    name = '.'.join([*outside, *inside, LEAVES.get(last, last)])
+    entry = Entry(path, axes, transposed, shape)
+    if entries.setdefault(name, entry) is not entry:
+      both = ' and '.join('/'.join(p) for p in (entries[name].path, path))
+      raise ValueError(f'{both} are both {name} in torch; rename a module')
   return entries
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,56 +21,10 @@ def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
   Args:
     variables: tree of arrays: 'params' and 'batch_stats'.
   """
-  leaves, _ = names.flatten(jax.device_get(variables))
+  leaves = traverse_util.flatten_dict(jax.device_get(variables))
   entries = names.table(variables)
   arrays = {n: e.to_torch(leaves[e.path]) for n, e in entries.items()}
   return arrays | {n: np.zeros((), np.int64) for n in names.counters(entries)}
-
-
-def _absent(arrays, paths, allow_missing) -> set[str]:
-  """Returns torch's names of what the arrays need not hold.
-
-  The branch of an AW-convolution is absent as a whole or not at all: with some
-  of its arrays here, the others were lost.
-  """
-  begun = {names.in_aw_branch(paths[n]) for n in paths.keys() & arrays.keys()}
-  return {
-      name
-      for name, path in paths.items()
-      if allow_missing(path) and names.in_aw_branch(path) not in begun - {None}
-  }
-
-
-def _check(arrays, entries, paths, allowed, source) -> None:
-  """Raises InputError with all that keeps the arrays from fitting, by kind."""
-  known = entries.keys() | set(names.counters(entries))
-  shared = [(n, arrays[n]) for n in sorted(entries.keys() & arrays.keys())]
-  faults = {
-      'unknown': sorted(arrays.keys() - known),
-      'missing': sorted(entries.keys() - arrays.keys() - allowed),
-      'of another shape': [
-          f'{name} has {array.shape}, want {entries[name].shape}'
-          for name, array in shared
-          if array.shape != entries[name].shape
-      ],
-      'not floating': [
-          f'{name} is {array.dtype}'
-          for name, array in shared
-          if not jnp.issubdtype(array.dtype, jnp.floating)
-      ],
-  }
-  faults = {kind: found for kind, found in faults.items() if found}
-  if not faults:
-    return
-  remedy = 'choose the network and the options that it was made with'
-  added = sorted(n for n, path in paths.items() if names.in_aw_branch(path))
-  if faults == {'missing': added}:
-    remedy = 'it has no AW-convolutions: choose aw_conv=false'
-  counts = ', '.join(f'{len(found)} {kind}' for kind, found in faults.items())
-  listed = '; '.join(f'{kind}: {", ".join(f)}' for kind, f in faults.items())
-  raise InputError(
-      f'{source} does not fit the network ({counts}); {remedy}: {listed}'
-  )
 
 
 def from_state_dict(
@@ -86,7 +41,8 @@ def from_state_dict(
     variables: tree of arrays or shapes, 'params' and 'batch_stats'.
     allow_missing: tells by our path, such as 'params/head/kernel', what may be
       absent; it keeps the value it has in `variables`. The branch of an
-      AW-convolution may be absent as a whole only.
+      AW-convolution may be absent as a whole only: with some of its arrays
+      here, the others were lost.
     source: where the arrays come from, for the error.
 
   Returns:
@@ -95,16 +51,42 @@ def from_state_dict(
   Raises:
     InputError: names are unknown or missing, or shapes differ; lists all.
   """
-  leaves, treedef = names.flatten(variables)
+  leaves: dict[Any, Any] = traverse_util.flatten_dict(variables)
   entries = names.table(variables)
+  found = entries.keys() & arrays.keys()
   paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
-  allowed = set()
-  if allow_missing is not None:
-    allowed = _absent(arrays, paths, allow_missing)
-  _check(arrays, entries, paths, allowed, source)
-  found = dict(leaves)
-  for name in entries.keys() & arrays.keys():
-    entry = entries[name]
-    array = entry.from_torch(arrays[name])
-    found[entry.path] = array.astype(leaves[entry.path].dtype)
-  return treedef.unflatten(found.values())
+  branches = {name: names.in_aw_branch(path) for name, path in paths.items()}
+  begun = {branches[name] for name in found} - {None}
+  faults = {
+      'unknown': arrays.keys() - found - {*names.counters(entries)},
+      'missing': {
+          name
+          for name in entries.keys() - found
+          if branches[name] in begun
+          or not (allow_missing and allow_missing(paths[name]))
+      },
+      'of another kind': {
+          f'{n} has {arrays[n].dtype}{[*arrays[n].shape]}, want '
+          f'float{[*entries[n].shape]}'
+          for n in found
+          if arrays[n].shape != entries[n].shape
+          or not jnp.issubdtype(arrays[n].dtype, jnp.floating)
+      },
+  }
+  if faults := {kind: sorted(these) for kind, these in faults.items() if these}:
+    remedy = 'choose the network and the options that it was made with'
+    if faults == {
+        'missing': sorted(n for n, in_aw in branches.items() if in_aw)
+    }:
+      remedy = 'it has no AW-convolutions: choose aw_conv=false'
+    counts = ', '.join(f'{len(f)} {kind}' for kind, f in faults.items())
+    listed = '; '.join(f'{kind}: {", ".join(f)}' for kind, f in faults.items())
+    raise InputError(
+        f'{source} does not fit the network ({counts}); {remedy}: {listed}'
+    )
+  taken = {}
+  for name in found:
+    path = entries[name].path
+    array = entries[name].from_torch(arrays[name])
+    taken[path] = array.astype(leaves[path].dtype)
+  return traverse_util.unflatten_dict(leaves | taken)

@@ -19,8 +19,6 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax.errors import InputError
-
 # What a file begins with that torch before 1.6 wrote.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 DTYPES = {
@@ -37,7 +35,6 @@ DTYPES = {
 }
 # Where scripts keep the weights beside epoch, optimizer and the like.
 WRAPPINGS = ('state_dict', 'model')
-_ALONE = 'in torch, save model.state_dict() alone'
 
 
 class _Tensor(NamedTuple):
@@ -95,14 +92,14 @@ class _Unpickler(pickle.Unpickler):
     self.dtypes = {}  # Of the storages, by key.
 
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) in KNOWN:
-      return KNOWN[module, name]
-    raise InputError(f'it holds {module}.{name}, which is not run; {_ALONE}')
+    if (module, name) not in KNOWN:
+      raise ValueError(f'it holds {module}.{name}, which is not run')
+    return KNOWN[module, name]
 
   def persistent_load(self, key: tuple) -> tuple[str, np.dtype]:
     _, kind, name, _, _, *view = key
     if any(view):  # Of a part of another storage; before torch 0.4.
-      raise InputError(f'it has storages within others; {_ALONE}')
+      raise ValueError('it has storages within others')
     self.dtypes[name] = np.dtype(DTYPES[kind])
     return name, self.dtypes[name]
 
@@ -110,7 +107,7 @@ class _Unpickler(pickle.Unpickler):
 def _tensors(tree: Any, report: Callable[[str], object]) -> dict[str, _Tensor]:
   """Returns the dict of weights in what a file holds."""
   if not isinstance(tree, Mapping):
-    raise InputError(f'it holds no dict; {_ALONE}')
+    raise ValueError('it holds no dict')
   for key in WRAPPINGS:
     if isinstance(tree.get(key), Mapping):
       beside = ', '.join(str(k) for k in tree if k != key)
@@ -119,36 +116,32 @@ def _tensors(tree: Any, report: Callable[[str], object]) -> dict[str, _Tensor]:
       return _tensors(tree[key], report)
   others = [str(k) for k, v in tree.items() if not isinstance(v, _Tensor)]
   if others or not tree:
-    others = ', '.join(others) or '(it is empty)'
-    raise InputError(f'not tensors: {others}; {_ALONE}')
+    raise ValueError(f'not tensors: {", ".join(others) or "(it is empty)"}')
   return {str(name): tensor for name, tensor in tree.items()}
 
 
-def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
-  """Returns the tree, and what reads a storage; raises anything if damaged."""
+def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[str], bytes], bool]:
+  """Returns the tree, what reads a storage, and if that is little-endian."""
   archive = zipfile.ZipFile(file)
   names = archive.namelist()
   # All of it lies in one folder, of any name.
   root = names[0].partition('/')[0] if names else ''
   order = f'{root}/byteorder'
-  if order in names and archive.read(order) != b'little':
-    raise InputError('its bytes are big-endian; save it elsewhere')
+  little = order not in names or archive.read(order) == b'little'
   pickled = archive.read(f'{root}/data.pkl')
   tree = _Unpickler(io.BytesIO(pickled)).load()
-  return tree, lambda key: archive.read(f'{root}/data/{key}')
+  return tree, lambda key: archive.read(f'{root}/data/{key}'), little
 
 
-def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
+def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[str], bytes], bool]:
   """Returns the same of a file that torch before 1.6 wrote."""
   _, _, system = (_Unpickler(file).load() for _ in range(3))
-  if not system['little_endian']:
-    raise InputError('its bytes are big-endian; save it elsewhere')
   unpickler = _Unpickler(file)
   tree, storages = unpickler.load(), {}
   for key in _Unpickler(file).load():
     (count,) = struct.unpack('<q', file.read(8))
     storages[key] = file.read(count * unpickler.dtypes[key].itemsize)
-  return tree, storages.__getitem__
+  return tree, storages.__getitem__, system['little_endian']
 
 
 def read(
@@ -163,25 +156,16 @@ def read(
     report: called with one line for what was taken off around the weights.
 
   Raises:
-    InputError: it cannot be read, or holds more than tensors in dicts.
+    Exception: of any type and with one line, from zipfile, pickle or here: it
+      is damaged, or holds more than tensors in dicts.
   """
-  try:
-    with open(path, 'rb') as file:
-      legacy = file.read(len(LEGACY)) == LEGACY
-      file.seek(0)
-      tree, storage = (_read_legacy if legacy else _read_zip)(file)
-      tensors = _tensors(tree, report)
-      data = {}  # Tensors may share a storage.
-      for key in dict.fromkeys(t.storage for t in tensors.values()):
-        data[key] = storage(key)
-    return {name: t.over(data[t.storage]) for name, t in tensors.items()}
-  except InputError as error:
-    raise InputError(f'{path} cannot be read: {error}') from error
-  except MemoryError:
-    raise
-  except Exception as error:  # Whatever zipfile and pickle say of wrong bytes.
-    reason = (str(error) or repr(error)).splitlines()[0][:200]
-    raise InputError(
-        f'{path} cannot be read: {reason}; it may be cut short or no file of '
-        'torch.save: fetch it again'
-    ) from error
+  with open(path, 'rb') as file:
+    legacy = file.read(len(LEGACY)) == LEGACY
+    file.seek(0)
+    tree, storage, little = (_read_legacy if legacy else _read_zip)(file)
+    if not little:
+      raise ValueError('its bytes are big-endian; save it elsewhere')
+    tensors = _tensors(tree, report)
+    # Tensors may share a storage.
+    data = {key: storage(key) for key in {t.storage for t in tensors.values()}}
+  return {name: t.over(data[t.storage]) for name, t in tensors.items()}
