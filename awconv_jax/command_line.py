@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import errno
 import os
 import pathlib
+import re
 import runpy
 import sys
 import tempfile
@@ -27,6 +28,12 @@ def define_config(text: str) -> None:
       None,
       f'{text} Its options are overridden one by one: --config.seed=1.',
   )
+
+
+def given(*names: str) -> dict[str, Any]:
+  """Returns the flags of these names that are not None, by name."""
+  values = {name: flags.FLAGS[name].value for name in names}
+  return {name: v for name, v in values.items() if v is not None}
 
 
 def read_config(default: Callable[[], Any] | None = None) -> Any:
@@ -93,7 +100,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(error)
+    fail(re.sub(r'^flag (--\w+)=None: .*', r'\1=... is wanted', str(error)))
 
 
 def refuse_arguments(arguments: Sequence[str]) -> None:

@@ -10,7 +10,8 @@ def thousands(value: Any) -> str:
 
 
 def make(
-    rows: Sequence[Mapping[str, Any]], value_format: Callable[[Any], str]
+    rows: Sequence[Mapping[str, Any]],
+    value_format: Callable[[Any], str] = thousands,
 ) -> str:
   """Returns rows as text, a column for each key.
 

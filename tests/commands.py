@@ -1,10 +1,16 @@
 """Runs train.py and the tools as a user does: in processes of their own."""
 
+import contextlib
+import io
 import os
 import pathlib
+import runpy
 import socket
 import subprocess
 import sys
+from unittest import mock
+
+from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = f'--config={ROOT}/tests/tiny.py'
@@ -28,6 +34,29 @@ def run(*arguments, devices=1, env=None):
   process = start(*arguments, devices=devices, env=env)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
+
+
+def tool(name, *arguments):
+  """Runs a tool as `run` does, but in this process, which saves its start."""
+  path = str(ROOT / f'awconv_jax/tools/{name}.py')
+  app.define_help_flags()
+  known, out, err = set(flags.FLAGS), io.StringIO(), io.StringIO()
+  with (
+      contextlib.redirect_stdout(out),
+      contextlib.redirect_stderr(err),
+      mock.patch.object(sys, 'argv', [path, *map(str, arguments)]),
+  ):
+    try:
+      runpy.run_path(path, run_name='__main__')
+    except SystemExit as end:
+      code = end.code
+  for flag in set(flags.FLAGS) - known:
+    # Another can then have it; what libraries define stays.
+    if 'awconv_jax' in flags.FLAGS.find_module_defining_flag(flag):
+      delattr(flags.FLAGS, flag)
+  if isinstance(code, str):
+    code = print(code, file=err) or 1
+  return code or 0, out.getvalue(), err.getvalue()
 
 
 def free_port():

@@ -1,96 +1,113 @@
-"""MACs from the jaxpr against written-out products, also inside loops."""
+"""The table of parameters and MACs, against MACs written out by hand."""
 
-import functools
-import math
-
-import jax
-import jax.numpy as jnp
+import commands
 import pytest
 
-from awconv_jax import complexity, models
-from awconv_jax.ops import aw_conv as op
+from awconv_jax import models
 from awconv_jax.tools import complexity as tool
 
-
-def total(function, *shapes):
-  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-  return sum(complexity.count_macs(function, *arguments).values())
-
-
-def test_a_convolution():
-  def conv(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (2, 2),
-        'SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=2,
-    )
-
-  count = total(conv, (2, 8, 6, 4), (3, 3, 2, 10))
-  assert count == (2 * 4 * 3 * 10) * (3 * 3 * 2)
+SIZES = {
+    'resnet18': ('basic', (2, 2, 2, 2)),
+    'resnet50': ('bottleneck', (3, 4, 6, 3)),
+}
 
 
-def test_a_matrix_product_and_a_scan_count_every_turn():
-  def loop(x, w):
-    return jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=7)[0]
-
-  assert total(loop, (3, 5), (5, 5)) == 7 * 3 * 5 * 5
-
-
-def test_a_while_loop_is_refused():
-  def loop(x):
-    return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c, x)
-
-  with pytest.raises(NotImplementedError, match='while'):
-    total(loop, (3, 3))
+def aw_macs(channels, outputs, side):
+  """Those that one 3x3 AW-convolution adds; e = r = 16."""
+  pooling = 3 * side * side * channels + 9 * side * channels
+  hidden = max(channels // 16, 4)
+  branch = 9 * hidden * (channels + channels // 16 * outputs)
+  return pooling + branch + 9 * channels * outputs
 
 
-@pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))
+ATTENTION = {
+    # By the channels and the side of what is gated.
+    None: lambda c, side: 0,
+    'se': lambda c, side: 2 * c * (c // 16),
+    'cbam': lambda c, side: 2 * 2 * c * (c // 16) + 98 * side**2,
+    'eca': lambda c, side: c * {256: 5, 512: 5, 1024: 5, 2048: 7}[c],
+}
+
+
+def bam_macs(c, side):
+  hidden = c // 16
+  spatial = c * hidden + 2 * 9 * hidden**2 + hidden
+  return 2 * c * hidden + spatial * side**2
+
+
+def by_hand(name, attention=None, aw_conv=False, version='v1.5'):
+  block, stages = SIZES[name]
+  total, side, channels = 112**2 * 49 * 3 * 64, 56, 64
+  for stage, blocks in enumerate(stages):
+    width = 64 * 2**stage
+    for index in range(blocks):
+      before = side
+      stride = 2 if stage and not index else 1
+      side //= stride
+      if block == 'basic':
+        out = width
+        total += side**2 * 9 * (channels * width + width * width)
+        if aw_conv:
+          total += aw_macs(channels, width, before)
+          total += aw_macs(width, width, side)
+      else:
+        out = 4 * width
+        inside = before if version == 'v1.5' else side
+        total += inside**2 * channels * width
+        total += side**2 * (9 * width * width + width * out)
+        if aw_conv:
+          total += aw_macs(width, width, inside)
+      if channels != out:
+        total += side**2 * channels * out
+      channels = out
+      if attention != 'bam':
+        total += ATTENTION[attention](out, side)
+    if attention == 'bam' and stage < 3:
+      total += bam_macs(channels, side)
+  return total + channels * 1000
+
+
 @pytest.mark.parametrize(
-    'groups, features, maps', [(1, 5, 2), (8, 8, 1), (8, 16, 1)]
+    'name, options, published',
+    [
+        ('resnet18', {}, '1.814'),
+        ('resnet18', dict(aw_conv=True), None),
+        ('resnet50', dict(aw_conv=True, version='v1'), None),
+        ('resnet50', dict(attention='cbam', aw_conv=True), None),
+        ('resnet50', dict(attention='eca'), None),
+        # As printed in the papers (v1) and by what all code runs (v1.5).
+        ('resnet50', dict(version='v1'), '3.858'),
+        ('resnet50', {}, '4.089'),
+        ('resnet50', dict(attention='se', version='v1'), '3.860'),
+        ('resnet50', dict(attention='se'), '4.092'),
+        ('resnet50', dict(attention='cbam', version='v1'), '3.864'),
+        ('resnet50', dict(attention='cbam'), '4.096'),
+        ('resnet50', dict(attention='bam', version='v1'), '3.940'),
+        ('resnet50', dict(attention='bam'), '4.171'),
+    ],
 )
-def test_an_aw_convolution_is_its_convolution_and_its_modulation(
-    implementation, groups, features, maps
-):
-  options = dict(groups=groups, implementation=implementation)
-  shape = 3, 3, 8 // groups, features
-  count = total(
-      functools.partial(op.aw_conv, **options),
-      *((4, 6, 6, 8), shape, (4, 3, 3, maps, features)),
+def test_macs_are_those_written_out_and_published(name, options, published):
+  *rows, total = tool.count(models.create(name, **options), 224)
+  macs = total['multiply_adds']
+  assert macs == by_hand(name, **options)
+  assert published in (None, f'{macs / 1e9:.3f}')
+  # In the order of the computation.
+  first = [row['module'] for row in rows[:2]]
+  assert first == ['stem_conv', 'stage1_block1']
+  for key in ('parameters', 'multiply_adds'):
+    assert sum(row[key] for row in rows) == total[key]
+
+
+def test_the_command_compares_networks_or_lists_modules():
+  code, out, err = commands.tool(
+      *('complexity', '--models=resnet18', '--stem=cifar', '--side=32')
   )
-  assert count == 4 * (6 * 6 + 1) * math.prod(shape)
-
-
-def test_a_fused_aw_convolution_counts_once_of_all_platforms():
-  def both(x, kernel, attention):
-    run = functools.partial(op.aw_conv, implementation='fused')
-    out, pullback = jax.vjp(run, x, kernel, attention)
-    return pullback(out)
-
-  count = total(both, (4, 6, 6, 16), (3, 3, 16, 32), (4, 3, 3, 2, 32))
-  # Three products. The kernel times the maps for each of the two images; the
-  # gradient of the sample's kernel times the maps, and times the kernel.
-  assert count == 4 * (3 * 6 * 6 + 4) * (3 * 3 * 16 * 32)
-
-
-def test_a_condition_around_fused_ones_counts_all_of_its_branches():
-  def either(x, kernel, attention):
-    fused = functools.partial(
-        op.aw_conv, kernel=kernel, attention=attention, implementation='fused'
-    )
-    return jax.lax.cond(x[0, 0, 0, 0] > 0, fused, lambda x: 2 * fused(x), x)
-
-  count = total(either, (4, 6, 6, 16), (3, 3, 16, 16), (4, 3, 3, 2, 16))
-  assert count == 2 * 4 * (6 * 6 + 1) * (3 * 3 * 16 * 16)
-
-
-def test_rows_are_modules_in_the_order_of_the_computation():
-  rows, everything = tool.count(models.create('resnet18'), 224)
-  assert f'{everything.multiply_adds / 1e9:.3f}' == '1.814'  # As published.
-  names = [row.module for row in rows]
-  assert names.index('stem_conv') < names.index('stage1_block1')
-  assert sum(row.parameters for row in rows) == everything.parameters
-  table = complexity.format_table(rows, everything)
-  assert 'total' in table and f'{everything.parameters:,}' in table
+  assert (code, err) == (0, '')
+  # 1000 classes, not 100; there is no stride to choose, so no column of it.
+  plain = f'{11_220_132 + 900 * 513:,}'
+  assert f'|    | {plain} | 0         | 0.5' in out and 'gmacs_v1' not in out
+  assert '| AW | 13,853,392 | 2,171,560 | 0.5' in out
+  code, out, _ = commands.tool(
+      *('complexity', '--config=configs/digits.py', '--channels=1')
+  )
+  assert code == 0 and 'stage4_block2' in out and '\n| total ' in out

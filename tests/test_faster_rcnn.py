@@ -14,7 +14,7 @@ import pytest
 import random_values
 import torchvision_case
 
-from awconv_jax import complexity, config, errors, models
+from awconv_jax import config, errors, macs, models
 from awconv_jax.models.detection import presets
 from awconv_jax.models.detection.presets import PRESETS
 from awconv_jax.options import Named
@@ -67,8 +67,8 @@ def test_parameters_and_multiply_adds_are_the_published_ones(
       'box_predictor': 411_025,
   }
   arrays = of_shapes((1, 800, 1280, 3), (1, 2), (1, 1000, 4))
-  macs = complexity.count_macs(model.apply, shapes, *arrays)
-  assert round(sum(macs.values()) / 1e9, 2) == gmacs
+  counted = macs.count(model.apply, shapes, *arrays)
+  assert round(sum(counted.values()) / 1e9, 2) == gmacs
   # torchvision's norms are constants, and not counted there.
   model = models.create_detector(
       backbone=backbone, preset='torchvision', num_classes=90

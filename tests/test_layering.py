@@ -18,12 +18,12 @@ ALLOWED = {
     'surgery': {'layers', 'ops'},
     'weights': set(),
     'train': set(
-        'complexity config data models ops surgery tasks weights'.split()
+        'config data macs models ops surgery tasks text_table weights'.split()
     ),
     'data': set(),
     'evaluators': set(),
     'tasks': {'models', 'ops', 'evaluators'},
-    'complexity': {'ops', 'text_table'},
+    'macs': {'ops'},
     'text_table': set(),
     'command_line': {'train'},
     '__init__': {'layers', 'models', 'ops', 'surgery'},

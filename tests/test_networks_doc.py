@@ -23,9 +23,9 @@ def check(row):
       32 if cifar else 224,
       num_classes=100 if cifar else 1000,
   )
-  counts = (plain.parameters, aw.parameters, aw.added)
+  counts = (plain['parameters'], aw['parameters'], aw['added'])
   assert row[2:5] == [f'{count:,}' for count in counts]
-  macs = [plain.gmacs, aw.gmacs, plain.gmacs_v1, aw.gmacs_v1]
+  macs = [one[key] for key in ('gmacs', 'gmacs_v1') for one in (plain, aw)]
   own = [f'{m:.3f}' if m is not None else '-' for m in macs]
   assert row[5:] == own[: len(row) - 5]
 

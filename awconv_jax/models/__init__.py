@@ -17,6 +17,7 @@ from awconv_jax.models.detection import faster_rcnn, presets
 from awconv_jax.models.registry import MODELS
 
 DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
+IMAGENET_SIDE = 224  # Pixels of the images that weights for ImageNet are for.
 
 
 def create(name: str, **options: Any) -> nn.Module:

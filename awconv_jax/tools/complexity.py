@@ -12,7 +12,6 @@ K * (1 + A). With --config it is one network, module by module.
 """
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -21,39 +20,14 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from awconv_jax import command_line, complexity, models, text_table
+from awconv_jax import command_line, macs, models, text_table
 from awconv_jax.errors import InputError
 
 FLAGS = flags.FLAGS
 
 
-@dataclasses.dataclass
-class Row:
-  """One line of the table.
-
-  Attributes:
-    network: its name.
-    attention: its name, or 'none'.
-    aw: whether its convolutions are AW-convolutions.
-    parameters: in all.
-    added: parameters more than without AW; 0 without.
-    gmacs: 1e9 multiply-adds for one image, stride v1.5.
-    gmacs_v1: the same with the stride v1; None where there is no such choice.
-  """
-
-  network: str
-  attention: str
-  aw: bool
-  parameters: int
-  added: int
-  gmacs: float
-  gmacs_v1: float | None
-
-
-def count(
-    model: Any, side: int, channels: int = 3
-) -> tuple[list[complexity.Row], complexity.Row]:
-  """Returns `complexity.rows` of a network for one image; computes nothing.
+def count(model: Any, side: int, channels: int = 3) -> list[dict[str, Any]]:
+  """Returns `macs.rows` of a network for one image; computes nothing.
 
   Args:
     model: a network of `models.create`.
@@ -63,13 +37,12 @@ def count(
   image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
   variables = models.shapes_of(model, side, channels)
   apply = functools.partial(model.apply, train=False)
-  macs = complexity.count_macs(apply, variables, image)
-  return complexity.rows(variables['params'], macs)
+  return macs.rows(variables['params'], macs.count(apply, variables, image))
 
 
 def rows(
     names: Sequence[str], attentions: Sequence[str], side: int, **options: Any
-) -> Iterator[Row]:
+) -> Iterator[dict[str, Any]]:
   """Counts, and yields a row without AW-convolutions and one with them.
 
   Args:
@@ -77,58 +50,55 @@ def rows(
     attentions: names, or 'none'.
     side: height and width of the image.
     **options: fields of all networks.
+
+  Yields:
+    'network', 'attention' and whether it is with 'aw'; its 'parameters', those
+    'added' by AW, and 1e9 multiply-adds for one image: 'gmacs' with the stride
+    v1.5, 'gmacs_v1' with v1, which is None where there is no such choice.
   """
   for name, attention in itertools.product(names, attentions):
     options['attention'] = None if attention == 'none' else attention
-    parameters = []
-    for aw_conv in (False, True):
-      model = models.create(name, aw_conv=aw_conv, **options)
-      _, total = count(model, side)
-      parameters.append(total.parameters)
-      v1 = None
+    plain = None
+    for aw in (False, True):
+      model = models.create(name, aw_conv=aw, **options)
+      total, v1 = count(model, side)[-1], None
+      plain = plain or total
       if getattr(model, 'block', None) == 'bottleneck':
-        v1 = count(model.clone(version='v1'), side)[1].multiply_adds / 1e9
-      yield Row(
+        v1 = count(model.clone(version='v1'), side)[-1]['multiply_adds'] / 1e9
+      yield dict(
           network=name,
           attention=attention,
-          aw=aw_conv,
-          parameters=total.parameters,
-          added=total.parameters - parameters[0],
-          gmacs=total.multiply_adds / 1e9,
+          aw=aw,
+          parameters=total['parameters'],
+          added=total['parameters'] - plain['parameters'],
+          gmacs=total['multiply_adds'] / 1e9,
           gmacs_v1=v1,
       )
 
 
 def _format(value: Any) -> str:
-  """Returns a cell: '-' for what there is not."""
-  if value is None:
-    return '-'
   if isinstance(value, bool):
     return 'AW' if value else ''
   if isinstance(value, float):
     return f'{value:.3f}'
-  return text_table.thousands(value)
+  return '-' if value is None else text_table.thousands(value)
 
 
 def main(arguments: Sequence[str]) -> None:
   """Prints the table that is asked for."""
   command_line.refuse_arguments(arguments)
-  if FLAGS.config is not None:
-    config = command_line.read_config()
-    model = config.model
-    network = models.create(**model.to_dict())  # And not a detector.
-    side = config.data.image_size
-    table = count(network, side, FLAGS.channels)
-    print(f'{model.name}, one image of {side}x{side}x{FLAGS.channels}:')
-    print(complexity.format_table(*table))
+  config = command_line.read_config()
+  if config is not None:
+    network = models.create(**config.model.to_dict())  # And not a detector.
+    side, channels = config.data.image_size, FLAGS.channels
+    print(f'{config.model.name}, one image of {side}x{side}x{channels}:')
+    print(text_table.make(count(network, side, channels)))
     return
   if not FLAGS.models or not FLAGS.attention:
     raise InputError('--models and --attention must name at least one each')
-  options = dict(num_classes=FLAGS.num_classes)
-  if FLAGS.stem is not None:
-    options['stem'] = FLAGS.stem
+  options = command_line.given('num_classes', 'stem')
   table = list(rows(FLAGS.models, FLAGS.attention, FLAGS.side, **options))
-  print(text_table.make([vars(row) for row in table], _format))
+  print(text_table.make(table, _format))
 
 
 if __name__ == '__main__':
@@ -139,9 +109,10 @@ if __name__ == '__main__':
       'models', ['resnet18', 'resnet50', 'resnet101'], 'Networks to compare.'
   )
   flags.DEFINE_list('attention', ['none'], 'Attention modules, or none.')
-  _integer = functools.partial(flags.DEFINE_integer, lower_bound=1)
-  _integer('num_classes', 1000, 'Classes (of --models).')
+  flags.DEFINE_integer('num_classes', None, 'Classes (of --models).', 1)
   flags.DEFINE_string('stem', None, "'imagenet' or 'cifar' (of --models).")
-  _integer('side', 224, 'Height and width (of --models).')
-  _integer('channels', 3, 'Of the image (of --config).')
+  flags.DEFINE_integer(
+      'side', models.IMAGENET_SIDE, 'Height and width (of --models).', 1
+  )
+  flags.DEFINE_integer('channels', 3, 'Of the image (of --config).', 1)
   command_line.run(main)

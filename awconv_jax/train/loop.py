@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from awconv_jax import complexity, data, tasks
+from awconv_jax import data, macs, tasks, text_table
 from awconv_jax.errors import DivergenceError, InputError
 from awconv_jax.train import (
     checkpoint,
@@ -270,9 +270,7 @@ def _describe(config, workdir, task, state, batches, eval_batches, log) -> None:
   """Tells, and writes, what is trained on what, and how large it is."""
   shape = next(iter(eval_batches))['image'].shape
   image = jax.ShapeDtypeStruct((1, *shape[1:]), np.uint8)
-  macs = complexity.count_macs(
-      task.forward, state.variables(), {'image': image}
-  )
+  counted = macs.count(task.forward, state.variables(), {'image': image})
   left_out = batches.num_left_out
   log.info(
       f'{config.model.name} on {config.data.name}: {batches.num_examples:,} '
@@ -283,7 +281,7 @@ def _describe(config, workdir, task, state, batches, eval_batches, log) -> None:
       f'{jax.process_count()} process(es), batches of {config.batch_size}, '
       f'seed {config.seed}\n'
       'parameters, and multiply-adds for one image:\n'
-      + complexity.format_table(*complexity.rows(state.params, macs))
+      + text_table.make(macs.rows(state.params, counted))
   )
   overview = parameter_overview.get_parameter_overview(
       state.params, include_stats=False

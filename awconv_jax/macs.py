@@ -8,7 +8,6 @@ product K * (1 + A).
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-import dataclasses
 import math
 from typing import Any
 
@@ -16,11 +15,10 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from awconv_jax import text_table
 from awconv_jax.ops.aw_conv.forms import MULTIPLY_ADDS
 
 
-def _own_macs(equation: Any, scope: str) -> int:
+def _of_equation(equation: core.JaxprEqn, scope: str) -> int:
   """Returns the MACs of one convolution or product, else 0."""
   if equation.primitive.name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape
@@ -69,17 +67,16 @@ def _has_kernel(jaxpr: core.Jaxpr) -> bool:
   )
 
 
-def _walk(jaxpr: core.Jaxpr, scope: str, times: int, macs: Counter) -> None:
+def _add(macs: Counter, jaxpr: core.Jaxpr, scope: str, times: int) -> None:
   for equation in jaxpr.eqns:
     stack = str(equation.source_info.name_stack)
     inner_scope = '/'.join(filter(None, (scope, stack)))
-    macs[inner_scope] += times * _own_macs(equation, inner_scope)
-    repeats = times * _repeats(equation)
+    macs[inner_scope] += times * _of_equation(equation, inner_scope)
     for inner in _inner(equation):
-      _walk(inner, inner_scope, repeats, macs)
+      _add(macs, inner, inner_scope, times * _repeats(equation))
 
 
-def count_macs(function: Callable[..., Any], *args: Any) -> dict[str, int]:
+def count(function: Callable[..., Any], *args: Any) -> dict[str, int]:
   """Counts MACs by name scope, such as 'ResNet/stage1_block1/conv2'.
 
   Args:
@@ -90,43 +87,31 @@ def count_macs(function: Callable[..., Any], *args: Any) -> dict[str, int]:
     NotImplementedError: there is a while loop.
   """
   macs = Counter()
-  _walk(jax.make_jaxpr(function)(*args).jaxpr, '', 1, macs)
-  return {scope: count for scope, count in macs.items() if count}
-
-
-@dataclasses.dataclass
-class Row:
-  """One line of the table: a module's parameters and MACs per image."""
-
-  module: str
-  parameters: int
-  multiply_adds: int
+  _add(macs, jax.make_jaxpr(function)(*args).jaxpr, '', 1)
+  return {scope: number for scope, number in macs.items() if number}
 
 
 def rows(
     params: Mapping[str, Any], macs: Mapping[str, int]
-) -> tuple[list[Row], Row]:
-  """Returns a row for each top-level module, and their total.
+) -> list[dict[str, Any]]:
+  """Returns a row for each top-level module, and the last for their total.
+
+  A row holds 'module', 'parameters' and 'multiply_adds'.
 
   Args:
     params: the parameters, by module.
-    macs: MACs by scope, as of `count_macs`, for one image.
+    macs: MACs by scope, as of `count`, for one image.
   """
   by_module = Counter()
-  for scope, count in macs.items():
+  for scope, number in macs.items():
     # A scope is a path of modules and methods; the first that has parameters.
     module = next((p for p in scope.split('/') if p in params), '(other)')
-    by_module[module] += count
+    by_module[module] += number
+  sizes = Counter()
+  for module, tree in params.items():
+    sizes[module] = sum(leaf.size for leaf in jax.tree.leaves(tree))
   # In the order of the computation; `params` is ordered by the alphabet.
-  table = []
-  for name in dict.fromkeys([*by_module, *params]):
-    leaves = jax.tree.leaves(params.get(name, {}))
-    parameters = sum(leaf.size for leaf in leaves)
-    table.append(Row(name, parameters, by_module[name]))
-  parameters = sum(row.parameters for row in table)
-  return table, Row('total', parameters, sum(by_module.values()))
-
-
-def format_table(table: list[Row], total: Row) -> str:
-  """Returns the rows as text, MACs for one image."""
-  return text_table.make([*map(vars, table), vars(total)], text_table.thousands)
+  counted = [(m, sizes[m], by_module[m]) for m in {**by_module, **sizes}]
+  counted.append(('total', sizes.total(), by_module.total()))
+  names = ('module', 'parameters', 'multiply_adds')
+  return [dict(zip(names, row, strict=True)) for row in counted]
