@@ -18,7 +18,7 @@ from jax.interpreters import partial_eval
 from awconv_jax.ops.aw_conv.forms import MULTIPLY_ADDS
 
 
-def _of_equation(equation: core.JaxprEqn, scope: str) -> int:
+def _of_equation(equation: Any, scope: str) -> int:
   """Returns the MACs of one convolution or product, else 0."""
   if equation.primitive.name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape
