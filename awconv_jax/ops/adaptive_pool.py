@@ -4,6 +4,8 @@ Bin i of k over n positions runs from floor(i * n / k) to ceil((i + 1) * n / k);
 bins overlap where k does not divide n, and repeat where n is smaller than k.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -36,27 +38,19 @@ def adaptive_average_pool(
   Returns:
     [N, rows, columns, C] in at least float32.
   """
-  n, height, width, _ = x.shape
   wide = jnp.promote_types(x.dtype, jnp.float32)
   if valid_size is None and grid == (1, 1):
     return x.mean((1, 2), wide, keepdims=True)
-  if valid_size is None:
-    valid_size = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
   valid_size = as_valid_size(valid_size, x.shape)
   # Zeros and ones are exact in any dtype, so that x need not be widened: the
   # products are summed in float32 and divided by the counts afterwards. Rows
   # are a batched product per sample, which reads x once and where it lies.
-  rows = _bins(valid_size[:, 0], height, grid[0])
-  columns = _bins(valid_size[:, 1], width, grid[1])
-  total = jnp.einsum(
-      'nih,nhwc->niwc',
-      rows.astype(x.dtype),
-      x,
-      precision='highest',
-      preferred_element_type=wide,
+  rows = _bins(valid_size[:, 0], x.shape[1], grid[0])
+  columns = _bins(valid_size[:, 1], x.shape[2], grid[1])
+  einsum = functools.partial(
+      jnp.einsum, precision='highest', preferred_element_type=wide
   )
-  total = jnp.einsum(
-      'njw,niwc->nijc', columns.astype(wide), total, precision='highest'
-  )
+  total = einsum('nih,nhwc->niwc', rows.astype(x.dtype), x)
+  total = einsum('njw,niwc->nijc', columns.astype(wide), total)
   count = rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None, :]
   return total / count[..., None].astype(wide)

@@ -21,18 +21,12 @@ import jax.numpy as jnp
 from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 
 
-def by_offset(table: jax.Array, length: int) -> jax.Array:
-  """Returns the embedding of every pair of positions along one axis.
+def _by_offset(table: jax.Array, length: int) -> jax.Array:
+  """Returns the embeddings of pairs of positions along an axis, [n, n, d].
 
-  Offsets that the table does not reach take its outermost row. So the row of an
-  offset does not depend on the length, and a padded image keeps its rows.
-
-  Args:
-    table: [2 * L - 1, d], for the offsets 1 - L to L - 1.
-    length: positions, of any number.
-
-  Returns:
-    [length, length, d], indexed by the positions of the query and of the key.
+  They are indexed by query and key. Offsets that the table, of 1 - L to L - 1,
+  does not reach take its outermost row. So the row of an offset does not depend
+  on the length, and a padded image keeps its rows.
   """
   reach = table.shape[0] // 2
   position = jnp.arange(length)
@@ -51,8 +45,8 @@ def relative_attention(
 ) -> jax.Array:
   """Averages the values by the softmax, over all positions, of the logits.
 
-  Nothing of the size of all pairs of positions times d is formed: the relative
-  logits of rows and columns are [N, heads, H, W, H] and [N, heads, H, W, W].
+  Nothing of the size of all pairs of positions times d is formed: the logits of
+  rows and of columns are [N, heads, H, W, H] and [N, heads, H, W, W].
 
   Args:
     query: q, [N, H, W, heads, d].
@@ -71,10 +65,10 @@ def relative_attention(
   query = query * dimensions**-0.5
   logits = einsum('nyxhd,nijhd->nhyxij', query, key)
   if rows is not None:
-    embedded = by_offset(rows, height)
+    embedded = _by_offset(rows, height)
     logits += einsum('nyxhd,yid->nhyxi', query, embedded)[..., None]
   if columns is not None:
-    embedded = by_offset(columns, width)
+    embedded = _by_offset(columns, width)
     logits += einsum('nyxhd,xjd->nhyxj', query, embedded)[..., None, :]
   if valid_size is not None:
     inside = mask_padding(jnp.ones((n, height, width, 1)), valid_size) > 0
@@ -86,7 +80,6 @@ def relative_attention(
 
 def _window_sums(x, size, strides, offsets):
   """Sums x over the windows of `strided_average`."""
-  spans = [2 * s - 1 for s in strides]
   pads = []
   for length, count, s, offset in zip(
       x.shape[1:3], size, strides, offsets, strict=True
@@ -97,9 +90,8 @@ def _window_sums(x, size, strides, offsets):
   x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
   if tuple(strides) == (1, 1):
     return x
-  return lax.reduce_window(
-      x, 0.0, lax.add, (1, *spans, 1), (1, *strides, 1), 'VALID'
-  )
+  window, steps = (1, *(2 * s - 1 for s in strides), 1), (1, *strides, 1)
+  return lax.reduce_window(x, 0.0, lax.add, window, steps, 'VALID')
 
 
 def strided_average(
@@ -165,12 +157,11 @@ def upsample(
   Returns:
     [N, H, W, C] in the dtype of x.
   """
-  n, height, width, _ = x.shape
-  if valid_size is None:
-    valid_size = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
   last = as_valid_size(valid_size, x.shape) - 1
-  rows = _linear_weights(size[0], height, factor, last[:, 0])
-  columns = _linear_weights(size[1], width, factor, last[:, 1])
+  rows, columns = (
+      _linear_weights(size[i], x.shape[1 + i], factor, last[:, i])
+      for i in range(2)
+  )
   wide = jnp.promote_types(x.dtype, jnp.float32)
   einsum = functools.partial(jnp.einsum, precision='highest')
   out = einsum('nyi,nijc->nyjc', rows.astype(wide), x.astype(wide))

@@ -108,28 +108,25 @@ def roi_align(
     ValueError: shapes do not fit together.
   """
   rois = as_boxes(rois, 'rois')
-  shapes = [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in features]
+  shapes = tuple(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in features)
   if (
       {len(s.shape) for s in shapes} != {3}
       or len({(s.shape[2], s.dtype) for s in shapes}) > 1
-      or len(strides) != len(shapes)
-      or (*levels.shape, 4) != rois.shape
+      or {len(strides), len(valid_sizes)} != {len(shapes)}
+      or rois.shape != (*levels.shape, 4)
       or rois.ndim != 2
   ):
     raise ValueError(
         f'features {shapes}, strides {tuple(strides)}, rois {rois.shape} and '
         f'levels {levels.shape} do not fit: want maps [H, W, C] of one image '
-        'and dtype, a stride for each, [K, 4] and [K]'
+        'and dtype, a stride and a valid size for each, [K, 4] and [K]'
     )
-  sizes = [
-      s.shape[:2] if size is None else as_valid_size(size, s.shape)
-      for s, size in zip(shapes, valid_sizes, strict=True)
-  ]
+  sizes = map(as_valid_size, valid_sizes, (s.shape for s in shapes))
   widths = [s.shape[1] for s in shapes]
   grid = _create_grid(
       rois, levels, sizes, widths, strides, output, sampling, adaptive, aligned
   )
-  return _pool(list(features), grid, tuple(shapes), output, sampling)
+  return _pool(list(features), grid, shapes, output, sampling)
 
 
 class _Grid(NamedTuple):
@@ -148,10 +145,9 @@ def _create_grid(
     rois, levels, sizes, widths, strides, output, sampling, adaptive, aligned
 ):
   rois = lax.stop_gradient(rois).astype(jnp.float32)
-  is_level = (levels >= 0) & (levels < len(sizes))
-  # Without one is also what holds a NaN, which is not passed on.
-  has_area = jnp.all(rois[:, 2:] > rois[:, :2], axis=1)
-  valid = is_level & has_area
+  is_level = (levels >= 0) & (levels < len(strides))
+  # Without an area is also what holds a NaN, which is not passed on.
+  valid = is_level & jnp.all(rois[:, 2:] > rois[:, :2], axis=1)
   rois = jnp.where(valid[:, None], rois, 0)
   level = jnp.where(is_level, levels, 0).astype(jnp.int32)
   corners = rois / jnp.array(strides, jnp.float32)[level, None]
@@ -222,10 +218,6 @@ def _pool(features, grid, shapes, output, sampling):
   return total.astype(shapes[0].dtype)
 
 
-def _forward(features, grid, *static):
-  return _pool(features, grid, *static), grid
-
-
 def _backward(shapes, output, sampling, grid, grad):
   """Returns the gradient of the features, for that of the averages.
 
@@ -246,14 +238,14 @@ def _backward(shapes, output, sampling, grid, grad):
     return added
 
   totals = [
-      jnp.zeros((s.shape[0] * s.shape[1], s.shape[2]), grad.dtype)
-      for s in shapes
+      jnp.zeros((height * width, channels), grad.dtype)
+      for height, width, channels in (s.shape for s in shapes)
   ]
   totals = lax.fori_loop(0, (2 * sampling) ** 2, add, totals)
-  return [
-      total.reshape(s.shape).astype(s.dtype)
-      for total, s in zip(totals, shapes, strict=True)
-  ], None
+  pairs = zip(totals, shapes, strict=True)
+  return [t.reshape(s.shape).astype(s.dtype) for t, s in pairs], None
 
 
-_pool.defvjp(_forward, _backward)
+_pool.defvjp(
+    lambda f, grid, *static: (_pool(f, grid, *static), grid), _backward
+)

@@ -17,14 +17,16 @@ import jax.numpy as jnp
 
 
 def as_valid_size(
-    valid_size: jax.Array | Sequence, shape: Sequence[int]
+    valid_size: jax.Array | Sequence | None, shape: Sequence[int]
 ) -> jax.Array:
-  """Returns valid_size, int [..., 2] or lists, as an array, and clipped.
+  """Returns valid_size of images [..., H, W, C] as an array, and clipped.
 
-  An empty area would have no average. Images have the shape [..., H, W, C].
+  It is int [..., 2], or lists. An empty area would have no average.
   """
-  valid_size = jnp.asarray(valid_size)
   *batch, height, width, _ = shape
+  if valid_size is None:
+    valid_size = jnp.broadcast_to(jnp.array([height, width]), (*batch, 2))
+  valid_size = jnp.asarray(valid_size)
   if valid_size.shape != (*batch, 2):
     raise ValueError(
         f'valid_size {valid_size.shape} does not fit images {tuple(shape)}: '

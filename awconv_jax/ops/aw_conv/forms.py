@@ -68,13 +68,10 @@ def modulate(
   # gradient of a broadcast product is many times slower on CPU.
   wide = accumulator(kernel.dtype)
   scale = scale_of(attention, wide, residual)
-  kernel_wide = kernel.astype(wide)
-  if p == d:  # A last axis of one would keep XLA from vectorising over it.
-    split = kernel_wide.reshape(kh, kw, g, c // g, d)
-    product = jnp.einsum('ijgep,ijgp->ijgep', split, scale)
-  else:
-    split = kernel_wide.reshape(kh, kw, g, c // g, p, d // p)
-    product = jnp.einsum('ijgepf,ijgp->ijgepf', split, scale)
+  # A last axis of one would keep XLA from vectorising over the outputs.
+  runs_out = () if p == d else (d // p,)
+  split = kernel.astype(wide).reshape(kh, kw, g, c // g, p, *runs_out)
+  product = jnp.einsum('ijgep...,ijgp->ijgep...', split, scale)
   return product.reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -139,17 +136,11 @@ def accumulator(dtype) -> jnp.dtype:
 
 
 def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
-  """Returns the product of two matrices in every group.
+  """Returns the products of lhs and rhs, [groups, ., .], in every group.
 
-  Args:
-    lhs, rhs: [groups, ., .].
-    contract: the axis of each matrix to sum over, 0 or 1.
-    precision: as in `lax.dot_general`.
-
-  Returns:
-    [groups, ., .], what is left of lhs and of rhs, in the accumulator's dtype.
+  contract is the axis of each matrix to sum over, 0 or 1. The result is in the
+  accumulator's dtype.
   """
-
   product = functools.partial(
       lax.dot_general,
       dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),
@@ -251,9 +242,12 @@ def _batched(function, x, kernel, attention, options):
   return out.reshape(chunks * chunk, *out.shape[2:])[: x.shape[0]]
 
 
-def vmap(x, kernel, attention, options: Options):
-  """Reference: one convolution per sample, batched by `jax.vmap`."""
-  return _batched(convolve_one, x, kernel, attention, options)
+# The reference: one convolution per sample, batched by `jax.vmap`.
+vmap = functools.partial(_batched, convolve_one)
+# All patches of the batch times all kernels, as one batched product.
+im2col = functools.partial(_batched, multiply_one)
+# A batched product per tap of the kernel, summed: no patches in memory.
+taps = functools.partial(_batched, add_taps_one)
 
 
 def map_samples(x, kernel, attention, options: Options):
@@ -265,16 +259,6 @@ def map_samples(x, kernel, attention, options: Options):
   """
   one = jax.checkpoint(with_own_kernel(multiply_one, kernel, options))
   return lax.map(lambda operands: one(*operands), (x, attention))
-
-
-def im2col(x, kernel, attention, options: Options):
-  """All patches of the batch times all kernels, as one batched product."""
-  return _batched(multiply_one, x, kernel, attention, options)
-
-
-def taps(x, kernel, attention, options: Options):
-  """A batched product per tap of the kernel, summed: no patches in memory."""
-  return _batched(add_taps_one, x, kernel, attention, options)
 
 
 def in_reverse_only(apply, *operands):
