@@ -303,14 +303,14 @@ def load(
   if name is not None:
     network = look_up('model', name, models.MODELS)
     network = engine.complete(options, network).to_dict()
-    task = tasks.TASKS['classification']({'name': name, **network})
+    task = tasks.TASKS['classification'](models.create(name, **network))
     crop = dict(size=image_size, share=0.875, interpolation='bicubic')
     loaded = _variables(source, task, (image_size, image_size), (3,))
     return Classifier(task, None, source, *loaded, crop)
   if options:
     raise InputError(f'{", ".join(options)}: they are for a name=...')
   config = settings.complete(config or rundir.read_config(source))
-  task, data = tasks.create(config), config.data
+  task, data = settings.create_task(config), config.data
   # Where one mean serves all channels, the weights say how many there are.
   channels = (3, 1) if len(config.task.mean) == 1 else (len(config.task.mean),)
   if config.task.name == 'detection':

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from awconv_jax import command_line, data, errors, tasks
-from awconv_jax.train import optim
+from awconv_jax import command_line, data, errors
+from awconv_jax.train import optim, settings
 from awconv_jax.train import step as train_step
 from configs import coco, imagenet
 
@@ -167,7 +167,7 @@ def test_data_by_the_arguments():
     assert load(recipe, attention=attention).data.eval_image_size == size
   config = load('a2', data='folder:/data/my birds', num_classes=7)
   assert config.data.name == 'folder:/data/my birds'
-  assert tasks.create(config).num_classes == 7
+  assert settings.create_task(config).num_classes == 7
 
 
 # --- arguments ---------------------------------------------------------------
@@ -285,7 +285,7 @@ def shapes_of(config, name, size, rows):
 def one_step(name, **arguments):
   config = load(name, **arguments)
   tiny.shrink(config, size=16)
-  mesh, task = one_device(), tasks.create(config)
+  mesh, task = one_device(), settings.create_task(config)
   # So few steps that none of them is for the warm-up, whose first rate is 0.
   optimizer, schedule = optim.create(
       **config.optimizer,
@@ -343,7 +343,7 @@ PARAMETERS = {'cifar100': 23_705_252, 'standard': 25_557_032}
 def test_the_full_size_traces(name):
   """Initialisation, loss and prediction of ResNet-50; computes nothing."""
   config = load(name, model='resnet50', aw_conv='false')
-  task, key = tasks.create(config), jax.random.key(0)
+  task, key = settings.create_task(config), jax.random.key(0)
   rows, size = config.batch_size, config.data.image_size
   batch = shapes_of(config, name, size, rows)
   variables = jax.eval_shape(task.init, key, batch)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from awconv_jax import tasks
-from awconv_jax.train import optim
+from awconv_jax import models, tasks
+from awconv_jax.train import optim, settings
 from configs import coco
 
 
@@ -28,7 +28,7 @@ def shapes(height, width):
 )
 def test_coco_traces_at_full_size(arg):
   config = coco.get_config(arg)
-  task, batch = tasks.create(config), shapes(*config.data.canvas)
+  task, batch = settings.create_task(config), shapes(*config.data.canvas)
   key = jax.random.key(0)
   variables = jax.eval_shape(task.init, key, batch)
   loss, (parts, _) = jax.eval_shape(task.loss, variables, batch, key)
@@ -39,7 +39,7 @@ def test_coco_traces_at_full_size(arg):
 
 
 def test_forward_has_as_many_regions_as_are_proposed_by_default():
-  model = dict(backbone='resnet18', num_classes=3)
+  model = models.create_detector(backbone='resnet18', num_classes=3)
   task, batch = tasks.TASKS['detection'](model), shapes(64, 64)
   variables = jax.eval_shape(task.init, jax.random.key(0), batch)
   outputs = jax.eval_shape(task.forward, variables, batch)

@@ -17,8 +17,9 @@ from awconv_jax import errors
 from awconv_jax.train import logging
 
 
-def make_log(workdir):
-  return logging.Log(workdir, total=10, steps_per_epoch=5.0, batch_size=4)
+def make_log(workdir, first=0):
+  durations = dict(steps_per_epoch=5.0, batch_size=4)
+  return logging.Log(workdir, first, 10, **durations)
 
 
 def take(log, step, loss=1.5):
@@ -32,12 +33,10 @@ def rows(workdir):
 
 
 def test_rows_after_the_checkpoint_are_written_anew(tmp_path):
-  for start, steps in ((0, (1, 2, 3)), (2, (3,))):
-    log = make_log(tmp_path)
-    log.start(start)
-    for step in steps:
-      log.evaluation(step, {'loss': start + step / 10}, write=True)
-    log.close()
+  for start, steps in ((0, (1, 2, 3)), (2, (2, 3))):
+    with make_log(tmp_path, start) as log:
+      for step in steps:
+        log.evaluation(step, {'loss': start + step / 10})
     with (tmp_path / 'metrics.jsonl').open('a') as file:
       file.write('{"step": 4, "ev')  # As a kill leaves it.
   losses = {row['step']: row['eval/loss'] for row in rows(tmp_path)}
@@ -58,13 +57,11 @@ def test_plain_lines_when_piped_and_silence_of_other_processes(
 ):
   for process in (0, 1):
     monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
-    log = make_log(tmp_path)
-    log.start(0)
-    take(log, 5)
-    log.flush()
-    log.info('a remark')
-    log.evaluation(5, {'top1': 0.25, 'num_examples': 1000}, write=True)
-    log.close()
+    with make_log(tmp_path) as log:
+      take(log, 5)
+      log.flush()
+      logging.info('a remark')
+      log.evaluation(5, {'top1': 0.25, 'num_examples': 1000})
     lines = capsys.readouterr().out.splitlines()
     if process == 1:
       assert not lines
@@ -84,7 +81,6 @@ def test_rows_are_means_and_speeds_between_pauses(tmp_path, monkeypatch):
   clock = [0.0]
   monkeypatch.setattr(logging.time, 'monotonic', lambda: clock[0])
   log = make_log(tmp_path)
-  log.start(0)
 
   def wait(seconds):
     with log.waiting():
@@ -98,11 +94,11 @@ def test_rows_are_means_and_speeds_between_pauses(tmp_path, monkeypatch):
     take(log, step, loss=float(step))
   log.flush()
   clock[0] += 9.0
-  log.evaluation(4, {}, write=False)
+  log.evaluation(4, {})
   clock[0] += 1.0
   take(log, 5)
   log.flush()
-  first, second = rows(tmp_path)
+  first, _, second = rows(tmp_path)
   assert first['train/loss'] == 2.5
   assert first['train/images_per_second'] == 4.0
   assert first['train/data_wait'] == 0.25
@@ -113,9 +109,9 @@ def test_rows_are_means_and_speeds_between_pauses(tmp_path, monkeypatch):
 def test_a_live_bar_on_a_terminal(tmp_path):
   code = (
       'import pathlib, test_logging as t; '
-      f'log = t.make_log(pathlib.Path({str(tmp_path)!r})); log.start(8); '
-      't.take(log, 9); log.flush(); log.info("a remark"); '
-      't.take(log, 10); log.close()'
+      f'log = t.make_log(pathlib.Path({str(tmp_path)!r}), 8).__enter__(); '
+      't.take(log, 9); log.flush(); t.logging.info("a remark"); '
+      't.take(log, 10); log.__exit__()'
   )
   ours, theirs = pty.openpty()
   size = struct.pack('HHHH', 40, 120, 0, 0)  # Rows and columns.

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import tiny
 
-from awconv_jax import tasks
 from awconv_jax.tools import convert
+from awconv_jax.train import settings
 from configs import imagenet
 
 
 def write_run(directory, config, channels=3):
   """Writes first weights and the config; returns the task and the weights."""
-  task, side = tasks.create(config), config.data.eval_image_size
+  task, side = settings.create_task(config), config.data.eval_image_size
   batch = {'image': np.zeros((1, side, side, channels), np.uint8)}
   variables = jax.jit(task.init)(jax.random.key(0), batch)
   convert.write_run(directory, variables)

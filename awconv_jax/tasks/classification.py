@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import functools
 from typing import Annotated, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,7 +41,7 @@ class Classification:
   Labels are int [B], or [B, L] where several are right, filled up with -1.
 
   Args:
-    model: options of `models.create`, with its name.
+    model: a network of `models.create`.
     loss: 'softmax' or 'bce', binary cross-entropy averaged over the classes.
     label_smoothing: share of the target spread over all classes, in [0, 1).
     bce_threshold: with 'bce', targets above it become 1 and the others 0, after
@@ -55,10 +56,11 @@ class Classification:
   """
 
   trains_on = ('image', 'label')
+  create_model = staticmethod(models.create)
 
   def __init__(
       self,
-      model: Mapping[str, Any],
+      model: nn.Module,
       *,
       loss: Annotated[str, OneOf(LOSSES)] = 'softmax',
       label_smoothing: Fraction = 0.0,
@@ -70,8 +72,7 @@ class Classification:
       mean: pixels.Mean = pixels.MEAN,
       std: pixels.Std = pixels.STD,
   ):
-    self.model = models.create(**model)
-    self.num_classes = self.model.num_classes
+    self.model, self.num_classes = model, model.num_classes
     wrong = label_smoothing / self.num_classes
     right = 1 - label_smoothing + wrong
     if bce_threshold is not None and not (

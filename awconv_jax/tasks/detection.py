@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,21 +21,21 @@ class Detection:
   """Detects objects in uint8 images on a canvas; see `data.detection`.
 
   Args:
-    model: options of `models.create_detector`.
+    model: of `models.create_detector`.
     mean, std: of the pixels, see `pixels.normalize`.
   """
 
   trains_on = ('image', 'image_size', 'gt_boxes', 'gt_labels', 'gt_valid')
+  create_model = staticmethod(models.create_detector)
 
   def __init__(
       self,
-      model: Mapping[str, Any],
+      model: nn.Module,
       *,
       mean: pixels.Mean = pixels.MEAN,
       std: pixels.Std = pixels.STD,
   ):
-    self.model = models.create_detector(**model)
-    self.num_classes = self.model.num_classes
+    self.model, self.num_classes = model, model.num_classes
     self._normalize = functools.partial(pixels.normalize, mean=mean, std=std)
 
   def _prepare(self, batch: Batch) -> tuple[jax.Array, jax.Array]:

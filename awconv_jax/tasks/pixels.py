@@ -27,9 +27,8 @@ def normalize(
   for name, values in (('mean', mean), ('std', std)):
     if len(values) not in (1, images.shape[-1]):
       raise InputError(
-          f'config.task.{name}={tuple(values)}: the images have '
-          f'{images.shape[-1]} channel(s); give one value for all or one for '
-          'each'
+          f'config.task.{name}={tuple(values)} must have one value, or one for '
+          f'each of the {images.shape[-1]} channel(s) of the images'
       )
   mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
   return (images.astype(jnp.float32) - mean) / std

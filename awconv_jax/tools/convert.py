@@ -33,8 +33,8 @@ from absl import flags, logging
 import jax
 import numpy as np
 
-from awconv_jax import command_line, errors, models, tasks, weights
-from awconv_jax.train import checkpoint, warm_start
+from awconv_jax import command_line, errors, models, weights
+from awconv_jax.train import checkpoint, settings, warm_start
 
 FLAGS = flags.FLAGS
 SIDE = 224  # Of the images that arrays are shaped for.
@@ -130,7 +130,7 @@ def shapes_of(
   if config is None:
     return models.shapes_of(models.create(model, **named), SIDE, channels)
   image = jax.ShapeDtypeStruct((1, SIDE, SIDE, channels), np.uint8)
-  init = tasks.create(config).init
+  init = settings.create_task(config).init
   return jax.eval_shape(init, jax.random.key(0), {'image': image})
 
 

@@ -5,7 +5,7 @@ its newest step may be half a step. So every checkpoint carries the SHA-256 of
 all it holds, and one that does not match is set aside for the one before it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 import contextlib
 import hashlib
 import json
@@ -39,10 +39,10 @@ class Checkpointer(contextlib.AbstractContextManager):
       keep: int,
       report: Callable[[str], object] = print,
   ):
-    """Opens the directory, `<workdir>/checkpoints`, creating it if needed.
+    """Opens the directory, creating it if needed.
 
     Args:
-      directory: that directory.
+      directory: `<workdir>/checkpoints`.
       keep: how many of the newest; at least 2, as one may turn out damaged.
       report: called with one line for each damaged checkpoint set aside.
     """
@@ -127,7 +127,12 @@ class Checkpointer(contextlib.AbstractContextManager):
     """
     self.wait()
     damaged = {}
-    while (step := self._newest_but(damaged)) is not None:
+    while True:
+      # File systems may show each process another listing: process 0 decides.
+      newest = max(set(self.steps()) - damaged.keys(), default=-1)
+      step = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+      if step < 0:
+        break
       try:
         found = self._contents(step)
       except InputError as error:
@@ -152,13 +157,6 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.wait()
     return self._contents(step)['leaves']
 
-  def _newest_but(self, damaged: Collection[int]) -> int | None:
-    """Returns the newest of the other steps, the same on all processes."""
-    # File systems may show each process another listing: process 0 decides.
-    newest = max(set(self.steps()) - set(damaged), default=-1)
-    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
-    return None if newest < 0 else newest
-
   def _contents(self, step: int) -> dict:
     """Returns what `_read` does if it is good on all processes."""
     found, reason = None, 'other processes could not read it'
@@ -174,11 +172,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     return found
 
   def _read(self, step: int) -> dict:
-    """Reads one step; without barriers, as it may fail on one process only.
-
-    Returns 'leaves' (name to host array), 'iterator_state' and 'digest'; raises
-    anything at all if anything at all is wrong.
-    """
+    """Reads a step, or raises anything; without barriers, as one may fail."""
     folder = self._directory / str(step)
     meta = ocp.JsonCheckpointHandler().restore(folder / 'meta')
     leaves = ocp.PyTreeCheckpointHandler().restore(folder / 'state')
@@ -193,7 +187,10 @@ class Checkpointer(contextlib.AbstractContextManager):
   def _place(self, step: int, leaves: dict, template: Any) -> Any:
     """Returns `leaves` in the structure and the shardings of `template`."""
     wanted, treedef = _named_leaves(template)
-    there, here = _described(leaves), _described(wanted)
+    there, here = (
+        {name: f'{dtype}{shape}' for name, dtype, shape in _listed(x)}
+        for x in (leaves, wanted)
+    )
     for name in [*here, *there]:
       if there.get(name) != here.get(name):
         raise InputError(
@@ -237,16 +234,12 @@ def _to_host(state: Any) -> dict[str, np.ndarray]:
   """Returns copies, sorted by name, that donation cannot reach."""
   named, _ = _named_leaves(state)
   for name, leaf in named.items():
-    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
-      named[name] = leaf.addressable_data(0)
-  # On CPU np.asarray would be a view of the device's own buffer, and nothing
-  # promises that JAX goes on sparing buffers with views from donation.
-  return {name: np.array(named[name], copy=True) for name in sorted(named)}
-
-
-def _described(leaves: dict[str, Any]) -> dict[str, str]:
-  """Returns each leaf's 'float32[3, 4]'."""
-  return {k: f'{v.dtype}{list(v.shape)}' for k, v in leaves.items()}
+    if isinstance(leaf, jax.Array):
+      leaf = leaf.addressable_data(0)
+    # On CPU np.asarray would be a view of the device's own buffer, and nothing
+    # promises that JAX goes on sparing buffers with views from donation.
+    named[name] = np.array(leaf, copy=True)
+  return dict(sorted(named.items()))
 
 
 def _listed(leaves: dict[str, np.ndarray]) -> list:

@@ -3,7 +3,7 @@
 TensorBoard's files are written without TensorFlow.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -54,15 +54,26 @@ def shown(metrics: Mapping[str, float]) -> str:
   )
 
 
-class Log:
-  """The log of a run; in processes but the first it is silent.
+def info(text: str) -> None:
+  """Shows a line, above the bar; in processes but the first none."""
+  if jax.process_index() == 0:
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Log(contextlib.AbstractContextManager):
+  """The log of a run's steps; in processes but the first it is silent.
 
   On a terminal there is a live bar, elsewhere there are plain lines; scalars
-  are added to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
+  are added to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`. Rows after
+  the first step, left by a run that was killed after its last checkpoint, are
+  removed: they will be written again.
 
   Args:
     workdir: directory of the run.
+    first: steps taken so far; what is known of them is on record.
     total: steps of the whole run.
+    sources: batches; what they cannot read is told, and kept.
     steps_per_epoch: for the epochs among the metrics.
     batch_size: images per step.
   """
@@ -70,62 +81,54 @@ class Log:
   def __init__(
       self,
       workdir: pathlib.Path,
-      *,
+      first: int,
       total: int,
+      sources: Sequence[Any] = (),
+      *,
       steps_per_epoch: float,
       batch_size: int,
   ):
-    self._workdir, self._total = workdir, total
+    self._workdir, self._first, self._total = workdir, first, total
     self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
-    self._shows = jax.process_index() == 0
-    self._bar: Any = None
-    self._file: Any = None
-    self._board: Any = None
+    self._sources = sources
     # Metrics of the steps since the last row; those of the newest step.
     self._steps, self._newest = [], None
     self._restart_clock()
+    self._file: Any = None
+    self._board: Any = None
+    if jax.process_index() == 0:
+      self._open()
+    self._bar = tqdm(
+        total=total,
+        initial=first,
+        file=sys.stdout,
+        dynamic_ncols=True,
+        bar_format='{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}',
+        disable=True if self._file is None else None,  # None: but on terminals.
+    )
 
-  def start(self, step: int) -> None:
-    """Begins to take steps, from this one on.
-
-    Rows after it, left by a run that was killed after its last checkpoint, are
-    removed: they will be written again.
-    """
-    if not self._shows:
-      return
+  def _open(self) -> None:
     from tensorboardX import SummaryWriter  # Slow to import.
 
     path = self._workdir / 'metrics.jsonl'
     rows = read(path) if path.exists() else []
     # Replaced in one go: a kill in here must not cost the rows already there.
     temporary = path.with_suffix('.tmp')
-    kept = (json.dumps(row) + '\n' for row in rows if row['step'] <= step)
+    kept = [json.dumps(r) + '\n' for r in rows if r['step'] <= self._first]
     temporary.write_text(''.join(kept))
     temporary.replace(path)
     self._file = path.open('a')
     self._board = SummaryWriter(
-        str(self._workdir / 'tensorboard'), purge_step=step + 1
+        str(self._workdir / 'tensorboard'), purge_step=self._first + 1
     )
-    if sys.stdout.isatty():
-      self._bar = tqdm(
-          total=self._total,
-          initial=step,
-          file=sys.stdout,
-          dynamic_ncols=True,
-          bar_format='{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}',
-      )
 
-  def close(self) -> None:
-    """Leaves the bar as it stands, and writes out what is buffered."""
-    for part in (self._bar, self._file, self._board):
-      if part is not None:
-        part.close()
-
-  def info(self, text: str) -> None:
-    """Shows a line, above the bar."""
-    if self._shows:
-      tqdm.write(text, file=sys.stdout)
-      sys.stdout.flush()
+  def __exit__(self, *exception) -> None:
+    """Leaves the bar as it stands, and writes out what is left."""
+    self._unreadable()
+    self._bar.close()
+    if self._file is not None:
+      self._file.close()
+      self._board.close()
 
   def _restart_clock(self) -> None:
     self._timed, self._since, self._waited = 0, time.monotonic(), 0.0
@@ -150,8 +153,7 @@ class Log:
       self._restart_clock()
     self._newest = metrics
     self._steps.append((step, metrics))
-    if self._bar is not None:
-      self._bar.update()
+    self._bar.update()
 
   def flush(self) -> None:
     """Writes and shows the means over the steps since the last flush.
@@ -159,6 +161,7 @@ class Log:
     Raises:
       DivergenceError: a loss or norm is not finite.
     """
+    self._unreadable()
     if not self._steps:
       return
     steps, rows = zip(*jax.device_get(self._steps), strict=True)
@@ -166,9 +169,11 @@ class Log:
     for step, row in zip(steps, rows, strict=True):
       for name in ('loss', 'grad_norm', 'param_norm'):
         if not np.isfinite(row[name]):
-          rate = float(row['learning_rate'])
           raise DivergenceError(
-              f'{name} is {row[name]} at step {step} (learning rate {rate:.3g})'
+              f'{name} is {row[name]} at step {step} (learning rate '
+              f'{row["learning_rate"]:.3g}); checkpoints of before are kept; '
+              'lower config.optimizer.learning_rate, set its clip_norm or warm '
+              'up longer, in another --workdir'
           )
     step, seconds = steps[-1], max(time.monotonic() - self._since, 1e-9)
     means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
@@ -186,24 +191,23 @@ class Log:
         f'{means["images_per_second"]:,.0f} images/s  '
         f'{tqdm.format_interval(left)} left'
     )
-    if self._bar is not None:
-      self._bar.set_postfix_str(text)
+    if self._bar.disable:
+      info(f'step {step}/{self._total}  {text}')
     else:
-      self.info(f'step {step}/{self._total}  {text}')
+      self._bar.set_postfix_str(text)
     self._write(step, 'train', means)
 
-  def evaluation(
-      self, step: int, metrics: Mapping[str, float], *, write: bool
-  ) -> None:
-    """Shows the metrics of an evaluation, and writes them if asked to."""
-    self.info(f'step {step}/{self._total}  evaluation: {shown(metrics)}')
+  def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Shows the metrics of an evaluation, and writes those of a new step."""
+    self._unreadable()
+    info(f'step {step}/{self._total}  evaluation: {shown(metrics)}')
     self._restart_clock()
-    if write:
+    if step > self._first:
       self._write(step, 'eval', metrics)
 
   def _write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
     """Writes one row: the step and scalars such as 'train/loss'."""
-    if not self._shows:
+    if self._file is None:
       return
     scalars = {f'{kind}/{k}': float(v) for k, v in metrics.items()}
     self._file.write(json.dumps({'step': step} | scalars) + '\n')
@@ -212,16 +216,16 @@ class Log:
       self._board.add_scalar(name, value, step)
     self._board.flush()  # A kill must not cost what was shown.
 
-  def unreadable(self, batches: Any) -> None:
+  def _unreadable(self) -> None:
     """Shows, and keeps, what could not be read since the last time."""
-    lines = batches.unreadable.news()
     path = self._workdir / rundir.UNREADABLE
-    for line in lines[:_MOST_LINES]:
-      self.info(f'not used: {line}')
-    if len(lines) > _MOST_LINES:
-      self.info(f'and {len(lines) - _MOST_LINES} more, named in {path}')
-    if lines:
-      known = path.read_text().splitlines() if path.exists() else []
-      new = (f'{line}\n' for line in lines if line not in known)
-      with path.open('a') as file:
-        file.writelines(new)
+    for batches in self._sources:
+      lines = batches.unreadable.news()
+      for line in lines[:_MOST_LINES]:
+        info(f'not used: {line}')
+      if len(lines) > _MOST_LINES:
+        info(f'and {len(lines) - _MOST_LINES} more, named in {path}')
+      if lines:
+        known = path.read_text().splitlines() if path.exists() else []
+        with path.open('a') as file:
+          file.writelines(f'{line}\n' for line in lines if line not in known)

@@ -12,10 +12,9 @@ from typing import Any
 from clu import parameter_overview
 import jax
 from jax.sharding import Mesh
-import numpy as np
 
-from awconv_jax import data, macs, tasks, text_table
-from awconv_jax.errors import DivergenceError, InputError
+from awconv_jax import data, macs, text_table
+from awconv_jax.errors import InputError
 from awconv_jax.train import (
     checkpoint,
     logging,
@@ -66,72 +65,33 @@ def train(config: Any, workdir: str) -> Result:
       checkpoint before it is kept.
   """
   config = settings.complete(config)
-  mesh, parts = partition.create_mesh(), config.accumulation_steps
-  partition.check_batch_size(
-      'config.batch_size', config.batch_size, mesh, parts
-  )
-  partition.check_batch_size(
-      'config.eval_batch_size', config.eval_batch_size, mesh
-  )
-  # The mesh is in force while functions are traced: `ops.aw_conv` asks for it.
-  with jax.set_mesh(mesh):
-    return _train(config, pathlib.Path(workdir).absolute(), mesh)
-
-
-def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
-  task = tasks.create(config)
-  batches, eval_batches = _create_data(config)
-  shapes = jax.eval_shape(lambda: next(iter(eval_batches)))
-  if lacking := [key for key in task.trains_on if key not in shapes]:
-    raise InputError(
-        f'config.task.name={config.task.name!r} does not fit {config.data.name}'
-        f', whose batches have no {", ".join(lacking)}'
-    )
-  if task.num_classes != batches.num_classes:
-    raise InputError(
-        f'config.model.num_classes={task.num_classes}, but {config.data.name} '
-        f'has {batches.num_classes} classes'
-    )
-  steps_per_epoch = batches.batches_per_epoch
-  total, eval_every, save_every = (
-      max(round(epochs * steps_per_epoch), 1)
-      for epochs in (
-          config.num_epochs,
-          config.eval_every_epochs,
-          config.checkpoint_every_epochs,
-      )
-  )
-  optimizer, schedule = optim.create(
-      **config.optimizer,
-      batch_size=config.batch_size,
-      total_steps=total,
-      steps_per_epoch=steps_per_epoch,
-  )
-  predict = train_step.create_predict(task, mesh)
-  take_step = train_step.create_train_step(
-      task,
-      optimizer,
-      schedule,
-      mesh,
-      seed=config.seed,
-      accumulation_steps=config.accumulation_steps,
-      ema_decay=config.ema_decay,
-      frozen=config.optimizer.frozen,
-  )
-  log = logging.Log(
-      workdir,
-      total=total,
-      steps_per_epoch=steps_per_epoch,
-      batch_size=config.batch_size,
-  )
+  workdir, mesh = pathlib.Path(workdir).absolute(), partition.create_mesh()
+  task = settings.create_task(config)
   with contextlib.ExitStack() as stack:
+    # In force while functions are traced: `ops.aw_conv` asks for it.
+    stack.enter_context(jax.set_mesh(mesh))
+    batches, eval_batches, shapes = _create_data(config, task, mesh)
     stack.callback(batches.close)
+    total, eval_every, save_every = (
+        max(round(epochs * batches.batches_per_epoch), 1)
+        for epochs in (
+            config.num_epochs,
+            config.eval_every_epochs,
+            config.checkpoint_every_epochs,
+        )
+    )
+    durations = dict(
+        batch_size=config.batch_size, steps_per_epoch=batches.batches_per_epoch
+    )
+    optimizer, schedule = optim.create(
+        **config.optimizer, **durations, total_steps=total
+    )
     stack.enter_context(rundir.claim(workdir, config))
     checkpointer = stack.enter_context(
         checkpoint.Checkpointer(
             workdir / 'checkpoints',
             keep=config.checkpoints_to_keep,
-            report=log.info,
+            report=logging.info,
         )
     )
     state = train_step.create_state(
@@ -143,36 +103,42 @@ def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
         ema=config.ema_decay > 0,
     )
     if not checkpointer.steps():
-      state = _first_weights(config, state, log)
+      state = _first_weights(config, state)
     if jax.process_index() == 0:
-      _describe(config, workdir, task, state, batches, eval_batches, log)
+      _describe(config, workdir, task, state, shapes, batches, eval_batches)
     step, restored = 0, checkpointer.restore_latest(state)
     if restored is not None:
       step, state, iterator_state = restored
       batches.set_state(iterator_state)
-      log.info(f'resumed from the checkpoint of step {step}')
+      logging.info(f'resumed from the checkpoint of step {step}')
     stop_reason = stack.enter_context(preemption.stop_requests())
-    stack.callback(log.close)
-    stack.callback(log.unreadable, eval_batches)
-    stack.callback(log.unreadable, batches)
-    log.start(step)
+    log = logging.Log(
+        workdir, step, total, (batches, eval_batches), **durations
+    )
+    stack.enter_context(log)
+    predict = train_step.create_predict(task, mesh)
+    take_step = train_step.create_train_step(
+        task,
+        optimizer,
+        schedule,
+        mesh,
+        seed=config.seed,
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_decay,
+        frozen=config.optimizer.frozen,
+    )
 
-    def tell_unreadable(batches):
-      log.unreadable(batches)
-      partition.sync_errors(batches.unreadable.check)
-
-    def evaluation(write):
-      metrics = evaluate(
-          predict, state.eval_variables(), eval_batches, task.evaluator(), mesh
-      )
-      tell_unreadable(eval_batches)
-      log.evaluation(step, metrics, write=write)
+    def evaluation():
+      variables, evaluator = state.eval_variables(), task.evaluator()
+      metrics = evaluate(predict, variables, eval_batches, evaluator, mesh)
+      partition.sync_errors(eval_batches.unreadable.check)
+      log.evaluation(step, metrics)
       return metrics
 
     if step >= total:
-      log.info('this run is complete; evaluating it again')
-      return Result(step, total, evaluation(write=False), None)
-    log.info('compiling; the first step takes its time')
+      logging.info('this run is complete; evaluating it again')
+      return Result(step, total, evaluation(), None)
+    logging.info('compiling; the first step takes its time')
     metrics, stopped_by = {}, None
     while step < total and not stopped_by:
       with log.waiting():
@@ -181,23 +147,14 @@ def _train(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Result:
       step += 1
       log.step(step, step_metrics)
       stopped_by = stop_reason(step) if step < total else None
-      evaluate_now = _is_due(step, total, eval_every)
+      # A grace period may be too short to evaluate in.
+      evaluate_now = _is_due(step, total, eval_every) and not stopped_by
       save_now = _is_due(step, total, save_every) or stopped_by
       if evaluate_now or save_now or step % config.log_every_steps == 0:
-        try:
-          log.flush()
-        except DivergenceError as error:
-          checkpointer.wait()
-          kept = ', '.join(map(str, checkpointer.steps())) or 'none yet'
-          raise DivergenceError(
-              f'{error}; checkpoints kept in {workdir}: {kept}; start again in '
-              'another --workdir with a lower config.optimizer.learning_rate, '
-              'a longer warm-up or config.optimizer.clip_norm'
-          ) from error
-        tell_unreadable(batches)
-      # A grace period may be too short to evaluate in.
-      if evaluate_now and not stopped_by:
-        metrics = evaluation(write=True)
+        log.flush()
+        partition.sync_errors(batches.unreadable.check)
+      if evaluate_now:
+        metrics = evaluation()
       # After the evaluation: what a checkpoint follows is on record.
       if save_now:
         checkpointer.save(step, state, batches.get_state())
@@ -223,8 +180,15 @@ def evaluate(
   return evaluator.compute()
 
 
-def _create_data(config: Any) -> tuple[Any, Any]:
-  """Returns the batches to train on and those to evaluate on."""
+def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
+  """Returns batches to train on, to evaluate on, and the shapes of these."""
+  parts = config.accumulation_steps
+  partition.check_batch_size(
+      'config.batch_size', config.batch_size, mesh, parts
+  )
+  partition.check_batch_size(
+      'config.eval_batch_size', config.eval_batch_size, mesh
+  )
   create = functools.partial(
       data.create,
       config.data,
@@ -232,33 +196,40 @@ def _create_data(config: Any) -> tuple[Any, Any]:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
   )
-  return partition.sync_errors(
+  batches, eval_batches = partition.sync_errors(
       lambda: (
           create(train=True, batch_size=config.batch_size),
           create(train=False, batch_size=config.eval_batch_size),
       )
   )
-
-
-def _first_weights(config: Any, state: Any, log: logging.Log) -> Any:
-  """Returns a new state, with the weights of `config.init_from` if given."""
-  first = state.params
-  if config.init_from:
-    load = functools.partial(
-        warm_start.load, skip=config.init_skip, report=log.info
+  shapes = jax.eval_shape(lambda: next(iter(eval_batches)))
+  if lacking := [key for key in task.trains_on if key not in shapes]:
+    raise InputError(
+        f'config.task.name={config.task.name!r} does not fit {config.data.name}'
+        f', whose batches have no {", ".join(lacking)}'
     )
+  if task.num_classes != batches.num_classes:
+    raise InputError(
+        f'config.model.num_classes={task.num_classes}, but {config.data.name} '
+        f'has {batches.num_classes} classes'
+    )
+  return batches, eval_batches, shapes
+
+
+def _first_weights(config: Any, state: Any) -> Any:
+  """Returns a new state, with the weights of `config.init_from` if given."""
+  first, skip = state.params, config.init_skip
+  if config.init_from:
+    load = functools.partial(warm_start.load, skip=skip, report=logging.info)
     variables = partition.sync_errors(
         lambda: load(config.init_from, state.variables())
     )
     state = train_step.replace_variables(state, variables)
-  elif config.init_skip:
-    raise InputError(
-        f'config.init_skip={config.init_skip} needs config.init_from'
-    )
+  elif skip:
+    raise InputError(f'config.init_skip={skip} needs config.init_from')
   frozen = optim.is_frozen(first, config.optimizer.frozen)
-  names = warm_start.fixed_at_random(first, state.params, frozen)
-  if names:
-    log.info(
+  if names := warm_start.fixed_at_random(first, state.params, frozen):
+    logging.info(
         f'warning: config.optimizer.frozen fixes {len(names)} kernels at their '
         f'random first values, such as {names[0]}; start from weights that '
         'have them (config.init_from), or freeze less'
@@ -266,13 +237,12 @@ def _first_weights(config: Any, state: Any, log: logging.Log) -> Any:
   return state
 
 
-def _describe(config, workdir, task, state, batches, eval_batches, log) -> None:
+def _describe(config, workdir, task, state, shapes, batches, eval_batches):
   """Tells, and writes, what is trained on what, and how large it is."""
-  shape = next(iter(eval_batches))['image'].shape
-  image = jax.ShapeDtypeStruct((1, *shape[1:]), np.uint8)
+  image = shapes['image'].update(shape=(1, *shapes['image'].shape[1:]))
   counted = macs.count(task.forward, state.variables(), {'image': image})
   left_out = batches.num_left_out
-  log.info(
+  logging.info(
       f'{config.model.name} on {config.data.name}: {batches.num_examples:,} '
       'examples to train on'
       + f' ({left_out:,} with nothing on them left out)' * bool(left_out)

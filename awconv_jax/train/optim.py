@@ -1,12 +1,13 @@
-"""Optimizers and learning rate schedules on optax, and the EMA of weights.
+"""Optimizers and learning rate schedules on optax.
 
 SGD adds L2 to the gradient before the momentum, as torch.optim.SGD does;
 AdamW decouples it (https://arxiv.org/abs/1711.05101); LAMB scales each layer's
 step by |w| / |update| (https://arxiv.org/abs/1904.00962).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import fnmatch
+import functools
 from typing import Annotated, Any
 
 import jax
@@ -26,48 +27,40 @@ from awconv_jax.options import (
     UnitFloat,
 )
 
-Mask = Callable[[Any], Any]  # Of parameters, which decay: a tree of bools.
+# An optimizer takes the learning rate or its schedule, the weight decay, and a
+# mask: of parameters, a tree of bools, which of them decay.
 
 
-def sgd(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-    mask: Mask,
-    *,
-    momentum: Fraction = 0.9,
-    nesterov: bool = True,
-) -> optax.GradientTransformation:
+def sgd(rate, decay, mask, *, momentum: Fraction = 0.9, nesterov: bool = True):
   """SGD with L2, as torch: the decay passes through the momentum."""
   return optax.chain(
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.sgd(learning_rate, momentum, nesterov),
+      optax.add_decayed_weights(decay, mask),
+      optax.sgd(rate, momentum, nesterov),
   )
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-    mask: Mask,
+    rate,
+    decay,
+    mask,
     *,
     b1: Fraction = 0.9,
     b2: Fraction = 0.999,
     eps: PositiveFloat = 1e-8,
-) -> optax.GradientTransformation:
+):
   """Adam with decay outside of the moments."""
-  return optax.adamw(
-      learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask
-  )
+  return optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
 
 
 def lamb(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-    mask: Mask,
+    rate,
+    decay,
+    mask,
     *,
     b1: Fraction = 0.9,
     b2: Fraction = 0.999,
     eps: PositiveFloat = 1e-6,
-) -> optax.GradientTransformation:
+):
   """LAMB; parameters that do not decay keep Adam's step.
 
   `optax.lamb` masks the decay only and scales the step of a bias by its norm,
@@ -76,9 +69,9 @@ def lamb(
   """
   return optax.chain(
       optax.scale_by_adam(b1, b2, eps),
-      optax.add_decayed_weights(weight_decay, mask),
+      optax.add_decayed_weights(decay, mask),
       optax.masked(optax.scale_by_trust_ratio(), mask),
-      optax.scale_by_learning_rate(learning_rate),
+      optax.scale_by_learning_rate(rate),
   )
 
 
@@ -90,72 +83,45 @@ DECAY_MASKS = {
     'all': lambda params: jax.tree.map(lambda p: True, params),
 }
 
+# A schedule says what the rate is multiplied by after the warm-up: for a step
+# (from 0), the progress in [0, 1] from there to the end, and steps per epoch.
 
-def constant(warmup_steps, total_steps, steps_per_epoch) -> optax.Schedule:
+
+def constant(at, progress, steps_per_epoch):
   """The full rate to the end."""
-  del warmup_steps, total_steps, steps_per_epoch
-  return lambda step: 1.0
+  return 1.0
 
 
 def step(
-    warmup_steps: int,
-    total_steps: int,
-    steps_per_epoch: float,
+    at,
+    progress,
+    steps_per_epoch,
     *,
     boundaries_epochs: Sequence[PositiveFloat] = (30.0, 60.0, 90.0),
     factor: Share = 0.1,
-) -> optax.Schedule:
+):
   """Times `factor` from each boundary on, in epochs from the very start.
 
   Some may be past the end: a shortened run is the beginning of the full one.
   """
-  del total_steps
-  times = (warmup_steps / steps_per_epoch, *boundaries_epochs)
-  if sorted(set(times)) != list(times):
-    raise InputError(
-        f'config.optimizer.schedule_options.boundaries_epochs={times[1:]} must '
-        f'rise, and come after the warm-up of {times[0]:g} epochs'
-    )
-  steps = [round(boundary * steps_per_epoch) for boundary in boundaries_epochs]
-  boundaries = jnp.array(steps, jnp.int32)
-  return lambda step: factor ** jnp.sum(
-      jnp.asarray(step)[..., None] >= boundaries, axis=-1
-  )
+  starts = [round(epoch * steps_per_epoch) for epoch in boundaries_epochs]
+  passed = jnp.asarray(at)[..., None] >= jnp.array(starts, jnp.int32)
+  return factor ** jnp.sum(passed, axis=-1)
 
 
-def cosine(
-    warmup_steps: int,
-    total_steps: int,
-    steps_per_epoch: float,
-    *,
-    final_fraction: UnitFloat = 0.0,
-) -> optax.Schedule:
-  """Half a cosine from the end of the warm-up, to be at its foot at the end.
+def cosine(at, progress, steps_per_epoch, *, final_fraction: UnitFloat = 0.0):
+  """Half a cosine, at its foot at the end.
 
   Source: https://arxiv.org/abs/1608.03983, without restarts.
   """
-  del steps_per_epoch
-  decay_steps = max(total_steps - warmup_steps, 1)
-
-  def fraction(step):
-    progress = jnp.clip((step - warmup_steps) / decay_steps, 0, 1)
-    cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-    return final_fraction + (1 - final_fraction) * cosine
-
-  return fraction
+  cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+  return final_fraction + (1 - final_fraction) * cosine
 
 
-# What the rate is multiplied by, from the end of the warm-up on.
 SCHEDULES = {'constant': constant, 'step': step, 'cosine': cosine}
 
-_OF_OPTIMIZER = Options(
-    OPTIMIZERS, by='name', given=('learning_rate', 'weight_decay', 'mask')
-)
-_OF_SCHEDULE = Options(
-    SCHEDULES,
-    by='schedule',
-    given=('warmup_steps', 'total_steps', 'steps_per_epoch'),
-)
+_OF_OPTIMIZER = Options(OPTIMIZERS, by='name')
+_OF_SCHEDULE = Options(SCHEDULES, by='schedule')
 
 
 def create(
@@ -203,29 +169,30 @@ def create(
     array) to its learning rate.
 
   Raises:
-    InputError: an unknown name, or durations that contradict each other.
+    InputError: an unknown name, or durations that contradict each other; from
+      `init` of the transformation: a pattern is that of no parameter.
   """
   warmup = warmup_steps or round(warmup_epochs * steps_per_epoch)
   if warmup_steps and warmup_epochs:
     raise InputError(
-        f'config.optimizer.warmup_steps={warmup_steps} and warmup_epochs='
-        f'{warmup_epochs} are both given; set one to 0'
+        f'config.optimizer.{warmup_steps=} and {warmup_epochs=}: set one to 0'
     )
   if warmup > total_steps:
     raise InputError(
         f'config.optimizer: the warm-up of {warmup} steps is longer than the '
-        f'run of {total_steps}; shorten warmup_epochs={warmup_epochs}, '
-        f'warmup_steps={warmup_steps}'
+        f'run of {total_steps}; shorten {warmup_epochs=}, {warmup_steps=}'
     )
-  fraction = look_up('schedule', schedule, SCHEDULES)(
-      warmup, total_steps, steps_per_epoch, **(schedule_options or {})
-  )
   highest = learning_rate * batch_size / base_batch_size
+  falling = functools.partial(
+      look_up('schedule', schedule, SCHEDULES), **(schedule_options or {})
+  )
 
   def rate(step):
     start = warmup_start_fraction
     rise = start + (1 - start) * step / max(warmup, 1)
-    return highest * jnp.where(step < warmup, rise, fraction(step))
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    fraction = falling(step, jnp.clip(progress, 0, 1), steps_per_epoch)
+    return highest * jnp.where(step < warmup, rise, fraction)
 
   build = look_up('optimizer', name, OPTIMIZERS)
   mask = look_up('decay mask', decay_mask, DECAY_MASKS)
@@ -237,67 +204,33 @@ def create(
     # Decay and momentum, too, pass them by.
     tx = optax.partition(
         {False: tx, True: optax.set_to_zero()},
-        lambda params: is_frozen(params, frozen),
+        lambda params: _labels(params, frozen),
     )
   return tx, rate
 
 
-def is_frozen(params: Any, patterns: Sequence[str]) -> Any:
-  """Returns which parameters keep their values, as a tree of bools.
+def is_frozen(tree: Any, patterns: Sequence[str]) -> Any:
+  """Returns which parameters or statistics stay, as a tree of bools.
 
   Args:
-    params: a tree of nested dicts.
+    tree: of nested dicts.
     patterns: of paths such as 'backbone/stage1_block1/conv1/kernel', where '*'
       stands for anything, 'backbone/stage1_*'.
-
-  Raises:
-    InputError: a pattern is that of no parameter.
   """
-  paths = list(map(_path, jax.tree_util.tree_leaves_with_path(params)))
+
+  def matches(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+  return jax.tree_util.tree_map_with_path(matches, tree)
+
+
+def _labels(params: Any, patterns: Sequence[str]) -> Any:
+  """Returns `is_frozen`, where every pattern is that of a parameter."""
   for pattern in patterns:
-    if not fnmatch.filter(paths, pattern):
-      tops = ', '.join(sorted({path.split('/')[0] for path in paths}))
+    if not any(jax.tree.leaves(is_frozen(params, [pattern]))):
       raise InputError(
           f'config.optimizer.frozen: {pattern!r} is the path of no parameter; '
-          f'they are under {tops}, see parameters.txt of a run'
+          f'they are under {", ".join(sorted(params))}, see parameters.txt'
       )
-  return _matches(params, patterns)
-
-
-def keep_frozen(old: Any, new: Any, patterns: Sequence[str]) -> Any:
-  """Returns new statistics, but the old ones of what is frozen.
-
-  Unlike in `is_frozen`, some patterns may be of parameters alone.
-  """
-  return jax.tree.map(
-      lambda keep, a, b: a if keep else b, _matches(new, patterns), old, new
-  )
-
-
-def _matches(tree: Any, patterns: Sequence[str]) -> Any:
-  """Returns a tree of bools: whether any pattern is that of the path."""
-  return jax.tree_util.tree_map_with_path(
-      lambda *leaf: any(fnmatch.fnmatchcase(_path(leaf), p) for p in patterns),
-      tree,
-  )
-
-
-def _path(leaf: tuple[Any, Any]) -> str:
-  return '/'.join(str(key.key) for key in leaf[0])
-
-
-def ema_update(ema: Any, new: Any, decay: float | jax.Array) -> Any:
-  """Returns `decay * ema + (1 - decay) * new`, leaf by leaf.
-
-  Works on parameters and on batch norm statistics alike, in the dtypes of
-  `ema`; leaves of no float type (counters, masks) are those of `new`. Keep the
-  average in float32: in bfloat16 a step of 1e-4 is lost in rounding.
-  """
-
-  def update(average, value):
-    dtype = jnp.result_type(average)
-    if not jnp.issubdtype(dtype, jnp.floating):
-      return value
-    return (decay * average + (1 - decay) * value).astype(dtype)
-
-  return jax.tree.map(update, ema, new)
+  return is_frozen(params, patterns)

@@ -71,32 +71,25 @@ def claim(
   with contextlib.ExitStack() as stack:
 
     def take():
-      if jax.process_index() == 0:
-        stack.enter_context(_lock(workdir))
-        _save_config(workdir, config)
+      if jax.process_index() != 0:
+        return
+      try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((workdir / '.lock').open('w'))
+        # It also ends with the process.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise InputError(
+            f'another run is under way in {workdir}; wait for it, or give '
+            'another --workdir'
+        ) from error
+      except OSError as error:
+        raise InputError(
+            f'cannot write to --workdir={workdir}: {error.strerror}'
+        ) from error
+      _save_config(workdir, config)
 
     partition.sync_errors(take)
-    yield
-
-
-@contextlib.contextmanager
-def _lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Keeps other runs out; the lock also ends with the process."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / '.lock').open('w')
-  except OSError as error:
-    raise InputError(
-        f'cannot write to --workdir={workdir}: {error.strerror}; give another'
-    ) from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise InputError(
-          f'another run is under way in {workdir}; wait for it, or give '
-          'another --workdir'
-      ) from error
     yield
 
 

@@ -81,6 +81,17 @@ def complete(
   return engine.complete(config, Settings, overrides)
 
 
+def create_task(config: Any) -> Any:
+  """Returns the task of a complete config, with its network or detector.
+
+  Raises:
+    InputError: options that contradict each other.
+  """
+  chosen = config.task.to_dict()
+  task = errors.look_up('task', chosen.pop('name'), tasks.TASKS)
+  return task(task.create_model(**config.model.to_dict()), **chosen)
+
+
 def network(name: str, **wanted: Any) -> dict[str, Any]:
   """Returns the section of a network, without the options it does not have.
 

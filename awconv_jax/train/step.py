@@ -81,24 +81,23 @@ def replace_variables(state: TrainState, variables: Any) -> TrainState:
   Those are 'params' and the network's others, as arrays on the host.
   """
 
-  def place(value, like):
+  def place(like, value):
     # A copy for each place: the step donates all of the state.
     return jax.make_array_from_callback(
         like.shape, like.sharding, lambda index: np.array(value[index])
     )
 
-  new = jax.tree.map(place, dict(variables), state.variables())
-  ema = state.ema and jax.tree.map(place, dict(variables), state.ema)
+  new, ema = (
+      tree and jax.tree.map(place, tree, dict(variables))
+      for tree in (state.variables(), state.ema)
+  )
   return dataclasses.replace(
       state, params=new.pop('params'), model_state=new, ema=ema
   )
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):
-  """Averages loss, metrics and gradients over parts, one at a time.
-
-  Batch statistics are updated after each of them, in turn.
-  """
+  """Averages loss, metrics and gradients over parts of a batch, in turn."""
   if number == 1:
     return loss_and_grads(state.params, state.model_state, batch, rng)
 
@@ -109,24 +108,20 @@ def _accumulate(loss_and_grads, state, batch, rng, number):
       dict(batch),
   )
 
-  def of_part(model_state, index):
-    part = jax.tree.map(lambda x: x[index], parts)
+  # Gradients are summed up, as the scan would stack those of all parts.
+  def step(carry, part):
+    (model_state, sums), (index, rows) = carry, part
     (loss, (metrics, model_state)), grads = loss_and_grads(
-        state.params, model_state, part, jax.random.fold_in(rng, index)
+        state.params, model_state, rows, jax.random.fold_in(rng, index)
     )
-    return model_state, (loss, metrics, grads)
+    return (model_state, jax.tree.map(jnp.add, sums, grads)), (loss, metrics)
 
-  # A running sum, since the scan would stack the gradients of all parts.
-  def step(carry, index):
-    model_state, out = of_part(carry[0], index)
-    return (model_state, jax.tree.map(jnp.add, carry[1], out)), None
-
-  shapes = jax.eval_shape(of_part, state.model_state, jnp.int32(0))[1]
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  (model_state, total), _ = jax.lax.scan(
-      step, (state.model_state, zeros), jnp.arange(number)
+  start = state.model_state, jax.tree.map(jnp.zeros_like, state.params)
+  (model_state, sums), scalars = jax.lax.scan(
+      step, start, (jnp.arange(number), parts)
   )
-  loss, metrics, grads = jax.tree.map(lambda x: x / number, total)
+  loss, metrics = jax.tree.map(lambda x: x.mean(0), scalars)
+  grads = jax.tree.map(lambda x: x / number, sums)
   return (loss, (metrics, model_state)), grads
 
 
@@ -161,34 +156,40 @@ def create_train_step(
   when training diverges).
   """
 
-  def loss_and_grads(params, model_state, batch, rng):
-    def loss(params):
-      # So that no gradient is computed for what the optimizer leaves alone.
-      kept = optim.is_frozen(params, frozen)
-      params = jax.tree.map(
-          lambda keep, p: jax.lax.stop_gradient(p) if keep else p, kept, params
-      )
-      return task.loss({'params': params, **model_state}, batch, rng)
+  def loss(params, model_state, batch, rng):
+    # So that no gradient is computed for what the optimizer leaves alone.
+    params = jax.tree.map(
+        lambda keep, p: jax.lax.stop_gradient(p) if keep else p,
+        optim.is_frozen(params, frozen),
+        params,
+    )
+    return task.loss({'params': params, **model_state}, batch, rng)
 
-    return jax.value_and_grad(loss, has_aux=True)(params)
+  loss_and_grads = jax.value_and_grad(loss, has_aux=True)
 
   def train_step(state, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     (loss, (metrics, model_state)), grads = _accumulate(
         loss_and_grads, state, batch, rng, accumulation_steps
     )
-    model_state = {
-        name: optim.keep_frozen(state.model_state[name], tree, frozen)
-        for name, tree in model_state.items()
-    }
+    for name, new in model_state.items():
+      model_state[name] = jax.tree.map(
+          lambda keep, old, new: old if keep else new,
+          optim.is_frozen(new, frozen),
+          state.model_state[name],
+          new,
+      )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-      new = {'params': params, **model_state}
       # A short past is weighed less, or the random start would be averaged.
       decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-      ema = optim.ema_update(ema, new, decay)
+      ema = jax.tree.map(
+          lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype),
+          ema,
+          {'params': params, **model_state},
+      )
     metrics = {
         'loss': loss,
         **metrics,
@@ -200,12 +201,8 @@ def create_train_step(
     return new_state, metrics
 
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
-  return jax.jit(
-      train_step,
-      in_shardings=(whole, rows),
-      out_shardings=whole,
-      donate_argnums=0,
-  )
+  shardings: Any = dict(in_shardings=(whole, rows), out_shardings=whole)
+  return jax.jit(train_step, donate_argnums=0, **shardings)
 
 
 def create_predict(
