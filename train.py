@@ -9,8 +9,6 @@ each with --coordinator, --num_processes and --process_id; under SLURM and on
 Cloud TPU they find each other.
 """
 
-from collections.abc import Sequence
-
 from absl import flags
 from absl import logging as absl_logging
 
@@ -32,9 +30,8 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
   """Trains as the flags say."""
-  command_line.refuse_arguments(arguments)
   config = command_line.read_config()
   if config is None or not _WORKDIR.value:
     given = '--config=configs/digits.py --workdir=runs/digits'

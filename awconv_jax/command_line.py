@@ -47,14 +47,14 @@ def read_config(default: Callable[[], Any] | None = None) -> Any:
   """
   from awconv_jax.train import settings  # Takes its time to import.
 
-  values = flags.FLAGS.flag_values_dict()
+  given = flags.FLAGS.flag_values_dict()
   overrides = {
-      k: v
-      for k, v in values.items()
-      if k.startswith('config.') and v is not None
+      path: text
+      for path, text in given.items()
+      if path.startswith('config.') and text is not None
   }
-  if values['config'] is not None:
-    return settings.complete(load_config(values['config']), overrides)
+  if given['config'] is not None:
+    return settings.complete(load_config(given['config']), overrides)
   if default is not None:
     return settings.complete(default(), overrides)
   if overrides:
@@ -66,20 +66,21 @@ def load_config(value: str) -> Any:
   """Returns the `ConfigDict` of '--config=path.py:arguments'.
 
   Args:
-    value: path of a config file, with its arguments after a colon, if any.
+    value: path of a config file, with keyword arguments of its `get_config`
+      after a colon, if any.
 
   Raises:
-    InputError: no such file, no `get_config` in it, or wrong arguments.
+    InputError: no such file, one that fails, or wrong arguments.
   """
-  path, _, argument = value.partition(':')
-  if not pathlib.Path(path).is_file():
+  from awconv_jax import config  # Takes its time to import.
+
+  path, _, text = value.partition(':')
+  if not os.path.isfile(path):
     known = map(str, pathlib.Path(path).parent.glob('*[!_].py'))
     raise errors.unknown_name('config file', path, known)
   try:
-    found = runpy.run_path(path, run_name='config')
-    if 'get_config' not in found:
-      raise errors.InputError(f'--config={path} has no function get_config')
-    return found['get_config'](*filter(None, [argument]))
+    function = runpy.run_path(path, run_name='config')['get_config']
+    return function(**config.arguments(text, function))
   except errors.ReportedError:
     raise
   except Exception as error:  # It is the user's own program.
@@ -103,38 +104,31 @@ def _parse(argv: Sequence[str]) -> list[str]:
     fail(re.sub(r'^flag (--\w+)=None: .*', r'\1=... is wanted', str(error)))
 
 
-def refuse_arguments(arguments: Sequence[str]) -> None:
-  """Raises InputError if there are arguments that are no flags."""
-  if arguments:
-    raise errors.InputError(
-        f'unexpected argument {arguments[0]!r}; flags begin with --'
-    )
-
-
 def check_output(output: str) -> None:
   """Raises InputError if nothing can be written where --output says."""
-  folder = os.path.dirname(output) or '.'
   try:
-    with tempfile.TemporaryFile(dir=folder):
-      pass
+    tempfile.TemporaryFile(dir=os.path.dirname(output) or '.').close()
   except OSError as error:
     raise errors.InputError(
-        f'--output={output}: cannot write in the folder {folder}: '
-        f'{error.strerror}; make it, or give another --output'
+        f'--output={output}: cannot write there: {error.strerror}; make its '
+        'folder, or give another --output'
     ) from error
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
+def run(main: Callable[..., Any], *, positional: bool = False) -> None:
   """Parses the flags and calls main.
 
   Args:
-    main: takes the arguments that are no flags, without the program's name. A
-      `ReportedError` that it raises is printed as one line.
+    main: takes nothing. A `ReportedError` that it raises is printed as one
+      line.
+    positional: it takes the arguments that are no flags, as a list.
   """
 
   def guarded(argv):
+    if argv[1:] and not positional:
+      fail(f'unexpected argument {argv[1]!r}; flags begin with --')
     try:
-      main(argv[1:])
+      main(*[argv[1:]] * positional)
     except errors.ReportedError as error:
       fail(error)
     except OSError as error:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import inspect
 import re
-import types
 from typing import Any
 
 import flax.linen as nn
@@ -70,47 +69,40 @@ def complete(
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  values = _tuples(config)
-  for path, text in sorted((overrides or {}).items()):  # Sections come first.
-    _override(values, path.split('.')[1:], text)
-  filling = _Filling()
-  filled = filling.section('config', schema, values)
+  filling = _Filling(overrides)
+  filled = filling.section('config', schema, _tuples(config))
   filling.raise_faults()
   return ml_collections.ConfigDict(filled).lock()
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
-  """Parses 'key=value,key=value' by the types of the defaults.
+def arguments(text: str, function: Callable[..., Any]) -> dict[str, Any]:
+  """Parses 'key=value,key=value' by the annotations of a function.
 
   Args:
-    arg: what follows the colon in `--config=configs/x.py:...`; may be empty.
-    **defaults: every known key with its default, of type bool, int, float or
-      str; None is that of a name or 'none'.
-
-  Returns:
-    The values by name, as attributes.
+    text: what follows the colon in `--config=configs/x.py:...`; may be empty.
+    function: has keyword options; 'none' is None for those that take it.
 
   Raises:
     InputError: unknown keys and impossible values, all of them, one a line.
   """
-  values, filling = dict(defaults), _Filling()
-  for item in filter(None, (arg or '').split(',')):
-    key, _, text = item.partition('=')
-    if key not in defaults:
-      fault = unknown_name('config argument', key, defaults)
+  known, values, filling = options_of(function), {}, _Filling()
+  for item in filter(None, text.split(',')):
+    key, _, value = item.partition('=')
+    where = f'config argument {key}'
+    if key not in known:
+      fault = unknown_name('config argument', key, known)
       filling.faults.append(str(fault))
-    elif not text or '=' in text:
+    elif not value or '=' in value:
       filling.faults.append(
           f"config argument {item!r} is not key=value, where value holds no '='"
           " and no ','; give such a one by its path: --config.data.name=..."
       )
     else:
-      kind: Any = type(defaults[key])
-      if defaults[key] is None:
-        kind, text = str | None, 'None' if text == 'none' else text
-      values[key] = filling.value(f'config argument {key}', kind, _Text(text))
+      value = 'None' if value == 'none' else value
+      annotation = known[key].annotation
+      values[key] = filling.value(where, annotation, None, value)
   filling.raise_faults()
-  return types.SimpleNamespace(**values)
+  return values
 
 
 def _tuples(value: Any) -> Any:
@@ -122,35 +114,6 @@ def _tuples(value: Any) -> Any:
   return value
 
 
-class _Text(str):
-  """A value as on the command line, and what is there without it."""
-
-  before: Any = None
-
-
-class _Whole(dict):
-  """A section as on the command line, in place of the one in the config."""
-
-
-def _override(values: dict[str, Any], path: list[str], text: str) -> None:
-  """Puts a text where it belongs in a config."""
-  *sections, name = path
-  for section in sections:
-    if not isinstance(values.get(section), dict):
-      values[section] = {}
-    values = values[section]
-  new, literal = _Text(text), next(_readings(text))
-  new.before = values.get(name)
-  values[name] = _Whole(_tuples(literal)) if isinstance(literal, dict) else new
-
-
-def _given(value: Any) -> bool:
-  """Returns whether anything of a value is from the command line."""
-  if isinstance(value, dict):
-    return isinstance(value, _Whole) or any(map(_given, value.values()))
-  return isinstance(value, _Text)
-
-
 def _readings(text: str) -> Iterator[Any]:
   """Yields what a text on the command line may stand for, likeliest first."""
   try:
@@ -160,7 +123,7 @@ def _readings(text: str) -> Iterator[Any]:
   else:
     yield literal
     yield (literal,)
-  yield str(text)
+  yield text
   if text.title() in ('True', 'False', 'None'):
     yield ast.literal_eval(text.title())
   yield tuple(text.split(','))
@@ -169,11 +132,19 @@ def _readings(text: str) -> Iterator[Any]:
 class _Filling:
   """Fills sections with their options, and collects the faults, one a line."""
 
-  def __init__(self):
+  def __init__(self, texts: Mapping[str, str] | None = None):
+    # By path, those of the command line.
+    self._texts = dict(texts or {})
     self.faults: list[str] = []
     # Options that there are, by path; and those given that are none.
     self._known: list[str] = []
     self._unknown: list[str] = []
+
+  def _texts_of(self, section: str) -> dict[str, str]:
+    """Returns the texts of the command line for a section, by path there."""
+    start = f'{section}.'
+    texts = self._texts.items()
+    return {k.removeprefix(start): v for k, v in texts if k.startswith(start)}
 
   def section(
       self,
@@ -185,79 +156,85 @@ class _Filling:
     """Returns all options of `target`, but those given by its caller."""
     known = {k: v for k, v in options_of(target).items() if k not in given}
     self._known += [f'{path}.{name}' for name in known]
-    self._unknown += [f'{path}.{name}' for name in values if name not in known]
+    names = [*values, *(rest.split('.')[0] for rest in self._texts_of(path))]
+    self._unknown += [f'{path}.{n}' for n in names if n not in known]
     filled = {}
     # Sections last, as they may belong to a name beside them.
     for name in sorted(known, key=lambda name: bool(_marker(known[name]))):
       option, here = known[name], f'{path}.{name}'
       value, marker = values.get(name, option.default), _marker(option)
-      if marker is not None and isinstance(value, _Text):
-        value = next(_readings(value))
-      if value is _REQUIRED:
+      text, texts = self._texts.get(here), self._texts_of(here)
+      if marker is None:
+        self._unknown += [f'{here}.{rest}' for rest in texts]
+      elif text is not None:
+        value = _tuples(next(_readings(text)))
+      elif value is None or value is _REQUIRED and texts:
+        value = {}
+      if value is _REQUIRED and text is None:
         self.faults.append(f'{here} is missing')
         filled[name] = _REQUIRED
       elif marker is None:
-        filled[name] = self.value(here, option.annotation, value)
-      elif not isinstance(value, (Mapping, types.NoneType)):
+        filled[name] = self.value(here, option.annotation, value, text)
+      elif not isinstance(value, Mapping):
         self.faults.append(f'{here}={value!r} must hold options by name')
       elif isinstance(marker, Named):
-        value = dict(value or {})
-        set_ = value.pop('name', None)
-        if set_ is None:
-          self.faults.append(f'{here}.name is missing')
+        by, value = f'{here}.name', dict(value)
+        old = value.pop('name', None)
+        new = self._texts.pop(by, old)
+        if new is None:
+          self.faults.append(f'{by} is missing')
         else:
-          by, new = f'{here}.name', str(set_)
-          options = self._options(here, by, marker, value, set_, new)
-          filled[name] = {'name': new} | options
+          options = self._options(here, marker, value, by, old, str(new))
+          filled[name] = {'name': str(new)} | options
       elif marker.by is None:
-        filled[name] = self.section(here, marker.of, value or {}, marker.given)
+        filled[name] = self.section(here, marker.of, value, marker.given)
       else:
         by, new = f'{path}.{marker.by}', filled[marker.by]
-        set_ = values.get(marker.by, known[marker.by].default)
-        filled[name] = self._options(here, by, marker, value or {}, set_, new)
+        old = values.get(marker.by, known[marker.by].default)
+        filled[name] = self._options(here, marker, value, by, old, new)
     return filled
 
-  def value(self, path: str, annotation: Any, value: Any) -> Any:
-    """Returns a checked value of a plain option; _REQUIRED if it is none."""
-    readings = list(_readings(value)) if isinstance(value, _Text) else [value]
+  def value(
+      self, path: str, annotation: Any, value: Any, text: str | None
+  ) -> Any:
+    """Returns a checked plain option, of the text if any; else _REQUIRED."""
     adapter = pydantic.TypeAdapter(annotation, config=_STRICT)
-    errors = []
-    for reading in readings:
+    faults = []
+    for reading in [value] if text is None else _readings(text):
       try:
         # Numbers and names, so that no later change of a list is one here.
         return _tuples(adapter.validate_python(reading))
       except pydantic.ValidationError as error:
-        errors.append(error)
-    self.faults.append(_line(path, readings[0], errors[0]))
+        faults += [(path, reading, fault) for fault in error.errors()]
+    self.faults.append(_line(*max(faults, key=_progress)))
     return _REQUIRED
 
-  def _options(self, path, by, marker, values, set_, new) -> dict[str, Any]:
-    """Returns the options of what is named `new`, set as `set_`."""
-    old = set_.before if isinstance(set_, _Text) else set_
+  def _options(self, path, marker, values, by, old, new) -> dict[str, Any]:
+    """Returns the options of what is called `new`, instead of `old`."""
+    whole, texts = path in self._texts, self._texts_of(path)
     if new is None or new is _REQUIRED:  # Or at fault.
-      if new is None and values and (old is None or _given(values)):
-        self.faults.append(f'{path}={values} needs {by}, which is None')
+      if new is None and (texts or values and (old is None or whole)):
+        shown = {**values, **texts}
+        self.faults.append(f'{path}={shown} needs {by}, which is None')
       return {}
     try:
       target = marker.target(new)
     except InputError as error:
       self.faults.append(f'{by}: {error}')
       return {}
-    if new != old and old is not None and not isinstance(values, _Whole):
+    if new != old and old is not None and not whole:
       before, now = options_of(marker.target(old)), options_of(target)
       values = {
-          name: value
-          for name, value in values.items()
-          if _given(value)
-          or name in now
-          and not (name in before and value == before[name].default)
+          k: v
+          for k, v in values.items()
+          if k in now and not (k in before and v == before[k].default)
       }
     return self.section(path, target, values, marker.given)
 
   def raise_faults(self) -> None:
     """Raises InputError if there are any."""
     names = [(path.rpartition('.')[2], path) for path in self._known]
-    for path in self._unknown:
+    for path in dict.fromkeys(self._unknown):
       section, _, name = path.rpartition('.')
       beside = [k for k, p in names if p == f'{section}.{k}']
       near = nearest(name, beside)
@@ -269,9 +246,16 @@ class _Filling:
       raise InputError('\n'.join(self.faults))
 
 
-def _line(path: str, value: Any, error: pydantic.ValidationError) -> str:
-  """Returns a line on the first fault of a value."""
-  fault = error.errors()[0]  # The others may be of a union's other members.
+def _progress(found: tuple[str, Any, Any]) -> int:
+  """Returns how far a reading came, or a member of a union."""
+  *_, fault = found
+  if fault['type'].endswith(('_type', 'is_instance_of')):
+    return 0
+  return 1 + sum(isinstance(place, int) for place in fault['loc'])
+
+
+def _line(path: str, value: Any, fault: Mapping[str, Any]) -> str:
+  """Returns a line on what pydantic found of a value."""
   message = fault['msg'].removeprefix('Value error, ')
   message = re.sub(r'^\w+ should ', 'must ', message)
   message = message.replace(' after validation', '')
@@ -288,7 +272,5 @@ def _line(path: str, value: Any, error: pydantic.ValidationError) -> str:
 
 def _marker(option: inspect.Parameter) -> Options | Named | None:
   """Returns what says that an option is a section, if it is one."""
-  for extra in getattr(option.annotation, '__metadata__', ()):
-    if isinstance(extra, (Options, Named)):
-      return extra
-  return None
+  extras = getattr(option.annotation, '__metadata__', ())
+  return next((e for e in extras if isinstance(e, Options)), None)

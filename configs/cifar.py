@@ -24,7 +24,6 @@ Four processes read ahead; a machine of two cores is better off with
 
 import ml_collections
 
-from awconv_jax.config import parse_arg
 from awconv_jax.errors import look_up
 from awconv_jax.train import settings
 
@@ -44,24 +43,18 @@ DATA = {
 }
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Returns the config.
-
-  Args:
-    arg: 'key=value,...' with the keys data (cifar10 or cifar100), model,
-      attention ('none' or a name), aw_conv and auto_augment (true or false).
-  """
-  given = parse_arg(
-      arg,
-      data='cifar10',
-      model=None,
-      attention=None,
-      aw_conv=True,
-      auto_augment=False,
-  )
-  data = look_up('data', given.data, DATA)
+def get_config(
+    *,
+    data: str = 'cifar10',
+    model: str | None = None,
+    attention: str | None = None,
+    aw_conv: bool = True,
+    auto_augment: bool = False,
+) -> ml_collections.ConfigDict:
+  """Returns the config; `data` is one of DATA, `model` its network if None."""
+  facts = look_up('data', data, DATA)
   augment = (('pad_crop', dict(padding=4)), ('flip', {}))
-  if given.auto_augment:
+  if auto_augment:
     augment += (('auto_augment', dict(policy='cifar10')),)
   return settings.complete(
       dict(
@@ -71,19 +64,21 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           eval_every_epochs=5.0,
           checkpoint_every_epochs=5.0,
           data=dict(
-              name=given.data,
+              name=data,
               image_size=32,
               eval_image_size=32,
               augment=augment,
               max_bad_fraction=0.001,
               num_workers=4,
           ),
-          task=dict(name='classification', mean=data['mean'], std=data['std']),
+          task=dict(
+              name='classification', mean=facts['mean'], std=facts['std']
+          ),
           model=settings.network(
-              given.model or data['model'],
-              num_classes=data['num_classes'],
-              attention=given.attention,
-              aw_conv=given.aw_conv,
+              model or facts['model'],
+              num_classes=facts['num_classes'],
+              attention=attention,
+              aw_conv=aw_conv,
               stem='cifar',
               zero_init_residual=False,
               dropout=0.0,

@@ -33,7 +33,6 @@ publishes want --config.model.backbone.norm_epsilon=0.0).
 
 import ml_collections
 
-from awconv_jax.config import parse_arg
 from awconv_jax.errors import look_up
 from awconv_jax.models.detection.presets import with_preset
 from awconv_jax.train import settings
@@ -50,40 +49,33 @@ SCHEDULES = {
 }
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Returns the config.
-
-  Args:
-    arg: 'key=value,...' with the keys model (of the backbone), attention
-      ('none' or a name), aw_conv (true or false), schedule (1x, 3x), preset
-      (mmdet, torchvision), data and num_classes.
-  """
-  given = parse_arg(
-      arg,
-      model='resnet50',
-      attention=None,
-      aw_conv=True,
-      schedule='1x',
-      preset='mmdet',
-      data='coco/2017',
-      num_classes=80,
-  )
-  schedule = look_up('schedule', given.schedule, SCHEDULES)
+def get_config(
+    *,
+    model: str = 'resnet50',
+    attention: str | None = None,
+    aw_conv: bool = True,
+    schedule: str = '1x',
+    preset: str = 'mmdet',
+    data: str = 'coco/2017',
+    num_classes: int = 80,
+) -> ml_collections.ConfigDict:
+  """Returns the config; `preset` is mmdet or torchvision."""
+  epochs = look_up('schedule', schedule, SCHEDULES)
   return settings.complete(
       dict(
-          num_epochs=schedule['num_epochs'],
+          num_epochs=epochs['num_epochs'],
           batch_size=16,
           eval_batch_size=16,
           log_every_steps=50,
           data=dict(
-              name=given.data,
+              name=data,
               eval_split='validation',
               # Of 4:3 images little is padding; the longest are 1333. Sides
               # that are multiples of 64 fit the strides.
-              canvas=(832 if given.preset == 'torchvision' else 800, 1344),
+              canvas=(832 if preset == 'torchvision' else 800, 1344),
               short_side=800,
               long_side=1333,
-              train_short_sides=schedule['train_short_sides'],
+              train_short_sides=epochs['train_short_sides'],
               max_bad_fraction=0.001,
               num_workers=8,
               num_threads=2,
@@ -93,11 +85,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           model=dict(
               name='faster_rcnn',
               backbone=dict(
-                  name=given.model,
-                  attention=given.attention,
-                  aw_conv=given.aw_conv,
+                  name=model,
+                  attention=attention,
+                  aw_conv=aw_conv,
               ),
-              **with_preset(given.preset, num_classes=given.num_classes),
+              **with_preset(preset, num_classes=num_classes),
           ),
           optimizer=dict(
               options=dict(nesterov=False),
@@ -108,7 +100,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               frozen=('backbone/stem_*', 'backbone/stage1_*'),
               schedule='step',
               schedule_options=dict(
-                  boundaries_epochs=schedule['boundaries_epochs']
+                  boundaries_epochs=epochs['boundaries_epochs']
               ),
               warmup_steps=500,
               warmup_start_fraction=0.001,

@@ -13,18 +13,16 @@ or without; docs/detection.md has the runs.
 
 import ml_collections
 
-from awconv_jax.config import parse_arg
 from awconv_jax.train import settings
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Returns the config.
-
-  Args:
-    arg: 'key=value,...' with the keys model (of the backbone), attention
-      ('none' or a name) and aw_conv (true or false).
-  """
-  given = parse_arg(arg, model='resnet18', attention=None, aw_conv=True)
+def get_config(
+    *,
+    model: str = 'resnet18',
+    attention: str | None = None,
+    aw_conv: bool = True,
+) -> ml_collections.ConfigDict:
+  """Returns the config; `model` is the backbone."""
   return settings.complete(
       dict(
           num_epochs=20.0,
@@ -48,9 +46,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               name='faster_rcnn',
               num_classes=10,
               backbone=settings.network(
-                  given.model,
-                  attention=given.attention,
-                  aw_conv=given.aw_conv,
+                  model,
+                  attention=attention,
+                  aw_conv=aw_conv,
                   width=16,
               ),
               norm_train=True,  # Nothing is pretrained.

@@ -9,25 +9,19 @@ with scikit-learn, so nothing is downloaded.
 
 import ml_collections
 
-from awconv_jax.config import parse_arg
 from awconv_jax.train import settings
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Returns the config.
-
-  Args:
-    arg: 'key=value,...' with the keys model, attention ('none' or a name),
-      aw_conv (true or false), optimizer and schedule.
-  """
-  given = parse_arg(
-      arg,
-      model='resnet18',
-      attention=None,
-      aw_conv=True,
-      optimizer='sgd',
-      schedule='cosine',
-  )
+def get_config(
+    *,
+    model: str = 'resnet18',
+    attention: str | None = None,
+    aw_conv: bool = True,
+    optimizer: str = 'sgd',
+    schedule: str = 'cosine',
+) -> ml_collections.ConfigDict:
+  """Returns the config; `optimizer` and `schedule` are names of `optim`'s."""
+  affine = dict(rotation=12.0, translation=0.08, scale=(0.85, 1.15), shear=8.0)
   return settings.complete(
       dict(
           num_epochs=18.0,
@@ -41,17 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               name='digits',
               image_size=16,  # The scans were 8x8 to begin with.
               eval_image_size=16,
-              augment=(
-                  (
-                      'random_affine',
-                      dict(
-                          rotation=12.0,
-                          translation=0.08,
-                          scale=(0.85, 1.15),
-                          shear=8.0,
-                      ),
-                  ),
-              ),
+              augment=(('random_affine', affine),),
           ),
           task=dict(
               name='classification',
@@ -60,19 +44,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
               std=(96.0,),
           ),
           model=settings.network(
-              given.model,
+              model,
               num_classes=10,
-              attention=given.attention,
-              aw_conv=given.aw_conv,
+              attention=attention,
+              aw_conv=aw_conv,
               width=16,
               stem='cifar',
           ),
           optimizer=dict(
-              name=given.optimizer,
-              learning_rate=0.1 if given.optimizer == 'sgd' else 3e-3,
+              name=optimizer,
+              learning_rate=0.1 if optimizer == 'sgd' else 3e-3,
               base_batch_size=64,
               weight_decay=5e-4,
-              schedule=given.schedule,
+              schedule=schedule,
               warmup_epochs=2.0,
           ),
       )

@@ -47,7 +47,6 @@ from typing import Any
 
 import ml_collections
 
-from awconv_jax.config import parse_arg
 from awconv_jax.errors import look_up
 from awconv_jax.train import settings
 
@@ -163,35 +162,28 @@ RECIPES = {
 }
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Returns the config.
-
-  Args:
-    arg: 'key=value,...' with the keys recipe (standard, paper, a2, a3), eval
-      (val, minival), data, num_classes, model, attention ('none' or a name)
-      and aw_conv (true or false).
-  """
-  given = parse_arg(
-      arg,
-      recipe='standard',
-      eval='val',
-      data='imagenet2012',
-      num_classes=1000,
-      model='resnet50',
-      attention=None,
-      aw_conv=True,
-  )
-  config = look_up('recipe', given.recipe, RECIPES)
+def get_config(
+    *,
+    recipe: str = 'standard',
+    eval: str = 'val',
+    data: str = 'imagenet2012',
+    num_classes: int = 1000,
+    model: str = 'resnet50',
+    attention: str | None = None,
+    aw_conv: bool = True,
+) -> ml_collections.ConfigDict:
+  """Returns the config; `recipe` is one of RECIPES, `eval` of SPLITS."""
+  config = look_up('recipe', recipe, RECIPES)
   # The tables of relative positions have the size of the images.
-  size = config['data']['image_size'] if given.attention == 'aa' else 224
+  size = config['data']['image_size'] if attention == 'aa' else 224
   return settings.complete(
       config
       | dict(
           eval_batch_size=1024,
           data=config['data']
-          | look_up('eval', given.eval, SPLITS)
+          | look_up('eval', eval, SPLITS)
           | dict(
-              name=given.data,
+              name=data,
               eval_image_size=size,
               max_bad_fraction=0.001,
               num_workers=8,
@@ -200,10 +192,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           ),
           task=config['task'] | dict(name='classification'),
           model=settings.network(
-              given.model,
-              num_classes=given.num_classes,
-              attention=given.attention,
-              aw_conv=given.aw_conv,
+              model,
+              num_classes=num_classes,
+              attention=attention,
+              aw_conv=aw_conv,
               **config['model'],
           ),
       )

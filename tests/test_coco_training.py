@@ -22,7 +22,7 @@ def data_dir(tmp_path_factory):
 
 def on_tiny_images(data_dir, **data):
   """Returns the shipped config for five steps on a small canvas."""
-  config = coco.get_config('model=resnet50,aw_conv=true')
+  config = coco.get_config(model='resnet50', aw_conv=True)
   with config.unlocked():
     config.batch_size = config.eval_batch_size = BATCH
     config.num_epochs = STEPS * BATCH / TRAINABLE
@@ -93,7 +93,7 @@ def test_the_shipped_network_trains_on_both_canvases(data_dir, tmp_path):
   run = watched_run.train(config, tmp_path, devices=1)
   check(run)
   # The paper's network and head, no option of which was changed.
-  shipped = coco.get_config('model=resnet50,aw_conv=true')
+  shipped = coco.get_config(model='resnet50', aw_conv=True)
   assert config.model.to_dict() == shipped.model.to_dict()
   assert run.first['params/box_predictor/cls_score/kernel'].shape == (1024, 81)
   assert run.step._cache_size() == run.predict._cache_size() == 2

@@ -250,22 +250,31 @@ def test_all_faults_are_told_at_once_and_none_twice():
   assert str(caught.value).splitlines() == lines
 
 
-def test_arguments_of_a_config_have_the_types_of_their_defaults():
-  defaults = dict(a=1, b=0.5, c=False, d='x', e=None)
-  got = engine.parse_arg('a=2,c=true,b=3,d=7', **defaults)
-  assert vars(got) == dict(a=2, b=3.0, c=True, d='7', e=None)
-  assert engine.parse_arg('e=se', **defaults).e == 'se'
-  assert engine.parse_arg('e=none', **defaults).e is None
-  assert vars(engine.parse_arg(None, **defaults)) == defaults
+def recipe(
+    a: int = 1,
+    b: float = 0.5,
+    c: bool = False,
+    d: str = 'x',
+    e: str | None = None,
+):
+  """Has the arguments of a config."""
+
+
+def test_arguments_of_a_config_have_the_types_of_their_annotations():
+  got = engine.arguments('a=2,c=true,b=3,d=7', recipe)
+  assert got == dict(a=2, b=3.0, c=True, d='7')
+  assert engine.arguments('e=se', recipe) == dict(e='se')
+  assert engine.arguments('e=none', recipe) == dict(e=None)
+  assert engine.arguments('', recipe) == {}
 
 
 def test_wrong_arguments_of_a_config_are_told_at_once():
   with pytest.raises(InputError) as caught:
-    engine.parse_arg('e=1,bb=2,a,a=x,c=1,d=y=z', a=1, bb=True, c=False, d='')
+    engine.arguments('f=1,cc=2,a,a=x,c=1,d=y=z', recipe)
   lines = str(caught.value).splitlines()
   assert [line[:40] for line in lines] == [
-      "unknown config argument 'e'; known: a, b",
-      'config argument bb=2 must be a valid boo',
+      "unknown config argument 'f'; known: a, b",
+      "unknown config argument 'cc' (did you me",
       "config argument 'a' is not key=value, wh",
       "config argument a='x' must be a valid in",
       'config argument c=1 must be a valid bool',

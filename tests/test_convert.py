@@ -74,7 +74,9 @@ def test_the_command_makes_a_run_of_what_torch_wrote(shapes, state, tmp_path):
 
 def detector_shapes(**backbone):
   """Returns the shapes of a narrow detector in torchvision's layout."""
-  config = coco.get_config('model=resnet18,preset=torchvision,num_classes=90')
+  config = coco.get_config(
+      model='resnet18', preset='torchvision', num_classes=90
+  )
   with config.unlocked():
     config.model.backbone.update(
         dict(width=4, stage_sizes=(1, 1, 1, 1), aw_conv=False) | backbone

@@ -24,10 +24,11 @@ def shapes(height, width):
 
 
 @pytest.mark.parametrize(
-    'arg', ['preset=torchvision,num_classes=90', 'model=resnet101']
+    'arguments',
+    [dict(preset='torchvision', num_classes=90), dict(model='resnet101')],
 )
-def test_coco_traces_at_full_size(arg):
-  config = coco.get_config(arg)
+def test_coco_traces_at_full_size(arguments):
+  config = coco.get_config(**arguments)
   task, batch = settings.create_task(config), shapes(*config.data.canvas)
   key = jax.random.key(0)
   variables = jax.eval_shape(task.init, key, batch)

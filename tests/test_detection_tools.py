@@ -23,7 +23,7 @@ def made(tmp_path_factory):
   """What a run leaves, and its data: 11 images of three categories."""
   root = tmp_path_factory.mktemp('detection')
   fake_coco.write(root / 'set', {'train': range(9), 'test': range(20, 31)})
-  config = coco.get_config('model=resnet18,aw_conv=false,num_classes=3')
+  config = coco.get_config(model='resnet18', aw_conv=False, num_classes=3)
   with config.unlocked():
     config.data = fake_coco.config(f'coco_json:{root}/set')
     config.eval_batch_size = 8  # One image per device.

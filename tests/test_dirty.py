@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 
 def config(root, limit):
-  result = tiny.get_config('aw_conv=false')
+  result = tiny.get_config(aw_conv=False)
   crop = dict(area=(0.3, 1.0), ratio=(0.75, 1.33), interpolation='linear')
   with result.unlocked():
     result.num_epochs = 1.1  # So that every image was met.

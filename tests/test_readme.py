@@ -60,8 +60,8 @@ def parse(monkeypatch):
   """Parses a command as its program does, and forgets the program's flags."""
   before = set(flags.FLAGS)
 
-  def parse_only(main):
-    del main
+  def parse_only(main, positional=False):
+    del main, positional
     command_line._parse(sys.argv)
     if 'config' in flags.FLAGS:
       command_line.read_config()

@@ -35,18 +35,18 @@ def prepared(root, name, num_classes, kind, splits):
 def imagenet2012(root):
   splits = {'train': 14, 'validation': 10}
   counts = prepared(root, 'imagenet2012', 1000, 'JPEG', splits)
-  return imagenet.get_config('model=resnet18'), counts
+  return imagenet.get_config(model='resnet18'), counts
 
 
 def cifar_100(root):
   counts = prepared(root, 'cifar100', 100, 'PNG', {'train': 11, 'test': 11})
-  return cifar.get_config('data=cifar100,model=resnet18'), counts
+  return cifar.get_config(data='cifar100', model='resnet18'), counts
 
 
 def folder(root):
   fake_sources.write_folder(root, {'train': 5, 'validation': 7})
-  arg = f'data=folder:{root},num_classes=2,model=resnet18,recipe=a3'
-  return imagenet.get_config(arg), (10, 14)
+  given = dict(num_classes=2, model='resnet18', recipe='a3')
+  return imagenet.get_config(data=f'folder:{root}', **given), (10, 14)
 
 
 @pytest.mark.usefixtures('quick_compiles_of_module')

@@ -16,9 +16,9 @@ from awconv_jax.train import loop as train_loop
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
-def config(arg=None, **overrides):
+def config(arguments=None, **overrides):
   """Returns the tiny config with dotted keys overridden."""
-  result = tiny.get_config(arg)
+  result = tiny.get_config(**arguments or {})
   for key, value in overrides.items():
     result.update_from_flattened_dict({key.replace('__', '.'): value})
   return result
@@ -120,7 +120,7 @@ def test_what_is_due_shortly_before_the_end_is_left_to_it():
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
   # Between the two checkpoints the rate, then the parameters, explode.
   wild = config(
-      arg='schedule=constant',
+      dict(schedule='constant'),
       optimizer__learning_rate=1e30,
       checkpoint_every_epochs=0.02,
   )
@@ -204,7 +204,7 @@ def test_the_other_optimizers_train_under_accumulation_and_bfloat16(
     tmp_path, optimizer
 ):
   settings = config(
-      arg=f'optimizer={optimizer}',
+      dict(optimizer=optimizer),
       accumulation_steps=2,
       model__dtype='bfloat16',
   )

@@ -209,7 +209,7 @@ def test_a_classifier_of_another_width_is_refused_for_a_backbone(tmp_path):
 
 def test_a_run_starts_from_another_run(tmp_path):
   first, second = tmp_path / 'plain', tmp_path / 'aw'
-  config = tiny.get_config('aw_conv=false')
+  config = tiny.get_config(aw_conv=False)
   before = train_loop.train(config, str(first)).metrics
   config = tiny.get_config()
   config.model.aw_options.update(IDENTITY)

@@ -1,5 +1,7 @@
 """Shipped configs, shrunk so that they compile and run in seconds."""
 
+import functools
+
 import ml_collections
 
 from configs import digits
@@ -13,9 +15,10 @@ _NETWORKS = {
 }
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+@functools.wraps(digits.get_config)  # Takes its arguments.
+def get_config(**arguments) -> ml_collections.ConfigDict:
   """Returns the digits: one narrow stage of one AW block, 16x16 pixels."""
-  config = digits.get_config(arg)
+  config = digits.get_config(**arguments)
   with config.unlocked():
     config.num_epochs = 0.5
     config.eval_every_epochs = 0.25

@@ -5,12 +5,12 @@ import ml_collections
 from configs import digit_scenes
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+def get_config() -> ml_collections.ConfigDict:
   """Returns nine steps on both canvases and at several scales.
 
   There are two stages and three levels; two thirds less to compile than of all.
   """
-  config = digit_scenes.get_config(arg)
+  config = digit_scenes.get_config()
   with config.unlocked():
     config.num_epochs = 4.0
     config.eval_every_epochs = 4.0

@@ -23,7 +23,7 @@ def write_run(directory, config, channels=3):
 
 def imagenet_run(directory, num_classes):
   """Writes a tiny run for ImageNet; returns config, task and weights."""
-  config = imagenet.get_config('model=resnet18')
+  config = imagenet.get_config(model='resnet18')
   tiny.shrink(config, 32)
   with config.unlocked():
     config.eval_batch_size = 8

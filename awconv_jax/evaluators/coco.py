@@ -12,10 +12,7 @@ import numpy as np
 
 # As `COCOeval.stats` has them: small, medium and large are by COCO below
 # 32 x 32, up to 96 x 96 and above; AR1 has one detection an image.
-METRICS = (
-    *('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'),
-    *('AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl'),
-)
+METRICS = tuple('AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl'.split())
 
 
 class CocoEvaluator:
@@ -67,45 +64,37 @@ class CocoEvaluator:
         )
       height, width = map(int, one['original_size'])
       image = {'id': image_id, 'height': height, 'width': width}
-      self._images[image_id] = image, self._found(one), self._truth(one)
+      valid = one['valid'].astype(bool) & np.isfinite(one['scores'])
+      valid &= np.isfinite(one['boxes']).all(-1)
+      found = self._rows(one, valid, score=one['scores'])
+      truth = []
+      if 'gt_boxes' in one:
+        objects = {k[3:]: v for k, v in one.items() if k.startswith('gt_')}
+        more = {'area': objects['area']} if 'area' in objects else {}
+        more['iscrowd'] = objects['crowd'].astype(int)
+        valid = objects['valid'].astype(bool)
+        truth = self._rows(one | objects, valid, **more)
+        truth = [
+            {'area': row['bbox'][2] * row['bbox'][3]} | row for row in truth
+        ]
+      self._images[image_id] = image, found, truth
 
-  def _found(self, one: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    valid = one['valid'].astype(bool) & np.isfinite(one['scores'])
-    valid &= np.isfinite(one['boxes']).all(-1)
-    rows = self._rows(one, valid, one['boxes'], one['labels'])
-    scores = one['scores'][valid].tolist()
-    return [row | {'score': s} for row, s in zip(rows, scores, strict=True)]
-
-  def _truth(self, one: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    if 'gt_boxes' not in one:
-      return []
-    valid = one['gt_valid'].astype(bool)
-    rows = self._rows(one, valid, one['gt_boxes'], one['gt_labels'])
-    areas = [row['bbox'][2] * row['bbox'][3] for row in rows]
-    if 'gt_area' in one:
-      areas = one['gt_area'][valid].tolist()
-    crowds = map(int, one['gt_crowd'][valid])
-    return [
-        row | {'area': area, 'iscrowd': crowd}
-        for row, area, crowd in zip(rows, areas, crowds, strict=True)
-    ]
-
-  def _rows(self, one, valid, boxes, labels) -> list[dict[str, Any]]:
-    """Returns the keys that detections and objects have in common."""
-    size, original_size = one['image_size'], one['original_size']
-    boxes = in_original_pixels(boxes[valid], size, original_size)
+  def _rows(self, one, valid, **more) -> list[dict[str, Any]]:
+    """Returns detections or objects; `more` are columns besides the boxes."""
+    boxes = in_original_pixels(
+        one['boxes'][valid], one['image_size'], one['original_size']
+    )
     boxes[:, 2:] -= boxes[:, :2]
-    image_id, ids = int(one['image_id']), [self._ids[n] for n in labels[valid]]
-    return [
-        {'image_id': image_id, 'category_id': category_id, 'bbox': xywh}
-        for category_id, xywh in zip(ids, boxes.tolist(), strict=True)
-    ]
+    columns = {'bbox': boxes} | {k: column[valid] for k, column in more.items()}
+    columns['category_id'] = np.array(self._ids)[one['labels'][valid]]
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    common = {'image_id': int(one['image_id'])}
+    return [common | dict(zip(columns, row, strict=True)) for row in rows]
 
   def results(self) -> list[dict[str, Any]]:
     """Returns the detections in COCO's format of results, for `json.dump`."""
-    return [
-        row for _, (_, rows, _) in sorted(self._images.items()) for row in rows
-    ]
+    images = sorted(self._images.items())
+    return [row for _, (_, rows, _) in images for row in rows]
 
   def dataset(self) -> dict[str, Any]:
     """Returns images, objects and categories in COCO's format, as results."""

@@ -84,9 +84,8 @@ def _format(value: Any) -> str:
   return '-' if value is None else text_table.thousands(value)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
   """Prints the table that is asked for."""
-  command_line.refuse_arguments(arguments)
   config = command_line.read_config()
   if config is not None:
     network = models.create(**config.model.to_dict())  # And not a detector.

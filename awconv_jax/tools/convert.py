@@ -24,7 +24,6 @@ of the file: norm_epsilon=0.0 goes with it wherever the weights are used. What
 preset=mmdet is written to has the background last, and no box for it.
 """
 
-from collections.abc import Sequence
 import os
 import pathlib
 from typing import Any
@@ -134,9 +133,8 @@ def shapes_of(
   return jax.eval_shape(init, jax.random.key(0), {'image': image})
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
   """Converts as the flags say."""
-  command_line.refuse_arguments(arguments)
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   shapes = None
   if not pathlib.Path(FLAGS.input).is_dir():

@@ -15,7 +15,7 @@ where several labels are right, as in ImageNet-ReaL
 one do not count.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import json
 import pathlib
 from typing import Any
@@ -190,9 +190,8 @@ def chosen_config(**changes: Any) -> ml_collections.ConfigDict:
   return choose(config, **changes)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
   """Evaluates as the flags say."""
-  command_line.refuse_arguments(arguments)
   if FLAGS.output:
     command_line.check_output(FLAGS.output)
   changes = dict(name=FLAGS.data, max_bad_fraction=FLAGS.max_bad_fraction)

@@ -101,4 +101,4 @@ def main(workdirs: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_string('output', 'curves.png', 'Path of the picture.')
-  command_line.run(main)
+  command_line.run(main, positional=True)

@@ -163,9 +163,8 @@ def _write(folder, files, evaluator: CocoEvaluator) -> dict[str, Any]:
   return metrics
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
   """Detects as the flags say."""
-  command_line.refuse_arguments(arguments)
   options = {k: FLAGS[k].value for k in ('flip', 'score', 'max_images')}
   options['inputs'] = FLAGS.input
   config = evaluate.chosen_config()
