@@ -14,6 +14,12 @@ from absl import app, flags
 
 from awconv_jax import errors
 
+# Faults of a place that was given to write to, not ours.
+_OF_THE_PLACE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
+
 
 def fail(message: object) -> NoReturn:
   """Ends the program with exit code 1, and the lines on standard error."""
@@ -31,9 +37,9 @@ def define_config(text: str) -> None:
 
 
 def given(*names: str) -> dict[str, Any]:
-  """Returns the flags of these names that are not None, by name."""
-  values = {name: flags.FLAGS[name].value for name in names}
-  return {name: v for name, v in values.items() if v is not None}
+  """Returns those of these flags that there are and that are not None."""
+  values = flags.FLAGS.flag_values_dict()
+  return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def read_config(default: Callable[[], Any] | None = None) -> Any:
@@ -132,7 +138,7 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
     except errors.ReportedError as error:
       fail(error)
     except OSError as error:
-      if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      if error.errno not in _OF_THE_PLACE:
         raise
       fail(f'{error.strerror}: {error.filename or "while writing"}')
     except KeyboardInterrupt:

@@ -19,7 +19,6 @@ import functools
 import json
 import os
 import pathlib
-import types
 from typing import Any
 
 import jax
@@ -77,6 +76,8 @@ class Found:
 class Model:
   """A trained network: what classifiers and detectors have in common.
 
+  Its names are an InputError where the run's list of them is damaged.
+
   Attributes:
     task: gives its outputs; see `tasks`.
     config: the whole config; None of a file that came with a name.
@@ -96,12 +97,25 @@ class Model:
   @functools.cached_property
   def kept_names(self) -> list[str] | None:
     """Names of the classes by label, if the run has kept them."""
-    return _read_json(self.source, rundir.CLASSES)
+    return self._kept(rundir.CLASSES, str)
 
   @functools.cached_property
   def names(self) -> Sequence[str]:
     """Names of the classes by label; numbers from 0 where none are known."""
     return self.kept_names or list(map(str, range(self.task.num_classes)))
+
+  def _kept(self, name: str, read: Callable[[Any], Any]) -> list[Any] | None:
+    """Returns what a file of the run has for each label, if it is there."""
+    path, number = pathlib.Path(self.source) / name, self.task.num_classes
+    try:
+      kept = [read(entry) for entry in json.loads(path.read_text())]
+    except (FileNotFoundError, NotADirectoryError):
+      return None
+    except (KeyError, TypeError, ValueError):
+      kept = []
+    if len(kept) != number:
+      raise InputError(f'{path} is no list of {number} classes; mend or remove')
+    return kept
 
   def _outputs(self, variables: Any, batch: Any, flip: bool) -> Any:
     raise NotImplementedError
@@ -113,23 +127,22 @@ class Model:
 
   def _run(self, size: int, flip: bool, **batch: np.ndarray) -> Any:
     """Returns outputs of a batch, filled up to `size` so as to compile once."""
-    shapes = {k: (size, *rows.shape[1:]) for k, rows in batch.items()}
-    filled = {k: np.resize(rows, shapes[k]) for k, rows in batch.items()}
+    filled = {k: np.resize(a, (size, *a.shape[1:])) for k, a in batch.items()}
     outputs = jax.device_get(self._compiled(filled, flip))
     return jax.tree.map(lambda array: array[: len(batch['image'])], outputs)
 
   def _checked(self, images: Images) -> Images:
     """Returns arrays that OpenCV takes; ValueError for what is no images."""
-    images = [np.asarray(image) for image in images]
+    # It takes no views that run backwards, such as BGR turned to RGB.
+    images = [np.ascontiguousarray(image) for image in images]
     for image in images:
-      like = np.shape(image)[:2] + (self.channels,)
+      like = image.shape[:2] + (self.channels,)
       if image.dtype != np.uint8 or image.shape != like or not image.size:
         raise ValueError(
             f'an image is {image.dtype} {list(image.shape)}, want uint8 [H, W, '
-            f'{self.channels}]{", RGB" * (self.channels == 3)} in 0..255'
+            f'{self.channels}] in 0..255'
         )
-    # OpenCV takes no views that run backwards, such as BGR turned to RGB.
-    return [np.ascontiguousarray(image) for image in images]
+    return images
 
 
 @dataclasses.dataclass
@@ -162,17 +175,13 @@ class Classifier(Model):
     Raises:
       ValueError: they are not such arrays.
     """
-    rows = np.stack([self._prepared(i) for i in self._checked(images)])
+    cut = functools.partial(crops.center_crop, **self.preparation)
+    rows = np.stack([*map(cut, self._checked(images))])
     size = min(batch_size, len(rows))
     found = [self._run(size, flip, image=part) for part in _chunks(rows, size)]
     probabilities = np.concatenate(found)
     labels = probabilities.argmax(1)
     return Classes(probabilities, labels, [self.names[i] for i in labels])
-
-  def _prepared(self, image: np.ndarray) -> np.ndarray:
-    decoded = types.SimpleNamespace(pixels=lambda: image)
-    decoded.height, decoded.width = image.shape[:2]
-    return crops.center_crop(decoded, **self.preparation)
 
 
 @dataclasses.dataclass
@@ -185,20 +194,11 @@ class Detector(Model):
 
     The run itself says them; one that does not is asked for its data set, and
     where that is not to be had they are numbered from 1, which is printed.
-
-    Raises:
-      InputError: the run's list is damaged.
     """
     number, data = self.task.num_classes, self.config.data
-    try:
-      kept = _read_json(self.source, rundir.CATEGORIES) or ()
-      if len(kept) == number:
-        return [int(c['id']) for c in kept], [str(c['name']) for c in kept]
-    except (KeyError, TypeError, ValueError) as error:
-      raise InputError(
-          f'{self.source}/{rundir.CATEGORIES} is no list of {{"id": 1, "name": '
-          '"heron"}; mend it, or remove it to take those of the data set'
-      ) from error
+    kept = self._kept(rundir.CATEGORIES, lambda c: (int(c['id']), c['name']))
+    if kept:
+      return [c[0] for c in kept], [c[1] for c in kept]
     try:
       source = sources.open_source(data.name, data.dir, data.eval_split)
       if source.num_classes == number:
@@ -207,9 +207,8 @@ class Detector(Model):
     except InputError as error:
       reason = str(error)
     print(f'the {number} categories are numbered from 1: {reason}')
-    ids = list(range(1, number + 1))
-    fits = len(self.kept_names or ()) == number
-    return ids, self.kept_names if fits else list(map(str, ids))
+    ids = range(1, number + 1)
+    return ids, self.kept_names or list(map(str, ids))
 
   @functools.cached_property
   def names(self) -> Sequence[str]:
@@ -271,18 +270,12 @@ def _chunks(members: np.ndarray, size: int) -> Iterator[np.ndarray]:
     yield members[start : start + size]
 
 
-def _read_json(source: str, name: str) -> Any:
-  """Returns what a file of a run holds, if there is one."""
-  path = pathlib.Path(source) / name
-  return json.loads(path.read_text()) if path.is_file() else None
-
-
 def load(
     source: str | os.PathLike,
     config: Any = None,
     *,
     name: str | None = None,
-    image_size: int = 224,
+    image_size: int = models.IMAGENET_SIDE,
     **options: Any,
 ) -> Classifier | Detector:
   """Loads a trained network, ready to be used.
@@ -291,8 +284,8 @@ def load(
     source: a run's directory, or a file that `weights.read` takes.
     config: the whole config, sparse or complete; that of the run if None.
     name: of a network in `models.MODELS`, in place of a config: for a file of
-      weights for ImageNet, whose usual central crop (7/8 of the shorter side,
-      bicubic), mean and standard deviation images get.
+      weights for ImageNet, whose mean, standard deviation and usual central
+      crop (`crops.IMAGENET`) images get.
     image_size: height and width that images are brought to, with `name`.
     **options: of the network, with `name`, such as attention='se'.
 
@@ -304,8 +297,8 @@ def load(
     network = look_up('model', name, models.MODELS)
     network = engine.complete(options, network).to_dict()
     task = tasks.TASKS['classification'](models.create(name, **network))
-    crop = dict(size=image_size, share=0.875, interpolation='bicubic')
     loaded = _variables(source, task, (image_size, image_size), (3,))
+    crop = dict(size=image_size, **crops.IMAGENET)
     return Classifier(task, None, source, *loaded, crop)
   if options:
     raise InputError(f'{", ".join(options)}: they are for a name=...')
@@ -317,19 +310,15 @@ def load(
     loaded = _variables(source, task, data.canvas, channels)
     return Detector(task, config, source, *loaded)
   side, kind = data.eval_image_size, data.eval_interpolation
-  crop = dict(size=side, share=data.eval_crop, interpolation=kind)
   loaded = _variables(source, task, (side, side), channels)
+  crop = dict(size=side, share=data.eval_crop, interpolation=kind)
   return Classifier(task, config, source, *loaded, crop)
 
 
 def _variables(
     source: str, task: Any, size: Sequence[int], channels: Sequence[int]
 ) -> tuple[Any, str, int]:
-  """Returns variables, which they are, and the number of images' channels.
-
-  Raises:
-    InputError: they are not there, or of another network than the task's.
-  """
+  """Returns variables, which they are, and the number of images' channels."""
   if pathlib.Path(source).is_dir():
     variables, kind = warm_start.read_run(source)
     arrays = state_dict.to_state_dict(variables)

@@ -47,6 +47,7 @@ from typing import Any
 
 import ml_collections
 
+from awconv_jax.data import crops
 from awconv_jax.errors import look_up
 from awconv_jax.train import settings
 
@@ -110,8 +111,8 @@ RECIPES = {
         batch_size=1024,
         data=dict(
             image_size=224,
-            eval_crop=0.875,  # 224 of 256.
-            eval_interpolation='bicubic',
+            eval_crop=crops.IMAGENET['share'],
+            eval_interpolation=crops.IMAGENET['interpolation'],
             augment=_augment('cubic'),
         ),
         task=dict(),
@@ -128,7 +129,7 @@ RECIPES = {
         batch_size=256,
         data=dict(
             image_size=224,
-            eval_crop=0.875,
+            eval_crop=crops.IMAGENET['share'],
             eval_interpolation='bilinear',
             augment=_augment('linear'),
         ),

@@ -52,7 +52,8 @@ def tool(name, *arguments):
       code = end.code
   for flag in set(flags.FLAGS) - known:
     # Another can then have it; what libraries define stays.
-    if 'awconv_jax' in flags.FLAGS.find_module_defining_flag(flag):
+    module = flags.FLAGS.find_module_defining_flag(flag)
+    if 'awconv_jax' in module or flag.startswith('config.'):
       delattr(flags.FLAGS, flag)
   if isinstance(code, str):
     code = print(code, file=err) or 1

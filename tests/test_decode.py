@@ -123,10 +123,9 @@ def test_one_pixel_fills_any_size(kind, channels, interpolation):
 def test_the_central_crop_is_resize_and_cut(interpolation):
   """'Resize the shorter side to 32, cut 28' gives nearly the same."""
   image = pictures.smooth(64, 96)
-  encoded = decode.EncodedImage(pictures.encode(image), 3)
 
   cut = crops.center_crop(
-      encoded, size=28, share=0.875, interpolation=interpolation
+      image, size=28, share=0.875, interpolation=interpolation
   )
 
   method = Image.Resampling.BILINEAR

@@ -35,8 +35,7 @@ def made(tmp_path_factory):
   variables = random_values.like(
       models.shapes_of(models.create_detector(**config.model.to_dict()))
   )
-  convert.write_run(root / 'run', variables)
-  (root / 'run/config.json').write_text(json.dumps(config.to_dict()))
+  convert.write_run(root / 'run', variables, config)
   (root / 'run/classes.json').write_text('["thing 3", "thing 5", "thing 9"]')
   weights.save(root / 'weights.safetensors', variables)
   return root
@@ -118,16 +117,25 @@ def test_a_config_of_a_run_that_is_no_json_object_is_one_line(tmp_path):
       rundir.read_config(tmp_path)
 
 
-def test_options_of_a_runs_config_are_overridden_beside_it(made):
-  tool = ('-m', 'awconv_jax.tools.evaluate', f'--run={made}/run')
-  code, _, err = commands.run(*tool, '--config.data.max_boxes=1')
-  assert code == 1 and err.count('\n') == 1
-  assert 'more than config.data.max_boxes=1; raise it' in err
-
-
-def test_the_command_without_a_run_is_one_line(tmp_path):
-  tool = ('-m', 'awconv_jax.tools.predict', f'--run={tmp_path}/none')
-  code, out, err = commands.run(*tool, f'--output={tmp_path}/out')
-  assert (code, out) == (1, '') and err.count('\n') == 1
-  assert 'none/config.json does not hold' in err and 'No such file' in err
+def test_commands_read_the_run_and_what_changes_its_config(made, tmp_path):
+  out = f'--output={tmp_path}/out'
+  for arguments, message in (
+      (
+          ('evaluate', f'--run={made}/run', '--config.data.max_boxes=1'),
+          'more than config.data.max_boxes=1; raise it',
+      ),
+      (('evaluate',), '--run=... is wanted'),
+      (('predict', f'--run={made}/run'), '--output=... is wanted'),
+      (
+          ('predict', f'--run={tmp_path}/none', out),
+          'none/config.json does not hold the config of a run: No such file',
+      ),
+      (
+          ('predict', f'--run={made}/run', f'--output={made}/run/config.json'),
+          'Not a directory: ',
+      ),
+  ):
+    code, printed, err = commands.tool(*arguments)
+    assert (code, printed, err.count('\n')) == (1, '', 1)
+    assert err.startswith('error: ') and message in err
   assert not (tmp_path / 'out').exists()

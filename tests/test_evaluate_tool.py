@@ -67,7 +67,7 @@ def predictions(run, name, data_dir):
 
 def test_every_image_counts_once(run, sets):
   logits, labels = predictions(run, 'imagenet2012', sets)
-  result = measure(run[0], name='imagenet2012', data_dir=str(sets))
+  result = measure(run[0], data='imagenet2012', data_dir=str(sets))
   order = np.argsort(-logits, axis=1, kind='stable')
   hits = order == labels[:, None]
   wide = logits.astype(np.float64)
@@ -97,7 +97,7 @@ def test_any_of_several_labels_is_a_hit(run, sets):
     right = int(second[row] if row == 4 else best[row])
     labels[row] = [wrong] if row == 5 else [wrong, right]
   write_set(sets, 'imagenet2012_real', 'validation', labels)
-  result = measure(run[0], name='imagenet2012_real', data_dir=str(sets))
+  result = measure(run[0], data='imagenet2012_real', data_dir=str(sets))
   assert (result['num_examples'], result['num_unlabelled']) == (6, 4)
   assert result['top1'] == pytest.approx(4 / 6)
   assert result['top5'] == pytest.approx(5 / 6)
@@ -118,19 +118,21 @@ def two_classes(tmp_path_factory):
 
 def test_unreadable_images_are_counted_and_named(two_classes, capsys):
   run, name, broken = two_classes
-  result = measure(run, name=name, max_bad_fraction=0.1)
+  result = measure(run, data=name, max_bad_fraction=0.1)
   assert (result['num_examples'], result['num_unreadable']) == (9, 1)
   assert result['num_unlabelled'] == 0
   assert f'{broken} cannot be read' in capsys.readouterr().out
   with pytest.raises(InputError, match=f'{broken} cannot be read'):
-    measure(run, name=name)
+    measure(run, data=name)
 
 
 def test_the_command_prints_a_table_and_writes_json(two_classes, tmp_path):
   run, name, _ = two_classes
   output = tmp_path / 'result.json'
-  tool = ('-m', 'awconv_jax.tools.evaluate', f'--run={run}', f'--data={name}')
-  code, out, err = commands.run(*tool, '--split=train', f'--output={output}')
+  code, out, err = commands.tool(
+      *('evaluate', f'--run={run}', f'--data={name}', '--split=train'),
+      *('--batch_size=8', f'--output={output}'),
+  )
   assert (code, err) == (0, '')
   result = json.loads(output.read_text())
   assert (result['split'], result['num_examples']) == ('train', 2)
@@ -152,7 +154,7 @@ def test_the_run_decides_but_for_what_is_asked(run):
   assert same.to_dict() == config.to_dict()
   own = evaluate.choose(
       config,
-      name=config.data.name,
+      data=config.data.name,
       split='train[:10]',
       data_dir='/x',
       batch_size=24,
@@ -160,9 +162,9 @@ def test_the_run_decides_but_for_what_is_asked(run):
   )
   assert own.data.eval_split == 'train[:10]' and own.data.dir == '/x'
   assert own.eval_batch_size == 24 and own.data.max_bad_fraction == 0.5
-  folder = evaluate.choose(config, name='folder:/a')
+  folder = evaluate.choose(config, data='folder:/a')
   assert (folder.data.name, folder.data.eval_split) == ('folder:/a', 'test')
-  short = evaluate.choose(config, name='imagenet_v2').data
+  short = evaluate.choose(config, data='imagenet_v2').data
   assert short.name == 'tfds:imagenet_v2/matched-frequency'
   assert short.eval_split == 'test'
   found = rundir.read_config(run[0]).to_dict()
@@ -171,19 +173,23 @@ def test_the_run_decides_but_for_what_is_asked(run):
 
 
 def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
-  with pytest.raises(InputError, match='has 1000 classes .* has 2 and takes 3'):
-    measure(two_classes[0], name='imagenet2012', data_dir=str(sets))
+  with pytest.raises(InputError, match='num_classes is 1000 there and 2 here'):
+    measure(two_classes[0], data='imagenet2012', data_dir=str(sets))
   fake_sources.write_folder(tmp_path / 'pets', {'test': 1})
   (tmp_path / 'pets/test/dog').rename(tmp_path / 'pets/test/eel')
-  with pytest.raises(InputError, match="label 1 is the class 'eel' there, and"):
-    measure(two_classes[0], name=f'folder:{tmp_path}/pets')
+  with pytest.raises(InputError, match="label 1 is 'eel' there and 'dog' here"):
+    measure(two_classes[0], data=f'folder:{tmp_path}/pets')
   with pytest.raises(InputError, match='eval_batch_size=3 is not divisible'):
-    measure(run[0], name='imagenet2012', data_dir=str(sets), batch_size=3)
+    measure(run[0], data='imagenet2012', data_dir=str(sets), batch_size=3)
+  with pytest.raises(
+      InputError, match='--data=digit_scenes does not fit a run'
+  ):
+    measure(run[0], data='digit_scenes')
   with pytest.raises(InputError, match='config.json does not hold .*: No such'):
     measure(tmp_path)
   config = rundir.read_config(run[0]).unlock()
   config.model.num_classes = 2
-  config = evaluate.choose(config, name=two_classes[1], split='train')
+  config = evaluate.choose(config, data=two_classes[1], split='train')
   message = r'does not fit the network .*fc.bias has float32\[1000\], want'
   with pytest.raises(InputError, match=message):
     evaluate.evaluate(config, str(run[0]))

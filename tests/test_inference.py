@@ -41,9 +41,8 @@ def test_an_array_is_classified_as_its_file_is_evaluated(run, images):
   for image in images:
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'PNG')
-    encoded = decode.EncodedImage(file.getvalue(), 3)
     cut = crops.center_crop(
-        encoded,
+        decode.EncodedImage(file.getvalue(), 3).pixels(),
         size=32,
         share=config.data.eval_crop,
         interpolation=config.data.eval_interpolation,

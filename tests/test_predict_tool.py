@@ -1,8 +1,6 @@
 """The tool that detects: what it writes for a data set and for files."""
 
 import json
-import pathlib
-import shutil
 
 import commands
 import cv2
@@ -12,17 +10,18 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from awconv_jax import inference, tasks
+from awconv_jax import inference
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import score as coco_score
-from awconv_jax.tools import convert, draw_boxes, image_files, predict
-from awconv_jax.train import rundir
+from awconv_jax.tools import convert, draw_boxes, evaluate, predict
+from awconv_jax.train import rundir, settings
 from configs import coco
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 CANVAS = (24, 32)
 # On images of twice the size that they have on the canvas.
 SIZES = ((48, 64), (64, 48), (56, 48), (48, 64), (60, 48), (48, 56))
+SET = 'set/annotations/instances_test.json'
 CATEGORIES = [{'id': 5, 'name': 'dim'}, {'id': 9, 'name': 'bright'}]
 
 
@@ -84,22 +83,20 @@ def run(tmp_path, monkeypatch):
       annotations.append(one | dict(area=box[2] * box[3], iscrowd=0))
   content = dict(images=images, annotations=annotations, categories=CATEGORIES)
   (tmp_path / 'set/annotations').mkdir()
-  path = tmp_path / 'set/annotations/instances_test.json'
-  path.write_text(json.dumps(content))
-  config = coco.get_config()
-  with config.unlocked():
-    config.eval_batch_size = 8
-    config.data = fake_coco.config(f'coco_json:{tmp_path}/set')
-    config.data.update(
-        canvas=CANVAS, short_side=24, long_side=32, train_short_sides=(24,)
-    )
-  config.unlock()
-  convert.write_run(tmp_path / 'run', {'params': {'level': np.float32(100)}})
-  monkeypatch.setattr(tasks, 'create', lambda config: FindsRectangles())
-  (tmp_path / 'run/config.json').write_text(json.dumps(config.to_dict()))
+  (tmp_path / SET).write_text(json.dumps(content))
+  config = coco.get_config().unlock()
+  config.eval_batch_size = 8
+  config.data = fake_coco.config(f'coco_json:{tmp_path}/set')
+  config.data.update(
+      canvas=CANVAS, short_side=24, long_side=32, train_short_sides=(24,)
+  )
+  variables = {'params': {'level': np.float32(100)}}
+  convert.write_run(tmp_path / 'run', variables, config)
+  monkeypatch.setattr(settings, 'create_task', lambda config: FindsRectangles())
 
-  def call(**options):
+  def call(*inputs, **options):
     output = tmp_path / 'out'
+    options['inputs'] = [str(path) for path in inputs]
     metrics = predict.run(config, str(tmp_path / 'run'), str(output), **options)
     files = {p.stem: json.loads(p.read_text()) for p in output.glob('*.json')}
     names = sorted(p.name for p in (output / 'pictures').glob('*'))
@@ -181,7 +178,7 @@ def test_files_and_folders(run, tmp_path, capsys):
   (photos / 'notes.txt').write_text('no image')
   single = tmp_path / 'single.png'
   write_image(single, 4)
-  metrics, files, names = call(inputs=[str(photos), str(single)])
+  metrics, files, names = call(photos, single)
   assert metrics == {} and set(files) == {'results', 'images'}
   paths = {i['id']: i['file_name'] for i in files['images']['images']}
   expected = [photos / 'a/x.png', photos / 'b/x.png', photos / 'broken.jpg']
@@ -196,7 +193,7 @@ def test_files_and_folders(run, tmp_path, capsys):
   assert names == ['000001_x.png', '000002_x.png', '000004_single.png']
   # Without the data set there are numbers in the place of names.
   config.data.name = f'coco_json:{tmp_path}/nowhere'
-  _, files, _ = call(inputs=[str(single)])
+  _, files, _ = call(single)
   assert [c['id'] for c in files['images']['categories']] == [1, 2]
   assert 'numbered from 1' in capsys.readouterr().out
 
@@ -218,7 +215,7 @@ def test_files_of_any_mode_and_photos_that_a_camera_turned(run, tmp_path):
       image = image.transpose(turn)
     image.save(path, exif=exif)
 
-  _, files, _ = call(inputs=[str(folder)])
+  _, files, _ = call(folder)
 
   assert best(files['results']) == {
       n: box_of(i) for n, i in enumerate(numbers, start=1)
@@ -227,26 +224,24 @@ def test_files_of_any_mode_and_photos_that_a_camera_turned(run, tmp_path):
   assert sizes == [SIZES[i] for i in numbers]
 
 
-def test_a_split_without_objects_does_not_look_like_a_result(run):
+def test_a_split_without_objects_does_not_look_like_a_result(run, tmp_path):
   """Nothing is there to be found; nor is anything found."""
-  config, call = run
-  folder = pathlib.Path(config.data.name.removeprefix('coco_json:'))
-  path = folder / 'annotations/instances_test.json'
-  content = json.loads(path.read_text())
-  for image in (folder / 'test').iterdir():
+  _, call = run
+  content = json.loads((tmp_path / SET).read_text())
+  for image in (tmp_path / 'set/test').iterdir():
     Image.new('RGB', Image.open(image).size).save(image)
   metrics, files, names = call(score=0.0)
   assert files['results'] == [] and len(names) == 6 and metrics['AP'] == 0
-  path.write_text(json.dumps(content | {'annotations': []}))
+  (tmp_path / SET).write_text(json.dumps(content | {'annotations': []}))
   metrics, files, _ = call()
   assert files['metrics']['AP'] == files['metrics']['per_class'][0]['AP'] == -1
-  text = predict.table(metrics)
+  text = evaluate.table(metrics)
   assert '-1' not in text and text.count('n/a') == 12 + 2
   assert text.splitlines()[-1].startswith('no image has an object')
   twice = metrics | {'per_class': metrics['per_class'][1:] * 2}
-  assert predict.table(twice).count('AP of bright') == 2
+  assert evaluate.table(twice).count('AP of bright') == 2
   # Where some sizes are lacking only, the line is, too.
-  some = predict.table(metrics | {'AP': 0.5, 'APl': -1.0})
+  some = evaluate.table(metrics | {'AP': 0.5, 'APl': -1.0})
   assert 'no image has' not in some and some.count('n/a') == 11 + 2
 
 
@@ -263,7 +258,7 @@ def test_classes_keep_their_names_and_their_order(run, tmp_path):
   write_image(tmp_path / 'a.png', 0)
 
   def categories():
-    _, files, _ = call(inputs=[str(tmp_path / 'a.png')])
+    _, files, _ = call(tmp_path / 'a.png')
     return [(c['id'], c['name']) for c in files['images']['categories']]
 
   names = tmp_path / 'run/classes.json'
@@ -271,41 +266,41 @@ def test_classes_keep_their_names_and_their_order(run, tmp_path):
   call()  # They are those of the set.
   config.data.name = 'coco_json:/nowhere'
   assert categories() == [(1, 'dim'), (2, 'bright')]
-  # More classes than the set has: no name is right for sure.
   config.data.name = f'coco_json:{tmp_path}/set'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(FindsRectangles, 'num_classes', 3)
+    with pytest.raises(InputError, match='classes.json is no list of 3 class'):
+      categories()
+    # More classes than the set has: no name is right for sure.
+    names.unlink()
     assert categories() == [(i, str(i)) for i in (1, 2, 3)]
   # What the run itself has kept comes first.
   rundir.write_classes(tmp_path / 'run', ('heron', 'gull'), (3, 20))
   assert categories() == [(3, 'heron'), (20, 'gull')]
-  (tmp_path / 'run/categories.json').write_text('[3, 20]')
-  with pytest.raises(InputError, match='categories.json is no list of'):
-    categories()
+  for text in ('[3, 20]', '[', '{}'):
+    (tmp_path / 'run/categories.json').write_text(text)
+    with pytest.raises(InputError, match='categories.json is no list of 2'):
+      categories()
   names.write_text('["bright", "dim"]')
-  with pytest.raises(InputError, match="label 0 is the class 'dim' there, and"):
+  with pytest.raises(InputError, match="label 0 is 'dim' there and 'bright' h"):
     call()
 
 
 def test_mistakes_are_one_line(run, tmp_path, capsys):
   config, call = run
+  (tmp_path / 'empty').mkdir()
   for name in ('empty', 'nowhere'):
-    (tmp_path / 'empty').mkdir(exist_ok=True)
     with pytest.raises(InputError, match=f'{name} is no file and holds none'):
-      image_files.find([str(tmp_path / name)])
+      call(tmp_path / name)
   path = tmp_path / 'half.jpg'
   noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
   assert cv2.imwrite(str(path), noise)
   for length in (1500, 10):  # Its header is in good order, and is not.
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(InputError, match='no image can be read, of 1'):
-      call(inputs=[str(path)])
+      call(path)
     assert f'{path} cannot be read' in capsys.readouterr().out
   assert not (tmp_path / 'out/results.json').exists()
-  shutil.rmtree(tmp_path / 'out')
-  (tmp_path / 'out').write_text('a file')
-  with pytest.raises(InputError, match='cannot write to --output='):
-    call()
   config.task.name = 'classification'
   with pytest.raises(InputError, match='is a run of classification'):
     call()
@@ -317,7 +312,7 @@ def test_an_array_gives_what_its_file_gives(run, tmp_path):
   for number in (1, 2, 3):
     path = tmp_path / 'a.png'
     write_image(path, number)
-    _, files, _ = call(inputs=[str(path)])
+    _, files, _ = call(path)
 
     (found,) = detector.detect([cv2.imread(str(path))[..., ::-1]])
 

@@ -1,7 +1,5 @@
 """What a run leaves, without training."""
 
-import json
-
 import jax
 import numpy as np
 import tiny
@@ -16,8 +14,7 @@ def write_run(directory, config, channels=3):
   task, side = settings.create_task(config), config.data.eval_image_size
   batch = {'image': np.zeros((1, side, side, channels), np.uint8)}
   variables = jax.jit(task.init)(jax.random.key(0), batch)
-  convert.write_run(directory, variables)
-  (directory / 'config.json').write_text(json.dumps(config.to_dict()))
+  convert.write_run(directory, variables, config)
   return task, variables
 
 

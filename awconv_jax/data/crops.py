@@ -13,6 +13,9 @@ import numpy as np
 from awconv_jax.data import decode
 from awconv_jax.options import Interval, OneOf, ShareInterval, UnitFloat
 
+# How most networks for ImageNet are evaluated, by `center_crop`: 'resize the
+# shorter side to 256, cut 224', at once.
+IMAGENET = dict(share=0.875, interpolation='bicubic')
 _TRIES = 10
 
 
@@ -79,21 +82,20 @@ def crop_box(height, width, rng, area, ratio) -> decode.Box:
 
 
 def center_crop(
-    encoded: decode.EncodedImage, *, size: int, share: float, interpolation: str
+    pixels: np.ndarray, *, size: int, share: float, interpolation: str
 ) -> np.ndarray:
   """Cuts the central square and resizes it to uint8 [size, size, C].
 
   Args:
-    encoded: the image.
+    pixels: uint8 [H, W, C]. All of them: evaluation takes no short cuts.
     size: in pixels.
-    share: side of the square over the image's shorter side. 0.875 is the
-      usual 'resize the shorter side to 256, cut 224', at once.
+    share: side of the square over the image's shorter side.
     interpolation: a key of `decode.INTERPOLATIONS`.
   """
-  side = max(round(min(encoded.height, encoded.width) * share), 1)
-  top, left = (encoded.height - side) // 2, (encoded.width - side) // 2
-  # By way of all pixels: evaluation takes no short cuts.
-  cut = encoded.pixels()[top : top + side, left : left + side]
+  height, width = pixels.shape[:2]
+  side = max(round(min(height, width) * share), 1)
+  top, left = (height - side) // 2, (width - side) // 2
+  cut = pixels[top : top + side, left : left + side]
   return decode.resize(cut, size, interpolation)
 
 

@@ -83,7 +83,7 @@ class _MakeRow:
     if rng is not None:
       image = self.chain(encoded, rng)
     else:
-      image = crops.center_crop(encoded, **self.crop)
+      image = crops.center_crop(encoded.pixels(), **self.crop)
     label = np.int32(record['label'])
     # Of several labels, those that are right, padded with -1.
     mask = np.any(label >= 0)

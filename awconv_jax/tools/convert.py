@@ -33,10 +33,9 @@ import jax
 import numpy as np
 
 from awconv_jax import command_line, errors, models, weights
-from awconv_jax.train import checkpoint, settings, warm_start
+from awconv_jax.train import checkpoint, rundir, settings, warm_start
 
 FLAGS = flags.FLAGS
-SIDE = 224  # Of the images that arrays are shaped for.
 # Suffixes of files that hold weights. A name with any other, such as that of
 # runs/v1.5, is that of a directory.
 FILES = (
@@ -45,30 +44,34 @@ FILES = (
 )
 
 
-def write_run(workdir: str | os.PathLike, variables: Any) -> None:
+def write_run(
+    workdir: str | os.PathLike, variables: Any, config: Any = None
+) -> None:
   """Writes variables as checkpoint 0 of a run, without any optimizer state.
 
+  Args:
+    workdir: directory of the run, which is made.
+    variables: of the network, with 'params' among them.
+    config: the whole config, if it is known, to be that of the run.
+
   Raises:
-    InputError: the directory cannot be written, or holds another run.
+    InputError: the directory holds another run.
   """
-  model_state = dict(variables)
+  model_state, workdir = dict(variables), pathlib.Path(workdir)
   state = {'params': model_state.pop('params'), 'model_state': model_state}
-  directory = pathlib.Path(workdir) / 'checkpoints'
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise errors.InputError(
-        f'cannot write to {workdir}: {error.strerror}; give another --output'
-    ) from error
+  directory = workdir / 'checkpoints'
   if (directory / '0').exists():
     raise errors.InputError(
         f'{workdir} already holds checkpoint 0; give another --output'
     )
+  directory.mkdir(parents=True, exist_ok=True)
   with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
     checkpointer.save(0, state, {})
+  if config is not None:
+    rundir.write_config(workdir, config)
 
 
-def convert(source: str, output: str, shapes: Any) -> str:
+def convert(source: str, output: str, shapes: Any, config: Any = None) -> str:
   """Reads weights, writes them in the other form, and returns a line about it.
 
   Args:
@@ -77,6 +80,7 @@ def convert(source: str, output: str, shapes: Any) -> str:
       a suffix of `FILES`.
     shapes: of the variables in a file; unused for a directory, whose
       checkpoints say it themselves.
+    config: as in `write_run`.
 
   Raises:
     InputError: see `weights.load`, `weights.save`.
@@ -90,45 +94,38 @@ def convert(source: str, output: str, shapes: Any) -> str:
     variables, kind = warm_start.read_run(source)
   else:
     variables, kind = weights.load(source, shapes), 'weights'
-  (weights.save if to_file else write_run)(output, variables)
+  if to_file:
+    weights.save(output, variables)
+  else:
+    write_run(output, variables, config)
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
   return f'{source} -> {output}: {kind}, {count:,} parameters'
 
 
 def shapes_of(
-    *,
-    model: str | None,
-    attention: str | None,
-    num_classes: int | None,
-    config: Any,
-    channels: int,
+    config: Any, *, model: str | None = None, channels: int = 3, **options: Any
 ) -> Any:
   """Returns the shapes of the variables of the network that the flags name.
 
   Args:
-    model, attention, num_classes: of a network for classification.
-    config: in place of these, the whole config, of any task.
+    config: the whole config, of any task; or None.
+    model: in its place, the name of a network for classification.
     channels: of the images.
+    **options: of the network, with its name.
 
   Raises:
     InputError: no network is named, or two are, or one that there is not.
   """
-  named = dict(attention=attention, num_classes=num_classes)
-  named = {flag: value for flag, value in named.items() if value is not None}
-  if (model is None) == (config is None) or (config is not None and named):
+  if (model is None) == (config is None) or (config is not None and options):
     raise errors.InputError(
         'a file is read for one network: give --model=resnet50, with '
         '--attention and --num_classes, or --config=configs/digits.py, with '
         '--config.model.attention=se and the like, and not both'
     )
-  if model in models.DETECTORS:
-    raise errors.InputError(
-        f'--model={model} is a detector, which has many options: give '
-        '--config=configs/coco.py'
-    )
+  side = models.IMAGENET_SIDE
   if config is None:
-    return models.shapes_of(models.create(model, **named), SIDE, channels)
-  image = jax.ShapeDtypeStruct((1, SIDE, SIDE, channels), np.uint8)
+    return models.shapes_of(models.create(model, **options), side, channels)
+  image = jax.ShapeDtypeStruct((1, side, side, channels), np.uint8)
   init = settings.create_task(config).init
   return jax.eval_shape(init, jax.random.key(0), {'image': image})
 
@@ -136,25 +133,24 @@ def shapes_of(
 def main() -> None:
   """Converts as the flags say."""
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
-  shapes = None
+  shapes = config = None
   if not pathlib.Path(FLAGS.input).is_dir():
+    config = command_line.read_config()
     named = ('model', 'attention', 'num_classes', 'channels')
-    shapes = shapes_of(
-        **{flag: FLAGS[flag].value for flag in named},
-        config=command_line.read_config(),
-    )
-  print(convert(FLAGS.input, FLAGS.output, shapes))
+    shapes = shapes_of(config, **command_line.given(*named))
+  print(convert(FLAGS.input, FLAGS.output, shapes, config))
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('input', None, "A file of weights, or a run's directory.")
-  flags.DEFINE_string('output', None, 'A .safetensors file, or a directory.')
+  text = "A file of weights, or a run's directory."
+  flags.DEFINE_string('input', None, text, required=True)
+  text = 'A .safetensors file, or a directory.'
+  flags.DEFINE_string('output', None, text, required=True)
   flags.DEFINE_string('model', None, 'Name of the network, such as resnet50.')
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
-  flags.DEFINE_integer('num_classes', None, 'Its classes; 1000 if not given.')
-  flags.DEFINE_integer('channels', 3, 'Channels of its images.', lower_bound=1)
+  flags.DEFINE_integer('num_classes', None, 'Number of its classes.', 1)
+  flags.DEFINE_integer('channels', None, 'Channels of its images.', 1)
   command_line.define_config(
       'Config that holds the network, instead of --model.'
   )
-  flags.mark_flags_as_required(['input', 'output'])
   command_line.run(main)

@@ -15,7 +15,7 @@ where several labels are right, as in ImageNet-ReaL
 one do not count.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import json
 import pathlib
 from typing import Any
@@ -24,7 +24,9 @@ from absl import flags, logging
 import jax
 import ml_collections
 
-from awconv_jax import command_line, data, inference, text_table
+from awconv_jax import command_line, inference, text_table
+from awconv_jax import data as data_sets
+from awconv_jax.data import sources
 from awconv_jax.errors import InputError
 from awconv_jax.train import loop, partition, rundir, settings
 from awconv_jax.train import step as train_step
@@ -37,41 +39,42 @@ SETS = {
     'imagenet_v2': ('tfds:imagenet_v2/matched-frequency', 'test'),
     'coco/2017': ('coco/2017', 'validation'),
 }
+# Options of a config by what they are called here.
+CHANGES = {
+    'split': 'data.eval_split',
+    'data_dir': 'data.dir',
+    'batch_size': 'eval_batch_size',
+    'max_bad_fraction': 'data.max_bad_fraction',
+}
 # Data sets whose classes have the names that their owner gave them.
 _OWN_NAMES = ('folder:', 'coco_json:')
 
 
 def choose(
-    config: Mapping[str, Any],
-    *,
-    name: str | None = None,
-    split: str | None = None,
-    data_dir: str | None = None,
-    batch_size: int | None = None,
-    max_bad_fraction: float | None = None,
+    config: Mapping[str, Any], *, data: str | None = None, **changes: Any
 ) -> ml_collections.ConfigDict:
   """Returns a copy of a run's config with another data set to evaluate on.
 
   Args:
-    config: of the run; None below leaves what it says.
-    name: a key of `SETS` or what `config.data.name` may be.
-    split: of the data set; if None, that of `SETS`, or 'test'.
-    data_dir: the TFDS data directory.
-    batch_size: images at a time.
-    max_bad_fraction: share of the images that may be unreadable.
+    config: of the run, which decides where nothing else is given.
+    data: a key of `SETS` or what `config.data.name` may be. The split is then
+      that of `SETS`, or 'test'.
+    **changes: further values by the keys of `CHANGES`.
 
   Raises:
-    InputError: it is no config, or the devices cannot share a batch evenly.
+    InputError: it is no config, the data set has other images, or the devices
+      cannot share a batch evenly.
   """
   changed = settings.complete(config).unlock()
-  if name and name != changed.data.name:
-    changed.data.name, changed.data.eval_split = SETS.get(name, (name, 'test'))
-  wanted = dict(eval_split=split, dir=data_dir)
-  wanted['max_bad_fraction'] = max_bad_fraction
-  changed.data.update({k: v for k, v in wanted.items() if v is not None})
-  changed.eval_batch_size = size = batch_size or changed.eval_batch_size
-  mesh = partition.create_mesh()
-  partition.check_batch_size('config.eval_batch_size', size, mesh)
+  if data and data != (before := changed.data.name):
+    name, split = SETS.get(data, (data, 'test'))
+    if sources.reader_of(name).func is not sources.reader_of(before).func:
+      raise InputError(f'--data={data} does not fit a run of {before}')
+    changed.data.update(name=name, eval_split=split)
+  changed.update_from_flattened_dict({CHANGES[k]: changes[k] for k in changes})
+  partition.check_batch_size(
+      'eval_batch_size', changed.eval_batch_size, partition.create_mesh()
+  )
   return settings.complete(changed)
 
 
@@ -85,26 +88,21 @@ def eval_batches(model: inference.Model) -> Any:
     InputError: the labels mean other classes than in training, or the images
       have other channels.
   """
-  config = model.config
-  size, name = config.eval_batch_size, config.data.name
-  batches = data.create(
-      config.data, train=False, batch_size=size, seed=config.seed
+  config, name = model.config, model.config.data.name
+  batches = data_sets.create(
+      config.data, train=False, batch_size=config.eval_batch_size, seed=0
   )
-  here = (batches.num_classes, batches.channels)
-  wanted = (model.task.num_classes, model.channels)
-  if here != wanted:
-    raise InputError(
-        f'--data={name} has {here[0]} classes and images of {here[1]} '
-        f'channel(s), and the network of {model.source} has {wanted[0]} and '
-        f'takes {wanted[1]}'
-    )
-  kept = model.kept_names if name.startswith(_OWN_NAMES) else ()
-  pairs = zip(batches.class_names, kept or (), strict=False)
-  for label, (here, there) in enumerate(pairs):
-    if here != there:
+  kept = model.kept_names if name.startswith(_OWN_NAMES) else None
+  names = zip(batches.class_names, kept or (), strict=False)
+  for what, there, here in (
+      ('num_classes', batches.num_classes, model.task.num_classes),
+      ('channels', batches.channels, model.channels),
+      *((f'label {label}', *pair) for label, pair in enumerate(names)),
+  ):
+    if there != here:
       raise InputError(
-          f'--data={name}: label {label} is the class {here!r} there, and '
-          f'{there!r} in the run {model.source}; give classes the same names'
+          f'--data={name} does not fit the run {model.source}: {what} is '
+          f'{there!r} there and {here!r} here'
       )
   return batches
 
@@ -123,48 +121,50 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   Raises:
     InputError: the weights or the data cannot be used.
   """
-  mesh = partition.create_mesh()
   model = inference.load(source, config)
-  batches = eval_batches(model)
+  batches, mesh = eval_batches(model), partition.create_mesh()
   with jax.set_mesh(mesh):
     predict = train_step.create_predict(model.task, mesh)
     evaluator = model.task.evaluator()
     metrics = loop.evaluate(predict, model.variables, batches, evaluator, mesh)
   for line in batches.unreadable.news():
     print(line)
-  unreadable = len(batches.unreadable)
   # Images, whether of a label or of boxes.
   counted = metrics.get('num_examples', metrics.get('num_images'))
+  left = batches.num_examples - counted - len(batches.unreadable)
   return {
       'run': str(source),
       'weights': model.weights,
       'data': config.data.name,
       'split': config.data.eval_split,
-      'num_unreadable': unreadable,
-      'num_unlabelled': batches.num_examples - counted - unreadable,
+      'num_unreadable': len(batches.unreadable),
+      'num_unlabelled': left,
       **metrics,
   }
 
 
-def _format(name: str, value: Any) -> str:
-  if name.startswith(('AP', 'AR')) and value == -1:  # Nothing to find.
-    return 'n/a'
-  is_float = isinstance(value, float)
-  return f'{value:.4f}' if is_float else text_table.thousands(value)
-
-
-def table(measures: Iterable[tuple[str, Any]]) -> str:
-  """Returns names and values of measures as text.
+def table(metrics: Mapping[str, Any]) -> str:
+  """Returns what `evaluate` or `predict.run` returned as text.
 
   Where COCO has -1, as there is nothing to find, the table has 'n/a'; a line
   below it says so if that is true of all objects.
   """
-  measures = list(measures)
-  rows = [dict(measure=name, value=_format(name, v)) for name, v in measures]
-  text = text_table.make(rows, str)
-  if ('AP', -1) in measures:
+  rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
+  # Two categories may have one name.
+  rows += [
+      (f'AP of {c["name"]}', c['AP']) for c in metrics.get('per_class', ())
+  ]
+  named = [dict(measure=name, value=value) for name, value in rows]
+  text = text_table.make(named, _format)
+  if metrics.get('AP') == -1:
     text += '\nno image has an object, crowds aside: AP is undefined'
   return text
+
+
+def _format(value: Any) -> str:
+  if isinstance(value, float):  # Of these, COCO's alone may be -1.
+    return 'n/a' if value == -1 else f'{value:.4f}'
+  return text_table.thousands(value)
 
 
 def define_flags() -> None:
@@ -173,30 +173,25 @@ def define_flags() -> None:
   flags.DEFINE_string('run', None, text, required=True)
   flags.DEFINE_string('split', None, 'Of the data set; the eval split.')
   flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's.")
-  flags.DEFINE_integer(
-      'batch_size', None, "Images at a time; the run's.", lower_bound=1
-  )
+  flags.DEFINE_integer('batch_size', None, "Images at a time; the run's.", 1)
   command_line.define_config(
       'Config, in place of the one that the run was made with.'
   )
 
 
-def chosen_config(**changes: Any) -> ml_collections.ConfigDict:
+def chosen_config() -> ml_collections.ConfigDict:
   """Returns the config of the flags; see `choose`."""
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   config = command_line.read_config(lambda: rundir.read_config(FLAGS.run))
-  for flag in ('split', 'data_dir', 'batch_size'):
-    changes[flag] = FLAGS[flag].value
-  return choose(config, **changes)
+  return choose(config, **command_line.given('data', *CHANGES))
 
 
 def main() -> None:
   """Evaluates as the flags say."""
   if FLAGS.output:
     command_line.check_output(FLAGS.output)
-  changes = dict(name=FLAGS.data, max_bad_fraction=FLAGS.max_bad_fraction)
-  result = evaluate(chosen_config(**changes), FLAGS.run)
-  print(table(result.items()))
+  result = evaluate(chosen_config(), FLAGS.run)
+  print(table(result))
   if FLAGS.output:
     pathlib.Path(FLAGS.output).write_text(json.dumps(result, indent=2) + '\n')
 

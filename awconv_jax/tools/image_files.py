@@ -7,6 +7,7 @@ the file's own rows and columns here.
 
 from collections.abc import Sequence
 import functools
+import glob
 import io
 import os
 import pathlib
@@ -35,7 +36,9 @@ def find(inputs: Sequence[str]) -> list[str]:
   """
   files = set()
   for path in map(pathlib.Path, inputs):
-    inside = {p for p in path.rglob('*') if _is_image(p, path)}
+    # Nothing whose name, or whose folder's, begins with a dot.
+    names = glob.iglob('**', root_dir=path, recursive=True)
+    inside = {p for p in map(path.joinpath, names) if _is_image(p)}
     if not inside and not path.is_file():
       kinds = ' '.join(sorted(EXTENSIONS))
       raise InputError(f'--input={path} is no file and holds none of {kinds}')
@@ -43,9 +46,8 @@ def find(inputs: Sequence[str]) -> list[str]:
   return sorted(map(str, files))
 
 
-def _is_image(path: pathlib.Path, folder: pathlib.Path) -> bool:
-  hidden = any(part[0] == '.' for part in path.relative_to(folder).parts)
-  return path.is_file() and path.suffix.lower() in EXTENSIONS and not hidden
+def _is_image(path: pathlib.Path) -> bool:
+  return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
 class ImageFiles:
@@ -97,13 +99,14 @@ def _upright(data: bytes) -> bytes:
   return encoded.getvalue()
 
 
-def batches(source: ImageFiles, config: Any) -> EvalBatches:
+def batches(paths: Sequence[str], detector: Any) -> EvalBatches:
   """Returns batches as of `data.create`, of every file once.
 
   Args:
-    source: of the files.
-    config: of the run, which has the sizes.
+    paths: the files.
+    detector: of `inference.load`, which has the sizes and the categories.
   """
+  config, source = detector.config, ImageFiles(paths, *detector.categories)
   # Each that cannot be read is told; the others are wanted all the same.
   options = {**config.data, 'max_bad_fraction': 1.0}
   options |= dict(batch_size=config.eval_batch_size, train=False, seed=0)

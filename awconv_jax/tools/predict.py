@@ -21,7 +21,7 @@ Without --input the run's own eval split is looked at. The output directory gets
 The newest checkpoint is used, the averages where the run has them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import json
 import pathlib
 from typing import Any
@@ -41,34 +41,18 @@ from awconv_jax.train import step as train_step
 FLAGS = flags.FLAGS
 
 
-def table(metrics: Mapping[str, Any]) -> str:
-  """Returns what `run` returned as text."""
-  rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
-  # Two categories may have one name.
-  rows += [(f'AP of {c["name"]}', c['AP']) for c in metrics['per_class']]
-  return evaluate.table(rows)
-
-
-def _detect(predictor, variables, batches):
+def _detect(
+    model: Any, batches: Any, flip: bool
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
   """Yields each image, and what is predicted for it."""
   mesh = partition.create_mesh()
   with jax.set_mesh(mesh):
-    predict = train_step.create_predict(predictor, mesh)
+    predict = train_step.create_predict(model.predictor(flip), mesh)
     for batch in batches:
-      outputs = predict(variables, partition.shard_batch(mesh, batch))
-      outputs = jax.device_get(outputs)
+      rows = partition.shard_batch(mesh, batch)
+      outputs = jax.device_get(predict(model.variables, rows))
       for row in np.flatnonzero(batch['mask']):
-        one = {name: array[row] for name, array in outputs.items()}
-        yield batch['image'][row], one
-
-
-def _write_picture(folder, files, image_id, picture) -> None:
-  # As COCO's files are called; or with the number, as files in two folders may
-  # have one name.
-  stem = f'{image_id:012}'
-  if files:
-    stem = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
-  Image.fromarray(picture).save(folder / 'pictures' / f'{stem}.png')
+        yield batch['image'][row], {k: a[row] for k, a in outputs.items()}
 
 
 def run(
@@ -97,24 +81,19 @@ def run(
     files.
 
   Raises:
-    InputError: the run, the images or the directory cannot be used.
+    InputError: the run or the images cannot be used.
   """
   if config.task.name != 'detection':
     raise InputError(
-        f'--run={workdir} is a run of {config.task.name}; boxes are predicted '
-        'by runs of detection'
+        f'--run={workdir} is a run of {config.task.name}, want one of detection'
     )
   files = image_files.find(inputs) if inputs else []
   folder = pathlib.Path(output)
-  try:  # Before anything that takes long.
-    (folder / 'pictures').mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    reason = f'cannot write to --output={output}: {error.strerror}'
-    raise InputError(reason) from error
+  # Before anything that takes long.
+  (folder / 'pictures').mkdir(parents=True, exist_ok=True)
   model: Any = inference.load(workdir, config)
   if files:
-    source = image_files.ImageFiles(files, *model.categories)
-    batches = image_files.batches(source, config)
+    batches = image_files.batches(files, model)
   else:
     batches = evaluate.eval_batches(model)
   total = batches.num_examples
@@ -125,14 +104,19 @@ def run(
   evaluator = CocoEvaluator(batches.category_ids, batches.class_names)
   # The last image of each of so many parts of equal length.
   parts = min(max_images, total)
-  drawn = {-(-total * part // parts) - 1 for part in range(1, parts + 1)}
-  found = _detect(model.predictor(flip), model.variables, batches)
-  names, count = batches.class_names, 0
-  for count, (image, one) in enumerate(found, start=1):
+  drawn = {-(-total * part // parts) for part in range(1, parts + 1)}
+  count = 0
+  for count, (image, one) in enumerate(_detect(model, batches, flip), start=1):
     evaluator.update({name: array[None] for name, array in one.items()})
-    if count - 1 in drawn:
-      picture = draw_boxes.draw(image, one, names, score)
-      _write_picture(folder, files, int(one['image_id']), picture)
+    if count in drawn:
+      picture = draw_boxes.draw(image, one, batches.class_names, score)
+      # As COCO's files are called; or with the number, as files in two folders
+      # may have one name.
+      image_id = int(one['image_id'])
+      name = f'{image_id:012}'
+      if files:
+        name = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
+      Image.fromarray(picture).save(folder / f'pictures/{name}.png')
   for line in batches.unreadable.news():
     print(line)
   if not count:
@@ -143,34 +127,33 @@ def run(
 def _write(folder, files, evaluator: CocoEvaluator) -> dict[str, Any]:
   """Writes everything but the pictures, and returns the metrics."""
   dataset, metrics = evaluator.dataset(), {}
-  categories = dataset['categories']
-  contents = {'results': evaluator.results()}
+  written = {'results': evaluator.results()}
   if files:
     for image in dataset['images']:
       image['file_name'] = files[image['id'] - 1]
-    contents['images'] = dict(images=dataset['images'], categories=categories)
+    written['images'] = {key: dataset[key] for key in ('images', 'categories')}
   else:
     ap = evaluator.per_class()
-    per_class = [
-        {'category_id': c['id'], 'name': c['name'], 'AP': ap[c['id']]}
-        for c in categories
-    ]
-    metrics = {**evaluator.compute(), 'per_class': per_class}
-    contents |= {'ground_truth': dataset, 'metrics': metrics}
-    (folder / 'metrics.txt').write_text(f'{table(metrics)}\n')
-  for name, content in contents.items():
+    metrics = evaluator.compute() | {
+        'per_class': [
+            {'category_id': c['id'], 'name': c['name'], 'AP': ap[c['id']]}
+            for c in dataset['categories']
+        ]
+    }
+    written |= {'ground_truth': dataset, 'metrics': metrics}
+    (folder / 'metrics.txt').write_text(f'{evaluate.table(metrics)}\n')
+  for name, content in written.items():
     (folder / f'{name}.json').write_text(json.dumps(content))
   return metrics
 
 
 def main() -> None:
   """Detects as the flags say."""
-  options = {k: FLAGS[k].value for k in ('flip', 'score', 'max_images')}
-  options['inputs'] = FLAGS.input
+  options = command_line.given('flip', 'score', 'max_images')
   config = evaluate.chosen_config()
-  metrics = run(config, FLAGS.run, FLAGS.output, **options)
+  metrics = run(config, FLAGS.run, FLAGS.output, inputs=FLAGS.input, **options)
   if metrics:
-    print(table(metrics))
+    print(evaluate.table(metrics))
   print(f'results.json and pictures are in {FLAGS.output}')
 
 
@@ -182,11 +165,10 @@ if __name__ == '__main__':
   flags.DEFINE_multi_string(
       'input', [], 'Image file or folder; may be given several times.'
   )
-  flags.DEFINE_bool('flip', False, 'Look at every image mirrored, too.')
-  flags.DEFINE_float(
-      'score', 0.3, 'Least score of a box that is drawn.', 0.0, 1.0
-  )
-  flags.DEFINE_integer(
-      'max_images', 16, 'Pictures drawn at most.', lower_bound=0
-  )
+  default: Any = run.__kwdefaults__
+  flags.DEFINE_bool('flip', default['flip'], 'Look at images mirrored, too.')
+  text = 'Least score of a box that is drawn.'
+  flags.DEFINE_float('score', default['score'], text, 0.0, 1.0)
+  text = 'Pictures drawn at most.'
+  flags.DEFINE_integer('max_images', default['max_images'], text, 0)
   command_line.run(main)

@@ -45,7 +45,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   try:
     return settings.complete(json.loads(path.read_text()))
   except OSError as error:
-    reason = f'{error.strerror}; weights without one need a config (--config)'
+    reason = f'{error.strerror}; weights without one need a config'
   except (AttributeError, TypeError, ValueError) as error:
     reason = str(error).replace('\n', '; ')
   raise InputError(f'{path} does not hold the config of a run: {reason}')
@@ -116,9 +116,16 @@ def _save_config(
           f'{"; ".join(changes[:3])}{more}; give another --workdir, or that '
           'config to continue it'
       )
-  temporary = path.with_suffix('.tmp')
+  write_config(workdir, config)
+
+
+def write_config(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Writes what `read_config` reads; all of it or nothing."""
+  temporary = workdir / 'config.tmp'
   temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-  temporary.replace(path)
+  temporary.replace(workdir / CONFIG)
 
 
 def write_classes(
