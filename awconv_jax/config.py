@@ -19,7 +19,7 @@ import ml_collections
 import pydantic
 
 from awconv_jax.errors import InputError, nearest, unknown_name
-from awconv_jax.options import Named, Options
+from awconv_jax.options import Named, Options, Steps
 
 # A number is none in quotes, and True is not 1.
 _STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
@@ -164,7 +164,8 @@ class _Filling:
       option, here = known[name], f'{path}.{name}'
       value, marker = values.get(name, option.default), _marker(option)
       text, texts = self._texts.get(here), self._texts_of(here)
-      if marker is None:
+      plain = marker is None or isinstance(marker, Steps)
+      if plain:
         self._unknown += [f'{here}.{rest}' for rest in texts]
       elif text is not None:
         value = _tuples(next(_readings(text)))
@@ -173,8 +174,10 @@ class _Filling:
       if value is _REQUIRED and text is None:
         self.faults.append(f'{here} is missing')
         filled[name] = _REQUIRED
-      elif marker is None:
+      elif plain:
         filled[name] = self.value(here, option.annotation, value, text)
+        if marker is not None and filled[name] is not _REQUIRED:
+          filled[name] = self._steps(here, marker, filled[name])
       elif not isinstance(value, Mapping):
         self.faults.append(f'{here}={value!r} must hold options by name')
       elif isinstance(marker, Named):
@@ -193,6 +196,15 @@ class _Filling:
         old = values.get(marker.by, known[marker.by].default)
         filled[name] = self._options(here, marker, value, by, old, new)
     return filled
+
+  def _steps(self, path: str, marker: Steps, pairs: Any) -> tuple[Any, ...]:
+    """Returns pairs of a name and options, with all of them."""
+    filled = []
+    for place, (name, values) in enumerate(pairs):
+      here = f'{path}[{place}]'
+      options = self._options(here, marker, values, here, name, name)
+      filled.append((name, options))
+    return tuple(filled)
 
   def value(
       self, path: str, annotation: Any, value: Any, text: str | None

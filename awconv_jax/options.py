@@ -121,3 +121,7 @@ class Options:
 
 class Named(Options):
   """A mapping of a `name` and the options of what has it; `by` is its kind."""
+
+
+class Steps(Options):
+  """A sequence of pairs, a name and the options of what has it; as `Named`."""

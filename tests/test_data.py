@@ -243,6 +243,7 @@ def test_image_sizes(create):
 
 def test_several_labels_are_not_trained_on(create, monkeypatch):
   class Several(digits.Digits):
+    label_shape = (3,)
 
     def __getitem__(self, index):
       return super().__getitem__(index) | {'label': np.array([3, 5, -1])}

@@ -9,7 +9,6 @@ import pytest
 
 from awconv_jax import data
 from awconv_jax.data import decode, sources
-from awconv_jax.data.detection import boxed_images, canvases
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 26, 11
@@ -208,12 +207,13 @@ def test_bad_values_are_refused(create, changes, message):
 
 def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
   source = sources.open_source(f'coco_json:{root}', None, 'train')
-  section = fake_coco.config('', max_boxes=2)
-  make_row = boxed_images._MakeRow(canvases.Geometry.of(section))
+  options = fake_coco.config(f'coco_json:{root}', max_boxes=2).to_dict()
+  read = sources.reader_of(options.pop('name'))
+  reader = read(**options, train=True, batch_size=2, seed=0)
   index = int(source.index[:, 3].argmax())
   for rng in (None, np.random.default_rng(0)):
     with pytest.raises(decode.UnreadableError, match='3 boxes are others'):
-      make_row(index, source[index], index % 3 == 1, rng)
+      reader._row(source, index, index % 3 == 1, rng)
 
 
 def test_readers_load_in_worker_processes(root):

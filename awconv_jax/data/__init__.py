@@ -20,15 +20,7 @@ def reader_of(name: str) -> Callable[..., Any]:
   return sources.reader_of(name)
 
 
-def create(
-    options: Mapping[str, Any],
-    *,
-    train: bool,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Any:
+def create(options: Mapping[str, Any], **given: Any) -> Any:
   """Returns the train or eval batches of a data set.
 
   All batches have the attributes
@@ -40,25 +32,15 @@ def create(
     channels: of the images.
     batches_per_epoch: N / batch_size in training, where batches may straddle
       epochs; a whole number in evaluation.
-    unreadable: what could not be read so far; see `batches.Unreadable`.
+    unreadable: what could not be read so far, a `batches.Unreadable`.
 
   Args:
     options: `config.data`: the `name` and the options of its reader.
-    train: endless shuffled augmented batches, or one pass in order.
-    batch_size: rows of a batch over all hosts.
-    seed: fixes order and augmentation; evaluation has no use for it.
-    process_index, process_count: this host, and how many there are.
+    **given: train, batch_size, seed, process_index and process_count, of
+      `batches.Reader`.
 
   Raises:
     InputError: for a data set or options that cannot be used.
   """
   options = dict(options)
-  reader = reader_of(options.pop('name'))
-  return reader(
-      **options,
-      train=train,
-      batch_size=batch_size,
-      seed=seed,
-      process_index=process_index,
-      process_count=process_count,
-  ).create()
+  return reader_of(options.pop('name'))(**options, **given).create()

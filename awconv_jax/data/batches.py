@@ -1,17 +1,15 @@
 """From a source to batches, by Grain, the same on any machine.
 
-position --order--> example --source--> record --make_row--> row, b rows a batch
+position --order--> example --make_row--> row, b rows a batch
 
-`order` says which example stands where. `make_row` decodes and augments; it is
-given by the reader of the data set and is sent to worker processes. It has
-  make_row(index, record, group, rng): the row of an example, augmented, or as
-    evaluated if `rng` is None; UnreadableError if it cannot be used.
-  make_row.blank(group): a row whose mask is False, for evaluation.
+`order` says which example stands where. `make_row(source, index, group, rng)`
+reads, decodes and augments; it is given by the reader of the data set, sent to
+worker processes, and raises UnreadableError for what cannot be used. Without
+`rng` the row is as evaluated; that of index NONE is blank, its mask False.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import functools
 import sys
 from typing import Any
 
@@ -20,7 +18,7 @@ import cv2
 import grain
 import numpy as np
 
-from awconv_jax.data.decode import EncodedImage, UnreadableError
+from awconv_jax.data.decode import UnreadableError
 from awconv_jax.data.order import EvalOrder
 from awconv_jax.errors import InputError
 from awconv_jax.options import NonNegativeInt, PositiveInt, UnitFloat
@@ -37,7 +35,7 @@ class ReadRow:
 
   source: Any
   order: Callable[[int], tuple[int, Sequence[int]]]
-  make_row: Any
+  make_row: Callable[..., Row]
 
   def __call__(
       self, position: int, rng: np.random.Generator | None = None
@@ -46,7 +44,7 @@ class ReadRow:
     unreadable, reason = NONE, ''
     for index in candidates:
       try:
-        row = self.make_row(index, self.source[index], group, rng)
+        row = self.make_row(self.source, index, group, rng)
         break
       except UnreadableError as error:
         unreadable, reason = candidates[0], reason or str(error)
@@ -54,16 +52,11 @@ class ReadRow:
       if rng is not None:
         raise InputError(
             f'{len(candidates)} examples in succession cannot be read, the '
-            f'first: {self.source.describe(candidates[0], reason)}'
+            f'first: {self.source.place(unreadable)}: {reason}'
         )
-      row = self.make_row.blank(group)
-    return row | {'unreadable': np.int32(unreadable)}
-
-
-def _position(batch_size: int, host: int, hosts: int, local: int) -> int:
-  """Returns where a host's row number `local` is in the global stream."""
-  batch, row = divmod(local, batch_size // hosts)
-  return batch * batch_size + host * (batch_size // hosts) + row
+      row = self.make_row(self.source, NONE, group, None)
+    told = dict(unreadable=np.int32(unreadable), reason=np.str_(reason))
+    return row | told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +65,10 @@ class Reader:
 
   Attributes:
     open_split: `(dir, split) -> source`; see `sources`.
-    train, batch_size, seed, process_index, process_count: see `data.create`.
+    train: endless shuffled augmented batches, or one pass in order.
+    batch_size: rows of a batch over all hosts.
+    seed: fixes order and augmentation; evaluation has no use for it.
+    process_index, process_count: this host, and how many there are.
     dir: directory of the sets that TFDS has prepared; None is $TFDS_DATA_DIR or
       ~/tensorflow_datasets.
     train_split, eval_split: of the data set.
@@ -101,19 +97,8 @@ class Reader:
   num_threads: NonNegativeInt = 1
   prefetch: NonNegativeInt = 4
 
-  def read(
-      self, stream: grain.MapDataset, start: int, stop: int | None = None
-  ) -> grain.DatasetIterator:
-    """Starts reading this host's batches from `start` to `stop`, or on."""
-    size = self.batch_size // self.process_count
-    end = sys.maxsize if stop is None else stop * size
-    hosts = (self.batch_size, self.process_index, self.process_count)
-    rows = grain.MapDataset.range(start * size, end)
-    rows = rows.map(functools.partial(_position, *hosts))
-    # Batched before the threads and workers, as both deal out elements in
-    # turn: of single rows, a worker would batch only its own. It is also twice
-    # as fast for tiny images [2 cores].
-    batches = rows.map(stream.__getitem__).batch(size)
+  def read(self, batches: grain.MapDataset) -> grain.DatasetIterator:
+    """Starts reading batches ahead, in threads and workers."""
     ahead = grain.ReadOptions(
         num_threads=self.num_threads,
         prefetch_buffer_size=max(self.prefetch, self.num_threads),
@@ -163,22 +148,15 @@ class Unreadable:
     Raises:
       InputError: there are more than are allowed; all of them are named.
     """
-    numbers = batch.pop('unreadable')
-    for index in map(int, numbers[numbers != NONE]):
-      if index not in self._known:
-        self._known[index] = self._line(index)
-        self._untold.append(self._known[index])
+    numbers = batch.pop('unreadable').tolist()
+    for index, reason in zip(numbers, batch.pop('reason'), strict=True):
+      if index != NONE and index not in self._known:
+        line = f'{self._source.place(index)} cannot be read: {reason}'
+        self._known[index] = line
+        self._untold.append(line)
     if self._prompt:
       self.check()
     return batch
-
-  def _line(self, index: int) -> str:
-    reason = 'it was not, a moment ago'
-    try:
-      EncodedImage(self._source[index]['image'], self._source.channels).pixels()
-    except UnreadableError as error:
-      reason = str(error)
-    return self._source.describe(index, reason)
 
   def check(self) -> None:
     """Raises InputError, with all their names, if there are too many."""
@@ -212,14 +190,20 @@ class _Batches:
   def __init__(
       self, reader: Reader, source: Any, stream: grain.MapDataset, met: float
   ):
-    if reader.batch_size % reader.process_count:
+    hosts = reader.process_count
+    if reader.batch_size % hosts:
       raise InputError(
-          f'batch_size {reader.batch_size} cannot be divided among '
-          f'{reader.process_count} hosts; choose a multiple of that'
+          f'batch_size {reader.batch_size} cannot be divided among {hosts} '
+          'hosts; choose a multiple of that'
       )
-    self._reader, self._stream = reader, stream
-    most, alone = reader.max_bad_fraction * met, reader.process_count == 1
-    self.unreadable = Unreadable(source, most, alone)
+    self._reader = reader
+    # Each host has its part of every batch. Batched before the threads and
+    # workers, as both deal out elements in turn: of single rows, a worker would
+    # batch only its own. It is also twice as fast for tiny images [2 cores].
+    parts = stream.batch(reader.batch_size // hosts)
+    self._batches = parts[reader.process_index :: hosts]
+    most = reader.max_bad_fraction * met
+    self.unreadable = Unreadable(source, most, prompt=hosts == 1)
     self.num_examples, self.num_left_out = len(source), 0
     self.num_classes = source.num_classes
     self.class_names = source.class_names
@@ -258,7 +242,7 @@ class TrainBatches(_Batches):
 
   def __next__(self) -> Batch:
     if self._open is None:
-      self._open = self._reader.read(self._stream, self._delivered)
+      self._open = self._reader.read(self._batches[self._delivered :])
     batch = next(self._open)
     self._delivered += 1
     return self.unreadable.take(batch)
@@ -311,7 +295,7 @@ class EvalBatches(_Batches):
     self.batches_per_epoch = order.num_batches
 
   def __iter__(self) -> Iterator[Batch]:
-    opened = self._reader.read(self._stream, 0, self.batches_per_epoch)
+    opened = self._reader.read(self._batches)
     try:
       for batch in opened:
         yield self.unreadable.take(batch)

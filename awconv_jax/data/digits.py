@@ -45,7 +45,7 @@ def enlarge(scan: np.ndarray) -> np.ndarray:
 class Digits:
   """Handwritten digits, 32 x 32 grey, of 'train', 'test' or a slice of one."""
 
-  channels, category_ids, faults = 1, None, ()
+  channels, label_shape, category_ids, faults = 1, (), None, ()
   num_classes, class_names = 10, tuple('0123456789')
 
   def __init__(self, split: str):
@@ -65,6 +65,6 @@ class Digits:
     label = int(self._labels[number])
     return {'image': self._images[index], 'label': label, 'id': number}
 
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which scan could not be read, and why."""
-    return f'scan {self._numbers[index]} cannot be read: {reason}'
+  def place(self, index: int) -> str:
+    """Returns which scan it is."""
+    return f'scan {self._numbers[index]}'

@@ -26,7 +26,7 @@ class FolderSource:
   so that a slice of a split, 'train[:90%]', holds images of all classes.
   """
 
-  channels, category_ids, faults = 3, None, ()
+  channels, label_shape, category_ids, faults = 3, (), None, ()
 
   def __init__(self, path: str, split: str):
     """Lists the files.
@@ -38,7 +38,7 @@ class FolderSource:
 
     Raises:
       InputError: the split is unknown or empty, or it has a folder without
-        images, a class that 'train' lacks, or a file that cannot be opened.
+        images, or a class that 'train' lacks.
     """
     self._path = os.path.abspath(os.path.expanduser(path))
     name, part = splits.parse(split)
@@ -72,19 +72,12 @@ class FolderSource:
     found, wrong = [], []
     for name in _subfolders(self._root):
       folder = os.path.join(self._root, name)
-      with os.scandir(folder) as entries:
-        images = [e for e in entries if _is_image(e.name)]
-      closed = [
-          e.path for e in images if not (e.is_file() and os.access(e, os.R_OK))
-      ]
+      images = [(name, file) for file in os.listdir(folder) if _is_image(file)]
       if name not in self.class_names:
         wrong.append(f'{self._path}/{_FIRST} has no class {name}')
       elif not images:
         wrong.append(f'{folder} has no images ({" ".join(sorted(EXTENSIONS))})')
-      elif closed:
-        more = f' and {len(closed) - 20} more' if len(closed) > 20 else ''
-        wrong.append(f'cannot open {", ".join(closed[:20])}{more}')
-      found += [(name, entry.name) for entry in images]
+      found += images
     if wrong or not found:
       reasons = '; '.join(wrong) or f'want {self._root}/<class>/<image>'
       raise InputError(f'{self._root} cannot be used: {reasons}')
@@ -93,26 +86,23 @@ class FolderSource:
   def __len__(self) -> int:
     return len(self._labels)
 
-  def _file_of(self, index: int) -> str:
+  def place(self, index: int) -> str:
+    """Returns which file it is."""
     folder = os.path.join(self._root, self.class_names[self._labels[index]])
     return os.path.join(folder, os.fsdecode(self._names[index]))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    path = self._file_of(index)
+    path = self.place(index)
     return {
         'image': read_file(path),
         'label': int(self._labels[index]),
         'id': os.path.relpath(path, self._path),
     }
 
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which file could not be read, and why."""
-    return f'{self._file_of(index)} cannot be read: {reason}'
-
 
 def _subfolders(path: str) -> list[str]:
-  with os.scandir(path) as entries:
-    return sorted(e.name for e in entries if e.is_dir() and e.name[0] != '.')
+  names = (name for name in os.listdir(path) if name[0] != '.')
+  return sorted(n for n in names if os.path.isdir(os.path.join(path, n)))
 
 
 def _is_image(name: str) -> bool:

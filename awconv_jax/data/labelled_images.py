@@ -1,17 +1,21 @@
 """Batches of images with labels; `data` says what is in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Annotated, Any
 
 import numpy as np
 
 from awconv_jax.data import batches, crops
-from awconv_jax.data.augment import Chain
+from awconv_jax.data.augment import STEPS, Chain
 from awconv_jax.data.decode import INTERPOLATIONS, EncodedImage
 from awconv_jax.data.order import EvalOrder, ShuffledOrder
 from awconv_jax.errors import InputError
-from awconv_jax.options import OneOf, PositiveInt, Share
+from awconv_jax.options import OneOf, PositiveInt, Share, Steps
+
+# What an augmentation is given beside its options.
+_GIVEN = ('image', 'encoded', 'rng', 'size')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,71 +34,58 @@ class LabelledImages(batches.Reader):
 
   image_size: PositiveInt
   eval_image_size: PositiveInt
-  augment: Sequence[tuple[str, dict[str, Any]]] = ()
+  augment: Annotated[
+      Sequence[tuple[str, dict[str, Any]]], Steps(STEPS, 'augmentation', _GIVEN)
+  ] = ()
   repeats: PositiveInt = 1
   eval_crop: Share = 1.0
   eval_interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = 'area'
 
   def create(self) -> batches.TrainBatches | batches.EvalBatches:
     """Returns the batches; InputError if the data cannot be used."""
-    # Made for evaluation too, so that a mistake shows whichever comes first.
-    chain = Chain(self.augment, self.image_size)
     split = self.train_split if self.train else self.eval_split
     source = self.open_split(self.dir, split)
-    label = np.int32(source[0]['label'])
-    if self.train and label.ndim:
+    chain = Chain(self.augment, self.image_size)
+    make_row = functools.partial(self._row, chain)
+    if not self.train:
+      order = EvalOrder([range(len(source))], self.batch_size)
+      return batches.EvalBatches(self, source, order, make_row)
+    if source.label_shape:
       raise InputError(
           f'the images of split {split!r} have several labels each, to be '
           'evaluated with, not to be trained on'
       )
-    crop = dict(
-        size=self.eval_image_size,
-        share=self.eval_crop,
-        interpolation=self.eval_interpolation,
-    )
-    make_row = _MakeRow(source.channels, chain, crop, label.shape)
-    if not self.train:
-      order = EvalOrder([range(len(source))], self.batch_size)
-      return batches.EvalBatches(self, source, order, make_row)
     order = ShuffledOrder(len(source), self.seed, self.repeats)
     # The second of two, the first of which `order` uses.
     seed = np.random.SeedSequence(self.seed).generate_state(2)[1]
     return batches.TrainBatches(self, source, order, make_row, seed)
 
-
-@dataclasses.dataclass(frozen=True)
-class _MakeRow:
-  """Record -> row; see `batches`."""
-
-  channels: int
-  chain: Chain
-  crop: Mapping[str, Any]
-  label_shape: tuple[int, ...]
-
-  def __call__(
+  def _row(
       self,
+      chain: Chain,
+      source: Any,
       index: int,
-      record: Mapping[str, Any],
       group: int,
       rng: np.random.Generator | None,
   ) -> batches.Row:
+    """Makes a row; see `batches`."""
     del group
-    encoded = EncodedImage(record['image'], self.channels)
+    size = self.eval_image_size
+    if index == batches.NONE:
+      return dict(
+          image=np.zeros((size, size, source.channels), np.uint8),
+          label=np.zeros(source.label_shape, np.int32),
+          index=np.int32(index),
+          mask=np.bool_(False),
+      )
+    record = source[index]
+    encoded = EncodedImage(record['image'], source.channels)
     if rng is not None:
-      image = self.chain(encoded, rng)
+      image = chain(encoded, rng)
     else:
-      image = crops.center_crop(encoded.pixels(), **self.crop)
+      how = dict(share=self.eval_crop, interpolation=self.eval_interpolation)
+      image = crops.center_crop(encoded.pixels(), size=size, **how)
     label = np.int32(record['label'])
     # Of several labels, those that are right, padded with -1.
     mask = np.any(label >= 0)
     return dict(image=image, label=label, index=np.int32(index), mask=mask)
-
-  def blank(self, group: int) -> batches.Row:
-    del group
-    shape = (self.crop['size'], self.crop['size'], self.channels)
-    return {
-        'image': np.zeros(shape, np.uint8),
-        'label': np.zeros(self.label_shape, np.int32),
-        'index': np.int32(batches.NONE),
-        'mask': np.bool_(False),
-    }

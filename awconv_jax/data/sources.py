@@ -3,11 +3,12 @@
 A source has `len(source)`, `source.num_classes`, `source.class_names`,
 `source.category_ids` (the data set's number of each label, or None),
 `source.channels`, `source.faults` (lines about what it left out) and
-`source[i]`, of labelled images a record `{'image': bytes, 'label': int, 'id':
-int or str}`, where 'label' is an array of ints if an image may have several. A
-record that cannot be read raises `UnreadableError`, and `source.describe(i,
-reason)` names it. A new data set is one more entry of `DATASETS`. What sources
-of images with boxes have, `detection.objects` says.
+`source[i]`, which raises `UnreadableError` if it cannot be read;
+`source.place(i)` names it. Of labelled images it is a record `{'image': bytes,
+'label': int, 'id': int or str}`, where 'label' is an array of ints if an image
+may have several, and `source.label_shape` is the array's. What sources of
+images with boxes have, `detection.objects` says. A new data set is one more
+entry of `DATASETS`.
 """
 
 from collections.abc import Callable

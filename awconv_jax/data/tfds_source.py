@@ -4,7 +4,6 @@ They lie in `<data_dir>/<name>/[<config>/]<version>` and are read without the
 code that built them, and without TensorFlow. Images stay encoded.
 """
 
-from collections.abc import Sequence
 import os
 from typing import Any
 
@@ -23,8 +22,6 @@ _REMEDY = 'copy or prepare it again'
 
 class TfdsRecords:
   """The records of one split, as TFDS has them but with encoded images.
-
-  Sources of a kind of data set inherit from it.
 
   Attributes:
     directory: the version directory, which holds dataset_info.json.
@@ -72,7 +69,8 @@ class TfdsRecords:
       try:
         self.record(index)
       except UnreadableError as error:
-        raise InputError(self.describe(index, str(error))) from error
+        where = self.place(index)
+        raise InputError(f'{where} cannot be read: {error}') from error
 
   def __len__(self) -> int:
     return len(self._records)
@@ -82,28 +80,7 @@ class TfdsRecords:
     try:
       return self._records[index]
     except Exception as error:  # Each reader has its own kinds.
-      raise UnreadableError(_reason(error)) from error
-
-  def require(self, names: Sequence[str], what: str) -> None:
-    """Raises InputError unless the records have features of these names.
-
-    Args:
-      names: such as 'objects/label', in each element of a sequence.
-      what: these are features of.
-    """
-    known = set(self.info.features)
-    for name, shape in self.info.features.shape.items():
-      known |= {f'{name}/{part}' for part in shape if isinstance(shape, dict)}
-    missing = [name for name in names if name not in known]
-    if missing:
-      raise InputError(
-          f'{self.directory} has no feature {", ".join(missing)}; {what} are '
-          f'needed, and its features are {", ".join(self.info.features)}'
-      )
-
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which record could not be read, why, and what can be done."""
-    return f'{self.place(index)} cannot be read: {reason}; {_REMEDY}'
+      raise UnreadableError(f'{_reason(error)}; {_REMEDY}') from error
 
   def place(self, index: int) -> str:
     """Returns where a record is."""
@@ -130,12 +107,16 @@ class TfdsLabels(TfdsRecords):
   def __init__(self, directory: str, split: str):
     super().__init__(directory, split)
     features = self.info.features
-    self._label = next((n for n in _LABELS if n in features), 'label')
-    self.require(('image', self._label), 'images with labels')
+    self._label = next((n for n in _LABELS if n in features), None)
+    if self._label is None or 'image' not in features:
+      raise InputError(
+          f'{directory} has no features image and {" or ".join(_LABELS)}; it '
+          f'has {", ".join(features)}'
+      )
     label = features[self._label]
-    # The feature of one label; several are a sequence of such.
-    classes = label if hasattr(label, 'num_classes') else label.feature
-    self.num_classes, self.class_names = classes.num_classes, classes.names
+    # Of several labels, a sequence, which has the attributes of its elements.
+    self.num_classes, self.class_names = label.num_classes, label.names
+    self.label_shape = (_MOST_LABELS,) if label.shape else ()
     self.channels = features['image'].shape[-1] or 3
 
   def __getitem__(self, index: int) -> dict[str, Any]:
@@ -148,7 +129,7 @@ class TfdsLabels(TfdsRecords):
           f'label {wrong[0]} of {self.place(index)} is not in 0..'
           f'{self.num_classes - 1}; take a split that has labels'
       )
-    if np.ndim(label):
+    if self.label_shape:
       blank = (0, _MOST_LABELS - len(labels))
       label = np.pad(labels, blank, constant_values=-1)
     name = next((record[key] for key in _IDS if key in record), index)

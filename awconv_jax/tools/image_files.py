@@ -6,14 +6,12 @@ the file's own rows and columns here.
 """
 
 from collections.abc import Sequence
-import functools
 import glob
 import io
 import os
 import pathlib
 from typing import Any
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from awconv_jax.data.batches import EvalBatches
@@ -50,14 +48,11 @@ def _is_image(path: pathlib.Path) -> bool:
   return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
-class ImageFiles:
-  """Files as a source of images without objects; see `data.detection.objects`.
+class ImageFiles(objects.Source):
+  """Files as a source of images without objects; see `objects.Source`.
 
   Their ids are 1, 2, ... in the order given.
   """
-
-  channels = 3
-  faults = ()
 
   def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
     """Takes the files, and what the network's labels stand for."""
@@ -69,20 +64,11 @@ class ImageFiles:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     image = _upright(read_file(self.paths[index]))
-    return {
-        'image': image,
-        'image_id': index + 1,
-        'objects': objects.NOTHING,
-    }
+    return dict(image=image, image_id=index + 1, objects=objects.NOTHING)
 
-  @functools.cached_property
-  def index(self) -> np.ndarray:
-    """Sizes of all images; 0 for what cannot be read."""
-    return objects.index_of(self)
-
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which file could not be read, and why."""
-    return f'{os.path.abspath(self.paths[index])} cannot be read: {reason}'
+  def place(self, index: int) -> str:
+    """Returns which file it is."""
+    return os.path.abspath(self.paths[index])
 
 
 def _upright(data: bytes) -> bytes:

@@ -1,6 +1,5 @@
 """Batches of images with boxes; `data.detection` says what is in them."""
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from awconv_jax.data import batches
 from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import canvases
-from awconv_jax.data.detection.objects import NOTHING, Objects
+from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.data.order import PORTRAIT, EvalOrder, GroupedOrder, groups
 from awconv_jax.errors import InputError
 
@@ -55,14 +54,13 @@ class BoxedImages(canvases.Geometry, batches.Reader):
           'list the same in both'
       )
     examples = self._examples(source)
-    make_row = _MakeRow(canvases.Geometry.of(vars(self)))
     if not self.train:
       order = EvalOrder(examples, self.batch_size)
-      return batches.EvalBatches(self, source, order, make_row)
+      return batches.EvalBatches(self, source, order, self._row)
     order = GroupedOrder(examples, self.batch_size, self.seed)
     # Not a seed that `order` uses.
     seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
-    return batches.TrainBatches(self, source, order, make_row, seed)
+    return batches.TrainBatches(self, source, order, self._row, seed)
 
   def _examples(self, source: Any) -> list[np.ndarray]:
     """Returns the numbers of the examples to read, by orientation."""
@@ -80,67 +78,48 @@ class BoxedImages(canvases.Geometry, batches.Reader):
       keep = (counts > 0) | (sizes[:, 0] == 0)
     return [group[keep[group]] for group in groups(sizes)]
 
-
-@dataclasses.dataclass(frozen=True)
-class _MakeRow:
-  """Record -> row; see `batches`."""
-
-  geometry: canvases.Geometry
-
-  def __call__(
+  def _row(
       self,
+      source: Any,
       index: int,
-      record: Mapping[str, Any],
       group: int,
       rng: np.random.Generator | None,
   ) -> batches.Row:
-    del index
-    objects = record['objects']
-    if rng is not None:
-      objects = objects.take(objects.trainable())
-    pixels = EncodedImage(record['image'], 3).pixels()
-    height, width = pixels.shape[:2]
-    # As the index has them, unless the file has changed since, or could not
-    # be read then.
-    turned = (height > width) != (group == PORTRAIT)
-    if turned or len(objects) > self.geometry.max_boxes:
-      raise UnreadableError(
-          f'its {width} x {height} pixels or {len(objects)} boxes are others '
-          'than before'
-      )
-    if rng is not None:
-      pixels, objects = self.geometry.augmented(pixels, objects, group, rng)
-    else:
-      pixels, objects = self.geometry.plain(pixels, objects)
-    row = self._row(pixels, objects, group, rng is None)
-    return row | {
-        'image_id': np.int32(record['image_id']),
-        'original_size': np.int32([height, width]),
-        'mask': np.bool_(True),
-    }
-
-  def blank(self, group: int) -> batches.Row:
-    # One pixel, as an image without any divides by zero.
-    return self._row(np.zeros((1, 1, 3), np.uint8), NOTHING, group, True)
-
-  def _row(
-      self, pixels: np.ndarray, objects: Objects, group: int, evaluated: bool
-  ) -> batches.Row:
-    """Returns the row of what lies on the canvas, so far not of an image."""
-    most = self.geometry.max_boxes
-
+    """Makes a row; see `batches`."""
+    # If blank, of one pixel, as an image without any divides by zero.
+    pixels, objects = np.zeros((1, 1, 3), np.uint8), NOTHING
+    size, image_id = (1, 1), batches.NONE
+    if index != batches.NONE:
+      record = source[index]
+      image_id, objects = record['image_id'], record['objects']
+      if rng is not None:
+        objects = objects.take(objects.trainable())
+      pixels = EncodedImage(record['image'], 3).pixels()
+      height, width = size = pixels.shape[:2]
+      # As the index has them, unless the file has changed since, or could not
+      # be read then.
+      turned = (height > width) != (group == PORTRAIT)
+      if turned or len(objects) > self.max_boxes:
+        raise UnreadableError(
+            f'its {width} x {height} pixels or {len(objects)} boxes are others '
+            'than before'
+        )
+      if rng is not None:
+        pixels, objects = self.augmented(pixels, objects, group, rng)
+      else:
+        pixels, objects = self.plain(pixels, objects)
     row = {
-        'image': canvases.paste(pixels, self.geometry.canvas_of(group)),
+        'image': canvases.paste(pixels, self.canvas_of(group)),
         'image_size': np.int32(pixels.shape[:2]),
-        'gt_valid': np.arange(most) < len(objects),
-        'image_id': np.int32(batches.NONE),
-        'original_size': np.int32([1, 1]),
-        'mask': np.bool_(False),
+        'image_id': np.int32(image_id),
+        'original_size': np.int32(size),
+        'mask': np.bool_(index != batches.NONE),
+        'gt_valid': np.arange(self.max_boxes) < len(objects),
     }
-    given = {'gt_boxes': objects.boxes, 'gt_labels': objects.labels}
-    if evaluated:
-      given |= {'gt_crowd': objects.crowd, 'gt_area': objects.area}
-    for key, values in given.items():
-      row[key] = np.zeros((most, *values.shape[1:]), values.dtype)
-      row[key][: len(values)] = values
+    evaluated = ('crowd', 'area') if rng is None else ()
+    for name in ('boxes', 'labels', *evaluated):
+      values = getattr(objects, name)
+      shape = (self.max_boxes, *values.shape[1:])
+      row[f'gt_{name}'] = np.zeros(shape, values.dtype)
+      row[f'gt_{name}'][: len(values)] = values
     return row

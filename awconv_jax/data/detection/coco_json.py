@@ -63,13 +63,11 @@ class _Document(pydantic.BaseModel):
   categories: list[dict[str, Any]]
 
 
-class CocoJson:
-  """The sound images and boxes of one split; see `objects`.
+class CocoJson(objects.Source):
+  """The sound images and boxes of one split.
 
   A box that reaches less than a pixel beyond its image is cut off there.
   """
-
-  channels = 3
 
   def __init__(self, path: str, split: str):
     """Reads the JSON, and looks at the header of every image.
@@ -128,21 +126,18 @@ class CocoJson:
   def __len__(self) -> int:
     return len(self._names)
 
-  def _file_of(self, index: int) -> str:
+  def place(self, index: int) -> str:
+    """Returns which file it is."""
     return os.path.join(self._folder, os.fsdecode(self._names[index]))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     end = self._ends[index]
     mine = np.arange(end - self.index[index, 2], end)
     return {
-        'image': read_file(self._file_of(index)),
+        'image': read_file(self.place(index)),
         'image_id': int(self._ids[index]),
         'objects': self._objects.take(mine),
     }
-
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which file could not be read, and why."""
-    return f'{self._file_of(index)} cannot be read: {reason}'
 
 
 def _load(path: str, split: str) -> tuple[_Document, str]:

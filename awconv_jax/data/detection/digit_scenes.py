@@ -74,10 +74,9 @@ def record(number: int) -> dict[str, Any]:
   }
 
 
-class DigitScenes:
+class DigitScenes(objects.Source):
   """Digits on photographs of about 96 x 128 pixels, 10 classes."""
 
-  channels, faults = 3, ()
   num_classes, class_names = 10, tuple('0123456789')
   category_ids = CATEGORY_IDS
 
@@ -93,14 +92,9 @@ class DigitScenes:
   def __getitem__(self, index: int) -> dict[str, Any]:
     return record(self._numbers[index])
 
-  @functools.cached_property
-  def index(self) -> np.ndarray:
-    """Sizes and counts of objects, for which all scenes are drawn."""
-    return objects.index_of(self)
-
-  def describe(self, index: int, reason: str) -> str:
-    """Returns which scene cannot be used, and why."""
-    return f'scene {self._numbers[index]} cannot be read: {reason}'
+  def place(self, index: int) -> str:
+    """Returns which scene it is."""
+    return f'scene {self._numbers[index]}'
 
 
 class Drawn(NamedTuple):

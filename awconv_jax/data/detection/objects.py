@@ -1,14 +1,7 @@
-"""The objects of one image, and what a source of such images offers.
-
-A source has what `data.sources` says, and
-  source[i]: a record `{'image': bytes, 'image_id': int, 'objects': Objects}`.
-  source.index: what must be known of all images before the first is read,
-    int32 [N, 4]: height and width (0 for what cannot be read), how many
-    objects are on each, and on how many of them is trained.
-  source.faults: lines about what it left out of a file that the user wrote.
-"""
+"""The objects of one image, and what a source of such images offers."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -66,16 +59,31 @@ def create(boxes, labels, crowd, area) -> Objects:
 NOTHING = create([], [], [], [])
 
 
-def index_of(source: Any) -> np.ndarray:
-  """Returns the index of a source, by the headers of all its images."""
-  lines = np.zeros((len(source), 4), np.int32)
-  for i, line in enumerate(lines):
-    try:
-      record = source[i]
-      image = EncodedImage(record['image'], source.channels)
-    except UnreadableError:
-      continue
-    objects = record['objects']
-    counts = len(objects), objects.trainable().sum()
-    line[:] = image.height, image.width, *counts
-  return lines
+class Source:
+  """What sources of images with boxes have beyond what `data.sources` says.
+
+  A record is `{'image': bytes, 'image_id': int, 'objects': Objects}`.
+  """
+
+  channels, faults = 3, ()
+  __len__: Any
+  __getitem__: Any
+
+  @functools.cached_property
+  def index(self) -> np.ndarray:
+    """What must be known of all images before the first is read.
+
+    int32 [N, 4]: height and width (0 for what cannot be read), how many objects
+    are on each, and on how many of them is trained; by the files' headers.
+    """
+    lines = np.zeros((len(self), 4), np.int32)
+    for i, line in enumerate(lines):
+      try:
+        record = self[i]
+        image = EncodedImage(record['image'], self.channels)
+      except UnreadableError:
+        continue
+      objects = record['objects']
+      counts = len(objects), objects.trainable().sum()
+      line[:] = image.height, image.width, *counts
+    return lines

@@ -9,14 +9,13 @@ import contextlib
 import functools
 import hashlib
 import os
-import tempfile
 from typing import Any
 import urllib.parse
 
 import numpy as np
 
 from awconv_jax.data.decode import EncodedImage
-from awconv_jax.data.detection.objects import create, index_of
+from awconv_jax.data.detection.objects import Source, create
 from awconv_jax.data.tfds_source import TfdsRecords
 
 # TFDS does not keep the ids. COCO's are 1..90 without those that were given
@@ -25,18 +24,13 @@ _NOT_OUTLINED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 CATEGORY_IDS = {
     'coco': tuple(i for i in range(1, 91) if i not in _NOT_OUTLINED)
 }
-_INNER = ('bbox', 'label', 'is_crowd', 'area')
-_NEEDED = ('image', 'image/id', *(f'objects/{name}' for name in _INNER))
 
 
-class TfdsObjects(TfdsRecords):
-  """One split of a prepared data set; see `objects` for what it offers."""
-
-  channels = 3
+class TfdsObjects(Source, TfdsRecords):
+  """One split of a prepared data set."""
 
   def __init__(self, directory: str, split: str):
     super().__init__(directory, split)
-    self.require(_NEEDED, 'images with boxes')
     label = self.info.features['objects']['label']
     self.num_classes = label.num_classes
     self.class_names = tuple(label.names)
@@ -53,7 +47,7 @@ class TfdsObjects(TfdsRecords):
     found = record['objects']
     boxes = np.asarray(found['bbox'], np.float32).reshape(-1, 4)
     boxes = boxes[:, [1, 0, 3, 2]] * sides
-    others = (found[name] for name in _INNER[1:])
+    others = (found[name] for name in ('label', 'is_crowd', 'area'))
     return {
         'image': record['image'],
         'image_id': int(record['image/id']),
@@ -62,7 +56,7 @@ class TfdsObjects(TfdsRecords):
 
   @functools.cached_property
   def index(self) -> np.ndarray:
-    """See `objects`; for it, the headers of all images have to be read.
+    """See `Source`; for it, the headers of all images have to be read.
 
     This takes 20 s for COCO [one core], or as long as reading all files; so it
     is kept beside the data where all images can be read, as others may be the
@@ -76,18 +70,13 @@ class TfdsObjects(TfdsRecords):
     key = np.frombuffer(digest, np.int32)
     with contextlib.suppress(OSError, ValueError, EOFError):
       kept = np.load(path)
-      if kept.shape == (len(self) + 1, 4) and np.array_equal(kept[-1], key):
+      # Neither of other files nor half written by another process.
+      whole = kept.shape == (len(self) + 1, 4) and kept[:-1, :2].all()
+      if whole and np.array_equal(kept[-1], key):
         return kept[:-1]
-    index = index_of(self)
+    index = super().index
     if index[:, :2].all():
-      # Or it belongs to somebody else, and is looked up every time.
+      # Where it belongs to somebody else, it is looked up every time.
       with contextlib.suppress(OSError):
-        # In one step, as other processes may read; temporary files are for
-        # their owner alone.
-        with tempfile.NamedTemporaryFile(
-            dir=self.directory, delete=False
-        ) as file:
-          np.save(file, np.vstack([index, key]))
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        np.save(path, np.vstack([index, key]))
     return index
