@@ -78,10 +78,14 @@ def empty_class(folder):
 @pytest.mark.parametrize(
     'spoil, split, words',
     [
-        (empty_class, 'train', r'train/fox has no images'),
+        (
+            empty_class,
+            'train',
+            r'train cannot be used: class fox has no images',
+        ),
         (lambda f: (f / 'test/yak').mkdir(), 'test', r'train has no class yak'),
         (shutil.rmtree, 'train', 'there is no folder'),
-        (None, 'val', r"unknown split 'val' .*are test, train; .* is 'all'"),
+        (None, 'val', r"unknown split 'val': .*are test, train; .* is 'all'"),
         (None, 'train/cat', 'cat cannot be used: want .*cat/<class>'),
         (None, 'train[3:3]', 'holds no images'),
         (None, 'train[3]', 'want a name, or a slice'),

@@ -42,46 +42,38 @@ class FolderSource:
     """
     self._path = os.path.abspath(os.path.expanduser(path))
     name, part = splits.parse(split)
-    self._root = self._folder_of(name)
+    self._root = os.path.join(self._path, '' if name == _WHOLE else name)
+    if not os.path.isdir(self._root):
+      known = _subfolders(self._path) if os.path.isdir(self._path) else []
+      raise InputError(
+          f'unknown split {name!r}: there is no folder {self._root}; those in '
+          f'{self._path} are {", ".join(known[:10]) or "none"}; if these are '
+          f'the classes, the split is {_WHOLE!r}'
+      )
     first = os.path.join(self._path, _FIRST)
     whole = name == _WHOLE or not os.path.isdir(first)
     self.class_names = _subfolders(self._root if whole else first)
-    files = part(sorted(self._list(), key=_mixed))
-    if not files:
-      raise InputError(f'split {split!r} of {self._path} holds no images')
-    numbers = {name: i for i, name in enumerate(self.class_names)}
-    self._labels = np.array([numbers[name] for name, _ in files], np.int32)
-    # As one block of bytes: worker processes get a copy each.
-    self._names = np.array([os.fsencode(name) for _, name in files])
     self.num_classes = len(self.class_names)
-
-  def _folder_of(self, name: str) -> str:
-    if not os.path.isdir(self._path):
-      raise InputError(f'there is no folder {self._path}')
-    folder = os.path.join(self._path, '' if name == _WHOLE else name)
-    if not os.path.isdir(folder):
-      known = ', '.join(_subfolders(self._path)[:10])
-      raise InputError(
-          f'unknown split {name!r} of {self._path}, whose sub-folders are '
-          f'{known}; if these are the classes, the split is {_WHOLE!r}'
-      )
-    return folder
-
-  def _list(self) -> list[tuple[str, str]]:
-    """Returns class and name of every image."""
-    found, wrong = [], []
-    for name in _subfolders(self._root):
-      folder = os.path.join(self._root, name)
-      images = [(name, file) for file in os.listdir(folder) if _is_image(file)]
-      if name not in self.class_names:
-        wrong.append(f'{self._path}/{_FIRST} has no class {name}')
-      elif not images:
-        wrong.append(f'{folder} has no images ({" ".join(sorted(EXTENSIONS))})')
-      found += images
+    numbers = {name: i for i, name in enumerate(self.class_names)}
+    found = {
+        name: [*filter(_is_image, os.listdir(os.path.join(self._root, name)))]
+        for name in _subfolders(self._root)
+    }
+    kinds = ' '.join(sorted(EXTENSIONS))
+    wrong = [f'{first} has no class {n}' for n in found if n not in numbers]
+    wrong += [
+        f'class {n} has no images ({kinds})' for n in found if not found[n]
+    ]
     if wrong or not found:
       reasons = '; '.join(wrong) or f'want {self._root}/<class>/<image>'
       raise InputError(f'{self._root} cannot be used: {reasons}')
-    return found
+    files = [(name, file) for name in found for file in found[name]]
+    files = part(sorted(files, key=_mixed))
+    if not files:
+      raise InputError(f'split {split!r} of {self._path} holds no images')
+    self._labels = np.array([numbers[name] for name, _ in files], np.int32)
+    # As one block of bytes: worker processes get a copy each.
+    self._names = np.array([os.fsencode(name) for _, name in files])
 
   def __len__(self) -> int:
     return len(self._labels)

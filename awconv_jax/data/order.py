@@ -99,20 +99,16 @@ class GroupedOrder:
     """Returns how many batches each group has had when an epoch begins."""
     return epoch * self._counts // self._batch_size
 
-  def _batch(self, number: int) -> tuple[int, int]:
-    """Returns the group of a batch of the stream, and its number therein."""
-    epoch = number * self._batch_size // self.num_examples
-    while self._batches_before(epoch + 1).sum() <= number:
-      epoch += 1
-    before, after = map(self._batches_before, (epoch, epoch + 1))
-    counts = tuple((after - before).tolist())
-    group, rank = _slots(counts, self._seed, epoch)[number - before.sum()]
-    return int(group), int(before[group] + rank)
-
   def __call__(self, position: int) -> tuple[int, Sequence[int]]:
     batch, row = divmod(position, self._batch_size)
-    group, number = self._batch(batch)
+    epoch = batch * self._batch_size // self.num_examples
+    while self._batches_before(epoch + 1).sum() <= batch:
+      epoch += 1
+    before, after = map(self._batches_before, (epoch, epoch + 1))
+    slots = _slots(tuple((after - before).tolist()), self._seed, epoch)
+    group, rank = map(int, slots[batch - before.sum()])
     examples = self._examples[group]
+    number = int(before[group]) + rank
     first = self._shuffled[group][number * self._batch_size + row]
     places = range(first, first + min(_TRIES, len(examples)))
     return group, [int(examples[place % len(examples)]) for place in places]

@@ -39,8 +39,6 @@ class TfdsRecords:
     self.directory, self.split = directory, split
     try:
       builder = tfds.builder_from_directory(directory)
-    except OSError:
-      raise  # Not of damage; `open_tfds` reports it.
     except Exception as error:  # Of JSON, of protocol buffers and of TFDS.
       reason = f'{_reason(error)}; {_REMEDY}'
       raise InputError(f'cannot open {directory}: {reason}') from error
@@ -61,16 +59,15 @@ class TfdsRecords:
     # Not before: where there are files of several forms, these are of the one.
     self._files = self.info.splits[split].file_instructions
     self.paths = [file.filename for file in self._files]
-    for path in self.paths:
-      if not os.path.exists(path):
-        raise InputError(f'{path} is missing; {_REMEDY}')
+    if missing := [path for path in self.paths if not os.path.exists(path)]:
+      raise InputError(f'{", ".join(missing)} is missing; {_REMEDY}')
     # Files cut short show at once: array_record keeps its index at the end.
     for index in (0, len(self) - 1):
       try:
         self.record(index)
       except UnreadableError as error:
-        where = self.place(index)
-        raise InputError(f'{where} cannot be read: {error}') from error
+        fault = f'{self.place(index)} cannot be read: {error}'
+        raise InputError(fault) from error
 
   def __len__(self) -> int:
     return len(self._records)
@@ -146,9 +143,8 @@ def open_tfds(
 
   Args:
     name: the TFDS name, 'cifar10' or 'name/config'.
-    data_dir: the TFDS data directory. None means what it means to TFDS:
-      $TFDS_DATA_DIR as it was when TFDS was first imported, or
-      ~/tensorflow_datasets.
+    data_dir: `batches.Reader.dir`; the variable is that of when TFDS was first
+      imported.
     split: name of the split.
     source_class: of the source.
 
@@ -164,14 +160,14 @@ def open_tfds(
   root = os.path.join(data_dir, name)
   try:
     entries = os.listdir(root) if os.path.isdir(root) else []
-    versions = filter(version.Version.is_valid, entries)
-    for newest in sorted(versions, key=version.Version, reverse=True):
-      directory = os.path.join(root, newest)
-      # TFDS writes this file last.
-      if os.path.exists(os.path.join(directory, 'dataset_info.json')):
-        return source_class(directory, split)
   except OSError as error:
     raise InputError(f'cannot read {root}: {error.strerror}') from error
+  versions = filter(version.Version.is_valid, entries)
+  for newest in sorted(versions, key=version.Version, reverse=True):
+    directory = os.path.join(root, newest)
+    # TFDS writes this file last.
+    if os.path.exists(os.path.join(directory, 'dataset_info.json')):
+      return source_class(directory, split)
   raise InputError(
       f'no data set {name!r} in {data_dir}; where TensorFlow is installed, '
       f'prepare it by: tfds build {name} --data_dir={data_dir} '

@@ -10,11 +10,12 @@ are texts, or 2^31 and more, all images of the split are numbered 0, 1, ... in
 its order instead, in results, too.
 """
 
-from collections.abc import Callable, Mapping
-import concurrent.futures
+from collections.abc import Callable
+import functools
 import glob
 import json
 import math
+from multiprocessing import pool
 import os
 from typing import Annotated, Any, Literal
 
@@ -84,32 +85,47 @@ class CocoJson(objects.Source):
     self._folder = os.path.join(path, split)
     document, place = _load(path, split)
     faults: list[str] = []
-    categories = _sound('category', _Category, document.categories, faults)
-    if faults or not categories:
+    sound = _sound('category', _Category, document.categories, faults)
+    if faults or not sound:
       # Without them nothing of the rest could be used.
       reasons = '; '.join(faults) or 'there are none'
       raise InputError(f'categories of {place}: {reasons}; mend them')
-    categories.sort(key=lambda category: category.id)
+    categories = sorted(sound.values(), key=lambda category: category.id)
     self.class_names = tuple(category.name for category in categories)
     self.category_ids = tuple(category.id for category in categories)
     self.num_classes = len(categories)
-    images = _sound_images(document.images, self._folder, faults)
+    labels = {c: label for label, c in enumerate(self.category_ids)}
+    file_fault = functools.partial(_file_fault, self._folder)
+    images = _sound('image', _Image, document.images, faults, file_fault)
     if not images:
       reasons = '; '.join(faults) or 'it lists none'
       raise InputError(f'no image of {place} can be used: {reasons}')
-    labels = {c: label for label, c in enumerate(self.category_ids)}
-    lists = _sound_annotations(document, images, labels, faults)
+    # Boxes of images that are left out are no faults of their own.
+    listed = {str(entry.get('id')) for entry in document.images}
+
+    def fault_of(annotation):
+      if str(annotation.image_id) not in listed:
+        return f'there is no image {annotation.image_id}'
+      if annotation.category_id not in labels:
+        return f'there is no category {annotation.category_id}'
+      return _box_fault(annotation.bbox, images.get(annotation.image_id))
+
+    sound = _sound(
+        'annotation', _Annotation, document.annotations, faults, fault_of
+    )
     self.faults = tuple(faults)
     # All entries as arrays: worker processes get a copy of each.
     self._names = np.array([os.fsencode(i.file_name) for i in images.values()])
     fits = all(isinstance(i, int) and 0 <= i < 2**31 for i in images)
     self._ids = np.int32(list(images) if fits else range(len(images)))
     sizes = np.int32([(i.height, i.width) for i in images.values()])
-    counts = [len(annotations) for annotations in lists]
+    rows = {identity: row for row, identity in enumerate(images)}
+    found = [a for a in sound.values() if a.image_id in rows]
+    found.sort(key=lambda annotation: rows[annotation.image_id])
+    owners = np.int32([rows[a.image_id] for a in found])
+    counts = np.bincount(owners, minlength=len(images))
     self._ends = np.cumsum(counts)
-    found = [annotation for annotations in lists for annotation in annotations]
     boxes = np.reshape([a.bbox for a in found], (-1, 4)).astype(float)
-    owners = np.repeat(np.arange(len(images)), counts)
     ends = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes[owners, ::-1])
     # Of the object, or of its box where none is given.
     areas = [math.prod(a.bbox[2:]) if a.area is None else a.area for a in found]
@@ -171,50 +187,36 @@ def _sound(
     entries: list[dict[str, Any]],
     faults: list[str],
     fault_of: Callable[[Any], str | None] = lambda entry: None,
-) -> list[Any]:
+) -> dict[int | str, Any]:
   """Returns the sound entries, the first of each id, and notes the faults."""
-  seen, sound = set(), []
+
+  def note(values, fault, unnamed=''):
+    keys = [key for key in ('file_name', 'image_id') if key in values]
+    identity = unnamed if values.get('id') is None else values['id']
+    named = [f'{kind} {identity}', *(f'{key}={values[key]}' for key in keys)]
+    faults.append(f'{", ".join(named)}: {fault}')
+
+  parsed = {}
   for number, values in enumerate(entries):
     try:
       entry = model.model_validate(values)
     except pydantic.ValidationError as error:
       (key, *_), message = error.errors()[0]['loc'], error.errors()[0]['msg']
       given = f'={values[key]!r}' if key in values else ''
-      fault = f'{key}{given}: {message}'
+      note(values, f'{key}{given}: {message}', f'number {number} of the list')
     else:
-      twice = entry.id in seen
-      seen.add(entry.id)
-      fault = 'the id is that of another one' if twice else fault_of(entry)
-      if fault is None:
-        sound.append(entry)
-        continue
-    faults.append(_line(kind, values, fault, f'number {number} of the list'))
-  return sound
+      if parsed.setdefault(entry.id, entry) is not entry:
+        note(values, 'the id is that of another one')
+  with pool.ThreadPool(_THREADS) as threads:
+    found = threads.map(fault_of, parsed.values())
+  for entry, fault in zip(list(parsed.values()), found, strict=True):
+    if fault is not None:
+      note(vars(entry), fault)
+      del parsed[entry.id]
+  return parsed
 
 
-def _line(
-    kind: str, values: Mapping[str, Any], fault: str, unnamed: str = ''
-) -> str:
-  """Returns a line about an entry: its id, where it belongs, and the fault."""
-  keys = [key for key in ('file_name', 'image_id') if key in values]
-  identity = unnamed if values.get('id') is None else values['id']
-  named = [f'{kind} {identity}', *(f'{key}={values[key]}' for key in keys)]
-  return f'{", ".join(named)}: {fault}'
-
-
-def _sound_images(
-    entries: list[dict[str, Any]], folder: str, faults: list[str]
-) -> dict[int | str, _Image]:
-  """Returns the sound images by id."""
-  listed = _sound('image', _Image, entries, faults)
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = list(pool.map(lambda image: _file_fault(image, folder), listed))
-  both = list(zip(listed, found, strict=True))
-  faults += [_line('image', vars(i), fault) for i, fault in both if fault]
-  return {image.id: image for image, fault in both if not fault}
-
-
-def _file_fault(entry: _Image, folder: str) -> str | None:
+def _file_fault(folder: str, entry: _Image) -> str | None:
   """Returns what is wrong with the file of an image, by its header."""
   path = os.path.join(folder, entry.file_name)
   try:
@@ -231,33 +233,6 @@ def _file_fault(entry: _Image, folder: str) -> str | None:
       f'{path} has {size[0]} x {size[1]} pixels, its entry says '
       f'{wanted[0]} x {wanted[1]}{turned}'
   )
-
-
-def _sound_annotations(
-    document: _Document,
-    images: dict[int | str, _Image],
-    labels: dict[int, int],
-    faults: list[str],
-) -> list[list[_Annotation]]:
-  """Returns the sound annotations of each image."""
-  # Those of images that are left out are no faults of their own.
-  known = {str(entry.get('id')) for entry in document.images}
-
-  def fault_of(annotation):
-    if str(annotation.image_id) not in known:
-      return f'there is no image {annotation.image_id}'
-    if annotation.category_id not in labels:
-      return f'there is no category {annotation.category_id}'
-    return _box_fault(annotation.bbox, images.get(annotation.image_id))
-
-  entries = document.annotations
-  lists = {identity: [] for identity in images}
-  for annotation in _sound(
-      'annotation', _Annotation, entries, faults, fault_of
-  ):
-    if annotation.image_id in lists:
-      lists[annotation.image_id].append(annotation)
-  return list(lists.values())
 
 
 def _box_fault(box: list[float], image: _Image | None) -> str | None:
