@@ -18,10 +18,10 @@ def image(seed: int, kind: str = 'JPEG') -> bytes:
   return pictures.encode(pictures.smooth(60, 80, seed), kind)
 
 
-def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
-  """Returns an archive of files by name; with mode 'w:gz' a compressed one."""
+def tar(files: dict[str, bytes]) -> bytes:
+  """Returns an archive of files by name."""
   out = io.BytesIO()
-  with tarfile.open(fileobj=out, mode=mode) as archive:
+  with tarfile.open(fileobj=out, mode='w') as archive:
     for name, content in files.items():
       entry = tarfile.TarInfo(name)
       entry.size = len(content)
@@ -51,23 +51,6 @@ def write_imagenet(directory: pathlib.Path, per_class=4, val=10) -> None:
       for i in range(val, 0, -1)
   }
   (directory / 'ILSVRC2012_img_val.tar').write_bytes(tar(images))
-
-
-def cifar10(per_file: int = 4) -> bytes:
-  """Returns cifar-10-binary.tar.gz; i has label i, and is smooth(32, 32, i)."""
-  files = [*(f'data_batch_{i}.bin' for i in range(1, 6)), 'test_batch.bin']
-  prefix = 'cifar-10-batches-bin'
-  classes = '\n'.join(f'class {i}' for i in range(10))
-  members = {f'{prefix}/batches.meta.txt': f'{classes}\n\n'.encode()}
-  for number, name in enumerate(files):
-    images = range(number * per_file, (number + 1) * per_file)
-    # The label, then the red, green and blue planes.
-    members[f'{prefix}/{name}'] = b''.join(
-        bytes([i % 10])
-        + pictures.smooth(32, 32, i).transpose(2, 0, 1).tobytes()
-        for i in images
-    )
-  return tar(members, 'w:gz')
 
 
 def serve(monkeypatch, directory: pathlib.Path, files: dict[str, bytes]):

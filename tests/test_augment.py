@@ -39,9 +39,6 @@ def assert_share(number, draws, probability):
   assert abs(number - draws * probability) < 4.5 * deviation
 
 
-# --- all, and chains of them -------------------------------------------------
-
-
 @pytest.mark.parametrize(
     'steps, message',
     [
@@ -115,9 +112,6 @@ def test_a_chain_is_its_steps_in_order(crop):
   np.testing.assert_array_equal(result, expected)
 
 
-# --- affine maps, shifted crops, mirroring -----------------------------------
-
-
 class Extreme:
   """An rng whose uniform numbers are the upper ends of their ranges."""
 
@@ -169,9 +163,6 @@ def test_flip_mirrors_one_time_in_two():
   mirrored = sum(np.array_equal(r, image[:, ::-1]) for r in results)
   assert_share(mirrored, 400, 0.5)
   assert mirrored + sum(np.array_equal(r, image) for r in results) == 400
-
-
-# --- RandAugment and AutoAugment ---------------------------------------------
 
 
 @pytest.fixture
@@ -341,9 +332,6 @@ def test_auto_augment_draws_pairs_and_values_as_in_the_paper(draw):
     assert_share(up, len(values[name]), 0.5)
 
 
-# --- colour jitter -----------------------------------------------------------
-
-
 def test_color_jitter_draws_factors_and_orders(monkeypatch):
   image, options = pictures.smooth(9, 11), JITTER | dict(brightness=1.5)
   records = []
@@ -378,9 +366,6 @@ def test_color_jitter_draws_factors_and_orders(monkeypatch):
     for share in (0.25, 0.5, 0.75):
       below = np.sum(values < low + share * (high - low))
       assert_share(below, 3000, share)
-
-
-# --- random erasing ----------------------------------------------------------
 
 
 def erase(image, number, **options):

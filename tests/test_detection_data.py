@@ -1,7 +1,6 @@
-"""Batches of images with boxes: contents, canvases, hosts and resumption."""
+"""Batches of images with boxes: contents and canvases."""
 
 import itertools
-import pickle
 
 import fake_coco
 import numpy as np
@@ -24,33 +23,22 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def create(root):
-  """Returns `create(config overrides..., arguments of data.create...)`."""
+  """Returns `create(train=..., config overrides...)`."""
   created = []
 
-  def create(*, train=True, batch_size=4, seed=0, hosts=(0, 1), **changes):
+  def create(*, train=True, **changes):
     section = fake_coco.config(f'coco_json:{root}', **changes)
-    hosts = dict(process_index=hosts[0], process_count=hosts[1])
-    how = dict(train=train, batch_size=batch_size, seed=seed)
-    batches = data.create(section, **how, **hosts)
-    created.append(batches)
+    batches = data.create(section, train=train, batch_size=4, seed=0)
+    created.extend([batches] if train else [])
     return batches
 
   yield create
   for batches in created:
-    if hasattr(batches, 'close'):
-      batches.close()
+    batches.close()
 
 
 def take(batches, number):
   return list(itertools.islice(batches, number))
-
-
-def assert_equal(one, other):
-  assert len(one) == len(other)
-  for a, b in zip(one, other, strict=True):
-    assert a.keys() == b.keys()
-    for key in a:
-      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 def boxes_of(seed, crowds):
@@ -125,34 +113,6 @@ def test_evaluation_has_every_image_once_and_all_its_boxes(create):
         continue
       assert seed == -1 and not batch['gt_valid'][i].any()
       assert (batch['image_size'][i] > 0).all()
-  assert_equal(list(batches), taken)
-
-
-@pytest.mark.parametrize('train', [True, False])
-def test_hosts_and_threads_do_not_change_the_batches(create, train):
-  options = dict(train=train, flip=0.5, train_short_sides=(24, 36, 48))
-  number = 16 if train else 3
-  whole = take(create(**options), number)
-  threaded = take(create(**options, num_threads=3, prefetch=4), number)
-  assert_equal(threaded, whole)
-  parts = [take(create(**options, hosts=(i, 2)), number) for i in range(2)]
-  merged = [
-      {key: np.concatenate([a[key], b[key]]) for key in a}
-      for a, b in zip(*parts, strict=True)
-  ]
-  assert_equal(merged, whole)
-
-
-def test_resuming_goes_on_with_the_next_batch(create):
-  options = dict(flip=0.5, scale_jitter=(0.5, 1.5))
-  whole = take(create(**options), 20)
-  first = create(**options)
-  take(first, 9)
-  second = create(**options)
-  second.set_state(first.get_state())
-  assert_equal(take(second, 11), whole[9:])
-  with pytest.raises(InputError, match='num_examples'):
-    create(train_empty=False).set_state(first.get_state())
 
 
 def test_multi_scale_draws_every_size_and_flips_half(create):
@@ -196,8 +156,6 @@ def test_empty_images_can_be_left_out(create):
         (dict(short_side=49), 'short_side=49 and .* must be at most 48'),
         (dict(train_short_sides=(48, 61)), r'\(48, 61\) must be at most 48'),
         (dict(max_boxes=2), r'image \d+ has 3 boxes, more than'),
-        (dict(batch_size=27), 'batch_size 27 is more than the 26 examples'),
-        (dict(hosts=(0, 3)), 'cannot be divided among 3 hosts'),
     ],
 )
 def test_bad_values_are_refused(create, changes, message):
@@ -214,11 +172,3 @@ def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
   for rng in (None, np.random.default_rng(0)):
     with pytest.raises(decode.UnreadableError, match='3 boxes are others'):
       reader._row(source, index, index % 3 == 1, rng)
-
-
-def test_readers_load_in_worker_processes(root):
-  source = sources.open_source(f'coco_json:{root}', None, 'train')
-  copy = pickle.loads(pickle.dumps(source))
-  for one, other in zip(source, copy, strict=True):
-    assert one['image'] == other['image']
-    np.testing.assert_array_equal(one['objects'].boxes, other['objects'].boxes)

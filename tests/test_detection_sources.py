@@ -25,16 +25,12 @@ def coco(tmp_path_factory):
   return root
 
 
-def records(source):
-  return [source[i] for i in range(len(source))]
-
-
 def test_coco_records(coco):
   source = sources.open_source('coco/2017', str(coco), 'train')
   assert len(source) == len(TRAIN) and source.num_classes == 80
   assert source.category_ids == fake_coco.COCO_IDS
   assert source.class_names[0] == 'thing 1'
-  seeds = [record['image_id'] for record in records(source)]
+  seeds = [source[i]['image_id'] for i in range(len(source))]
   assert sorted(seeds) == list(TRAIN)
   for i, seed in enumerate(seeds):
     wanted = fake_coco.annotations(seed)
@@ -46,17 +42,6 @@ def test_coco_ids_are_those_of_the_80_categories():
   # By https://cocodataset.org: person, stop sign, bed, toilet, toothbrush.
   assert len(ids) == 80
   assert [ids[i] for i in (0, 11, 59, 61, 79)] == [1, 13, 65, 70, 90]
-
-
-def test_coco_batches(coco):
-  section = fake_coco.config('coco/2017', coco, eval_split='validation')
-  batches = data.create(section, train=False, batch_size=2, seed=0)
-  ids = [i for b in batches for i in b['image_id'][b['mask']]]
-  assert sorted(ids) == list(VAL)
-  train = data.create(section, train=True, batch_size=2, seed=0)
-  ids = {int(i) for _ in range(6) for i in next(train)['image_id']}
-  assert ids == set(TRAIN)
-  train.close()
 
 
 def test_a_broken_image_is_masked_even_as_the_first(tmp_path):
@@ -128,8 +113,3 @@ def test_ids_are_kept_with_the_set_or_begin_at_one(tmp_path):
     fake_tfds.write(tmp_path, name, features, rows, metadata=metadata)
     opened = open_tfds(name, str(tmp_path), 'train', TfdsObjects)
     assert opened.category_ids[-1] == wanted
-
-
-def test_what_is_missing_is_said(tmp_path):
-  with pytest.raises(InputError, match='prepare it by: tfds build coco/2017'):
-    sources.open_source('coco/2017', str(tmp_path), 'train')

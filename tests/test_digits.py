@@ -1,19 +1,13 @@
 """The data sets that scikit-learn brings along: digits and digit_scenes."""
 
 import commands
-import fake_coco
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from awconv_jax import data
 from awconv_jax.data import decode, digits, sources
 from awconv_jax.data.detection import digit_scenes
 from awconv_jax.errors import InputError
-
-
-def records(source):
-  return [source[i] for i in range(len(source))]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +22,7 @@ def records(source):
 )
 def test_splits_are_the_scans_in_order(split, first, counts):
   source = sources.open_source('digits', None, split)
-  found = records(source)
+  found = list(source)
   scans, labels = load_digits(return_X_y=True)
   numbers = [r['id'] for r in found]
   assert numbers == list(range(first, first + np.sum(counts)))
@@ -101,7 +95,7 @@ def test_scenes_are_of_every_kind(splits):
     assert set(np.unique(index[:, 2])) == set(range(6))
     assert 0.2 < np.mean(index[:, 0] > index[:, 1]) < 0.5
     assert 0.03 < (index[:, 2] > index[:, 3]).mean() < 0.15
-    labels = np.concatenate([r['objects'].labels for r in records(source)])
+    labels = np.concatenate([r['objects'].labels for r in source])
     assert np.bincount(labels, minlength=10).min() > number / 10
     # With gaps, as COCO's.
     ids = source.category_ids
@@ -109,7 +103,7 @@ def test_scenes_are_of_every_kind(splits):
 
 
 def test_train_and_test_share_no_image_id_no_scan_and_no_pixels(splits):
-  ids = [r['image_id'] for s in splits.values() for r in records(s)]
+  ids = [r['image_id'] for s in splits.values() for r in s]
   assert len(set(ids)) == 1200
   train, test = map(digit_scenes.materials, (True, False))
   assert (len(train[1]), len(test[1])) == (1437, 360)
@@ -127,7 +121,7 @@ def test_boxes_are_tight_around_the_ink():
   scan = np.zeros((8, 8))
   scan[1:7, 3:5] = 16
   for height in (22, 40, 60):
-    alpha = digit_scenes.opacity(scan, height, rng)
+    alpha = digit_scenes.opacity(scan, (height, height), rng)
     assert alpha.shape[0] == height
     assert alpha[[0, -1]].max() > 0.3 and alpha[:, [0, -1]].max() > 0.3
   image = np.full((64, 64, 3), 100, np.float32)
@@ -148,15 +142,3 @@ def test_a_record_is_the_scene_of_its_number(splits):
   boxes = [[d.box[i] for i in (1, 0, 3, 2)] for d in drawn]
   np.testing.assert_allclose(record['objects'].boxes, boxes, atol=1e-4)
   assert record['objects'].labels.tolist() == [d.label for d in drawn]
-
-
-def test_batches_of_scenes():
-  sizes = dict(canvas=(96, 128), short_side=96, long_side=128)
-  section = fake_coco.config('digit_scenes', train_short_sides=(96,), **sizes)
-  batches = data.create(section, train=False, batch_size=16, seed=0)
-  rows = list(batches)
-  assert sum(b['mask'].sum() for b in rows) == batches.num_examples == 200
-  assert batches.category_ids == digit_scenes.CATEGORY_IDS
-  for b in rows:
-    high = b['image_size'][:, None, ::-1]
-    assert (b['gt_boxes'][..., 2:] <= high + 1e-3)[b['gt_valid']].all()

@@ -26,27 +26,23 @@ def opened(folder, split='train'):
   return sources.open_source(f'folder:{folder}', None, split)
 
 
-def records(source):
-  return [source[i] for i in range(len(source))]
-
-
 def test_classes_are_the_sub_folders_of_train_in_order(folder):
   source = opened(folder)
   assert source.num_classes == 3 and source.channels == 3 and len(source) == 12
-  for record in records(source):
+  for record in source:
     label = ['cat', 'dog', 'emu'].index(record['id'].split(os.sep)[1])
     assert record['label'] == label
     assert record['image'] == (folder / record['id']).read_bytes()
   # A split that lacks the first class numbers the others alike.
   shutil.rmtree(folder / 'test/cat')
-  assert [r['label'] for r in records(opened(folder, 'test'))] == [1, 1]
+  assert [r['label'] for r in opened(folder, 'test')] == [1, 1]
   assert opened(folder, 'test').num_classes == 3
 
 
 def test_slices_part_a_split(folder):
-  whole = [r['id'] for r in records(opened(folder))]
+  whole = [r['id'] for r in opened(folder)]
   parts = [
-      [r['id'] for r in records(opened(folder, split))]
+      [r['id'] for r in opened(folder, split)]
       for split in ('train[:50%]', 'train[50%:]')
   ]
   assert len(parts[0]) == 6 and sum(parts, []) == whole

@@ -8,12 +8,11 @@ import fake_coco
 import fake_sources
 import fake_tfds
 import numpy as np
-import pictures
 import pytest
 import tensorflow_datasets as tfds
 import tiny
 
-from awconv_jax.data import decode, sources
+from awconv_jax.data import sources
 from awconv_jax.train import logging, rundir
 from awconv_jax.train import loop as train_loop
 from configs import cifar, imagenet
@@ -102,18 +101,10 @@ def test_what_tfds_builds_of_the_originals_is_read(monkeypatch, tmp_path):
       assert record['image'] == content
   assert len(records('imagenet2012', tmp_path, 'validation')) == 10
 
-  files = {'cifar-10-binary.tar.gz': fake_sources.cifar10(per_file=4)}
-  files |= fake_coco.archives(range(1, 9), range(11, 16))
+  files = fake_coco.archives(range(1, 9), range(11, 16))
   fake_sources.serve(monkeypatch, tmp_path / 'archives', files)
-  for name in ('cifar10', 'coco/2017'):
-    options = dict(data_dir=str(tmp_path), file_format='array_record')
-    tfds.builder(name, **options).download_and_prepare()
-  found = records('cifar10', tmp_path, 'train')
-  for i in range(20):
-    record = found[f'train_{i:05}'.encode()]
-    pixels = decode.EncodedImage(record['image'], 3).pixels()
-    np.testing.assert_array_equal(pixels, pictures.smooth(32, 32, i))
-    assert record['label'] == i % 10
+  options = dict(data_dir=str(tmp_path), file_format='array_record')
+  tfds.builder('coco/2017', **options).download_and_prepare()
   found = records('coco/2017', tmp_path, 'validation')
   assert set(found) == set(range(11, 16))
   for seed, record in found.items():

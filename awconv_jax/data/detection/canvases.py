@@ -108,7 +108,7 @@ def resize(pixels: np.ndarray, objects: Objects, size: Size) -> Pair:
   """Resizes by the 4 nearest pixels, as mmdetection does."""
   height, width = pixels.shape[:2]
   factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
-  if (height, width) != tuple(size):
+  if (height, width) != size:
     pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
   return pixels, objects.to(objects.boxes * factors)
 
@@ -128,8 +128,8 @@ def crop(
   top, left = corner
   pixels = pixels[top : top + size[0], left : left + size[1]]
   height, width = pixels.shape[:2]
-  boxes = objects.boxes - np.float32([left, top, left, top])
-  boxes = boxes.clip(0, np.float32([width, height, width, height]))
+  boxes = objects.boxes - np.float32([left, top] * 2)
+  boxes = boxes.clip(0, np.float32([width, height] * 2))
   kept = (boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(1)
   return pixels, objects.to(boxes).take(kept)
 

@@ -56,8 +56,9 @@ def record(number: int) -> dict[str, Any]:
   """Draws scene `number`, as a record of `objects`; the test's are the last."""
   rng = np.random.default_rng(number)
   image, drawn = scene(*materials(number < NUM_TRAIN), rng)
-  quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
-  _, jpeg = cv2.imencode('.jpg', image[..., ::-1], quality)
+  _, jpeg = cv2.imencode(
+      '.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]
+  )
   # By way of shares of the sides, as TFDS keeps boxes.
   sides = np.float32([image.shape[1], image.shape[0]] * 2)
   boxes = np.reshape([d.box for d in drawn], (-1, 4))[:, [1, 0, 3, 2]]
@@ -123,7 +124,7 @@ def scene(
     drawn += _draw_crowd(image, scans, labels, rng)
   for _ in range(number):
     index = rng.integers(len(scans))
-    alpha = opacity(scans[index], _height(ALONE, rng), rng)
+    alpha = opacity(scans[index], ALONE, rng)
     corner = _free_corner(alpha.shape, size, [d.box for d in drawn], rng)
     if corner is not None:
       box = _paint(image, alpha, corner, rng)
@@ -146,28 +147,29 @@ def _background(photo, size, rng) -> np.ndarray:
 
 
 def opacity(
-    scan: np.ndarray, height: int, rng: np.random.Generator
+    scan: np.ndarray, heights: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-  """Returns a digit's opacity in 0..1, [height, width], stretched a little."""
+  """Returns a digit's opacity in 0..1, [height, width], stretched a little.
+
+  The logarithm of its height is uniform, from the least to the greatest.
+  """
+  height = round(float(np.exp(rng.uniform(*np.log(heights)))))
   # Enlarged twice as much as needed, so that cutting it loses no sharpness.
   ink = scan.astype(np.float32) / 16
   large = cv2.resize(ink, (16 * 8, 16 * 8), interpolation=cv2.INTER_CUBIC)
-  large = large[_extent(large.max(1)), _extent(large.max(0))]
+  inked = large >= 0.2 + 0.5 * _INK
+  top, left, bottom, right = _extent(inked)
+  large = large[top:bottom, left:right]
   width = large.shape[1] / large.shape[0] * height * rng.uniform(0.85, 1.2)
   shape = (max(round(width), 4), height)
   small = cv2.resize(large, shape, interpolation=cv2.INTER_AREA)
   return np.clip((small - 0.2) / 0.5, 0, 1)
 
 
-def _extent(profile: np.ndarray) -> slice:
-  inked = np.flatnonzero(profile >= 0.2 + 0.5 * _INK)
-  return slice(inked[0], inked[-1] + 1)
-
-
-def _height(limits: tuple[int, int], rng: np.random.Generator) -> int:
-  """Draws a height, the logarithm of which is uniform."""
-  low, high = np.log(limits)
-  return round(float(np.exp(rng.uniform(low, high))))
+def _extent(inked: np.ndarray) -> tuple[int, int, int, int]:
+  """Returns top, left, bottom and right of what is inked, bool [h, w]."""
+  rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
+  return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
 
 
 def _free_corner(shape, size, taken, rng) -> tuple[int, int] | None:
@@ -193,9 +195,8 @@ def _paint(image, alpha, corner, rng) -> tuple[int, int, int, int]:
   contrast = rng.uniform(90, 160) * (1 if middle < 128 else -1)
   color = np.clip(middle + contrast + rng.uniform(-40, 40, 3), 0, 255)
   place += alpha[..., None] * (color - place)
-  rows, columns = (np.flatnonzero((alpha >= _INK).any(axis)) for axis in (1, 0))
-  ends = (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)
-  return tuple(int(v) for v in np.add(ends, (top, left, top, left)))
+  ends = np.add(_extent(alpha >= _INK), (top, left) * 2)
+  return tuple(int(end) for end in ends)
 
 
 def _draw_crowd(image, scans, labels, rng) -> list[Drawn]:
@@ -206,13 +207,13 @@ def _draw_crowd(image, scans, labels, rng) -> list[Drawn]:
   boxes, area = [], 0
   for _ in range(int(rng.integers(6, 13))):
     index = rng.choice(np.flatnonzero(labels == label))
-    alpha = opacity(scans[index], _height(CROWDED, rng), rng)
+    alpha = opacity(scans[index], CROWDED, rng)
     inside = _free_corner(alpha.shape, shape, boxes, rng)
     if inside is not None:
       place = (corner[0] + inside[0], corner[1] + inside[1])
       _paint(image, alpha, place, rng)
       boxes.append((*inside, *np.add(inside, alpha.shape)))
       area += int((alpha >= _INK).sum())
-  ends = np.array(boxes)
-  low, high = ends[:, :2].min(0) + corner, ends[:, 2:].max(0) + corner
-  return [Drawn((*map(int, low), *map(int, high)), area, label, True)]
+  ends = np.array(boxes) + np.tile(corner, 2)
+  box = (*ends[:, :2].min(0).tolist(), *ends[:, 2:].max(0).tolist())
+  return [Drawn(box, area, label, True)]
