@@ -214,6 +214,6 @@ def _draw_crowd(image, scans, labels, rng) -> list[Drawn]:
       _paint(image, alpha, place, rng)
       boxes.append((*inside, *np.add(inside, alpha.shape)))
       area += int((alpha >= _INK).sum())
-  ends = np.array(boxes) + np.tile(corner, 2)
-  box = (*ends[:, :2].min(0).tolist(), *ends[:, 2:].max(0).tolist())
+  ends = np.array(boxes).reshape(-1, 2, 2) + corner
+  box = (*ends[:, 0].min(0).tolist(), *ends[:, 1].max(0).tolist())
   return [Drawn(box, area, label, True)]
