@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import traverse_util
 import flax.linen as nn
 import jax
 import layer_cases
@@ -11,7 +12,7 @@ import pytest
 
 from awconv_jax import AWConv, merge_variables, replace_conv
 
-IDENTITY = dict(gate='tanh', identity_start=True)
+TWO = {'stem', 'middle'}
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -24,16 +25,8 @@ class Compact(nn.Module):
   @nn.compact
   def __call__(self, x):
     x = nn.Conv(4, (1, 1), name='stem')(x)
-    x = self.conv(
-        8,
-        [3, 3],
-        strides=2,
-        padding=1,
-        kernel_dilation=(1, 2),
-        feature_group_count=2,
-        use_bias=False,
-        name='middle',
-    )(x)
+    fields = dict(kernel_dilation=(1, 2), feature_group_count=2, use_bias=False)
+    x = self.conv(8, [3, 3], 2, padding=1, name='middle', **fields)(x)
     x = nn.relu(x)
     x = self.conv(4, (3, 3), padding='CIRCULAR', name='last')(x)
     return x.mean((1, 2))
@@ -74,10 +67,11 @@ def run(model, variables, x, **options):
   return jax.jit(functools.partial(model.apply, **options))(variables, x)
 
 
-def leaves(tree):
-  """Returns {'params/conv/kernel': leaf}."""
-  flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {'/'.join(k.key for k in path): leaf for path, leaf in flat}
+def shapes(model, x, **options):
+  return jax.eval_shape(functools.partial(model.init, **options), KEY, x)
+
+
+leaves = functools.partial(traverse_util.flatten_dict, sep='/')
 
 
 def added(plain, variables):
@@ -90,11 +84,10 @@ def added(plain, variables):
   return {p.partition('/')[2] for p, _, _ in extra}
 
 
-def owners(model, x, **options):
+def owners(model, x):
   """Returns the paths of the modules that have attention."""
-  shapes = jax.eval_shape(functools.partial(model.init, **options), KEY, x)
-  paths = (p.split('/attention/') for p in leaves({'': shapes['params']}))
-  return {path[0].removeprefix('/') for path in paths if len(path) > 1}
+  paths = (p.split('/attention/') for p in leaves(shapes(model, x)['params']))
+  return {path[0] for path in paths if len(path) > 1}
 
 
 randomize = functools.partial(layer_cases.randomize, seed=1, scale=0.5)
@@ -124,10 +117,7 @@ def test_it_is_the_model_edited_by_hand():
     [
         (lambda path, conv: path[-1] == 'last', {'last'}),
         (lambda path, conv: not conv.use_bias, {'middle'}),
-        (
-            lambda path, conv: path == ('stem',) or conv.strides == 2,
-            {'stem', 'middle'},
-        ),
+        (lambda path, conv: 'stem' in path or conv.strides == 2, TWO),
     ],
 )
 def test_path_and_fields_decide(where, expected):
@@ -155,15 +145,17 @@ def test_what_is_left_out_does_not_change_by_a_bit():
 
 def test_identity_start_is_the_plain_model():
   x = images(2, 6, 6, 3)
-  plain, model = Compact(), replace_conv(Compact(), **IDENTITY)
-  pretrained = randomize(start(plain, x))
+  plain, model = Compact(), replace_conv(
+      Compact(), gate='tanh', identity_start=True
+  )
+  pretrained = randomize(shapes(plain, x))
   variables = merge_variables(start(model, x), pretrained)
   out, expected = run(model, variables, x), run(plain, pretrained, x)
   np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
   # The statistics move, but for a layer that must not train.
   for train, moves in ((None, True), (False, False)):
     model = replace_conv(Setup(), train=train)
-    variables = randomize(start(model, x))
+    variables = randomize(shapes(model, x))
     old = leaves(variables['batch_stats'])
     _, updated = run(model, variables, x, mutable=['batch_stats'])
     for path, leaf in leaves(updated['batch_stats']).items():
@@ -173,8 +165,8 @@ def test_identity_start_is_the_plain_model():
 def test_every_way_into_the_model():
   x = images(2, 5, 5, 3)
   model = replace_conv(Setup(), norm='layer')
-  variables = randomize(start(model, x))
-  assert added(start(Setup(), x), start(model, x)) == {'first', 'second'}
+  variables = randomize(shapes(model, x))
+  assert owners(model, x) == {'first', 'second'}
   out, seen = run(model, variables, x, mutable=['intermediates'])
   # The shared convolution ran twice, the other once.
   counts = {
@@ -186,8 +178,9 @@ def test_every_way_into_the_model():
   assert bound.shape == encode.shape
   decode = run(model, variables, encode, method=lambda m, y: m.second(y))
   np.testing.assert_array_equal(decode, out)
-  half = start(model, x, method='encode')
-  assert added(start(Setup(), x, method='encode'), half) == {'first'}
+  half = shapes(model, x, method='encode')
+  assert half['params'].keys() == {'first'}
+  assert half['params']['first'].keys() == {'kernel', 'bias', 'attention'}
 
 
 class Borrower(nn.Module):
@@ -219,25 +212,20 @@ def test_only_what_a_replaced_model_owns_and_by_any_of_its_methods():
 def test_a_second_choice_is_among_what_is_left():
   first = replace_conv(Compact(), lambda path, _: 'last' in path, min_hidden=5)
   model = replace_conv(first, min_hidden=7)
-  shapes = leaves(jax.eval_shape(model.init, KEY, images(1, 4, 4, 2)))
+  params = shapes(model, images(1, 4, 4, 2))['params']
   for name, hidden in (('last', 5), ('middle', 7)):
-    path = f'params/{name}/attention/pointwise1/kernel'
-    assert shapes[path].shape[-1] == hidden
+    kernel = params[name]['attention']['pointwise1']['kernel']
+    assert kernel.shape[-1] == hidden
 
 
-def blocks(lift, count=2):
-  """Returns a model of equal, lifted blocks, and one not lifted."""
+class Blocks(nn.Module):
+  """Two equal blocks."""
 
-  class Blocks(nn.Module):
-    block: type[nn.Module] = lift(Small)
+  block: type[nn.Module] = Small
 
-    @nn.compact
-    def __call__(self, x):
-      for i in range(count):
-        x = self.block(name=f'block{i}')(x)
-      return x
-
-  return Blocks(), Blocks(Small)
+  @nn.compact
+  def __call__(self, x):
+    return self.block(name='block1')(self.block(name='block0')(x))
 
 
 def everything(path, conv):
@@ -256,7 +244,7 @@ def only_block1(path, conv):
     ],
 )
 def test_jit_and_remat_inside_the_model(lift, at_once, where, expected):
-  lifted, bare = blocks(lift)
+  lifted = Blocks(lift(Small))
   x = images(2, 4, 4, 2)
   jit = jax.jit if at_once else lambda f: f
   # To nn.jit, the plain block is the same function; it comes first.
@@ -266,7 +254,7 @@ def test_jit_and_remat_inside_the_model(lift, at_once, where, expected):
   variables = jit(model.init)(KEY, x)
   assert added(plain, variables) == expected
   variables = randomize(variables)
-  out = run(replace_conv(bare, where, norm='none'), variables, x)
+  out = run(replace_conv(Blocks(), where, norm='none'), variables, x)
   for _ in range(2):  # The second time from the cache of nn.jit.
     np.testing.assert_allclose(
         jit(model.apply)(variables, x), out, rtol=1e-4, atol=1e-5
@@ -276,9 +264,9 @@ def test_jit_and_remat_inside_the_model(lift, at_once, where, expected):
 
 def test_blocks_that_nn_jit_takes_for_one_are_not_told_apart():
   x = images(2, 4, 4, 2)
-  model = replace_conv(blocks(nn.jit)[0], only_block1)
+  model = replace_conv(Blocks(nn.jit(Small)), only_block1)
   with pytest.raises(ValueError, match='block1/Conv_0 is computed by nn.jit'):
-    jax.eval_shape(model.init, KEY, x)
+    shapes(model, x)
 
 
 def lift(cls, axes, lift, **options):
@@ -292,9 +280,8 @@ def scanned(axes):
     @nn.compact
     def __call__(self, x):
       step = lambda block, x, _: (block(x), None)  # noqa: E731
-      return lift(step, axes, nn.scan, length=2)(Small(name='layers'), x, None)[
-          0
-      ]
+      scan = lift(step, axes, nn.scan, length=2)
+      return scan(Small(name='layers'), x, None)[0]
 
   return Scanned()
 
@@ -307,37 +294,33 @@ def mapped(axes):
 def test_scan_and_vmap(make):
   x = images(2, 2, 4, 4, 2)
   model = replace_conv(make(['params', 'batch_stats']), reduction=1)
-  variables = start(model, x)
-  variables = randomize(variables)
+  variables = randomize(shapes(model, x))
   out, updated = run(model, variables, x, mutable=['batch_stats'])
 
   # The same, layer after layer or image after image.
   single = replace_conv(Small(), reduction=1)
-  own = variables
-  if make is scanned:
-    own = {k: v['layers'] for k, v in own.items()}
+  is_scan = make is scanned
+  stacked = {k: v['layers'] if is_scan else v for k, v in variables.items()}
   y, outs = x, []
   for i in range(2):
-    layer = jax.tree.map(lambda a, i=i: a[i], own)
-    seen = y if make is scanned else x[i]
-    y, _ = run(single, layer, seen, mutable=['batch_stats'])
+    layer = jax.tree.map(lambda a, i=i: a[i], stacked)
+    y, _ = run(single, layer, y if is_scan else x[i], mutable=['batch_stats'])
     outs.append(y)
-  expected = y if make is scanned else np.stack(outs)
+  expected = y if is_scan else np.stack(outs)
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
   assert set(leaves(updated)) < set(leaves(variables))
 
   bare = make(['params'])
-  jax.eval_shape(replace_conv(bare, norm='layer').init, KEY, x)
+  shapes(replace_conv(bare, norm='layer'), x)
   with pytest.raises(ValueError, match='batch_stats.*variable_axes'):
-    jax.eval_shape(replace_conv(bare).init, KEY, x)
+    shapes(replace_conv(bare), x)
 
 
 def test_tabulate_lists_the_branch_and_counts_it_once():
   x = images(1, 4, 4, 2)
   model = replace_conv(Small(), norm='none')
   table = model.tabulate(KEY, x, console_kwargs=dict(width=300))
-  params = leaves(jax.eval_shape(model.init, KEY, x))
-  count = sum(leaf.size for leaf in params.values())
+  count = sum(leaf.size for leaf in leaves(shapes(model, x)).values())
   assert 'Conv_0/attention/pointwise1' in table
   assert f'Total Parameters: {count}' in table
 
@@ -368,14 +351,10 @@ class Standardized(nn.Conv):
 def test_a_subclass_that_calls_nn_conv():
   x = images(1, 4, 4, 2)
   model = replace_conv(nn.Sequential([Halved(2, (3, 3)), nn.relu]))
-  variables = randomize(start(model, x))
-  single = AWConv(2, (3, 3))
-  own = {k: v['layers_0'] for k, v in variables.items()}
-  np.testing.assert_allclose(
-      run(model, variables, x),
-      nn.relu(run(single, own, x) / 2),
-      rtol=1e-6,
-  )
+  variables = randomize(shapes(model, x))
+  single = {k: v['layers_0'] for k, v in variables.items()}
+  expected = nn.relu(run(AWConv(2, (3, 3)), single, x) / 2)
+  np.testing.assert_allclose(run(model, variables, x), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +374,7 @@ def test_what_cannot_be_replaced_is_named(conv, message):
   x = images(1, 4, 4, 2)
   model = replace_conv(plain, everything)
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(model.init, KEY, x)
+    shapes(model, x)
   rest = replace_conv(plain, lambda path, conv: path == ('layers_0',))
   assert owners(rest, x) == {'layers_0'}
 
@@ -403,14 +382,14 @@ def test_what_cannot_be_replaced_is_named(conv, message):
 def test_a_choice_of_nothing_is_an_error_that_lists_what_there_is():
   model = replace_conv(Compact(), lambda path, conv: conv.features == 99)
   x = images(1, 4, 4, 2)
-  with pytest.raises(ValueError, match='there are: last, middle, stem'):
+  with pytest.raises(ValueError, match='the model: last, middle, stem'):
     jax.eval_shape(model.init_with_output, KEY, x)
-  with pytest.raises(ValueError, match='there are: none'):
-    jax.eval_shape(replace_conv(nn.Dense(2)).init, KEY, x)
+  with pytest.raises(ValueError, match='the model: none'):
+    shapes(replace_conv(nn.Dense(2)), x)
 
 
 def test_wrong_arguments_are_refused_at_once():
-  with pytest.raises(ValueError, match='must be a Linen module object'):
+  with pytest.raises(ValueError, match='no Linen module, or bound'):
     replace_conv(Small)
   with pytest.raises(ValueError, match=r"'gates' \(did you mean 'gate'"):
     replace_conv(Small(), gates='tanh')
@@ -419,19 +398,19 @@ def test_wrong_arguments_are_refused_at_once():
 def test_plain_variables_alone_are_refused_with_the_remedy():
   x = images(1, 4, 4, 2)
   model = replace_conv(Small())
-  plain = Small().init(KEY, x)
+  plain = randomize(shapes(Small(), x))
   for mutable in (False, ['batch_stats']):
     with pytest.raises(ValueError, match='Conv_0: .*merge_variables'):
-      model.apply(plain, x, mutable=mutable)
-  params = {'params': start(model, x)['params']}
+      run(model, plain, x, mutable=mutable)
+  params = {'params': shapes(model, x)['params']}
   with pytest.raises(ValueError, match='Conv_0: .*batch_stats'):
-    model.apply(params, x)
+    jax.eval_shape(model.apply, params, x)
 
 
 def test_merging_names_all_that_does_not_fit():
   x = images(1, 4, 4, 2)
-  initial = jax.eval_shape(replace_conv(Compact()).init, KEY, x)
-  plain = jax.eval_shape(Compact().init, KEY, x)
+  initial = shapes(replace_conv(Compact()), x)
+  plain = shapes(Compact(), x)
   assert merge_variables(initial, plain) == initial
   assert merge_variables(initial, initial) == initial  # AW weights, too.
   del plain['params']['stem']['kernel']
@@ -461,8 +440,8 @@ def test_merging_a_foreign_module_named_attention_asks_for_its_weights():
       return Pointwise(name='attention')(Small(name='conv')(x))
 
   x = images(1, 4, 4, 2)
-  initial = jax.eval_shape(replace_conv(Foreign()).init, KEY, x)
-  plain = jax.eval_shape(Foreign().init, KEY, x)
+  initial = shapes(replace_conv(Foreign()), x)
+  plain = shapes(Foreign(), x)
   assert merge_variables(initial, plain) == initial
   del plain['params']['attention']
   with pytest.raises(ValueError, match='params/attention/.*bias .missing'):

@@ -12,17 +12,15 @@ import zipfile
 
 import numpy as np
 
-KINDS = {
-    'float64': 'DoubleStorage',
-    'float32': 'FloatStorage',
-    'float16': 'HalfStorage',
-    'bfloat16': 'BFloat16Storage',
-    'int64': 'LongStorage',
-    'uint8': 'ByteStorage',
-    'bool': 'BoolStorage',
-}
-
-
+KINDS = dict(
+    float64='DoubleStorage',
+    float32='FloatStorage',
+    float16='HalfStorage',
+    bfloat16='BFloat16Storage',
+    int64='LongStorage',
+    uint8='ByteStorage',
+    bool='BoolStorage',
+)
 # A function or class; a call of it.
 Global = namedtuple('Global', 'module name')
 Call = namedtuple('Call', 'function arguments')
@@ -64,9 +62,9 @@ class Writer:
     function = Global('torch._utils', '_rebuild_tensor_v2')
     return self.emit(Call(function, (*view, False, empty)))
 
-  def _dict(self, tree):
+  def _items(self, tree):
     items = b''.join(self.emit(k) + self.emit(v) for k, v in tree.items())
-    return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+    return pickle.MARK + items + pickle.SETITEMS
 
   def _text(self, text):
     raw = text.encode()
@@ -80,19 +78,16 @@ EMIT = {
     Storage: Writer._storage,
     View: Writer._view,
     np.ndarray: Writer._array,
-    dict: Writer._dict,
+    dict: lambda w, v: pickle.EMPTY_DICT + w._items(v),
     tuple: Writer._tuple,
     str: Writer._text,
     bool: lambda w, v: pickle.NEWTRUE if v else pickle.NEWFALSE,
     int: lambda w, v: pickle.BININT + struct.pack('<i', v),
     type(None): lambda w, v: pickle.NONE,
-    Global: lambda w, v: (pickle.GLOBAL + f'{v.module}\n{v.name}\n'.encode()),
+    Global: lambda w, v: pickle.GLOBAL + f'{v.module}\n{v.name}\n'.encode(),
     Build: lambda w, v: w.emit(v.target) + w.emit(v.state) + pickle.BUILD,
-    # The dict's opcodes make an empty one first.
-    SetItems: lambda w, v: w.emit(v.target) + w.emit(v.items)[1:],
-    Call: lambda w, v: (
-        w.emit(v.function) + w.emit(v.arguments) + pickle.REDUCE
-    ),
+    SetItems: lambda w, v: w.emit(v.target) + w._items(v.items),
+    Call: lambda w, v: w.emit(v.function) + w.emit(v.arguments) + pickle.REDUCE,
 }
 
 

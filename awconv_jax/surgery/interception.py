@@ -1,10 +1,9 @@
 """Calls of a running model's convolutions, computed by AWConv in their scopes.
 
-The kernel K keeps its name there, and the branch that computes A is put beside
-it as `attention`.
+K keeps its name there, and the branch for A is beside it as `attention`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -23,53 +22,48 @@ from awconv_jax.layers.aw_conv import AWConv
 Path = tuple[str, ...]
 Where = Callable[[Path, nn.Conv], bool]
 
-# The fields that an AWConv takes over from a convolution.
-SHARED = tuple(field.name for field in dataclasses.fields(nn.Conv))
-# The surgeries at work. JAX keys its caches by it: nn.jit would else take a
-# block of the plain model and of the replaced one for the same function.
+# The surgeries at work. JAX keys its caches by them: to nn.jit, a block of the
+# plain model and of the replaced one would else be the same function.
 _AT_WORK = jax.make_user_context(())
 _CONV_CALL = inspect.unwrap(nn.Conv.__call__)
 
 
-def names(paths: Iterable[Path]) -> str:
+# For variables that a replaced convolution does not find.
+_REMEDY = (
+    ' Initialise the model that replace_conv returned and put plain weights in '
+    "by merge_variables; under nn.scan or nn.vmap name 'params' and "
+    "'batch_stats' in variable_axes, or use norm='layer'"
+)
+
+
+def names(*paths: Path) -> str:
   """Returns paths as one readable line."""
   return ', '.join(sorted('/'.join(path) or '()' for path in paths)) or 'none'
 
 
 def _convolve(path: Path, conv: nn.Conv, options: Mapping[str, Any], call):
   """Computes the call of a bound convolution, in its scope."""
-  fields = {name: getattr(conv, name) for name in SHARED}
+  fields = {f.name: getattr(conv, f.name) for f in dataclasses.fields(nn.Conv)}
   layer = AWConv(**fields | options | dict(parent=conv.scope, name=None))
-  # With capture_intermediates both layers put their output down, under the
-  # same name; that of the conv is enough.
+  # With capture_intermediates both would put their output down under one name.
   captured = conv.get_variable('intermediates', '__call__', ())
   try:
     out = call(layer)
   except (ValueError, flax_errors.FlaxError) as error:
-    remedy = ''
-    if isinstance(error, flax_errors.FlaxError):
-      remedy = (
-          ' Initialise the model that replace_conv returned and put plain '
-          'weights in by merge_variables; under nn.scan or nn.vmap name '
-          "'params' and 'batch_stats' in variable_axes, or use norm='layer'"
-      )
-    message = f'replace_conv: {names([path])}: {error}{remedy}'
-    raise ValueError(message) from error
+    remedy = _REMEDY if isinstance(error, flax_errors.FlaxError) else ''
+    raise ValueError(f'replace_conv: {names(path)}: {error}{remedy}') from error
   if conv.has_variable('intermediates', '__call__'):
     conv.put_variable('intermediates', '__call__', captured)
   return out
 
 
 class Surgery:
-  """Which convolutions to replace, and which ones have been met.
-
-  What has been met is remembered over the calls: a trace taken from a cache
-  meets nothing.
-  """
+  """Which convolutions to replace, and which ones have been met."""
 
   def __init__(self, rules: tuple[tuple[Where, Mapping[str, Any]], ...]):
     self.rules = rules
-    # By path in the model: the convolution, and the rule that took it.
+    # By path in the model: the convolution, and the rule that took it. It stays
+    # over the calls: a trace taken from a cache meets nothing.
     self.met: dict[Path, tuple[nn.Conv, int | None]] = {}
 
   def choose(self, path: Path, conv: nn.Conv) -> int | None:
@@ -102,9 +96,8 @@ class Surgery:
       if path in self.met or self.choose(path, module) is None:
         return out
     raise ValueError(
-        f'replace_conv: {names([path])}: {type(module).__name__} does not call '
-        'nn.Conv.__call__, or has another `param`, so AWConv cannot take its '
-        'place; leave it out by `where`'
+        f'replace_conv: {names(path)}: {type(module).__name__} does not call '
+        'nn.Conv.__call__, or has another `param`; leave it out by `where`'
     )
 
   @contextlib.contextmanager
@@ -113,13 +106,13 @@ class Surgery:
     if self in _AT_WORK.value:
       yield
       return
-    root = model.path if model.scope is not None else ()
+    root = () if model.scope is None else model.path
     intercept = functools.partial(self.intercept, root)
     with _AT_WORK((*_AT_WORK.value, self)), nn.intercept_methods(intercept):
       yield
 
-  def check(self, model: nn.Module) -> None:
-    """Raises ValueError if, after a call, a rule was broken or of no use."""
+  def fault(self, model: nn.Module) -> str | None:
+    """Returns, after a call, which rule was broken or of no use."""
     # nn.jit computes a block by the trace of another one with equal fields,
     # whatever their paths; their convolutions have equal names and kernels.
     params = traverse_util.flatten_dict(model.variables.get('params', {}))
@@ -132,14 +125,11 @@ class Surgery:
       twins = [v for k, v in self.met.items() if kinds.get(k) == kinds[path]]
       wanted = {self.choose(path, conv) for conv, _ in twins}
       if twins and wanted.isdisjoint(rule for _, rule in twins):
-        raise ValueError(
-            f'replace_conv: {names([path])} is computed by nn.jit with the '
-            'trace of another block, for which `where` decided otherwise; '
-            'let it decide alike for both or take nn.jit away'
+        return (
+            f'{names(path)} is computed by nn.jit with the trace of another '
+            'block; let `where` decide alike for both or take nn.jit away'
         )
     matched = {rule for _, rule in self.met.values()}
-    if not matched.issuperset(range(len(self.rules))):
-      raise ValueError(
-          'replace_conv: `where` matches no nn.Conv of the model; there are: '
-          f'{names(self.met)}'
-      )
+    if matched.issuperset(range(len(self.rules))):
+      return None
+    return f'`where` matches no nn.Conv of the model: {names(*self.met)}'

@@ -1,21 +1,22 @@
-"""`replace_conv`: a model with AW-convolutions, without editing its code."""
+"""Models with AW-convolutions, their code unchanged; plain weights in them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import inspect
 from typing import Any
 
+from flax import traverse_util
 import flax.linen as nn
+import numpy as np
 
 from awconv_jax import errors
 from awconv_jax.layers.aw_conv import OPTIONS
-from awconv_jax.surgery.interception import Path, Surgery, Where
+from awconv_jax.surgery.interception import Path, Surgery, Where, names
 
 
-def is_3x3(path: Path, conv: nn.Conv) -> bool:
+def is_3x3(_: Path, conv: nn.Conv) -> bool:
   """Returns whether the kernel is 3x3, wherever the convolution is."""
-  del path
   return conv.kernel_size == (3, 3)
 
 
@@ -44,17 +45,17 @@ def _subclass(base: type[nn.Module], surgery: Surgery) -> type[nn.Module]:
     def method(self, *args, **kwargs):
       with surgery.at_work(self):
         out = getattr(super(replaced, self), name)(*args, **kwargs)
-      if name == '__call__':
-        surgery.check(self)
+      if name == '__call__' and (fault := surgery.fault(self)):
+        raise ValueError(f'replace_conv: {fault}')
       return out
 
     return method
 
-  body = {name: override(name) for name in _methods_of(base)}
   # The name stays, since Flax names submodules after it.
   kept = ('__module__', '__qualname__', '__doc__')
-  body |= {name: getattr(base, name) for name in kept}
-  replaced = type(base)(base.__name__, (base,), body | {'_surgery': surgery})
+  body = {name: getattr(base, name) for name in kept} | {'_surgery': surgery}
+  body |= {name: override(name) for name in _methods_of(base)}
+  replaced = type(base)(base.__name__, (base,), body)
   return replaced
 
 
@@ -76,14 +77,13 @@ def replace_conv(
   own, trained without `mutable=['batch_stats']`, thus keeps to the first
   running statistics: pass it, or choose norm='layer'.
 
-  Seen is what runs inside the model's own methods, `init` and `apply`: also
-  shared modules, and under nn.jit, nn.remat, nn.vmap and nn.scan, where the
-  collections above must be among the lifted ones. Blocks of equal fields are
-  one to nn.jit, so that `where` cannot tell them apart by their path; that is
-  an error, as is all that would be silently wrong. Not seen is a submodule that
-  another model takes out and calls itself, as in `bound.conv1(x)`. Applied to
-  what it returned, it adds a choice among the convolutions that are left. The
-  class of what it returns is made on the spot, so that it cannot be pickled.
+  Seen is what runs inside the model's methods, `init` and `apply`: also shared
+  modules, and under nn.jit, nn.remat, nn.vmap and nn.scan, where the
+  collections above must be among the lifted ones. That nn.jit takes blocks of
+  equal fields for one, which `where` tells apart by path, is an error. Not seen
+  is a submodule that another model takes out and calls, as in `bound.conv1(x)`.
+  Applied to what it returned, it adds a choice among the convolutions that are
+  left. Its class is made on the spot, so that it cannot be pickled.
 
   Args:
     model: a Linen module that is not bound to variables.
@@ -103,17 +103,58 @@ def replace_conv(
   Source: arXiv 2108.08205; the replacement in foreign models is ours.
   """
   if not isinstance(model, nn.Module) or model.scope is not None:
-    raise ValueError(
-        'replace_conv: model must be a Linen module object that is not bound '
-        f'(make it with parent=None), not {model!r}'
-    )
+    raise ValueError(f'replace_conv: {model!r} is no Linen module, or bound')
   for name in aw_options:
     errors.look_up('option of AWConv', name, OPTIONS)
   base, rules = type(model), ((where, aw_options),)
   if '_surgery' in vars(base):
     base, rules = base.__base__, (*vars(base)['_surgery'].rules, *rules)
   replaced = _subclass(base, Surgery(rules))
-  fields = [f.name for f in dataclasses.fields(base) if f.init]
-  return replaced(
-      **{name: getattr(model, name) for name in fields if name != 'parent'}
+  fields = {f.name for f in dataclasses.fields(base) if f.init} - {'parent'}
+  return replaced(**{name: getattr(model, name) for name in fields})
+
+
+def _is_added(path: Path, initial: Mapping[Path, Any]) -> bool:
+  """Returns whether a leaf belongs to the attention branch of an AWConv."""
+  return any(
+      name in ('attention', 'refinement')
+      and ('params', *path[1:i], 'kernel') in initial
+      and ('params', *path[1:i], 'attention', 'pointwise1', 'kernel') in initial
+      for i, name in enumerate(path)
   )
+
+
+def merge_variables(
+    initial: Mapping[str, Any], plain: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Puts the variables of a plain model into those of its AW form.
+
+  With gate='tanh' and identity_start=True it computes exactly the same then.
+
+  Args:
+    initial: variables, {collection: tree}, fresh from `init` of the model with
+      AWConv, from `replace_conv` or written by hand.
+    plain: variables of the model without it.
+
+  Returns:
+    Variables as `initial`: those of the attention branches from there, all
+    others from `plain`, as they are.
+
+  Raises:
+    ValueError: names every path that is missing in `plain`, has no place in
+      `initial`, or another shape.
+  """
+  old, new = map(traverse_util.flatten_dict, (initial, plain))
+  # A partitioned array is boxed.
+  want, got = (
+      {path: np.shape(nn.meta.unbox(leaf)) for path, leaf in flat.items()}
+      for flat in (old, new)
+  )
+  faults = ', '.join(
+      f'{names(p)} ({got.get(p, "missing")} for {want.get(p, "nothing")})'
+      for p in sorted(want | got)
+      if got.get(p) != want.get(p) and (p in got or not _is_added(p, old))
+  )
+  if faults:
+    raise ValueError(f'merge_variables: plain weights do not fit: {faults}')
+  return traverse_util.unflatten_dict(old | new)
