@@ -1,6 +1,7 @@
 """What the AW-convolution is tried on: listed options, and any mixture."""
 
 from hypothesis import strategies as st
+import jax
 import numpy as np
 
 from awconv_jax.ops import aw_conv as op
@@ -45,6 +46,17 @@ CASES = {
     'no_residual': dict(residual=False),
     'input_smaller_than_kernel': dict(size=(1, 2)),
 }
+
+
+def with_gradients(run):
+  """Returns value and gradients, as one function of the operands."""
+
+  # By vjp and not grad: a scalar loss would bring an all-reduce of its own.
+  def both(*operands):
+    out, pullback = jax.vjp(run, *operands)
+    return out, *pullback(out)
+
+  return both
 
 
 def draw(case, seed=0, positive=False):

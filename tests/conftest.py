@@ -1,6 +1,5 @@
 """Eight CPU devices and one compilation cache for the whole suite."""
 
-import contextlib
 import gc
 import os
 import pathlib
@@ -27,7 +26,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 gc.set_threshold(100_000, 20, 50)
 
 
-@contextlib.contextmanager
 def _quick_compiles():
   """Compiling takes most of the time, and numbers do not need speed."""
   import jax  # After the environment above is set.
@@ -39,15 +37,6 @@ def _quick_compiles():
   jax.config.update(option, before)
 
 
-@pytest.fixture
-def quick_compiles():
-  """For single tests; the others of a file are compiled as in earnest."""
-  with _quick_compiles():
-    yield
-
-
-@pytest.fixture(scope='module')
-def quick_compiles_of_module():
-  """For a whole file."""
-  with _quick_compiles():
-    yield
+# For a single test, the others of its file being compiled in earnest; for all.
+quick_compiles = pytest.fixture(_quick_compiles)
+quick_compiles_of_module = pytest.fixture(_quick_compiles, scope='module')

@@ -59,11 +59,17 @@ def visits(size, kernel_size, strides, window, dilation):
         yield (y, z), (i, j), (row, column)
 
 
+def windows(x, kernel, strides=(1, 1), padding='SAME', dilation=(1, 1)):
+  """Returns what `visits` and `output_size` want of a convolution."""
+  size, kernel_size = x.shape[1:3], kernel.shape[:2]
+  window = pads(padding, size, kernel_size, strides, dilation)
+  return size, kernel_size, strides, window, dilation
+
+
 def conv(x, kernel, strides=(1, 1), padding='SAME', dilation=(1, 1), groups=1):
   """Convolves x [N, H, W, C] with kernel [kh, kw, C/groups, D]."""
-  kh, kw, c, d = kernel.shape
-  window = pads(padding, x.shape[1:3], (kh, kw), strides, dilation)
-  places = x.shape[1:3], (kh, kw), strides, window, dilation
+  c, d = kernel.shape[2:]
+  places = windows(x, kernel, strides, padding, dilation)
   out = np.zeros((len(x), *output_size(*places), d))
   per = d // groups
   for (y, z), tap, (row, column) in visits(*places):
@@ -75,9 +81,7 @@ def conv(x, kernel, strides=(1, 1), padding='SAME', dilation=(1, 1), groups=1):
 
 def aw_conv(x, kernel, attention, *, residual=True, **options):
   """O[n] = conv(I[n], K * (1 + A[n])), or K * A[n] without the residual."""
-  x, kernel, attention = (
-      np.asarray(a, np.float64) for a in (x, kernel, attention)
-  )
+  x, kernel, attention = map(np.float64, (x, kernel, attention))
   maps = expand(attention, *kernel.shape[2:])
   outputs = []
   for image, own in zip(x, maps, strict=True):
@@ -87,23 +91,12 @@ def aw_conv(x, kernel, attention, *, residual=True, **options):
 
 
 def aw_conv_gradients(
-    x,
-    kernel,
-    attention,
-    grad,
-    *,
-    strides=(1, 1),
-    padding='SAME',
-    dilation=(1, 1),
-    groups=1,
-    residual=True,
+    x, kernel, attention, grad, *, groups=1, residual=True, **options
 ):
   """Returns dI, dK and dA of sum(grad * aw_conv(x, kernel, attention))."""
-  x, kernel, attention, grad = (
-      np.asarray(a, np.float64) for a in (x, kernel, attention, grad)
-  )
-  size, (kh, kw, c, d) = x.shape[1:3], kernel.shape
-  window = pads(padding, size, (kh, kw), strides, dilation)
+  x, kernel, attention, grad = map(np.float64, (x, kernel, attention, grad))
+  c, d = kernel.shape[2:]
+  places = windows(x, kernel, **options)
   dx, dkernel, dattention = map(np.zeros_like, (x, kernel, attention))
   run_in, run_out = c // attention.shape[3], d // attention.shape[4]
   scale = expand(attention, c, d) + (1 if residual else 0)
@@ -111,7 +104,7 @@ def aw_conv_gradients(
   for n in range(len(x)):
     own = kernel * scale[n]
     down = np.zeros_like(own)
-    for at, tap, pixel in visits(size, (kh, kw), strides, window, dilation):
+    for at, tap, pixel in visits(*places):
       for g in range(groups):
         seen, made = slice(g * c, (g + 1) * c), slice(g * per, (g + 1) * per)
         dx[n][pixel][seen] += own[tap][:, made] @ grad[n][at][made]
@@ -195,16 +188,9 @@ def aw_conv_layer(
   """The whole AWConv layer; `groups_out` is D' of the compact maps."""
   params = variables['params']
   stats = None if train else variables.get('batch_stats', {}).get('attention')
-  kernel = params['kernel']
-  maps = attention_maps(
-      x,
-      params['attention'],
-      stats,
-      kernel.shape[:2],
-      groups_out,
-      gate=gate,
-      norm=norm,
-  )
+  kernel, branch = params['kernel'], params['attention']
+  sizes = kernel.shape[:2], groups_out
+  maps = attention_maps(x, branch, stats, *sizes, gate=gate, norm=norm)
   return aw_conv(x, kernel, maps, **options) + params.get('bias', 0)
 
 
@@ -218,9 +204,8 @@ def squeeze_excite(x, params):
 def directional(function, values, directions, step=1e-6):
   """Central difference of a scalar function along directions (dicts)."""
 
-  def shifted(sign):
-    return function(
-        {k: v + sign * step * directions[k] for k, v in values.items()}
-    )
-
-  return (shifted(1) - shifted(-1)) / (2 * step)
+  above, below = (
+      function({k: v + d * directions[k] for k, v in values.items()})
+      for d in (step, -step)
+  )
+  return (above - below) / (2 * step)

@@ -1,7 +1,13 @@
-"""Variables as if a network had been trained, without compiling an init."""
+"""Random images, and variables as if a network had been trained."""
 
 import jax
 import numpy as np
+
+from awconv_jax import models
+
+
+def images(*shape, seed=0, dtype=np.float32):
+  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def like(shapes, seed=0):
@@ -17,3 +23,19 @@ def like(shapes, seed=0):
     return values.astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def of_model(model, *side, seed=0):
+  """Returns variables of a network; nothing is compiled."""
+  return like(models.shapes_of(model, *side), seed)
+
+
+def assert_same_bits(got, want):
+  """Compares trees of arrays: structure, dtypes, shapes and bits."""
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  want = jax.tree.leaves(want)
+  for i, (path, a) in enumerate(jax.tree_util.tree_leaves_with_path(got)):
+    a, b = np.asarray(a), np.asarray(want[i])
+    where = jax.tree_util.keystr(path)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), where
+    assert a.tobytes() == b.tobytes(), where

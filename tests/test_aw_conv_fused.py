@@ -6,7 +6,7 @@ In the interpreter a result is not a number where no program writes it.
 import functools
 import re
 
-from aw_conv_cases import BASE, CASES, WIDE, draw, floats
+from aw_conv_cases import BASE, CASES, WIDE, draw, floats, with_gradients
 import jax
 from jax.extend import core
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_single_precision_where_wide_numbers_are_on():
   with jax.enable_x64(True):
     operands = [jnp.asarray(o, jnp.float32) for o in floats(WIDE)]
     own, wanted = (
-        jax.jit(with_gradients(name, strides=(2, 2)))(*operands)
+        jax.jit(both(name, strides=(2, 2)))(*operands)
         for name in ('fused', 'im2col')
     )
   for a, b in zip(own, wanted, strict=True):
@@ -108,9 +108,7 @@ def test_half_precision_is_within_a_hundredth_of_vmap():
       for a in draw(WIDE | dict(n=4, size=(14, 14), channels=128, g=8))
   ]
 
-  results = (
-      jax.jit(with_gradients(name))(*operands) for name in ('fused', 'vmap')
-  )
+  results = (jax.jit(both(name))(*operands) for name in ('fused', 'vmap'))
   for own, wanted in zip(*results, strict=True):
     own, wanted = np.float64(own), np.float64(wanted)
     assert np.linalg.norm(own - wanted) <= 1e-2 * np.linalg.norm(wanted)
@@ -155,20 +153,15 @@ def equations_in(jaxpr, name):
       yield from equations_in(inner, name)
 
 
-def with_gradients(name='fused', **options):
+def both(name='fused', **options):
   """Returns a function of the operands that gives value and gradients."""
-
-  def both(*operands):
-    forward = functools.partial(aw_conv, implementation=name, **options)
-    out, pullback = jax.vjp(forward, *operands)
-    return out, *pullback(out)
-
-  return both
+  forward = functools.partial(aw_conv, implementation=name, **options)
+  return with_gradients(forward)
 
 
 def test_what_the_interpreter_does_not_show():
   operands = [jnp.asarray(a, jnp.bfloat16) for a in floats(WIDE)]
-  traced = jax.make_jaxpr(with_gradients(precision='highest'))(*operands)
+  traced = jax.make_jaxpr(both(precision='highest'))(*operands)
   kernels = list(equations_in(traced.jaxpr, 'pallas_call'))
   assert len(kernels) == 2 * 3  # For CPU and for CUDA.
   for kernel in kernels:
@@ -205,7 +198,7 @@ def lowered_for_cuda(conv, dtype, batch, runs):
   """Returns the program of a convolution of ResNet-50, with its gradients."""
   c, side, stride = conv
   shapes = (batch, side, side, c), (3, 3, c, c), (batch, 3, 3, *runs)
-  run = with_gradients(strides=(stride, stride))
+  run = both(strides=(stride, stride))
   operands = [jax.ShapeDtypeStruct(s, dtype) for s in shapes]
   with jax.sharding.use_abstract_mesh(GPU):
     traced = jax.jit(run).trace(*operands)

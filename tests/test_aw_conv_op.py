@@ -10,6 +10,7 @@ from aw_conv_cases import (
     WIDE,
     floats,
     options_of,
+    with_gradients,
 )
 import jax
 from jax import lax
@@ -30,17 +31,6 @@ ALL_FAST = [*FAST, 'fused']
 
 def case_of(implementation):
   return WIDE if implementation == 'fused' else BASE
-
-
-def with_gradients(run):
-  """Returns value and gradients, as one function of the operands."""
-
-  # By vjp and not grad: a scalar loss would bring an all-reduce of its own.
-  def both(*operands):
-    out, pullback = jax.vjp(run, *operands)
-    return out, *pullback(out)
-
-  return both
 
 
 @jax.jit

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_values import assert_same_bits
 
 from awconv_jax.errors import InputError
 from awconv_jax.train import checkpoint
@@ -39,19 +40,6 @@ def make_state(seed, width=64):
 
 def on_device(state):
   return jax.tree.map(jnp.array, state)
-
-
-def assert_same_bits(got, want):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for (path, a), b in zip(
-      jax.tree_util.tree_leaves_with_path(got),
-      jax.tree.leaves(want),
-      strict=True,
-  ):
-    a, b = np.asarray(a), np.asarray(b)
-    where = jax.tree_util.keystr(path)
-    assert (a.dtype, a.shape) == (b.dtype, b.shape), where
-    assert a.tobytes() == b.tobytes(), where
 
 
 def restore(directory, seed=0, **options):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import naive_resnet
 import numpy as np
 import pytest
-import random_values
+from random_values import images, of_model
 
 from awconv_jax import models
 from awconv_jax.weights import state_dict
@@ -31,15 +31,6 @@ def create(depth=18, **options):
 
 def tiny(base, **options):
   return create(aw_stages=(1, 2), **(base | options))
-
-
-def images(n, h, w, seed=0):
-  x = np.random.default_rng(seed).normal(size=(n, h, w, 3))
-  return x.astype(np.float32)
-
-
-def random_variables(model, seed=0):
-  return random_values.like(models.shapes_of(model), seed)
 
 
 def apply(model, variables, x, mutable=False, train=False, **arrays):
@@ -127,8 +118,8 @@ def test_network_equals_numpy_with_symmetric_padding(base, options):
   # Even sizes, where 'SAME' would pad a stride of 2 on one side only.
   model = tiny(base, **options)
   imagenet = options.get('stem') == 'imagenet'
-  x = images(2, *((20, 12) if imagenet else (6, 4)))
-  variables = random_variables(model)
+  x = images(2, *((20, 12) if imagenet else (6, 4)), 3)
+  variables = of_model(model)
   expected = naive_resnet.Resnet(
       state_dict.to_state_dict(variables),
       imagenet,
@@ -147,7 +138,7 @@ def test_network_equals_numpy_with_symmetric_padding(base, options):
 def test_zero_init_residual_starts_blocks_as_the_identity(base, last, zero):
   model = create(**base | dict(stage_sizes=(1,), zero_init_residual=zero))
   init = jax.jit(functools.partial(model.init, train=True))
-  block = init(KEY, images(2, 4, 4))['params']['stage1_block1']
+  block = init(KEY, images(2, 4, 4, 3))['params']['stage1_block1']
   np.testing.assert_array_equal(block[last]['scale'], 0 if zero else 1)
   np.testing.assert_array_equal(block['norm1']['scale'], 1)
 
@@ -157,8 +148,8 @@ def test_bfloat16_has_wide_parameters_statistics_and_logits():
   model = tiny(BOTTLENECK, dtype='bfloat16', **options)
   for leaf in jax.tree.leaves(models.shapes_of(model)):
     assert leaf.dtype == jnp.float32
-  x = images(2, 6, 5)
-  variables = random_variables(model)
+  x = images(2, 6, 5, 3)
+  variables = of_model(model)
   features = jax.eval_shape(
       functools.partial(model.clone(num_classes=None).apply, train=False),
       variables,
@@ -194,10 +185,10 @@ def test_a_padded_image_gives_what_the_image_alone_does(
   if features:
     options['num_classes'] = None
   model = tiny(base, **options)
-  variables = random_variables(model)  # Also the biases of the norms.
+  variables = of_model(model)  # Also the biases of the norms.
   sizes = [(20, 13), (17, 28)] if imagenet else [(5, 8), (9, 2)]
   large = (37, 29) if imagenet else (12, 9)
-  parts = [images(1, *size, seed=i) for i, size in enumerate(sizes)]
+  parts = [images(1, *size, 3, seed=i) for i, size in enumerate(sizes)]
   # Zeros, and whatever else.
   padded = [pad(parts[0], *large), pad(parts[1], *large, 50.0)]
   # The attention maps are among the outputs.
@@ -219,15 +210,15 @@ def test_valid_size_of_another_shape_is_refused():
   model = tiny(BASIC)
   init = functools.partial(model.init, train=False, valid_size=np.ones((1, 2)))
   with pytest.raises(ValueError, match=r'\(1, 2\) .* \(3, 8, 9, 3\)'):
-    jax.eval_shape(init, KEY, images(3, 8, 9))
+    jax.eval_shape(init, KEY, images(3, 8, 9, 3))
 
 
 def test_the_norms_options_reach_the_attention_branches():
-  x = images(2, 6, 5)
+  x = images(2, 6, 5, 3)
 
   def moved(**options):
     model = tiny(BASIC, aw_conv=True, **options)
-    variables = random_variables(model)
+    variables = of_model(model)
     _, moved = apply(model, variables, x, ['batch_stats'], train=True)
     changed = jax.tree.map(
         lambda a, b: bool(np.any(a != b)),

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-import random_values
+from random_values import images, of_model
 
 from awconv_jax import models
 
@@ -51,12 +51,7 @@ def create(family, **more):
 @functools.cache
 def variables_of(family):
   # No scale is 0, or there would be nothing to drop.
-  return random_values.like(models.shapes_of(create(family)[0], 8))
-
-
-def images(number=N):
-  rng = np.random.default_rng(0)
-  return rng.normal(size=(number, 8, 8, 3)).astype(np.float32)
+  return of_model(create(family)[0], 8)
 
 
 @functools.cache
@@ -87,7 +82,7 @@ def drops(family, train=True):
       )
     return seen, blocks[-1]
 
-  seen = run(variables_of(family), images(), jax.random.key(1))
+  seen = run(variables_of(family), images(N, 8, 8, 3), jax.random.key(1))
   return jax.tree.map(np.asarray, seen)
 
 
@@ -126,7 +121,7 @@ def apply_text(model, **rngs):
   """Returns the program of a training step's forward pass."""
   fields = dict(train=True, mutable=['batch_stats'], rngs=rngs)
   run = jax.jit(functools.partial(model.apply, **fields))
-  return run.lower(variables_of('basic'), images(2)).as_text()
+  return run.lower(variables_of('basic'), images(2, 8, 8, 3)).as_text()
 
 
 def test_a_rate_of_zero_changes_neither_program_nor_parameters():

@@ -6,7 +6,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 import pytest
-import random_values
+from random_values import images, of_model
 import tiny
 
 from awconv_jax import errors, models, weights
@@ -25,21 +25,11 @@ def create(num_classes=5, **options):
   return models.create('resnet18', **fields | options)
 
 
-def images(n=2, side=40):
-  rng = np.random.default_rng(0)
-  return rng.normal(size=(n, side, side, 3)).astype(np.float32)
-
-
-def random_variables(model, seed=0):
-  """Returns variables as if it had been trained; nothing is compiled."""
-  return random_values.like(models.shapes_of(model), seed)
-
-
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory):
   """A plain SE-ResNet-18: the network, its variables, and their file."""
   model = create(attention='se')
-  variables = random_variables(model)
+  variables = of_model(model)
   path = tmp_path_factory.mktemp('plain') / 'se.safetensors'
   weights.save(path, variables)
   return model, variables, path
@@ -52,7 +42,7 @@ def silent(line):
 def test_an_aw_network_starts_as_the_plain_one_and_trains_its_branches(plain):
   model, variables, path = plain
   aw_model = create(attention='se', aw_conv=True, aw_options=IDENTITY)
-  x = images()
+  x = images(2, 40, 40, 3)
   fresh = jax.jit(functools.partial(aw_model.init, train=False))(KEY, x)
   start = warm_start.load(path, fresh, report=silent)
 
@@ -77,7 +67,7 @@ def test_an_aw_network_starts_as_the_plain_one_and_trains_its_branches(plain):
 
 def test_a_head_for_other_classes_is_left_as_it_is(plain):
   _, variables, path = plain
-  fresh = random_variables(create(3, attention='se'), seed=1)
+  fresh = of_model(create(3, attention='se'), seed=1)
   with pytest.raises(errors.InputError, match=r'fc\.bias has .*fc\.weight'):
     warm_start.load(path, fresh, report=silent)
   start = warm_start.load(path, fresh, skip=('head',), report=silent)
@@ -91,7 +81,7 @@ def test_a_head_for_other_classes_is_left_as_it_is(plain):
 
 def test_other_networks_and_missing_sources_are_refused(plain, tmp_path):
   _, variables, path = plain
-  other = random_variables(create())
+  other = of_model(create())
   with pytest.raises(errors.InputError, match='unknown: .*se.fc1'):
     warm_start.load(path, other, report=silent)
   with pytest.raises(errors.InputError, match='neither a file nor a run'):
@@ -110,7 +100,7 @@ def random_detector(seed, num_classes=3, **options):
       pyramid=dict(features=4),
       head=dict(features=4),
   )
-  return random_variables(model, seed)
+  return of_model(model, seed=seed)
 
 
 def write(kind, path, variables):
@@ -139,7 +129,7 @@ def test_the_backbone_of_a_detector_starts_from_a_classifier(
     kind, aw_conv, tmp_path
 ):
   classifier = models.create(**BACKBONE, num_classes=5)
-  variables = random_variables(classifier, seed=1)
+  variables = of_model(classifier, seed=1)
   source = write(kind, tmp_path / 'resnet', variables)
   fresh = random_detector(seed=2, aw_conv=aw_conv)
   told = []
@@ -159,7 +149,7 @@ def test_the_backbone_of_a_detector_starts_from_a_classifier(
 
 def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
   classifier = models.create(**BACKBONE, num_classes=5)
-  source = write('file', tmp_path / 'a', random_variables(classifier, seed=1))
+  source = write('file', tmp_path / 'a', of_model(classifier, seed=1))
   fresh = random_detector(seed=2, aw_conv=True)
   start = warm_start.load(source, fresh, report=silent)
   frozen = optim.is_frozen(fresh['params'], ['backbone/stem_*', '*/stage1_*'])
@@ -197,7 +187,7 @@ def test_a_detector_starts_from_another_one_with_other_classes(kind, tmp_path):
 
 def test_a_classifier_of_another_width_is_refused_for_a_backbone(tmp_path):
   classifier = models.create('resnet18', width=8, stage_sizes=(1, 1, 1, 1))
-  source = write('run', tmp_path / 'wide', random_variables(classifier))
+  source = write('run', tmp_path / 'wide', of_model(classifier))
 
   with pytest.raises(errors.InputError) as error:
     warm_start.load(source, random_detector(seed=2), report=silent)

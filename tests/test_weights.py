@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import naive_resnet
 import numpy as np
 import pytest
-import random_values
+from random_values import assert_same_bits, of_model
 import torch_zip
 
 from awconv_jax import models, weights
@@ -79,13 +79,6 @@ def create(block, sizes=SIZES, reduction=0, **options):
     options['attention'] = 'se'
     options['attention_options'] = dict(reduction=reduction)
   return models.create(f'resnet{DEPTH[block]}', **options)
-
-
-def assert_same_bits(got, want):
-  assert got.keys() == want.keys()
-  for name, array in got.items():
-    bits = [(a.dtype, a.shape, a.tobytes()) for a in (array, want[name])]
-    assert bits[0] == bits[1], name
 
 
 @pytest.mark.parametrize('block, reduction', [('basic', 0), ('bottleneck', 4)])
@@ -159,8 +152,7 @@ def test_there_and_back_keeps_every_bit(block, reduction, tmp_path):
 
 
 def aw_variables(**options):
-  model = create('basic', aw_conv=True, **options)
-  return random_values.like(models.shapes_of(model))
+  return of_model(create('basic', aw_conv=True, **options))
 
 
 def test_aw_networks_extend_the_names_and_come_back(tmp_path):
