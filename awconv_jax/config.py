@@ -8,43 +8,19 @@ path.
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
-import dataclasses
-import functools
 import inspect
 import re
 from typing import Any
 
-import flax.linen as nn
 import ml_collections
 import pydantic
 
 from awconv_jax.errors import InputError, nearest, unknown_name
-from awconv_jax.options import Named, Options, Steps
+from awconv_jax.options import Named, Options, Steps, options_of
 
 # A number is none in quotes, and True is not 1.
 _STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
 _REQUIRED = inspect.Parameter.empty
-
-
-def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-  """Returns the options of a function, class or partial, by name.
-
-  Of a Flax module those are the fields it declares, or a base that is not
-  Flax's own: what `nn.Module` and `nn.Conv` declare, its place decides.
-  """
-  plain: Any = target.func if isinstance(target, functools.partial) else target
-  declared = None
-  if dataclasses.is_dataclass(plain):
-    # All fields but those of Flax's own classes, and those it adds to ours.
-    bases = [b for b in plain.__mro__ if not b.__module__.startswith('flax.')]
-    declared = set().union(*map(inspect.get_annotations, bases))
-    declared -= {'parent', 'name'} if issubclass(plain, nn.Module) else set()
-  return {
-      name: parameter
-      for name, parameter in inspect.signature(target).parameters.items()
-      if parameter.annotation is not inspect.Parameter.empty
-      and (declared is None or name in declared)
-  }
 
 
 def complete(

@@ -13,6 +13,8 @@ calling a function does not check them.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
+import inspect
 from typing import Annotated, Any
 
 from awconv_jax.errors import look_up
@@ -125,3 +127,24 @@ class Named(Options):
 
 class Steps(Options):
   """A sequence of pairs, a name and the options of what has it; as `Named`."""
+
+
+def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+  """Returns the options of a function, class or partial, by name.
+
+  Of a Flax module those are the fields it declares, or a base that is not
+  Flax's own: what `nn.Module` and `nn.Conv` declare, its place decides.
+  """
+  plain: Any = target.func if isinstance(target, functools.partial) else target
+  declared = None
+  if dataclasses.is_dataclass(plain):
+    ours = [b for b in plain.__mro__ if not b.__module__.startswith('flax.')]
+    declared = set().union(*map(inspect.get_annotations, ours))
+    if len(ours) < len(plain.__mro__):
+      declared -= {'parent', 'name'}  # Which Flax adds to ours.
+  return {
+      name: parameter
+      for name, parameter in inspect.signature(target).parameters.items()
+      if parameter.annotation is not inspect.Parameter.empty
+      and (declared is None or name in declared)
+  }

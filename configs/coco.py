@@ -34,7 +34,7 @@ publishes want --config.model.backbone.norm_epsilon=0.0).
 import ml_collections
 
 from awconv_jax.errors import look_up
-from awconv_jax.models.detection.presets import with_preset
+from awconv_jax.models.detection import presets
 from awconv_jax.train import settings
 
 SCHEDULES = {
@@ -55,7 +55,7 @@ def get_config(
     attention: str | None = None,
     aw_conv: bool = True,
     schedule: str = '1x',
-    preset: str = 'mmdet',
+    preset: str = presets.DEFAULT,
     data: str = 'coco/2017',
     num_classes: int = 80,
 ) -> ml_collections.ConfigDict:
@@ -89,7 +89,7 @@ def get_config(
                   attention=attention,
                   aw_conv=aw_conv,
               ),
-              **with_preset(preset, num_classes=num_classes),
+              **presets.with_preset(preset, num_classes=num_classes),
           ),
           optimizer=dict(
               options=dict(nesterov=False),

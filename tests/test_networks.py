@@ -291,11 +291,6 @@ def test_dropout_drops_in_training_only():
     assert np.array_equal(*outs) != train
 
 
-def test_a_network_is_no_detector():
-  with pytest.raises(errors.InputError, match="'resnet18' is no detector"):
-    models.create_detector('resnet18', num_classes=3)
-
-
 @pytest.mark.parametrize(
     'options, words',
     [

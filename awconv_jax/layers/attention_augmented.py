@@ -119,41 +119,6 @@ class AugmentedConv(nn.Conv, kw_only=True):
   downsample: PositiveInt = 1
   convolution: Callable[..., Any] = Conv
 
-  @nn.nowrap
-  def _per_head(self, ratio, least):
-    """Returns ratio * features / heads to the nearest, and at least `least`."""
-    return max(math.floor(ratio * self.features / self.heads + 0.5), least)
-
-  def _attend(self, x, key_dims, value_dims, valid_size):
-    """Returns [N, H', W', dv] for x at the resolution of the output."""
-    size, factor = x.shape[1:3], self.downsample
-    if factor > 1:
-      coarse = [-(-length // factor) for length in size]
-      x = relative_attention.strided_average(
-          x, coarse, (factor,) * 2, valid_size=valid_size
-      )
-      if valid_size is not None:
-        valid_size = -(-valid_size // factor)
-    dense = functools.partial(
-        nn.Dense,
-        kernel_init=self.kernel_init,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-    )
-    out = RelativeSelfAttention(
-        heads=self.heads,
-        key_dims=key_dims,
-        value_dims=value_dims,
-        relative=self.relative,
-        use_bias=self.use_bias,
-        dense=dense,
-        param_dtype=self.param_dtype,
-        name='attention',
-    )(x, valid_size=valid_size)
-    if factor == 1:
-      return out
-    return relative_attention.upsample(out, size, factor, valid_size=valid_size)
-
   def _at_output(self, x, out_size, dilation, valid_size):
     """Returns x, and its valid size, at the positions of the output."""
     strides = pair(self.strides)
@@ -191,8 +156,12 @@ class AugmentedConv(nn.Conv, kw_only=True):
     """
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, x.shape)
-    key_dims = self._per_head(self.key_ratio, self.min_key_dims)
-    value_dims = self._per_head(self.value_ratio, 1)
+    # To the nearest, of each head.
+    key_dims, value_dims = (
+        math.floor(ratio * self.features / self.heads + 0.5)
+        for ratio in (self.key_ratio, self.value_ratio)
+    )
+    value_dims = max(value_dims, 1)
     taken = self.heads * value_dims
     if taken >= self.features:
       raise InputError(
@@ -211,8 +180,32 @@ class AugmentedConv(nn.Conv, kw_only=True):
     fields |= getattr(self.convolution, 'keywords', {})
     conv = self.convolution(**fields, name='conv')
     out = conv(x, valid_size=valid_size)
+
     x, valid_size = self._at_output(
         x, out.shape[1:3], pair(conv.kernel_dilation), valid_size
     )
-    attended = self._attend(x, key_dims, value_dims, valid_size)
+    factor, cells = self.downsample, valid_size
+    if factor > 1:
+      coarse = [-(-length // factor) for length in x.shape[1:3]]
+      x = relative_attention.strided_average(
+          x, coarse, (factor,) * 2, valid_size=valid_size
+      )
+      cells = None if valid_size is None else -(-valid_size // factor)
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    attended = RelativeSelfAttention(
+        heads=self.heads,
+        key_dims=max(key_dims, self.min_key_dims),
+        value_dims=value_dims,
+        relative=self.relative,
+        use_bias=self.use_bias,
+        dense=functools.partial(
+            nn.Dense, kernel_init=self.kernel_init, **dtypes
+        ),
+        param_dtype=self.param_dtype,
+        name='attention',
+    )(x, valid_size=cells)
+    if factor > 1:
+      attended = relative_attention.upsample(
+          attended, out.shape[1:3], factor, valid_size=cells
+      )
     return jnp.concatenate([out, attended.astype(out.dtype)], axis=-1)

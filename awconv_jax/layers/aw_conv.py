@@ -42,8 +42,8 @@ EXPANSION_AXES = {
     'out': (False, True),
     'none': (False, False),
 }
-# Fields of nn.Conv that compute another convolution, with a shared kernel.
-_GENERAL = ('conv_general_dilated', 'conv_general_dilated_cls')
+# Fields of nn.Conv that compute another convolution.
+_OTHERS = ('input_dilation', 'conv_general_dilated', 'conv_general_dilated_cls')
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -79,9 +79,9 @@ class AttentionMaps(nn.Module):
       kernel_init = kernel_init if self.norm else nn.initializers.zeros
     a = adaptive_average_pool(x, self.grid, valid_size=valid_size)
     a = dense(self.hidden, name='pointwise1')(a.astype(x.dtype))
-    a = nn.relu(norm(name='norm1')(a))
-    size = math.prod(self.values)
-    a = dense(size, kernel_init=kernel_init, name='pointwise2')(a)
+    a = dense(
+        math.prod(self.values), kernel_init=kernel_init, name='pointwise2'
+    )(nn.relu(norm(name='norm1')(a)))
     a = self.gate(norm(scale_init=scale_init, name='norm2')(a))
     for axis, (cells, taps) in enumerate(zip(self.grid, self.taps), start=1):  # noqa: B905
       if cells != taps:
@@ -160,10 +160,6 @@ class AWConv(nn.Conv, kw_only=True):
   def _maps(self, x, kernel_size, inputs, train, valid_size):
     """Returns A [N, kh, kw, G, D'] for so many input channels of the kernel."""
     shared = look_up('expansion_axis', self.expansion_axis, EXPANSION_AXES)
-    values = [
-        n // expansion_factor(n, self.expansion if together else 1)
-        for n, together in zip((inputs, self.features), shared, strict=True)
-    ]
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     norm = look_up('norm', self.norm, NORMS)
     options = dict(epsilon=self.norm_epsilon, **dtypes)
@@ -174,7 +170,10 @@ class AWConv(nn.Conv, kw_only=True):
     maps = AttentionMaps(
         taps=kernel_size,
         grid=kernel_size if self.pool_size is None else pair(self.pool_size),
-        values=tuple(values),
+        values=tuple(
+            n // expansion_factor(n, self.expansion if together else 1)
+            for n, together in zip((inputs, self.features), shared, strict=True)
+        ),
         hidden=max(x.shape[-1] // self.reduction, self.min_hidden),
         gate=look_up('gate', self.gate, GATES),
         norm=norm and functools.partial(norm, **options),
@@ -182,8 +181,7 @@ class AWConv(nn.Conv, kw_only=True):
         dtypes=dtypes,
         name='attention',
     )(x, valid_size)
-    make = self.refinement
-    if make is None:
+    if (make := self.refinement) is None:
       return maps
     if isinstance(make, str):
       layer = look_up('refinement', make, attention.IN_BLOCK)
@@ -226,7 +224,7 @@ class AWConv(nn.Conv, kw_only=True):
           f'is 0 at 0, {IDENTITY_GATES}, not residual={self.residual} and '
           f'gate={self.gate!r}'
       )
-    for name in ('input_dilation', *_GENERAL):
+    for name in _OTHERS:
       if getattr(self, name) not in (None, 1, (1, 1), [1, 1]):
         raise InputError(f'AWConv: {name} must be left out')
     if self.train is not None or train is not None:
@@ -272,14 +270,5 @@ class AWConv(nn.Conv, kw_only=True):
         chunk=self.chunk,
         precision=self.precision,
     )
-    if bias is not None:
-      out = out + bias
+    out = out if bias is None else out + bias
     return out.reshape(*inputs.shape[:-3], *out.shape[1:])
-
-
-# The fields that are not nn.Conv's, which a convolution's place decides.
-OPTIONS = {
-    field: None
-    for field in AWConv.__dataclass_fields__
-    if field not in nn.Conv.__dataclass_fields__
-}

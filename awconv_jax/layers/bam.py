@@ -12,21 +12,23 @@ paper adds the branches and ends each with a norm; the authors' code multiplies
 them and has the norms as above, and so have we.
 """
 
+import functools
 import operator
 from typing import Annotated
 
 import flax.linen as nn
+import jax.numpy as jnp
 
+from awconv_jax import options
 from awconv_jax.errors import look_up
-from awconv_jax.layers.gate import NormedGate, average
+from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
-from awconv_jax.options import OneOf, PositiveInt
 
 COMBINE = {'product': operator.mul, 'sum': operator.add}
 
 
-class BAM(NormedGate):
-  """Scales every value of x by 1 to 2; see `layers.gate` for how it is called.
+class BAM(nn.Module):
+  """Scales every value of x by 1 to 2.
 
   Meant to stand once after each stage but the last. It trains at batch size 1,
   but the channel branch does not see the image then: a batch norm over one
@@ -36,34 +38,51 @@ class BAM(NormedGate):
     reduction: r; both branches have C // r channels inside, at least one.
     dilation: of the two 3x3 convolutions.
     combine: how the branches are joined, 'product' or 'sum'.
+    norm_momentum, ...: see `layers.attention`.
   """
 
-  reduction: PositiveInt = 16
-  dilation: PositiveInt = 4
-  combine: Annotated[str, OneOf(COMBINE)] = 'product'
+  reduction: options.PositiveInt = 16
+  dilation: options.PositiveInt = 4
+  combine: Annotated[str, options.OneOf(COMBINE)] = 'product'
+  norm_momentum: options.UnitFloat = 0.9
+  norm_epsilon: options.NonNegativeFloat = 1e-5
+  train: bool | None = None
+  dtype: options.Dtype | None = None
+  param_dtype: options.Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    train = self.train
+    if train is None:
+      train = self.is_mutable_collection('batch_stats')
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dense = functools.partial(nn.Dense, **dtypes)
+    conv = functools.partial(nn.Conv, **dtypes)
+    norm = functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=self.norm_momentum,
+        epsilon=self.norm_epsilon,
+        **dtypes,
+    )
     channels = x.shape[-1]
     hidden = max(channels // self.reduction, 1)
-    a = average(x, valid_size)
-    a = self.typed(nn.Dense, hidden, name='channel_reduce')(a)
-    a = nn.relu(self.norm('channel_norm')(a))
-    of_channel = self.typed(nn.Dense, channels, name='channel_expand')(a)
+    a = adaptive_average_pool(x, (1, 1), valid_size=valid_size).astype(x.dtype)
+    a = dense(hidden, name='channel_reduce')(a)
+    a = nn.relu(norm(name='channel_norm')(a))
+    of_channel = dense(channels, name='channel_expand')(a)
 
     a = x
     for i, size in enumerate((1, 3, 3), start=1):
-      conv = self.typed(
-          nn.Conv,
+      a = conv(
           hidden,
           (size, size),
           kernel_dilation=self.dilation,
           padding=size // 2 * self.dilation,
           name=f'spatial_conv{i}',
-      )
-      a = conv(mask_padding(a, valid_size))
-      a = nn.relu(self.norm(f'spatial_norm{i}')(a))
-    of_position = self.typed(nn.Conv, 1, (1, 1), name='spatial_conv4')(a)
+      )(mask_padding(a, valid_size))
+      a = nn.relu(norm(name=f'spatial_norm{i}')(a))
+    of_position = conv(1, (1, 1), name='spatial_conv4')(a)
 
     combine = look_up('combine', self.combine, COMBINE)
     return x * (1 + nn.sigmoid(combine(of_channel, of_position)))

@@ -9,13 +9,15 @@ where MLP(a) = W1 relu(W0 a) is the same for both. The norm, the order of the
 maps and the biases of the MLP are those of the authors' code.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from awconv_jax.layers.gate import NormedGate, average
+from awconv_jax import options
+from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
-from awconv_jax.options import PositiveInt, UnitFloat
 
 
 def largest(x: jax.Array, axis: int) -> jax.Array:
@@ -29,8 +31,8 @@ def largest(x: jax.Array, axis: int) -> jax.Array:
   return jnp.take_along_axis(x, places, axis)
 
 
-class CBAM(NormedGate):
-  """Scales the channels of x, and then its positions; see `layers.gate`.
+class CBAM(nn.Module):
+  """Scales the channels of x, and then its positions.
 
   The scale of the norm starts as zero, so that the gate of the positions starts
   as 1/2 everywhere.
@@ -38,29 +40,43 @@ class CBAM(NormedGate):
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
     spatial_size: of the kernel that sees the positions.
-    norm_momentum: as there, with another default.
+    norm_momentum, ...: see `layers.attention`.
   """
 
-  reduction: PositiveInt = 16
-  spatial_size: PositiveInt = 7
-  norm_momentum: UnitFloat = 0.99
+  reduction: options.PositiveInt = 16
+  spatial_size: options.PositiveInt = 7
+  norm_momentum: options.UnitFloat = 0.99
+  norm_epsilon: options.NonNegativeFloat = 1e-5
+  train: bool | None = None
+  dtype: options.Dtype | None = None
+  param_dtype: options.Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dense = functools.partial(nn.Dense, **dtypes)
     channels = x.shape[-1]
-    hidden = max(channels // self.reduction, 1)
+    mean = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
     inside = mask_padding(x, valid_size, fill=-jnp.inf)
-    most = largest(inside.reshape(x.shape[0], -1, channels), 1)
+    most = largest(inside.reshape(x.shape[0], -1, channels), 1)[:, None]
     # As two positions of one image, so that both share the layers.
-    gate = jnp.concatenate([average(x, valid_size), most[:, None]], axis=1)
-    gate = nn.relu(self.typed(nn.Dense, hidden, name='reduce')(gate))
-    gate = self.typed(nn.Dense, channels, name='expand')(gate)
+    gate = jnp.concatenate([mean.astype(x.dtype), most], axis=1)
+    gate = dense(max(channels // self.reduction, 1), name='reduce')(gate)
+    gate = dense(channels, name='expand')(nn.relu(gate))
     x = x * nn.sigmoid(gate.sum(1, keepdims=True))
 
     gate = jnp.concatenate([largest(x, 3), x.mean(-1, keepdims=True)], axis=-1)
     size = (self.spatial_size,) * 2
-    gate = self.typed(nn.Conv, 1, size, use_bias=False, name='spatial_conv')(
-        mask_padding(gate, valid_size)
+    conv = nn.Conv(1, size, use_bias=False, name='spatial_conv', **dtypes)
+    train = self.train
+    if train is None:
+      train = self.is_mutable_collection('batch_stats')
+    norm = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=self.norm_momentum,
+        epsilon=self.norm_epsilon,
+        scale_init=nn.initializers.zeros,
+        name='spatial_norm',
+        **dtypes,
     )
-    zeros = nn.initializers.zeros
-    return x * nn.sigmoid(self.norm('spatial_norm', scale_init=zeros)(gate))
+    return x * nn.sigmoid(norm(conv(mask_padding(gate, valid_size))))

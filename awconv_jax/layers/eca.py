@@ -10,13 +10,14 @@ https://arxiv.org/abs/1910.03151:
 import math
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from awconv_jax.layers.gate import Gate, average
-from awconv_jax.options import PositiveFloat, PositiveInt
+from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+from awconv_jax.options import Dtype, PositiveFloat, PositiveInt
 
 
-class ECA(Gate):
-  """Scales the channels of x; see `layers.gate` for how it is called.
+class ECA(nn.Module):
+  """Scales the channels of x; see `layers.attention` for the other fields.
 
   Attributes:
     gamma, b: of the rule by which the kernel grows with the channels.
@@ -28,6 +29,8 @@ class ECA(Gate):
   gamma: PositiveFloat = 2
   b: float = 1
   kernel_size: PositiveInt | None = None
+  dtype: Dtype | None = None
+  param_dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
@@ -35,6 +38,9 @@ class ECA(Gate):
     if size is None:
       size = int(abs((math.log2(x.shape[-1]) + self.b) / self.gamma))
       size += size % 2 == 0
-    gate = average(x, valid_size)[:, 0, 0, :, None]  # The channels are a line.
-    conv = self.typed(nn.Conv, 1, (size,), use_bias=False, name='conv')
-    return x * nn.sigmoid(conv(gate)[:, None, None, :, 0])
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    conv = nn.Conv(1, (size,), use_bias=False, name='conv', **dtypes)
+    gate = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
+    # The channels are a line.
+    gate = conv(gate.astype(x.dtype)[:, 0, 0, :, None])
+    return x * nn.sigmoid(gate[:, None, None, :, 0])

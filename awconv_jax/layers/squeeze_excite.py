@@ -5,26 +5,34 @@
   y = x * sigmoid(W2 relu(W1 mean_hw(x)))
 """
 
+import functools
+
 import flax.linen as nn
+import jax.numpy as jnp
 
-from awconv_jax.layers.gate import Gate, average
-from awconv_jax.options import PositiveInt
+from awconv_jax.ops.adaptive_pool import adaptive_average_pool
+from awconv_jax.options import Dtype, PositiveInt
 
 
-class SqueezeExcite(Gate):
-  """Scales the channels of x; see `layers.gate` for how it is called.
+class SqueezeExcite(nn.Module):
+  """Scales the channels of x; see `layers.attention` for the other fields.
 
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
   """
 
   reduction: PositiveInt = 16
+  dtype: Dtype | None = None
+  param_dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     channels = x.shape[-1]
-    hidden = max(channels // self.reduction, 1)
-    gate = average(x, valid_size)
-    gate = nn.relu(self.typed(nn.Dense, hidden, name='reduce')(gate))
-    gate = nn.sigmoid(self.typed(nn.Dense, channels, name='expand')(gate))
-    return x * gate
+    dense = functools.partial(
+        nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype
+    )
+    gate = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
+    gate = dense(max(channels // self.reduction, 1), name='reduce')(
+        gate.astype(x.dtype)
+    )
+    return x * nn.sigmoid(dense(channels, name='expand')(nn.relu(gate)))

@@ -5,7 +5,6 @@ And detectors over them: `create_detector(backbone='resnet50', num_classes=80)`.
 
 from collections.abc import Mapping
 import functools
-import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -15,9 +14,29 @@ import jax.numpy as jnp
 from awconv_jax import errors
 from awconv_jax.models.detection import faster_rcnn, presets
 from awconv_jax.models.registry import MODELS
+from awconv_jax.options import Options, options_of
 
 DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
 IMAGENET_SIDE = 224  # Pixels of the images that weights for ImageNet are for.
+
+
+def _check_names(target: Any, options: Mapping[str, Any], kind: str) -> None:
+  """Raises InputError for an option, or one of a group, that target has not."""
+  known = {
+      k: v for k, v in options_of(target).items() if v.default is not v.empty
+  }
+  for name, value in options.items():
+    option = errors.look_up(f'option of {kind}', name, known)
+    for group in getattr(option.annotation, '__metadata__', ()):
+      if isinstance(group, Options) and value:
+        of = group.of
+        if group.by is not None:
+          if (by := options.get(group.by)) is None:
+            raise errors.InputError(
+                f'{name}={dict(value)} needs {group.by}, which is None'
+            )
+          of = group.target(by)
+        _check_names(of, value, name)
 
 
 def create(name: str, **options: Any) -> nn.Module:
@@ -32,10 +51,7 @@ def create(name: str, **options: Any) -> nn.Module:
     InputError: the name or an option is unknown, or options do not fit.
   """
   network = errors.look_up('model', name, MODELS)
-  fields = dict(inspect.signature(network).parameters)
-  del fields['parent'], fields['name']  # Flax's.
-  for option in options:
-    errors.look_up(f'option of {name}', option, fields)
+  _check_names(network, options, name)
   return network(**options)
 
 
@@ -43,7 +59,7 @@ def create_detector(
     name: str = 'faster_rcnn',
     *,
     backbone: str | Mapping[str, Any] = 'resnet50',
-    preset: str = 'mmdet',
+    preset: str = presets.DEFAULT,
     **options: Any,
 ) -> nn.Module:
   """Returns a detector by name, which has the methods `detect` and `losses`.
@@ -57,17 +73,13 @@ def create_detector(
       need not be complete.
 
   Raises:
-    InputError: a name or an option is unknown, or a value impossible.
+    InputError: a name or an option is unknown.
   """
-  if name in MODELS:
-    raise errors.InputError(
-        f'model.name={name!r} is no detector, which config.task.name=detection '
-        f'needs: {", ".join(DETECTORS)}'
-    )
   detector = errors.look_up('detector', name, DETECTORS)
+  options = presets.with_preset(preset, **options)
+  _check_names(detector, options, name)
   fields = dict(name=backbone) if isinstance(backbone, str) else backbone
-  network = create(**fields, num_classes=None)
-  return detector(network, **presets.with_preset(preset, **options))
+  return detector(create(**fields, num_classes=None), **options)
 
 
 def shapes_of(model: nn.Module, side: int = 64, channels: int = 3) -> Any:

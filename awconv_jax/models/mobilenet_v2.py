@@ -9,23 +9,16 @@ convolution without activation.
 from typing import Annotated
 
 import flax.linen as nn
-import jax
 
+from awconv_jax import options
 from awconv_jax.errors import look_up
 from awconv_jax.models import network
-from awconv_jax.options import (
-    Bound,
-    Fraction,
-    OneOf,
-    PositiveFloat,
-    PositiveInt,
-)
 
 STEMS = {'imagenet': 2, 'cifar': 1}  # Strides.
 # The slots whose convolution becomes an AW-convolution.
 AW_WHERE = {'3x3': ('conv2',)}
-# Factor of the widening, channels, blocks, stride.
-Stage = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+N = options.PositiveInt
+Stage = tuple[N, N, N, N]  # Factor of the widening, channels, blocks, stride.
 
 
 def scaled(channels: int, factor: float) -> int:
@@ -55,16 +48,14 @@ class InvertedResidual(network.Block):
     if self.widen > 1:
       y, size = self.conv('conv1', y, channels, 1, 1, size)
       y = nn.relu6(self.norm(name='norm1')(y))
-    y, size = self.conv(
-        'conv2', y, channels, 3, self.stride, size, feature_group_count=channels
-    )
+    y, size = self.conv('conv2', y, channels, 3, self.stride, size, channels)
     y = nn.relu6(self.norm(name='norm2')(y))
     y, size = self.conv('conv3', y, self.features, 1, 1, size)
     y = self.gate(self.norm(name='norm3')(y), size)
     # Without a shortcut nothing would be left.
     if x.shape != y.shape:
       return y
-    return x + self.drop(name='stochastic_depth')(y)
+    return x + self.drop()(y)
 
 
 class MobileNetV2(network.Network):
@@ -79,7 +70,7 @@ class MobileNetV2(network.Network):
     aw_where: '3x3', the depthwise convolutions.
   """
 
-  stages: Annotated[tuple[Stage, ...], Bound(min_length=1)] = (
+  stages: Annotated[tuple[Stage, ...], options.Bound(min_length=1)] = (
       (1, 16, 1, 1),
       (6, 24, 2, 2),
       (6, 32, 3, 2),
@@ -88,19 +79,17 @@ class MobileNetV2(network.Network):
       (6, 160, 3, 2),
       (6, 320, 1, 1),
   )
-  width_factor: PositiveFloat = 1.0
-  stem: Annotated[str, OneOf(STEMS)] = 'imagenet'
-  dropout: Fraction = 0.2
-  aw_where: Annotated[str, OneOf(AW_WHERE)] = '3x3'
+  width_factor: options.PositiveFloat = 1.0
+  stem: Annotated[str, options.OneOf(STEMS)] = 'imagenet'
+  dropout: options.Fraction = 0.2
+  aw_where: Annotated[str, options.OneOf(AW_WHERE)] = '3x3'
 
   def __post_init__(self):
     super().__post_init__()
     self.check_places(len(self.stages), dense_3x3=False)
 
   @nn.compact
-  def __call__(
-      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
-  ) -> network.Output:
+  def __call__(self, images, *, train, valid_size=None):
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
     plain, norm = self.conv(), self.norm(train)
@@ -125,7 +114,7 @@ class MobileNetV2(network.Network):
         )(x, valid_size=valid_size)
         valid_size = network.strided_size(valid_size, stride)
       if strides[stage:] and strides[stage] > 1:
-        x = self.gate_stage(stage, x, train, valid_size)
+        x = self.gate(f'stage{stage}_attention', train)(x, valid_size)
       features[f'c{stage + 1}'] = x
 
     if self.num_classes is None:

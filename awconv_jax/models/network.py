@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from awconv_jax import options
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention as layers
-from awconv_jax.layers.aw_conv import OPTIONS, AWConv
+from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.conv import Conv
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import as_valid_size, mask_padding
@@ -32,69 +32,18 @@ def strided_size(size: Size, stride: int) -> Size:
   return None if size is None else -(-size // stride)
 
 
-def convolve(
-    layers_of: Mapping[str, Layer],
-    plain: Layer,
-    name: str,
-    x: jax.Array,
-    features: int,
-    size: int,
-    stride: int = 1,
-    valid_size: Size = None,
-    **fields: Any,
-) -> tuple[jax.Array, Size]:
-  """Convolves with padding as in torch, which converted weights need.
-
-  It is explicit and symmetric: 'SAME' pads a stride of 2 on one side more.
-
-  Args:
-    layers_of: what convolves in some slots.
-    plain: what does in all others.
-    name: of the slot.
-    x: [N, H, W, C].
-    features: of the output.
-    size, stride: of the kernel, on both axes.
-    valid_size: of x.
-    **fields: others of the convolution.
-
-  Returns:
-    [N, H / stride, W / stride, features], and the images' area in that.
-  """
-  if size > 1:
-    # A norm and ReLU leave the padding as their bias, not as zero, and a window
-    # at the edge of the image would see it.
-    x = mask_padding(x, valid_size)
-  layer = layers_of.get(name, plain)(
-      features,
-      (size, size),
-      strides=(stride, stride),
-      padding=((size // 2, size // 2),) * 2,
-      name=name,
-      **fields,
-  )
-  return layer(x, valid_size=valid_size), strided_size(valid_size, stride)
-
-
 class Block(nn.Module):
-  """The slots that all blocks have; `Network` fills them.
+  """The slots that all blocks have; the methods of `Network` fill them.
 
   Attributes:
-    conv: `convolve` with the layers of all slots: 'conv1', ...
-    norm: the norm; takes `name`.
-    attention: None, or what gates the branch.
-    drop: what drops the branch of some samples in training; takes `name`.
+    conv: see `Network.conv`, for the slots 'conv1', ...
+    norm, gate, drop: see `Network.parts`.
   """
 
   conv: Layer
   norm: Layer
-  attention: Layer | None
+  gate: Layer
   drop: Layer
-
-  def gate(self, y: jax.Array, valid_size: Size) -> jax.Array:
-    """Returns the branch's output, gated where there is attention."""
-    if self.attention is None:
-      return y
-    return self.attention(name='attention')(y, valid_size=valid_size)
 
 
 class Network(nn.Module):
@@ -157,8 +106,8 @@ class Network(nn.Module):
       options.Options(AWConv, given=('train', 'norm_momentum', 'norm_epsilon')),
   ] = None
   stochastic_depth: options.Fraction = 0.0
-  norm_momentum: options.UnitFloat = 0.9
-  norm_epsilon: options.NonNegativeFloat = 1e-5
+  norm_momentum: options.UnitFloat = AWConv.norm_momentum
+  norm_epsilon: options.NonNegativeFloat = AWConv.norm_epsilon
   dtype: options.Dtype = jnp.float32
   param_dtype: options.Dtype = jnp.float32
 
@@ -171,13 +120,6 @@ class Network(nn.Module):
     """
     if self.attention is not None:
       look_up('attention', self.attention, layers.ATTENTION)
-    elif self.attention_options:
-      raise InputError(
-          f'model.attention_options={dict(self.attention_options)} needs '
-          'model.attention, which is None'
-      )
-    for option in self.aw_options or ():
-      look_up('option in model.aw_options', option, OPTIONS)
     if self.attention in layers.AS_CONV and not dense_3x3:
       raise InputError(
           f'model.attention={self.attention!r} augments dense 3x3 convolutions,'
@@ -203,8 +145,11 @@ class Network(nn.Module):
       aw: Sequence[str] = (),
       augmented: str | None = None,
       downsample: int = 1,
-  ) -> partial:
-    """Returns what convolves in the slots of a stage's blocks; see `convolve`.
+  ) -> Layer:
+    """Returns what convolves in the slots of a stage's blocks.
+
+    It pads as torch does, which converted weights need: symmetrically, where
+    'SAME' pads a stride of 2 on one side more.
 
     Args:
       stage: counted from 1.
@@ -229,7 +174,24 @@ class Network(nn.Module):
           convolution=slots.get(augmented, plain),
           downsample=downsample,
       )
-    return partial(convolve, slots, plain)
+
+    def convolve(slot, x, features, size, stride=1, valid_size=None, groups=1):
+      """Returns [N, H / stride, W / stride, features], and its valid size."""
+      if size > 1:
+        # A norm and ReLU leave the padding as their bias, not as zero, and a
+        # window at the edge of the image would see it.
+        x = mask_padding(x, valid_size)
+      layer = slots.get(slot, plain)(
+          features,
+          (size, size),
+          strides=(stride, stride),
+          padding=((size // 2, size // 2),) * 2,
+          feature_group_count=groups,
+          name=slot,
+      )
+      return layer(x, valid_size=valid_size), strided_size(valid_size, stride)
+
+    return convolve
 
   def norm(self, train: bool) -> partial:
     """Returns the batch norm."""
@@ -254,17 +216,20 @@ class Network(nn.Module):
         **self.attention_options or {},
     )
 
-  def gate_stage(
-      self, stage: int, x: jax.Array, train: bool, valid_size: Size
-  ) -> jax.Array:
-    """Returns the output of a stage, gated if attention has its place there."""
-    gate = self.attend(layers.AFTER_STAGE, train)
-    if gate is None:
-      return x
-    return gate(name=f'stage{stage}_attention')(x, valid_size=valid_size)
+  def gate(
+      self,
+      name: str,
+      train: bool,
+      place: Mapping[str, type] = layers.AFTER_STAGE,
+  ) -> Layer:
+    """Returns what gates (x, valid_size) where attention has that place."""
+    layer = self.attend(place, train)
+    if layer is None:
+      return lambda x, valid_size: x
+    return lambda x, valid_size: layer(name=name)(x, valid_size=valid_size)
 
   def parts(self, blocks: int, train: bool) -> Iterator[dict[str, Any]]:
-    """Yields norm, attention and drop of each of so many blocks.
+    """Yields the norm, gate and drop of each of so many blocks.
 
     The drop leaves out the branch of whole samples at random. Those kept are
     divided by the chance of that, so that the expected value is the value in
@@ -275,12 +240,13 @@ class Network(nn.Module):
     for before in range(blocks):
       yield dict(
           norm=self.norm(train),
-          attention=self.attend(layers.IN_BLOCK, train),
+          gate=self.gate('attention', train, layers.IN_BLOCK),
           drop=partial(
               nn.Dropout,
               self.stochastic_depth * before / max(blocks - 1, 1),
               broadcast_dims=(1, 2, 3),
               deterministic=not train,
+              name='stochastic_depth',
           ),
       )
 

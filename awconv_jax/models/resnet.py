@@ -8,12 +8,10 @@ variants replace convolutions of the blocks by AW-convolutions and change
 nothing else, https://arxiv.org/abs/2108.08205.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import flax.linen as nn
-import jax
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.models import network
@@ -35,7 +33,7 @@ class Block(network.Block):
 
   width: int
   stride: int
-  last_scale_init: Callable[..., jax.Array]
+  last_scale_init: nn.initializers.Initializer
   strided: str
   groups: int
   group_width: int
@@ -48,7 +46,7 @@ class Block(network.Block):
           'downsample_conv', x, y.shape[-1], 1, self.stride, valid_size
       )
       x = self.norm(name='downsample_norm')(x)
-    return nn.relu(x + self.drop(name='stochastic_depth')(y))
+    return nn.relu(x + self.drop()(y))
 
 
 class BasicBlock(Block):
@@ -72,13 +70,11 @@ class Bottleneck(Block):
     """Returns [N, H / stride, W / stride, 4 * width] for x [N, H, W, C]."""
     width = self.width * self.group_width // 64 * self.groups
     strides = {self.strided: self.stride}
-    # The field is named only where it is needed: not every layer has it.
-    grouped = dict(feature_group_count=self.groups) if self.groups > 1 else {}
     stride = strides.get('conv1', 1)
     y, size = self.conv('conv1', x, width, 1, stride, valid_size)
     y = nn.relu(self.norm(name='norm1')(y))
     stride = strides.get('conv2', 1)
-    y, size = self.conv('conv2', y, width, 3, stride, size, **grouped)
+    y, size = self.conv('conv2', y, width, 3, stride, size, self.groups)
     y = nn.relu(self.norm(name='norm2')(y))
     y, size = self.conv('conv3', y, 4 * self.width, 1, 1, size)
     y = self.norm(name='norm3', scale_init=self.last_scale_init)(y)
@@ -142,9 +138,7 @@ class ResNet(network.Network):
     self.check_places(len(self.stage_sizes), dense_3x3=self.groups == 1)
 
   @nn.compact
-  def __call__(
-      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
-  ) -> network.Output:
+  def __call__(self, images, *, train, valid_size=None):
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
     size, stride = look_up('stem', self.stem, STEMS)
@@ -191,7 +185,7 @@ class ResNet(network.Network):
         )(x, valid_size=valid_size)
         valid_size = network.strided_size(valid_size, stride)
       if stage < stages:
-        x = self.gate_stage(stage, x, train, valid_size)
+        x = self.gate(f'stage{stage}_attention', train)(x, valid_size)
       features[f'c{stage + 1}'] = x
 
     if self.num_classes is None:
@@ -199,19 +193,15 @@ class ResNet(network.Network):
     return self.classify(x, train, valid_size)
 
 
-_resnet18 = partial(ResNet, block='basic', stage_sizes=(2, 2, 2, 2))
-_resnet34 = partial(_resnet18, stage_sizes=(3, 4, 6, 3))
-_resnet50 = partial(ResNet, block='bottleneck', stage_sizes=(3, 4, 6, 3))
-_resnet101 = partial(_resnet50, stage_sizes=(3, 4, 23, 3))
-_resnet152 = partial(_resnet50, stage_sizes=(3, 8, 36, 3))
+_resnet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3))
 MODELS = {
-    'resnet18': _resnet18,
-    'resnet34': _resnet34,
-    'resnet50': _resnet50,
+    'resnet18': partial(ResNet, block='basic', stage_sizes=(2, 2, 2, 2)),
+    'resnet34': partial(ResNet, block='basic'),
+    'resnet50': ResNet,
     'resnet101': _resnet101,
-    'resnet152': _resnet152,
-    'resnext50_32x4d': partial(_resnet50, groups=32, group_width=4),
+    'resnet152': partial(ResNet, stage_sizes=(3, 8, 36, 3)),
+    'resnext50_32x4d': partial(ResNet, groups=32, group_width=4),
     'resnext101_32x8d': partial(_resnet101, groups=32, group_width=8),
-    'wide_resnet50_2': partial(_resnet50, group_width=128),
+    'wide_resnet50_2': partial(ResNet, group_width=128),
     'wide_resnet101_2': partial(_resnet101, group_width=128),
 }

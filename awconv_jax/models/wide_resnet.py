@@ -10,7 +10,6 @@ from functools import partial
 from typing import Annotated
 
 import flax.linen as nn
-import jax
 
 from awconv_jax.errors import look_up
 from awconv_jax.models import network
@@ -47,7 +46,7 @@ class WideBlock(network.Block):
       x, _ = self.conv(
           'downsample_conv', seen, self.features, 1, self.stride, valid_size
       )
-    return x + self.drop(name='stochastic_depth')(y)
+    return x + self.drop()(y)
 
 
 class WideResNet(network.Network):
@@ -73,9 +72,7 @@ class WideResNet(network.Network):
     self.check_places(3, dense_3x3=True)
 
   @nn.compact
-  def __call__(
-      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
-  ) -> network.Output:
+  def __call__(self, images, *, train, valid_size=None):
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
     x, _ = self.conv()('stem_conv', x, self.width, 3, 1, valid_size)
@@ -95,7 +92,7 @@ class WideResNet(network.Network):
         )(x, valid_size=valid_size)
         valid_size = network.strided_size(valid_size, stride)
       if stage < 3:
-        x = self.gate_stage(stage, x, train, valid_size)
+        x = self.gate(f'stage{stage}_attention', train)(x, valid_size)
       features[f'c{stage + 1}'] = x
 
     features['c4'] = x = nn.relu(self.norm(train)(name='last_norm')(x))
@@ -106,6 +103,6 @@ class WideResNet(network.Network):
 
 MODELS = {
     'wrn_16_4': partial(WideResNet, blocks=2, widen=4),
-    'wrn_28_10': partial(WideResNet, blocks=4, widen=10),
+    'wrn_28_10': WideResNet,
     'wrn_40_4': partial(WideResNet, blocks=6, widen=4),
 }

@@ -6,6 +6,7 @@ when the last image is done.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,6 +48,6 @@ def over_data_shards(
   )(*batch, *shared)
 
 
-def per_image(function: Callable[..., Any], *batch: Any) -> Any:
+def per_image(function: Callable[..., Any], *batch: Any, **options: Any) -> Any:
   """Returns a function of one image for every image [N, ...] of a batch."""
-  return over_data_shards(jax.vmap(function), batch)
+  return over_data_shards(jax.vmap(partial(function, **options)), batch)

@@ -11,7 +11,8 @@ import flax.linen as nn
 import numpy as np
 
 from awconv_jax import errors
-from awconv_jax.layers.aw_conv import OPTIONS
+from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.options import options_of
 from awconv_jax.surgery.interception import Path, Surgery, Where, names
 
 
@@ -105,7 +106,7 @@ def replace_conv(
   if not isinstance(model, nn.Module) or model.scope is not None:
     raise ValueError(f'replace_conv: {model!r} is no Linen module, or bound')
   for name in aw_options:
-    errors.look_up('option of AWConv', name, OPTIONS)
+    errors.look_up('option of AWConv', name, options_of(AWConv))
   base, rules = type(model), ((where, aw_options),)
   if '_surgery' in vars(base):
     base, rules = base.__base__, (*vars(base)['_surgery'].rules, *rules)

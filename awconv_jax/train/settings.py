@@ -102,5 +102,5 @@ def network(name: str, **wanted: Any) -> dict[str, Any]:
   Raises:
     InputError: an unknown name.
   """
-  known = engine.options_of(errors.look_up('model', name, models.MODELS))
+  known = options.options_of(errors.look_up('model', name, models.MODELS))
   return dict(name=name) | {k: v for k, v in wanted.items() if k in known}

@@ -7,7 +7,7 @@ marked by masks.
 """
 
 from collections.abc import Mapping
-import functools
+from functools import partial
 import inspect
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awconv_jax import options
 from awconv_jax.errors import InputError
 from awconv_jax.models.detection import box_head, rpn
 from awconv_jax.models.detection.fpn import FPN
@@ -26,13 +27,7 @@ from awconv_jax.ops import roi_align as roi_ops
 from awconv_jax.ops.anchors import Anchors
 from awconv_jax.ops.boxes import Coder
 from awconv_jax.ops.data_shards import per_image
-from awconv_jax.options import (
-    Dtype,
-    Named,
-    NonNegativeFloat,
-    Options,
-    PositiveInt,
-)
+from awconv_jax.options import Options
 
 Group = Mapping[str, Any]
 _NONE, _DTYPES = FrozenDict(), ('dtype', 'param_dtype')
@@ -73,11 +68,13 @@ class FasterRCNN(nn.Module):
     param_dtype: of the parameters.
   """
 
-  backbone: Annotated[nn.Module, Named(MODELS, 'model', given=('num_classes',))]
-  num_classes: PositiveInt = 80
+  backbone: Annotated[
+      nn.Module, options.Named(MODELS, 'model', given=('num_classes',))
+  ]
+  num_classes: options.PositiveInt = 80
   mask_padding: bool = True
   norm_train: bool = False
-  beta: NonNegativeFloat = 0.0
+  beta: options.NonNegativeFloat = 0.0
   pyramid: Annotated[Group, Options(FPN, given=_DTYPES)] = _NONE
   anchors: Annotated[Group, Options(Anchors)] = _NONE
   anchor_matcher: Annotated[Group, _options(rpn.match_anchors)] = _NONE
@@ -91,8 +88,8 @@ class FasterRCNN(nn.Module):
   roi_align: Annotated[Group, _options(roi_ops.roi_align)] = _NONE
   head: Annotated[Group, _options(box_head.create_head)] = _NONE
   detections: Annotated[Group, _options(box_head.detections)] = _NONE
-  dtype: Dtype = jnp.float32
-  param_dtype: Dtype = jnp.float32
+  dtype: options.Dtype = jnp.float32
+  param_dtype: options.Dtype = jnp.float32
 
   def setup(self):
     depth = getattr(self.backbone, 'stochastic_depth', 0)
@@ -115,7 +112,7 @@ class FasterRCNN(nn.Module):
   @property
   def num_proposals(self) -> int:
     """How many regions of an image are classified, but in training."""
-    bound = functools.partial(rpn.propose, **self.proposals)
+    bound = partial(rpn.propose, **self.proposals)
     return inspect.signature(bound).parameters['number'].default
 
   def _valid_sizes(self, image_size, strides):
@@ -161,19 +158,21 @@ class FasterRCNN(nn.Module):
     return tuple(zip(*outputs, strict=True))
 
   def _propose(self, outputs, image_size, anchors, train):
-    """Returns boxes, scores and validity of every image's proposals."""
-    fixed = dict(anchors=anchors, coder=self._anchor_coder, train=train)
-    propose = functools.partial(rpn.propose, **fixed, **self.proposals)
-    return per_image(propose, *outputs, image_size)
+    """Returns the boxes and validity of every image's proposals."""
+    fields = dict(anchors=anchors, coder=self._anchor_coder, train=train)
+    fields |= self.proposals
+    return per_image(rpn.propose, *outputs, image_size, **fields)
 
   def _classify(self, levels, rois, image_size):
     """Returns logits [N, K, C + 1] and deltas [N, K, C, 4] of regions."""
     levels, strides = levels[:-1], self._anchors.strides[:-1]
     sizes = self._valid_sizes(image_size, strides)
     places = roi_ops.assign_levels(rois, len(strides), **self.roi_levels)
-    options = dict(strides=strides, **self.roi_align)
-    align = functools.partial(roi_ops.roi_align, **options)
-    pooled = per_image(align, levels, rois, places, sizes)
+    pooled = per_image(
+        roi_ops.roi_align,
+        *(levels, rois, places, sizes),
+        **dict(strides=strides, **self.roi_align),
+    )
     return self.box_predictor(self.box_head(pooled))
 
   def __call__(
@@ -213,12 +212,11 @@ class FasterRCNN(nn.Module):
     levels = self.features(images, image_size)
     outputs = self._score_anchors(levels, image_size)
     anchors = self._anchors.pyramid(images.shape[1:3])
-    rois, _, valid = self._propose(outputs, image_size, anchors, train=False)
+    rois, valid = self._propose(outputs, image_size, anchors, train=False)
     logits, deltas = self._classify(levels, rois, image_size)
-    find = functools.partial(
-        box_head.detections, coder=self._roi_coder, **self.detections
-    )
-    return per_image(find, logits, deltas, rois, valid, image_size)
+    arrays = logits, deltas, rois, valid, image_size
+    fields = dict(coder=self._roi_coder, **self.detections)
+    return per_image(box_head.detections, *arrays, **fields)
 
   def losses(
       self,
@@ -253,30 +251,29 @@ class FasterRCNN(nn.Module):
     outputs = self._score_anchors(levels, image_size)
     anchors = self._anchors.pyramid(images.shape[1:3])
     logits, deltas, inside = (jnp.concatenate(x, axis=1) for x in outputs)
-    choose = functools.partial(
-        choose_targets,
-        np.concatenate(anchors),
-        match=functools.partial(rpn.match_anchors, **self.anchor_matcher),
-        sample=functools.partial(rpn.sample_anchors, **self.anchor_sampler),
+    targets = per_image(
+        partial(choose_targets, np.concatenate(anchors)),
+        *(inside, *truth, rpn_keys),
+        match=partial(rpn.match_anchors, **self.anchor_matcher),
+        sample=partial(rpn.sample_anchors, **self.anchor_sampler),
         coder=self._anchor_coder,
     )
-    targets = per_image(choose, inside, *truth, rpn_keys)
-    loss = functools.partial(rpn.rpn_loss, beta=self.beta)
-    rpn_class, rpn_box = per_image(loss, logits, deltas, targets).means()
+    sums = per_image(rpn.rpn_loss, logits, deltas, targets, beta=self.beta)
+    rpn_class, rpn_box = sums.means()
 
-    rois, _, valid = self._propose(outputs, image_size, anchors, train=True)
+    rois, valid = self._propose(outputs, image_size, anchors, train=True)
     # With the ground truth there are positives from the first step on.
     rois = jax.lax.stop_gradient(jnp.concatenate([rois, gt_boxes], axis=1))
     valid = jnp.concatenate([valid, gt_valid], axis=1)
-    choose = functools.partial(
+    targets = per_image(
         choose_targets,
-        match=functools.partial(box_head.match_regions, **self.roi_matcher),
-        sample=functools.partial(box_head.sample_labels, **self.roi_sampler),
+        *(rois, valid, *truth, roi_keys),
+        match=partial(box_head.match_regions, **self.roi_matcher),
+        sample=partial(box_head.sample_labels, **self.roi_sampler),
         coder=self._roi_coder,
     )
-    targets = per_image(choose, rois, valid, *truth, roi_keys)
     logits, deltas = self._classify(levels, targets.boxes, image_size)
-    loss = functools.partial(box_head.box_loss, beta=self.beta)
-    roi_class, roi_box = jax.vmap(loss)(logits, deltas, targets).means()
+    loss = jax.vmap(partial(box_head.box_loss, beta=self.beta))
+    roi_class, roi_box = loss(logits, deltas, targets).means()
     rpn_losses = dict(rpn_class=rpn_class, rpn_box=rpn_box)
     return rpn_losses | dict(roi_class=roi_class, roi_box=roi_box)

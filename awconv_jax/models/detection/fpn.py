@@ -10,6 +10,7 @@ that proposals come from.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -28,19 +29,6 @@ class FPN(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
-  def _convolve(self, name, size, x):
-    conv = Conv(
-        self.features,
-        (size, size),
-        padding=size // 2,
-        # As mmdetection's; torchvision's has another spread.
-        kernel_init=nn.initializers.xavier_uniform(),
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name=name,
-    )
-    return conv(x)
-
   @nn.compact
   def __call__(
       self,
@@ -58,17 +46,26 @@ class FPN(nn.Module):
       'p2': [N, H/4, W/4, features], 'p3', ..., and one level more. Outside of
       the valid area they mean nothing.
     """
+    conv = functools.partial(
+        Conv,
+        self.features,
+        # As mmdetection's; torchvision's has another spread.
+        kernel_init=nn.initializers.xavier_uniform(),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+    )
     stages = sorted(int(name.removeprefix('c')) for name in features)
     levels, above = {}, None
     for stage, valid_size in zip(stages[::-1], valid_sizes[::-1], strict=True):
-      x = self._convolve(f'lateral{stage}', 1, features[f'c{stage}'])
+      x = conv((1, 1), name=f'lateral{stage}')(features[f'c{stage}'])
       if above is not None:  # Every value of it twice.
         height, width = x.shape[1:3]
         x += above.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
       above = x
       # The 3x3 window at the edge of the image finds zeros, as at the canvas'.
       inside = mask_padding(above, valid_size)
-      levels[f'p{stage}'] = self._convolve(f'output{stage}', 3, inside)
+      output = conv((3, 3), padding=1, name=f'output{stage}')
+      levels[f'p{stage}'] = output(inside)
     levels = dict(reversed(levels.items()))
     last = stages[-1]
     return levels | {f'p{last + 1}': levels[f'p{last}'][:, ::2, ::2]}

@@ -75,22 +75,17 @@ class Sums(NamedTuple):
 def sum_losses(
     classes: jax.Array, deltas: jax.Array, targets: Targets, *, beta: float
 ) -> Sums:
-  """Returns the sums for losses of classes [S] and predicted deltas [S, 4]."""
-  boxes = smooth_l1(deltas, targets.deltas, beta)
-  return Sums(
-      jnp.where(targets.valid, classes, 0).sum(),
-      jnp.where(targets.valid & targets.positive, boxes, 0).sum(),
-      targets.valid.sum(),
-  )
+  """Returns the sums for losses of classes [S] and predicted deltas [S, 4].
 
-
-def smooth_l1(deltas: jax.Array, targets: jax.Array, beta: float) -> jax.Array:
-  """Returns |d| - beta / 2, or d^2 / (2 beta) below beta, summed over a box.
-
-  float32 [...] for deltas and targets [..., 4]; beta = 0 is L1.
+  That of deltas is smooth L1: |d| - beta / 2, or d^2 / (2 beta) below beta.
   """
-  distance = jnp.abs(deltas.astype(jnp.float32) - targets)
+  distance = jnp.abs(deltas.astype(jnp.float32) - targets.deltas)
   if beta > 0:
     square = 0.5 * distance**2 / beta
     distance = jnp.where(distance < beta, square, distance - 0.5 * beta)
-  return distance.sum(-1)
+  boxes = targets.valid & targets.positive
+  return Sums(
+      jnp.where(targets.valid, classes, 0).sum(),
+      jnp.where(boxes, distance.sum(-1), 0).sum(),
+      targets.valid.sum(),
+  )

@@ -10,8 +10,9 @@ from typing import Any
 
 from awconv_jax.errors import look_up
 
+DEFAULT = 'mmdet'
 PRESETS = {
-    'mmdet': {},
+    DEFAULT: {},
     # fasterrcnn_resnet50_fpn, whose 91 classes are 90 and the background; see
     # https://docs.pytorch.org/vision/stable/models/faster_rcnn.html. The canvas
     # must be a multiple of 64: it derives strides from it.

@@ -92,7 +92,7 @@ def propose(
     number: PositiveInt = 1000,
     threshold: UnitFloat = 0.7,
     min_size: NonNegativeFloat = 0.0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
   """Returns the proposals of one image; no gradient flows through them.
 
   Args:
@@ -109,9 +109,8 @@ def propose(
       in any case.
 
   Returns:
-    Boxes, float32 [K, 4], with K = number or all candidates, if they are fewer;
-    scores, float32 [K], from high to low; and bool [K], False for what means
-    nothing.
+    Boxes, float32 [K, 4], from high scores to low, with K = number or all
+    candidates, if they are fewer; and bool [K], False for what means nothing.
   """
   if train:
     candidates, number = train_candidates, train_number
@@ -127,8 +126,7 @@ def propose(
     levels.append((boxes, jnp.where(keep, scores, -1.0)))
   boxes, scores = map(jnp.concatenate, zip(*levels, strict=True))
   scores, index = lax.top_k(scores, min(number, len(scores)))
-  valid = scores >= 0
-  return boxes[index], jnp.where(valid, scores, 0), valid
+  return boxes[index], scores >= 0
 
 
 def rpn_loss(
@@ -136,7 +134,7 @@ def rpn_loss(
 ) -> Sums:
   """Returns the losses of a sample of one image's anchors (equation 1).
 
-  Logits are [A], of all levels, and deltas [A, 4]; see `losses.smooth_l1`.
+  Logits are [A], of all levels, and deltas [A, 4]; see `losses.sum_losses`.
   """
   logits = logits[targets.index].astype(jnp.float32)
   # -log sigmoid(logit) of positives, and -log(1 - sigmoid(logit)) of others.
