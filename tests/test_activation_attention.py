@@ -157,27 +157,11 @@ def test_bfloat16_computes_narrow_with_wide_parameters(name):
   np.testing.assert_allclose(np.float32(out), expected, rtol=4e-2, atol=2e-2)
 
 
-RESNET_18 = (64, 128, 256, 512) * 2
-RESNET_50 = (256,) * 3 + (512,) * 4 + (1024,) * 6 + (2048,) * 3
-
-
-@pytest.mark.parametrize(
-    'layer, channels, parameters',
-    [
-        # Two layers with biases; never without hidden channels.
-        (SqueezeExcite(), (8,), 8 + 1 + 8 + 8),
-        # What they add to ResNet-18 and ResNet-50 of 1000 classes.
-        (BAM(), (64, 128, 256), 22_991),
-        (BAM(), (256, 512, 1024), 358_067),
-        (ECA(), RESNET_18, 36),
-        (ECA(), RESNET_50, 86),
-        (CBAM(), RESNET_18, 89_880),
-        (CBAM(), RESNET_50, 2_532_592),
-    ],
-)
-def test_parameters_added_to_the_networks(layer, channels, parameters):
-  leaves = jax.tree.leaves([shapes_of(layer, c) for c in channels])
-  assert sum(leaf.size for leaf in leaves) == parameters
+@pytest.mark.parametrize('layer', [SqueezeExcite(), CBAM(), BAM()])
+def test_there_is_a_hidden_channel_however_few_there_are(layer):
+  shapes = shapes_of(layer, 8)
+  name = 'channel_reduce' if isinstance(layer, BAM) else 'reduce'
+  assert shapes[name]['kernel'].shape == (8, 1)
 
 
 def test_the_spatial_gate_of_cbam_starts_as_one_half():
@@ -188,27 +172,6 @@ def test_the_spatial_gate_of_cbam_starts_as_one_half():
   expand = jax.tree.map(jnp.zeros_like, variables['params']['expand'])
   variables['params']['expand'] = expand
   np.testing.assert_array_equal(jax.jit(layer.apply)(variables, x), x / 4)
-
-
-def test_bam_trains_on_one_image_without_its_channel_branch():
-  layer = LAYERS['bam'](train=True)
-  x = images(1, 6, 5, 6)
-  variables = random_variables(layer, x)
-
-  @jax.jit
-  @jax.grad
-  def gradient(params):
-    own = variables | {'params': params}
-    out, _ = layer.apply(own, x, mutable=['batch_stats'])
-    return jnp.sum(out * images(*x.shape, seed=2))
-
-  gradients = gradient(variables['params'])
-  assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
-  # As the class says: if this changes, so must its docstring.
-  assert not np.any(gradients['channel_reduce']['kernel'])
-  assert np.any(gradients['channel_norm']['bias'])
-  for i in (1, 2, 3, 4):
-    assert np.any(gradients[f'spatial_conv{i}']['kernel'])
 
 
 @pytest.mark.parametrize(

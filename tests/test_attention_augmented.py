@@ -14,7 +14,6 @@ import pytest
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.conv import Conv, pair
-from awconv_jax.ops import relative_attention
 
 SIDES = ((1, 1), (1, 1))
 
@@ -138,23 +137,6 @@ def test_a_partials_own_fields_win():
   assert not np.allclose(out[..., :4], own[..., :4])
 
 
-@pytest.mark.parametrize('relative', [False, True])
-def test_only_relative_terms_know_of_positions(relative):
-  # A 1x1 convolution knows of none either.
-  layer = small(kernel_size=1, padding=0, relative=relative)
-  x, params = draw(layer, 1, 3, 4, 3)
-  order = np.random.default_rng(2).permutation(12)
-
-  def permuted(a):
-    return a.reshape(1, 12, -1)[:, order].reshape(1, 3, 4, -1)
-
-  call = jax.jit(layer.apply)
-  moved = call({'params': params}, permuted(x))
-  stayed = permuted(np.asarray(call({'params': params}, x)))
-  close(moved[..., :4], stayed[..., :4])
-  assert np.allclose(moved[..., 4:], stayed[..., 4:], atol=1e-4) != relative
-
-
 @pytest.mark.parametrize(
     'fields, sizes',
     [
@@ -192,17 +174,6 @@ def test_content_of_the_padding_never_reaches_attention():
   assert np.isfinite(value) and value > 0
   leaves = jax.tree.leaves(gradients['attention'])
   assert all(np.isfinite(leaf).all() for leaf in leaves)
-
-
-def test_pooling_to_and_from_a_coarser_grid_keeps_a_constant_and_a_slope():
-  rows, columns = np.mgrid[:7, :6].astype(np.float32)
-  x = np.stack([rows, columns, np.ones_like(rows)], -1)[None]
-  pooled = relative_attention.strided_average(x, (4, 3), (2, 2))
-  out = relative_attention.upsample(pooled, (7, 6), 2)
-  layer_cases.close(out[..., 2], 1, 1e-6)
-  # But at the border, where windows are cut.
-  layer_cases.close(out[:, 2:5, 2:5], x[:, 2:5, 2:5], 1e-5)
-  assert pooled[0, 0, 0, 0] == 0.5
 
 
 def test_memory_is_of_pairs_of_positions_and_not_times_dimensions():

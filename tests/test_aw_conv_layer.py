@@ -128,11 +128,10 @@ def test_who_decides_whether_the_batchs_statistics_are_used():
 DROP_IN = {
     'kernel_1x1': dict(kernel_size=(1, 1)),
     'kernel_3x1_no_bias': dict(kernel_size=(3, 1), use_bias=False),
-    'strides_pair': dict(strides=(2, 1)),
-    'strides_none': dict(strides=None),
+    'none': dict(strides=None, kernel_dilation=None),
     'padding_number': dict(padding=2),
     'padding_list': dict(padding=[(0, 2), (1, 3)]),
-    'padding_mixed': dict(padding=(1, (0, 3))),
+    'padding_mixed_strided': dict(padding=(1, (0, 3)), strides=(2, 1)),
     'mask': dict(mask=np.arange(144).reshape(3, 3, 4, 4) % 3 > 0),
     'valid': dict(padding='VALID'),
     'same_lower': dict(padding='SAME_LOWER', strides=2, shape=(2, 6, 6, 4)),
@@ -141,8 +140,6 @@ DROP_IN = {
     ),
     'circular_dilated': dict(padding='CIRCULAR', kernel_dilation=2),
     'reflect': dict(padding='REFLECT', kernel_dilation=(1, 2)),
-    'dilation_none': dict(kernel_dilation=None),
-    'groups': dict(feature_group_count=2),
     'depthwise': dict(feature_group_count=4),
     'no_batch_axis': dict(shape=(6, 5, 4)),
     'two_batch_axes': dict(strides=2, shape=(2, 3, 6, 5, 4)),
@@ -257,9 +254,8 @@ def test_maps_of_a_padded_image_are_those_of_the_cropped_one():
   assert not np.allclose(maps, ignored, atol=1e-3)
 
 
-@pytest.mark.parametrize('train', [False, True])
-def test_content_of_the_padding_never_reaches_the_maps(train):
-  layer = AWConv(4, (3, 3), train=train)
+def test_content_of_the_padding_never_reaches_maps_and_statistics():
+  layer = AWConv(4, (3, 3), train=True)
   x = images(2, 6, 7, 4)
   variables = random_variables(layer, x)
   soiled = x.copy()
@@ -304,10 +300,8 @@ def step_of_one(layer):
   return result, gradients
 
 
-# A batch norm over a single cell cannot train: the test below.
 @pytest.mark.parametrize(
-    'kernel_size, norm',
-    [(3, 'batch'), (3, 'layer'), (3, 'none'), (1, 'layer'), (1, 'none')],
+    'kernel_size, norm', [(3, 'batch'), (3, 'none'), (1, 'layer')]
 )
 def test_every_parameter_learns_from_a_batch_of_one(kernel_size, norm):
   layer = AWConv(4, kernel_size, norm=norm, train=True)
@@ -335,12 +329,10 @@ def test_expansion_falls_to_the_largest_divisor(channels, expansion, factor):
 
 
 @pytest.mark.parametrize(
-    'reduction, min_hidden, hidden', [(16, 4, 4), (2, 4, 16), (16, 1, 2)]
+    'fields, hidden', [({}, 4), ({'reduction': 2}, 16), ({'min_hidden': 1}, 2)]
 )
-def test_sizes_of_the_branch(reduction, min_hidden, hidden):
-  layer = AWConv(
-      8, (3, 3), reduction=reduction, min_hidden=min_hidden, expansion=12
-  )
+def test_sizes_of_the_branch(fields, hidden):
+  layer = AWConv(8, (3, 3), expansion=12, **fields)
   shapes = jax.eval_shape(layer.init, KEY, images(1, 3, 3, 32))
   branch = shapes['params']['attention']
   assert branch['pointwise1']['kernel'].shape == (32, hidden)
@@ -434,20 +426,15 @@ def test_works_and_learns_inside_an_nnx_model():
   before = jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
 
   @nnx.jit
-  def step(model, x):
-    loss_of = lambda model: jnp.mean(model(x, train=True) ** 2)  # noqa: E731
-    loss, gradients = nnx.value_and_grad(loss_of)(model)
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients))
-    return loss, gradients
+  @nnx.grad
+  def gradient(model, x):
+    return jnp.mean(model(x, train=True) ** 2)
 
-  loss, gradients = step(model, x)
-  check_that_all_learn(gradients)
+  check_that_all_learn(gradient(model, x))
   # Mean and variance of both norms.
   after = nnx.state(model, nnx.BatchStat)
   moved = jax.tree.map(lambda a, b: np.any(a != b), before, after)
   assert jax.tree.leaves(moved) == [True] * 4
-  assert step(model, x)[0] < loss
 
 
 @pytest.mark.parametrize('name', IN_BLOCK)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import naive
+from naive_detection import conv
 import numpy as np
 import pytest
 import random_values
@@ -32,20 +32,14 @@ def variables():
 
 def naive_pyramid(stages, params):
   """The equations of the file, from the coarsest level up."""
-
-  def conv(name, x):
-    kernel, bias = (np.float64(params[name][k]) for k in ('kernel', 'bias'))
-    pad = kernel.shape[0] // 2
-    return naive.conv(x, kernel, padding=((pad, pad),) * 2) + bias
-
   levels, above = {}, None
   for stage in (4, 3, 2):
-    x = conv(f'lateral{stage}', stages[f'c{stage}'])
+    x = conv(params[f'lateral{stage}'], stages[f'c{stage}'])
     if above is not None:
       for i, j in np.ndindex(x.shape[1:3]):
         x[:, i, j] += above[:, i // 2, j // 2]
     above = x
-    levels[f'p{stage}'] = conv(f'output{stage}', x)
+    levels[f'p{stage}'] = conv(params[f'output{stage}'], x)
   levels['p5'] = levels['p4'][:, ::2, ::2]
   return levels
 

@@ -137,16 +137,11 @@ def test_the_head_gives_rows_columns_and_then_anchors():
   params = jax.tree.map(lambda p: p + 0.1, params)  # Biases, too.
   logits, deltas, inside = head.apply(params, x, sizes)
   x[0, 1:], x[0, :, 2:] = 0, 0
-
-  def conv(name, x, pad):
-    own = params['params'][name]
-    kernel, bias = (np.float64(own[k]) for k in ('kernel', 'bias'))
-    return naive.conv(x, kernel, padding=((pad, pad),) * 2) + bias
-
-  hidden = np.maximum(conv('shared_conv', x, 1), 0)
-  want = conv('cls_logits', hidden, 0).reshape(2, 36)
+  conv, params = naive_detection.conv, params['params']
+  hidden = np.maximum(conv(params['shared_conv'], x), 0)
+  want = conv(params['cls_logits'], hidden).reshape(2, 36)
   np.testing.assert_allclose(logits, want, rtol=1e-4)
-  want = conv('bbox_pred', hidden, 0).reshape(2, 36, 4)
+  want = conv(params['bbox_pred'], hidden).reshape(2, 36, 4)
   np.testing.assert_allclose(deltas, want, rtol=1e-4)
   # Of the first image one row and two columns are no padding.
   cells = inside.reshape(2, 3, 4, 3)

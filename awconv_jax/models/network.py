@@ -24,7 +24,6 @@ from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 Layer = Callable[..., Any]
 Size = jax.Array | None  # See `valid_size` of `Network`.
-Output = jax.Array | dict[str, jax.Array]
 
 
 def strided_size(size: Size, stride: int) -> Size:
@@ -114,21 +113,18 @@ class Network(nn.Module):
   def check_places(self, stages: int, *, dense_3x3: bool) -> None:
     """Raises InputError where options name places that the network has not.
 
-    Args:
-      stages: number of its stages.
-      dense_3x3: whether there are 3x3 convolutions without groups.
+    It has so many stages, and 3x3 convolutions without groups or not.
     """
     if self.attention is not None:
       look_up('attention', self.attention, layers.ATTENTION)
     if self.attention in layers.AS_CONV and not dense_3x3:
       raise InputError(
           f'model.attention={self.attention!r} augments dense 3x3 convolutions,'
-          ' and this network has none; take another attention'
+          ' and this network has none'
       )
     if not set(self.aw_stages or ()) <= set(range(1, stages + 1)):
       raise InputError(
-          f'model.aw_stages={self.aw_stages} must be from 1 to {stages}, the '
-          'stages of the network'
+          f'model.aw_stages={self.aw_stages} must be from 1 to {stages}'
       )
 
   def start(self, images: jax.Array, valid_size: Any) -> tuple[jax.Array, Size]:
