@@ -31,16 +31,11 @@ small = functools.partial(
 )
 
 
-def draw(layer, *shape, dtype=np.float32, seed=0, init_size=None):
+def draw(layer, *shape, dtype=np.float32, init_size=None):
   """Returns random images and parameters, these for another size if given."""
-  rng = np.random.default_rng(seed)
-  x = rng.normal(size=shape).astype(dtype)
   seen = jax.ShapeDtypeStruct((1, *(init_size or shape[1:3]), shape[3]), dtype)
-  shapes = jax.eval_shape(layer.init, KEY, seen)['params']
-  params = jax.tree.map(
-      lambda a: rng.normal(size=a.shape).astype(dtype), shapes
-  )
-  return x, params
+  variables = layer_cases.random_variables(layer, seen, 1, dtype)
+  return layer_cases.images(*shape, dtype=dtype), variables['params']
 
 
 def apply(layer, params, x, **options):

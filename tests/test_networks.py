@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from flax import traverse_util
 import jax
+from layer_cases import KEY
 import numpy as np
 import pytest
 import random_values
@@ -15,8 +16,6 @@ import random_values
 from awconv_jax import config, errors, models
 from awconv_jax.layers.attention import ATTENTION
 from awconv_jax.options import Named
-
-KEY = jax.random.key(0, impl='rbg')
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 

@@ -5,6 +5,8 @@ import functools
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import layer_cases
+from layer_cases import KEY, close
 import naive_resnet
 import numpy as np
 import pytest
@@ -12,9 +14,6 @@ from random_values import images, of_model
 
 from awconv_jax import models
 from awconv_jax.weights import state_dict
-
-# Compiles several times faster than the default generator.
-KEY = jax.random.key(0, impl='rbg')
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -37,10 +36,6 @@ def tiny(base, **options):
 def apply(model, variables, x, mutable=False, train=False, **arrays):
   call = functools.partial(model.apply, train=train, mutable=mutable)
   return jax.jit(call)(variables, x, **arrays)
-
-
-def close(a, b, tolerance=1e-4):
-  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def paths(**options):
@@ -120,7 +115,7 @@ def test_network_equals_numpy_with_symmetric_padding(base, options):
   )(x)
   out = apply(model, variables, x)
   assert out.shape == (2, 3) and out.dtype == jnp.float32
-  close(out, expected['fc'])
+  close(out, expected['fc'], 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,6 @@ class RelativeSelfAttention(nn.Module):
     return self.dense(values, use_bias=self.use_bias, name='project')(out)
 
 
-# Between 0 and 1.
 _Ratio = Annotated[float, Bound(gt=0, lt=1)]
 
 
@@ -121,9 +120,8 @@ class AugmentedConv(nn.Conv, kw_only=True):
 
   def _at_output(self, x, out_size, dilation, valid_size):
     """Returns x, and its valid size, at the positions of the output."""
-    strides = pair(self.strides)
-    kernel_size = pair(self.kernel_size)
-    spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
+    strides, kernel = pair(self.strides), pair(self.kernel_size)
+    spans = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     pads = explicit_padding(self.padding, x.shape[1:3], spans, strides)
     offsets = [s // 2 - low for s, (low, _) in zip(spans, pads, strict=True)]
     x = relative_attention.strided_average(

@@ -9,6 +9,7 @@ from flax.linen.linear import canonicalize_padding
 import jax
 from jax import lax
 
+Axes = Sequence[int]
 # Paddings of nn.Conv that XLA has not, by their names in `jnp.pad`.
 WRAPS = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
 
@@ -24,18 +25,12 @@ def pair(value: int | Sequence[int] | None) -> tuple[int, int]:
 
 
 def explicit_padding(
-    padding: Any,
-    size: Sequence[int],
-    spans: Sequence[int],
-    strides: Sequence[int],
+    padding: Any, size: Axes, spans: Axes, strides: Axes
 ) -> Sequence[tuple[int, int]]:
   """Returns (low, high) for both axes, whatever padding `nn.Conv` was given.
 
-  Args:
-    padding: as of `nn.Conv`; ValueError if it does not cover two axes.
-    size: H and W of the image.
-    spans: from the first to the last tap of the kernel, in positions.
-    strides: of the convolution.
+  The image has that size; spans are from the first to the last tap of the
+  kernel, in positions. ValueError if padding does not cover two axes.
   """
   padding = canonicalize_padding(padding, 2)
   if not isinstance(padding, str):

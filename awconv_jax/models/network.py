@@ -212,12 +212,7 @@ class Network(nn.Module):
         **self.attention_options or {},
     )
 
-  def gate(
-      self,
-      name: str,
-      train: bool,
-      place: Mapping[str, type] = layers.AFTER_STAGE,
-  ) -> Layer:
+  def gate(self, name: str, train: bool, place=layers.AFTER_STAGE) -> Layer:
     """Returns what gates (x, valid_size) where attention has that place."""
     layer = self.attend(place, train)
     if layer is None:
@@ -227,11 +222,10 @@ class Network(nn.Module):
   def parts(self, blocks: int, train: bool) -> Iterator[dict[str, Any]]:
     """Yields the norm, gate and drop of each of so many blocks.
 
-    The drop leaves out the branch of whole samples at random. Those kept are
-    divided by the chance of that, so that the expected value is the value in
-    evaluation, which drops nothing. (The paper scales in evaluation instead,
-    drops one layer for all of a batch, and begins with a small chance at the
-    first block; the recipes that are in use do this.)
+    The drop leaves out the branch of whole samples at random, and divides those
+    kept by the chance of that. (The paper scales in evaluation instead, drops
+    one layer for all of a batch, and begins with a small chance at the first
+    block; the recipes that are in use do this.)
     """
     for before in range(blocks):
       yield dict(

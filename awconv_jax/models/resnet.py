@@ -127,13 +127,12 @@ class ResNet(network.Network):
     if grouped and self.block == 'basic':
       raise InputError(
           f'model.groups={self.groups}, model.group_width={self.group_width} '
-          "need model.block='bottleneck', which is 'basic'"
+          "need model.block='bottleneck'"
       )
     if self.width * self.group_width < 64:
       raise InputError(
-          f'model.width={self.width} leaves nothing to groups of group_width='
-          f'{self.group_width} at 64; width must be at least '
-          f'{-(-64 // self.group_width)}'
+          f'model.width={self.width} must be at least '
+          f'{-(-64 // self.group_width)} for group_width={self.group_width}'
       )
     self.check_places(len(self.stage_sizes), dense_3x3=self.groups == 1)
 
@@ -142,9 +141,8 @@ class ResNet(network.Network):
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
     size, stride = look_up('stem', self.stem, STEMS)
-    x, valid_size = self.conv()(
-        'stem_conv', x, self.width, size, stride, valid_size
-    )
+    stem = self.conv()
+    x, valid_size = stem('stem_conv', x, self.width, size, stride, valid_size)
     x = nn.relu(self.norm(train)(name='stem_norm')(x))
     if self.stem == 'imagenet':
       # No value is negative after the ReLU, so that zeros in the padding are to
@@ -153,13 +151,12 @@ class ResNet(network.Network):
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
       valid_size = network.strided_size(valid_size, 2)
 
-    initializers = nn.initializers.ones, nn.initializers.zeros
     block = partial(
         look_up('block', self.block, BLOCKS),
         groups=self.groups,
         group_width=self.group_width,
         strided=look_up('version', self.version, VERSIONS),
-        last_scale_init=initializers[self.zero_init_residual],
+        last_scale_init=nn.initializers.constant(not self.zero_init_residual),
     )
     parts = self.parts(sum(self.stage_sizes), train)
     features, stages = {}, len(self.stage_sizes)
