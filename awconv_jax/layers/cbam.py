@@ -56,11 +56,11 @@ class CBAM(nn.Module):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     dense = functools.partial(nn.Dense, **dtypes)
     channels = x.shape[-1]
-    mean = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
     inside = mask_padding(x, valid_size, fill=-jnp.inf)
-    most = largest(inside.reshape(x.shape[0], -1, channels), 1)[:, None]
+    most = largest(inside.reshape(x.shape[0], -1, channels), 1)
+    mean = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
     # As two positions of one image, so that both share the layers.
-    gate = jnp.concatenate([mean.astype(x.dtype), most], axis=1)
+    gate = jnp.concatenate([mean.astype(x.dtype), most[:, None]], axis=1)
     gate = dense(max(channels // self.reduction, 1), name='reduce')(gate)
     gate = dense(channels, name='expand')(nn.relu(gate))
     x = x * nn.sigmoid(gate.sum(1, keepdims=True))
