@@ -5,7 +5,6 @@ import functools
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
-import layer_cases
 from layer_cases import KEY, close
 import naive_resnet
 import numpy as np
@@ -153,13 +152,14 @@ def pad(x, h, w, value=0.0):
   return np.pad(x, pads, constant_values=value)
 
 
+PLAIN = dict(stem='imagenet', version='v1')
 AW = SE_OF_2 | dict(aw_conv=True)
 
 
 @pytest.mark.parametrize(
     'base, options, features',
     [
-        (BOTTLENECK, dict(stem='imagenet', version='v1'), True),
+        (BOTTLENECK | dict(stage_sizes=(2, 1)), PLAIN, True),
         (BOTTLENECK, AW | dict(stem='imagenet', aw_where='all'), True),
         (BASIC, AW, False),
     ],
@@ -168,10 +168,7 @@ def test_a_padded_image_gives_what_the_image_alone_does(
     base, options, features
 ):
   imagenet = options.get('stem') == 'imagenet'
-  options = options | dict(stage_sizes=(2, 1))
-  if features:
-    options['num_classes'] = None
-  model = tiny(base, **options)
+  model = tiny(base, **options | (dict(num_classes=None) if features else {}))
   variables = of_model(model)  # Also the biases of the norms.
   sizes = [(20, 13), (17, 28)] if imagenet else [(5, 8), (9, 2)]
   large = (37, 29) if imagenet else (12, 9)

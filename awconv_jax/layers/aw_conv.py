@@ -146,7 +146,7 @@ class AWConv(nn.Conv, kw_only=True):
   gate: Annotated[str, OneOf(GATES)] = 'sigmoid'
   norm: Annotated[str, OneOf(NORMS)] = 'batch'
   norm_momentum: UnitFloat = 0.9
-  norm_epsilon: NonNegativeFloat = 1e-5
+  norm_epsilon: NonNegativeFloat = nn.BatchNorm.epsilon
   residual: bool = True
   pool_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
   refinement: (

@@ -45,7 +45,7 @@ class BAM(nn.Module):
   dilation: options.PositiveInt = 4
   combine: Annotated[str, options.OneOf(COMBINE)] = 'product'
   norm_momentum: options.UnitFloat = 0.9
-  norm_epsilon: options.NonNegativeFloat = 1e-5
+  norm_epsilon: options.NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
   dtype: options.Dtype | None = None
   param_dtype: options.Dtype = jnp.float32

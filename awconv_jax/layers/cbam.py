@@ -46,7 +46,7 @@ class CBAM(nn.Module):
   reduction: options.PositiveInt = 16
   spatial_size: options.PositiveInt = 7
   norm_momentum: options.UnitFloat = 0.99
-  norm_epsilon: options.NonNegativeFloat = 1e-5
+  norm_epsilon: options.NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
   dtype: options.Dtype | None = None
   param_dtype: options.Dtype = jnp.float32
