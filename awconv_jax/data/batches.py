@@ -25,6 +25,7 @@ from awconv_jax.options import NonNegativeInt, PositiveInt, UnitFloat
 
 Row = dict[str, Any]
 Batch = dict[str, np.ndarray]
+Rng = np.random.Generator | None  # None in evaluation.
 # In the place of an example's number.
 NONE = -1
 
@@ -37,9 +38,7 @@ class ReadRow:
   order: Callable[[int], tuple[int, Sequence[int]]]
   make_row: Callable[..., Row]
 
-  def __call__(
-      self, position: int, rng: np.random.Generator | None = None
-  ) -> Row:
+  def __call__(self, position: int, rng: Rng = None) -> Row:
     group, candidates = self.order(position)
     unreadable, reason = NONE, ''
     for index in candidates:
@@ -55,8 +54,7 @@ class ReadRow:
             f'first: {self.source.place(unreadable)}: {reason}'
         )
       row = self.make_row(self.source, NONE, group, None)
-    told = dict(unreadable=np.int32(unreadable), reason=np.str_(reason))
-    return row | told
+    return row | {'unreadable': np.int32(unreadable), 'reason': np.str_(reason)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,16 +158,12 @@ class Unreadable:
 
   def check(self) -> None:
     """Raises InputError, with all their names, if there are too many."""
-    names = list(self._known.values())
-    if len(names) <= self._most:
-      return
-    if not self._most and len(names) == 1:
-      raise InputError(names[0])
-    raise InputError(
-        f'{len(names)} of {len(self._source)} examples cannot be read, more '
-        f'than the {self._most:g} that config.data.max_bad_fraction allows; '
-        f'mend or remove them, or raise it: {"; ".join(names)}'
-    )
+    if len(self) > self._most:
+      raise InputError(
+          f'{len(self)} of {len(self._source)} examples cannot be read, more '
+          f'than the {self._most:g} that config.data.max_bad_fraction allows; '
+          f'mend them or raise it: {"; ".join(self._known.values())}'
+      )
 
   def news(self) -> list[str]:
     """Returns a line for each that was met since the last call."""
@@ -193,8 +187,7 @@ class _Batches:
     hosts = reader.process_count
     if reader.batch_size % hosts:
       raise InputError(
-          f'batch_size {reader.batch_size} cannot be divided among {hosts} '
-          'hosts; choose a multiple of that'
+          f'batch_size {reader.batch_size} must be a multiple of {hosts} hosts'
       )
     self._reader = reader
     # Each host has its part of every batch. Batched before the threads and
@@ -226,8 +219,7 @@ class TrainBatches(_Batches):
     if reader.batch_size > order.num_examples:
       raise InputError(
           f'batch_size {reader.batch_size} is more than the '
-          f'{order.num_examples} examples of split {reader.train_split!r}; '
-          'choose a smaller one'
+          f'{order.num_examples} examples of split {reader.train_split!r}'
       )
     self.num_examples = order.num_examples
     self.num_left_out = len(source) - order.num_examples
@@ -261,11 +253,10 @@ class TrainBatches(_Batches):
       InputError: the state is of another stream.
     """
     for key, here in self._identity.items():
-      there = state.get(key)
-      if there != here:
+      if (there := state.get(key)) != here:
         raise InputError(
-            f'the data state was written with {key} {there}, and this run has'
-            f' {here}; resume with {key}={there} or start a new run'
+            f'the data state was written with {key} {there}, and this run has '
+            f'{here}; resume with that, or start a new run'
         )
     self.close()
     self._delivered = state['batches']

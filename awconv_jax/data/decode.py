@@ -8,6 +8,7 @@ file that ends too early is refused by all three: half an image is no image.
 import functools
 import io
 import math
+import pathlib
 import threading
 
 import cv2
@@ -36,8 +37,7 @@ class UnreadableError(InputError):
 def read_file(path: str) -> bytes:
   """Returns a file's content; UnreadableError if that cannot be had."""
   try:
-    with open(path, 'rb') as file:
-      return file.read()
+    return pathlib.Path(path).read_bytes()
   except OSError as error:
     raise UnreadableError(error.strerror) from error
 
@@ -57,7 +57,6 @@ def _area(pixels: np.ndarray, size: int) -> np.ndarray:
   return _opencv(pixels, size, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-_BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 # 'linear' and 'cubic' look at the 4 and 16 nearest pixels, as tf.image.resize
 # does; 'bilinear' and 'bicubic' at all pixels that a smaller one covers, as
 # torchvision and timm do, and take several times as long.
@@ -65,8 +64,8 @@ INTERPOLATIONS = {
     'area': _area,
     'linear': functools.partial(_opencv, method=cv2.INTER_LINEAR),
     'cubic': functools.partial(_opencv, method=cv2.INTER_CUBIC),
-    'bilinear': functools.partial(_pillow, method=_BILINEAR),
-    'bicubic': functools.partial(_pillow, method=_BICUBIC),
+    'bilinear': functools.partial(_pillow, method=Image.Resampling.BILINEAR),
+    'bicubic': functools.partial(_pillow, method=Image.Resampling.BICUBIC),
 }
 
 

@@ -61,12 +61,7 @@ class LabelledImages(batches.Reader):
     return batches.TrainBatches(self, source, order, make_row, seed)
 
   def _row(
-      self,
-      chain: Chain,
-      source: Any,
-      index: int,
-      group: int,
-      rng: np.random.Generator | None,
+      self, chain: Chain, source: Any, index: int, group: int, rng: batches.Rng
   ) -> batches.Row:
     """Makes a row; see `batches`."""
     del group

@@ -27,18 +27,11 @@ class BoxedImages(canvases.Geometry, batches.Reader):
   drop_bad: bool = False
 
   def create(self) -> batches.TrainBatches | batches.EvalBatches:
-    """Returns the train or eval batches.
-
-    Raises:
-      InputError: for a data set or sizes that cannot be used.
-    """
+    """Returns the batches; InputError if the data cannot be used."""
     # For training the other split is opened, too: faults of both are told at
     # once, and the labels must mean the same in both.
-    names = (self.train_split,) if self.train else ()
-    opened = {
-        split: self.open_split(self.dir, split)
-        for split in (*names, self.eval_split)
-    }
+    names = [self.train_split] * self.train + [self.eval_split]
+    opened = {split: self.open_split(self.dir, split) for split in names}
     faults = [f'{k}: {fault}' for k, s in opened.items() for fault in s.faults]
     if faults and not self.drop_bad:
       raise InputError(
@@ -49,9 +42,8 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     differing = set(source.category_ids) ^ set(other.category_ids)
     if differing:
       raise InputError(
-          f'splits {self.train_split!r} and {self.eval_split!r} differ in '
-          f'their categories, id {", ".join(map(str, sorted(differing)))}; '
-          'list the same in both'
+          f'splits {self.train_split!r} and {self.eval_split!r} must have the '
+          f'same categories; they differ in id {sorted(differing)}'
       )
     examples = self._examples(source)
     if not self.train:
@@ -66,11 +58,10 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     """Returns the numbers of the examples to read, by orientation."""
     sizes = source.index[:, :2]
     counts = source.index[:, 3 if self.train else 2]
-    most = int(counts.argmax())
-    if counts[most] > self.max_boxes:
+    if counts.max() > self.max_boxes:
       raise InputError(
-          f'image {source[most]["image_id"]} has {counts[most]} boxes, more '
-          f'than config.data.max_boxes={self.max_boxes}; raise it'
+          f'{source.place(int(counts.argmax()))} has {counts.max()} boxes; '
+          f'raise config.data.max_boxes={self.max_boxes}'
       )
     keep = np.ones(len(source), bool)
     if self.train and not self.train_empty:
@@ -79,11 +70,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     return [group[keep[group]] for group in groups(sizes)]
 
   def _row(
-      self,
-      source: Any,
-      index: int,
-      group: int,
-      rng: np.random.Generator | None,
+      self, source: Any, index: int, group: int, rng: batches.Rng
   ) -> batches.Row:
     """Makes a row; see `batches`."""
     # If blank, of one pixel, as an image without any divides by zero.
