@@ -201,9 +201,9 @@ class Detector(Model):
       return [c[0] for c in kept], [c[1] for c in kept]
     try:
       source = sources.open_source(data.name, data.dir, data.eval_split)
-      if source.num_classes == number:
+      if len(source.class_names) == number:
         return source.category_ids, source.class_names
-      reason = f'{data.name} has {source.num_classes}'
+      reason = f'{data.name} has {len(source.class_names)}'
     except InputError as error:
       reason = str(error)
     print(f'the {number} categories are numbered from 1: {reason}')

@@ -1,13 +1,11 @@
-"""Tiny originals in the format of COCO: JSON, folders of images and archives.
+"""Tiny originals in the format of COCO: JSON and folders of images.
 
 Image `seed` is always the same picture. Two in three are landscape, every
 fifth has no boxes, and every fourth of the others a crowd.
 """
 
-import io
 import json
 import pathlib
-import zipfile
 
 import fake_tfds
 import numpy as np
@@ -137,42 +135,6 @@ def prepare(data_dir: pathlib.Path, splits: dict, broken=()) -> None:
   features['objects']['label'].names = names
   rows = {split: examples(seeds, broken) for split, seeds in splits.items()}
   fake_tfds.write(data_dir, 'coco/2017', features, rows)
-
-
-def _zip(files: dict[str, bytes]) -> bytes:
-  out = io.BytesIO()
-  with zipfile.ZipFile(out, 'w') as archive:
-    for name, content in files.items():
-      archive.writestr(name, content)
-  return out.getvalue()
-
-
-def archives(train, val) -> dict[str, bytes]:
-  """Returns the archives that TFDS downloads for coco/2017, by name."""
-
-  def images(split, seeds):
-    return _zip({f'{split}/{s:012}.jpg': image(s) for s in seeds})
-
-  def listed(content):
-    # TFDS wants the categories in the order of their labels.
-    content['categories'].reverse()
-    return json.dumps(content).encode()
-
-  folder = 'annotations'
-  both = {
-      f'{folder}/instances_train2017.json': listed(document(train)),
-      f'{folder}/instances_val2017.json': listed(document(val)),
-  }
-  test = listed(document([1]) | {'annotations': []})
-  return {
-      'train2017.zip': images('train2017', train),
-      'val2017.zip': images('val2017', val),
-      'test2017.zip': images('test2017', [1]),
-      'annotations_trainval2017.zip': _zip(both),
-      'image_info_test2017.zip': _zip(
-          {f'{folder}/image_info_test2017.json': test}
-      ),
-  }
 
 
 def config(name: str, data_dir=None, **changes):

@@ -27,7 +27,7 @@ def coco(tmp_path_factory):
 
 def test_coco_records(coco):
   source = sources.open_source('coco/2017', str(coco), 'train')
-  assert len(source) == len(TRAIN) and source.num_classes == 80
+  assert len(source) == len(TRAIN) and len(source.class_names) == 80
   assert source.category_ids == fake_coco.COCO_IDS
   assert source.class_names[0] == 'thing 1'
   seeds = [source[i]['image_id'] for i in range(len(source))]

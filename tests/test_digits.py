@@ -90,7 +90,7 @@ def splits():
 def test_scenes_are_of_every_kind(splits):
   for split, number in (('train', 1000), ('test', 200)):
     source = splits[split]
-    assert len(source) == number and source.num_classes == 10
+    assert len(source) == number and len(source.class_names) == 10
     index = source.index
     assert set(np.unique(index[:, 2])) == set(range(6))
     assert 0.2 < np.mean(index[:, 0] > index[:, 1]) < 0.5

@@ -28,7 +28,11 @@ def opened(folder, split='train'):
 
 def test_classes_are_the_sub_folders_of_train_in_order(folder):
   source = opened(folder)
-  assert source.num_classes == 3 and source.channels == 3 and len(source) == 12
+  assert (
+      len(source.class_names) == 3
+      and source.channels == 3
+      and len(source) == 12
+  )
   for record in source:
     label = ['cat', 'dog', 'emu'].index(record['id'].split(os.sep)[1])
     assert record['label'] == label
@@ -36,7 +40,7 @@ def test_classes_are_the_sub_folders_of_train_in_order(folder):
   # A split that lacks the first class numbers the others alike.
   shutil.rmtree(folder / 'test/cat')
   assert [r['label'] for r in opened(folder, 'test')] == [1, 1]
-  assert opened(folder, 'test').num_classes == 3
+  assert len(opened(folder, 'test').class_names) == 3
 
 
 def test_slices_part_a_split(folder):
@@ -53,7 +57,7 @@ def test_slices_part_a_split(folder):
 def test_classes_may_lie_in_the_folder_itself(folder):
   source = opened(folder / 'train', 'all[:50%]')
 
-  assert source.num_classes == 3 and len(source) == 6
+  assert len(source.class_names) == 3 and len(source) == 6
 
 
 def test_files_that_are_no_images_are_left_out(folder):

@@ -1,18 +1,11 @@
 """From what TFDS prepares to a trained network: shipped configs."""
 
-import os
-import subprocess
-import sys
-
-import fake_coco
 import fake_sources
 import fake_tfds
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 import tiny
 
-from awconv_jax.data import sources
 from awconv_jax.train import logging, rundir
 from awconv_jax.train import loop as train_loop
 from configs import cifar, imagenet
@@ -71,42 +64,3 @@ def test_trained_and_evaluated_on_every_image(build, tmp_path):
   losses = [row['train/loss'] for row in rows if 'train/loss' in row]
   assert len(losses) == STEPS and np.isfinite(losses).all()
   assert not (tmp_path / 'run' / rundir.UNREADABLE).exists()
-
-
-def records(name, data_dir, split):
-  """Returns the records by their id."""
-  source = sources.open_source(name, str(data_dir), split)
-  found = [source[i] for i in range(len(source))]
-  return {record.get('id', record.get('image_id')): record for record in found}
-
-
-@pytest.mark.slow
-def test_what_tfds_builds_of_the_originals_is_read(monkeypatch, tmp_path):
-  """By its own builders, as docs/data.md says, on tiny archives."""
-  pytest.importorskip('tensorflow')
-  fake_sources.write_imagenet(tmp_path / 'manual', per_class=4, val=10)
-  command = (
-      *(sys.executable, '-m', 'tensorflow_datasets.scripts.cli.main'),
-      *('build', 'imagenet2012', '--file_format=array_record'),
-      *(f'--data_dir={tmp_path}', f'--manual_dir={tmp_path}/manual'),
-  )
-  subprocess.run(command, check=True, env={**os.environ, 'TFDS_DATA_DIR': ''})
-  found = records('imagenet2012', tmp_path, 'train')
-  wanted = fake_sources.imagenet_train(per_class=4)
-  assert len(found) == sum(map(len, wanted.values()))
-  for synset, files in wanted.items():
-    for name, content in files.items():
-      record = found[name.encode()]
-      assert record['label'] == fake_sources.SYNSETS[synset]
-      assert record['image'] == content
-  assert len(records('imagenet2012', tmp_path, 'validation')) == 10
-
-  files = fake_coco.archives(range(1, 9), range(11, 16))
-  fake_sources.serve(monkeypatch, tmp_path / 'archives', files)
-  options = dict(data_dir=str(tmp_path), file_format='array_record')
-  tfds.builder('coco/2017', **options).download_and_prepare()
-  found = records('coco/2017', tmp_path, 'validation')
-  assert set(found) == set(range(11, 16))
-  for seed, record in found.items():
-    boxes = fake_coco.xyxy(fake_coco.annotations(seed))
-    np.testing.assert_allclose(record['objects'].boxes, boxes, atol=1e-4)

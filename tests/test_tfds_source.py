@@ -50,7 +50,7 @@ def open_error(*args) -> str:
 def test_records_and_slices(data_dir):
   source = tfds_source.open_tfds('tiny', data_dir, 'test[10:20]+train[:5]')
   source = pickle.loads(pickle.dumps(source))  # As for a worker process.
-  assert (len(source), source.num_classes, source.channels) == (15, 3, 3)
+  assert (len(source), len(source.class_names), source.channels) == (15, 3, 3)
   assert [source[i]['id'] for i in range(15)] == [*range(10, 20), *range(5)]
   for i in range(15):
     record = source[i]

@@ -198,7 +198,7 @@ class _Batches:
     most = reader.max_bad_fraction * met
     self.unreadable = Unreadable(source, most, prompt=hosts == 1)
     self.num_examples, self.num_left_out = len(source), 0
-    self.num_classes = source.num_classes
+    self.num_classes = len(source.class_names)
     self.class_names = source.class_names
     self.category_ids = source.category_ids
     self.channels = source.channels

@@ -46,7 +46,7 @@ class Digits:
   """Handwritten digits, 32 x 32 grey, of 'train', 'test' or a slice of one."""
 
   channels, label_shape, category_ids, faults = 1, (), None, ()
-  num_classes, class_names = 10, tuple('0123456789')
+  class_names = tuple('0123456789')
 
   def __init__(self, split: str):
     known = dict(train=range(NUM_TRAIN), test=range(NUM_TRAIN, NUM_ALL))

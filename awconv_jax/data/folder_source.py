@@ -53,7 +53,6 @@ class FolderSource:
     first = os.path.join(self._path, _FIRST)
     whole = name == _WHOLE or not os.path.isdir(first)
     self.class_names = _subfolders(self._root if whole else first)
-    self.num_classes = len(self.class_names)
     numbers = {name: i for i, name in enumerate(self.class_names)}
     found = {
         name: [*filter(_is_image, os.listdir(os.path.join(self._root, name)))]

@@ -1,6 +1,6 @@
 """Data sets by name, as random-access sources of encoded images.
 
-A source has `len(source)`, `source.num_classes`, `source.class_names`,
+A source has `len(source)`, `source.class_names`,
 `source.category_ids` (the data set's number of each label, or None),
 `source.channels`, `source.faults` (lines about what it left out) and
 `source[i]`, which raises `UnreadableError` if it cannot be read;

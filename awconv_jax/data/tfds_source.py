@@ -112,7 +112,7 @@ class TfdsLabels(TfdsRecords):
       )
     label = features[self._label]
     # Of several labels, a sequence, which has the attributes of its elements.
-    self.num_classes, self.class_names = label.num_classes, label.names
+    self.class_names = label.names
     self.label_shape = (_MOST_LABELS,) if label.shape else ()
     self.channels = features['image'].shape[-1] or 3
 
@@ -120,11 +120,12 @@ class TfdsLabels(TfdsRecords):
     record = self.record(index)
     label = record[self._label]
     labels = np.atleast_1d(label)
-    wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+    number = len(self.class_names)
+    wrong = labels[(labels < 0) | (labels >= number)]
     if wrong.size:
       raise InputError(
           f'label {wrong[0]} of {self.place(index)} is not in 0..'
-          f'{self.num_classes - 1}; take a split that has labels'
+          f'{number - 1}; take a split that has labels'
       )
     if self.label_shape:
       blank = (0, _MOST_LABELS - len(labels))

@@ -57,7 +57,6 @@ class ImageFiles(objects.Source):
   def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
     """Takes the files, and what the network's labels stand for."""
     self.paths, self.category_ids, self.class_names = paths, ids, names
-    self.num_classes = len(names)
 
   def __len__(self) -> int:
     return len(self.paths)

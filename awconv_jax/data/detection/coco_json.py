@@ -93,7 +93,6 @@ class CocoJson(objects.Source):
     categories = sorted(sound.values(), key=lambda category: category.id)
     self.class_names = tuple(category.name for category in categories)
     self.category_ids = tuple(category.id for category in categories)
-    self.num_classes = len(categories)
     labels = {c: label for label, c in enumerate(self.category_ids)}
     file_fault = functools.partial(_file_fault, self._folder)
     images = _sound('image', _Image, document.images, faults, file_fault)

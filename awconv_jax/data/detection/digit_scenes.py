@@ -78,7 +78,7 @@ def record(number: int) -> dict[str, Any]:
 class DigitScenes(objects.Source):
   """Digits on photographs of about 96 x 128 pixels, 10 classes."""
 
-  num_classes, class_names = 10, tuple('0123456789')
+  class_names = tuple('0123456789')
   category_ids = CATEGORY_IDS
 
   def __init__(self, split: str):

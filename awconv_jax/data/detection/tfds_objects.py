@@ -32,11 +32,10 @@ class TfdsObjects(Source, TfdsRecords):
   def __init__(self, directory: str, split: str):
     super().__init__(directory, split)
     label = self.info.features['objects']['label']
-    self.num_classes = label.num_classes
     self.class_names = tuple(label.names)
     # Kept with the set, or COCO's, or without gaps.
     kept = (self.info.metadata or {}).get('label_to_category_id')
-    known = CATEGORY_IDS.get(self.info.name, range(1, self.num_classes + 1))
+    known = CATEGORY_IDS.get(self.info.name, range(1, label.num_classes + 1))
     self.category_ids = tuple(int(i) for i in kept or known)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
