@@ -1,16 +1,13 @@
 """Which example stands at which position of a stream, as a function of numbers.
 
-Nothing here remembers anything: row r of batch k is position `k * batch_size +
-r` of a stream that is fixed by the seed. So a run resumes by starting at a
-later batch, and neither the number of hosts nor that of threads or processes
-can change what a batch holds.
+Row r of batch k is position `k * batch_size + r` of a stream that is fixed by
+the seed. So a run resumes by starting at a later batch, and neither hosts nor
+threads nor processes can change what a batch holds.
 
-An order of training is called with a position, at least 0, and returns a group
-and numbers of examples: of the one that stands there, and of those that take
-its place where the ones before cannot be read.
-
-Where images lie on canvases of several shapes, a batch holds those of one
-group only: landscapes or portraits.
+An order is called with a position and returns a group and numbers of examples:
+of the one that stands there, and of those that take its place where the ones
+before cannot be read. Where images lie on canvases of several shapes, a batch
+holds those of one group only: landscapes or portraits.
 """
 
 from collections.abc import Sequence

@@ -8,8 +8,7 @@ https://arxiv.org/abs/1905.04899, equations 1 and 2:
 
 M is s everywhere for mixup; for CutMix it is 0 in a box and 1 outside of it,
 and s is its mean. The partner of a row is the row as far from the other end of
-the batch: the order of the examples is random to begin with, so that nothing
-is gained by a permutation. The middle row of an odd batch meets itself.
+the batch, as the order is random to begin with.
 """
 
 from typing import NamedTuple
@@ -97,10 +96,9 @@ def cut_box(
 def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
   """Returns images [B, H, W, C] mixed with their partners, in float32.
 
-  Normalising per channel is affine and the weights of a pixel sum to 1, so that
-  the order of the two does not matter. Of a batch sharded over devices, rows
-  move between them, as partners are those of the global batch; uint8 is then a
-  quarter of the traffic.
+  Before or after normalising is the same, as that is affine per channel and the
+  weights of a pixel sum to 1. Of a batch sharded over devices, rows move: of
+  uint8, a quarter of the traffic.
   """
   first, other = (x.astype(jnp.float32) for x in (images, images[::-1]))
   return mix.weights * first + (1 - mix.weights) * other

@@ -141,11 +141,10 @@ def jitter(
     scales: tuple[float, float],
     rng: Rng,
 ) -> Pair:
-  """Resizes by a factor at random, and cuts what the canvas cannot hold.
+  """Large-scale jitter, https://arxiv.org/abs/2012.07177.
 
-  Large-scale jitter, https://arxiv.org/abs/2012.07177: factor 1 is the largest
-  size at which the whole image fits on the canvas. The factor is drawn
-  uniformly from `scales`, such as (0.1, 2).
+  Resizes by a factor drawn uniformly from `scales`, where 1 is the largest size
+  that fits on the canvas, and cuts what it cannot hold.
   """
   height, width = pixels.shape[:2]
   scale = rng.uniform(*scales) * min(canvas[0] / height, canvas[1] / width)
