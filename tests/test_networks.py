@@ -49,6 +49,12 @@ COUNTS = [
     ('resnet50', CIFAR | dict(attention='cbam'), 26_237_844),
     ('resnet50', CIFAR | dict(attention='bam'), 24_063_319),
     ('wrn_28_10', dict(num_classes=100), 36_536_884),
+    # 3x3 convolutions of 64, 128, 256 and 512 channels, 3, 4, 6 and 3 times.
+    (
+        'resnet50',
+        dict(aw_conv=True),
+        25_557_032 + 3 * 1_800 + 4 * 11_280 + 6 * 77_856 + 3 * 573_504,
+    ),
     ('resnext50_32x4d', {}, 25_028_904),
     ('resnext101_32x8d', {}, 88_791_336),
     ('wide_resnet50_2', {}, 68_883_240),
@@ -61,19 +67,19 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize('name, options, expected', COUNTS)
+def slow_if(condition):
+  return pytest.mark.slow if condition else ()
+
+
+@pytest.mark.parametrize(
+    'name, options, expected',
+    [pytest.param(*row, marks=slow_if('101' in row[0])) for row in COUNTS],
+)
 def test_parameters(name, options, expected):
   found = parameters(name, **options)
   if isinstance(expected, float):
     expected = pytest.approx(expected, rel=1e-3)
   assert found == expected
-
-
-def test_aw_resnet50_adds_what_was_counted_by_hand():
-  # 3x3 convolutions of 64, 128, 256 and 512 channels, 3, 4, 6 and 3 times:
-  # 1,800, 11,280, 77,856 and 573,504 parameters a branch.
-  added = 3 * 1_800 + 4 * 11_280 + 6 * 77_856 + 3 * 573_504
-  assert parameters('resnet50', aw_conv=True) == 25_557_032 + added
 
 
 TWO = dict(stage_sizes=(1, 1), width=16, stem='cifar', zero_init_residual=False)
@@ -149,9 +155,9 @@ def has_no_gradient(path, family, attention, batch):
 STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
-        marks=()
-        if aw_conv and batch == 1 and (family == 'basic' or not attention)
-        else pytest.mark.slow,
+        marks=slow_if(
+            not aw_conv or batch > 1 or (attention and family != 'basic')
+        ),
     )
     for family, attention, aw_conv, batch in itertools.product(
         TINY, (None, *ATTENTION), (False, True), (1, 4)

@@ -154,18 +154,18 @@ class AugmentedConv(nn.Conv, kw_only=True):
     """
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, x.shape)
-    # To the nearest, of each head.
-    key_dims, value_dims = (
-        math.floor(ratio * self.features / self.heads + 0.5)
-        for ratio in (self.key_ratio, self.value_ratio)
+    key_dims, value_dims = (  # Of each head, to the nearest.
+        max(math.floor(ratio * self.features / self.heads + 0.5), least)
+        for ratio, least in (
+            (self.key_ratio, self.min_key_dims),
+            (self.value_ratio, 1),
+        )
     )
-    value_dims = max(value_dims, 1)
     taken = self.heads * value_dims
     if taken >= self.features:
       raise InputError(
           f'AugmentedConv: {self.heads} heads take {taken} of '
-          f'{self.features} features and leave none to the convolution; use '
-          'fewer heads, a smaller value_ratio or more features'
+          f'{self.features} features; use fewer heads or a smaller value_ratio'
       )
     fields = {
         field.name: getattr(self, field.name)
@@ -192,7 +192,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     attended = RelativeSelfAttention(
         heads=self.heads,
-        key_dims=max(key_dims, self.min_key_dims),
+        key_dims=key_dims,
         value_dims=value_dims,
         relative=self.relative,
         use_bias=self.use_bias,

@@ -29,14 +29,12 @@ def _check_names(target: Any, options: Mapping[str, Any], kind: str) -> None:
     option = errors.look_up(f'option of {kind}', name, known)
     for group in getattr(option.annotation, '__metadata__', ()):
       if isinstance(group, Options) and value:
-        of = group.of
-        if group.by is not None:
-          if (by := options.get(group.by)) is None:
-            raise errors.InputError(
-                f'{name}={dict(value)} needs {group.by}, which is None'
-            )
-          of = group.target(by)
-        _check_names(of, value, name)
+        by = group.by and options.get(group.by)
+        if group.by and by is None:
+          raise errors.InputError(
+              f'{name}={dict(value)} needs {group.by}, which is None'
+          )
+        _check_names(group.target(by) if by else group.of, value, name)
 
 
 def create(name: str, **options: Any) -> nn.Module:
