@@ -149,11 +149,14 @@ def test_threads_change_nothing(create, whole, threads, prefetch):
   assert digest(take(batches, 26)) == digest(whole)
 
 
-@pytest.mark.parametrize('count', [2, 4])
-def test_hosts_change_nothing(create, whole, count):
-  hosts = [take(create(hosts=(i, count)), 26) for i in range(count)]
-  assert hosts[0][0]['image'].shape[0] == 64 // count
-  assert digest(merge(hosts)) == digest(whole)
+@pytest.mark.parametrize(
+    'count, train, size', [(2, True, 64), (4, True, 64), (2, False, 14)]
+)
+def test_hosts_change_nothing(create, count, train, size):
+  how = dict(train=train, batch_size=size)
+  hosts = [take(create(hosts=(i, count), **how), 26) for i in range(count)]
+  assert hosts[0][0]['image'].shape[0] == size // count
+  assert digest(merge(hosts)) == digest(take(create(**how), 26))
 
 
 WORKERS = """
@@ -226,13 +229,6 @@ def test_eval_yields_every_example_once_and_in_order(create, batch_size):
       np.testing.assert_array_equal(found[:N_TEST], values)
       assert (found[N_TEST:] == (-1 if key == 'index' else 0)).all()
     next(iter(batches))  # Left early, the next pass begins anew.
-
-
-@pytest.mark.parametrize('batch_size', [14, 512])
-def test_eval_hosts_merge_to_one(create, batch_size):
-  arguments = {'train': False, 'batch_size': batch_size}
-  hosts = [list(create(hosts=(i, 2), **arguments)) for i in range(2)]
-  assert digest(merge(hosts)) == digest(create(**arguments))
 
 
 def test_several_labels_are_not_trained_on(create, monkeypatch):

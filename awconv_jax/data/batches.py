@@ -172,18 +172,9 @@ class Unreadable:
 
 
 class _Batches:
-  """What `data.create` says that all batches have.
+  """What `data.create` says that all batches have, of a stream of rows."""
 
-  Args:
-    reader: says how to read.
-    source: of the records.
-    stream: of all rows.
-    met: examples of the source that this host meets.
-  """
-
-  def __init__(
-      self, reader: Reader, source: Any, stream: grain.MapDataset, met: float
-  ):
+  def __init__(self, reader: Reader, source: Any, stream: grain.MapDataset):
     hosts = reader.process_count
     if reader.batch_size % hosts:
       raise InputError(
@@ -195,6 +186,8 @@ class _Batches:
     # batch only its own. It is also twice as fast for tiny images [2 cores].
     parts = stream.batch(reader.batch_size // hosts)
     self._batches = parts[reader.process_index :: hosts]
+    # A host meets its part of what is evaluated, and of training all in time.
+    met = len(source) / (1 if reader.train else hosts)
     most = reader.max_bad_fraction * met
     self.unreadable = Unreadable(source, most, prompt=hosts == 1)
     self.num_examples, self.num_left_out = len(source), 0
@@ -214,8 +207,7 @@ class TrainBatches(_Batches):
     positions = grain.MapDataset.range(sys.maxsize)
     row = ReadRow(source, order, make_row)
     stream = positions.random_map(row, seed=int(seed))
-    # In the course of time, every host meets all of the split.
-    super().__init__(reader, source, stream, met=len(source))
+    super().__init__(reader, source, stream)
     if reader.batch_size > order.num_examples:
       raise InputError(
           f'batch_size {reader.batch_size} is more than the '
@@ -280,9 +272,7 @@ class EvalBatches(_Batches):
   ):
     positions = grain.MapDataset.range(order.num_batches * reader.batch_size)
     stream = positions.map(ReadRow(source, order, make_row))
-    # A host meets its own part of the split.
-    met = len(source) / reader.process_count
-    super().__init__(reader, source, stream, met)
+    super().__init__(reader, source, stream)
     self.batches_per_epoch = order.num_batches
 
   def __iter__(self) -> Iterator[Batch]:

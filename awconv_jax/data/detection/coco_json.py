@@ -162,10 +162,10 @@ def _load(path: str, split: str) -> tuple[_Document, str]:
   place = next(filter(os.path.isfile, places), None)
   images = os.path.join(path, split)
   if place is None or not os.path.isdir(images):
+    known = ', '.join(glob.glob('*.json', root_dir=folder)) or 'none'
     raise InputError(
         f'unknown split {split!r} of {path}: want a folder {images} and one of '
-        f'{", ".join(places)}; there are '
-        f'{", ".join(glob.glob(f"{glob.escape(folder)}/*.json")) or "none"}'
+        f'{", ".join(places)}; there are {known}'
     )
   try:
     with open(place, encoding='utf-8') as file:
@@ -228,18 +228,16 @@ def _file_fault(folder: str, entry: _Image) -> str | None:
     return None
   # What a camera says in the EXIF data does not count.
   turned = '; turn the pixels of the file' if size[::-1] == wanted else ''
-  return (
-      f'{path} has {size[0]} x {size[1]} pixels, its entry says '
-      f'{wanted[0]} x {wanted[1]}{turned}'
-  )
+  shown = ', its entry says '.join(f'{w} x {h}' for w, h in (size, wanted))
+  return f'{path} has {shown}{turned}'
 
 
 def _box_fault(box: list[float], image: _Image | None) -> str | None:
   """Returns what is wrong with a box; `image` is None if it is left out."""
   left, top, width, height = box
-  shown = ', '.join(f'{value:g}' for value in box)
+  shown = f'bbox [{", ".join(f"{value:g}" for value in box)}]'
   if width <= 0 or height <= 0:
-    return f'bbox [{shown}] has no width or no height'
+    return f'{shown} has no width or no height'
   if image is None:
     return None
   sides = (left, width, image.width), (top, height, image.height)
@@ -249,7 +247,5 @@ def _box_fault(box: list[float], image: _Image | None) -> str | None:
       for low, length, side in sides
   ):
     return None
-  return (
-      f'bbox [{shown}] reaches outside of its image of {image.width} x '
-      f'{image.height} pixels'
-  )
+  size = f'{image.width} x {image.height} pixels'
+  return f'{shown} reaches outside of its image of {size}'
