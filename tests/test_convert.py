@@ -177,10 +177,9 @@ def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     'named, words',
     [
-        (dict(model='resnet18'), '--model=.*--config=.*not both'),
-        (dict(attention='se'), '--config.model.attention=se.*not both'),
-        (dict(num_classes=0), '--config.model.attention=se.*not both'),
-        (dict(config=None), '--model=.*--config=.*not both'),
+        (dict(model='resnet18'), 'either --model.*or --config'),
+        (dict(attention='se'), 'either --model.*or --config'),
+        (dict(config=None), 'either --model.*or --config'),
         (dict(config=None, model='faster_rcnn'), "unknown model 'faster_rcnn'"),
         (dict(channels=1), 'config.task.mean=.* the 1 channel'),
     ],
@@ -193,7 +192,7 @@ def test_flags_name_one_network_that_fits(named, words):
 def test_mistakes_are_one_line(state, tmp_path):
   there = torch_zip.save(tmp_path / 'there.pth', state)
   for flags, message in (
-      ((), '--model=resnet50'),
+      ((), 'either --model'),
       (CONFIG, f'Not a directory: {there}/run/checkpoints'),
   ):
     code, _, err = commands.tool(

@@ -5,8 +5,6 @@ import pytest
 
 from awconv_jax.tools import draw_boxes
 
-WHITE = np.array(draw_boxes.TRUTH_COLOR)
-
 
 def draw(image, boxes, labels=(), names=(), truth=()):
   """Draws boxes of the score .97 on all of an image."""
@@ -35,13 +33,13 @@ def test_boxes_are_outlined_by_the_pixels_they_hold():
   assert outline(picture, box, color)
   x1, y1, x2, y2 = box
   # Nothing beyond it, besides the caption above, which has ink on its colour.
-  assert (picture[y2:] == 7).all() and (picture[:, x2:] == 7).all()
-  assert (picture[:, :x1] == 7).all() and (
-      picture[y1 + 5 : y2 - 5, 150] == 7
-  ).all()
+  for rest in (
+      *(picture[: y1 - 30], picture[y2:]),
+      *(picture[:, :x1], picture[:, x2:], picture[y1 + 5 : y2 - 5, 150]),
+  ):
+    assert (rest == 7).all()
   caption = picture[y1 - 14 : y1, x1 : x1 + 40].reshape(-1, 3)
   assert (caption == color).all(1).any() and (caption == 0).all(1).any()
-  assert (picture[: y1 - 30] == 7).all()
 
 
 def test_a_caption_stays_on_the_picture():
@@ -73,30 +71,18 @@ def test_small_images_are_enlarged(size, factor):
 
 
 def test_the_first_box_lies_on_top_and_the_truth_below():
-  image = np.zeros((500, 500, 3), np.uint8)
-  boxes = np.float32([[100, 100, 300, 300]] * 2)
-  picture = draw(image, boxes, [1, 2], truth=boxes[:1])
-  assert outline(picture, [100, 100, 300, 300], draw_boxes.color_of(1))
-  truth = np.float32([[10, 10, 490, 490]])
-  picture = draw(image, boxes, [1, 2], truth=truth)
-  assert outline(picture, [10, 10, 490, 490], WHITE)
-
-
-def test_the_truth_can_be_seen_on_white():
+  box, truth = [100, 100, 300, 300], [10, 20, 490, 480]
+  # It can be seen on white, too.
   image = np.full((500, 500, 3), 255, np.uint8)
-  truth = np.float32([[10, 20, 490, 480]])
-  picture = draw(image, [], truth=truth)
-  assert outline(picture, [10, 20, 490, 480], WHITE)
+  picture = draw(image, [box, box], [1, 2], truth=[box, truth])
+  assert outline(picture, box, draw_boxes.color_of(1))
+  assert outline(picture, truth, draw_boxes.TRUTH_COLOR)
   assert outline(picture, [11, 21, 489, 479], (0, 0, 0))
 
 
 def test_boxes_of_no_size_or_beyond_the_image_do_no_harm():
-  image = np.zeros((500, 500, 3), np.uint8)
-  # The first two are 0 and 1 pixel wide.
-  boxes = np.float32(
-      [[5, 5, 5, 5], [9, 9, 10, 10], [-50, -50, 900, 900], [490, 490, 499, 499]]
-  )
-  draw(image, boxes, [0, 1, 2, 3], truth=boxes)
+  boxes = [[5, 5, 5, 5], [9, 9, 10, 10], [-50, -50, 900, 900]]
+  draw(np.zeros((500, 500, 3), np.uint8), boxes, [0, 1, 2], truth=boxes)
 
 
 def test_neighbouring_classes_have_colours_apart():

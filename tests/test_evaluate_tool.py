@@ -17,6 +17,7 @@ from awconv_jax.tools import evaluate
 from awconv_jax.train import rundir
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+LABELS = list(range(0, 970, 97))
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +44,7 @@ def write_set(root, name, split, labels):
 def sets(tmp_path_factory):
   """The TFDS data directory, with a tiny imagenet2012."""
   root = tmp_path_factory.mktemp('sets')
-  write_set(root, 'imagenet2012', 'validation', [97 * i for i in range(10)])
+  write_set(root, 'imagenet2012', 'validation', LABELS)
   return root
 
 
@@ -53,23 +54,20 @@ def measure(run, **changes):
   return evaluate.evaluate(config, str(run))
 
 
-def predictions(run, name, data_dir):
-  """Returns logits [N, classes], labels and names, one image at a time."""
+@pytest.fixture(scope='module')
+def logits(run, sets):
+  """Those of the ten images [10, classes], one image at a time."""
   _, config, task, variables = run
-  config = config.copy_and_resolve_references().unlock()
-  config.data.name, config.data.dir = name, str(data_dir)
-  batches = data.create(config.data, train=False, batch_size=1, seed=0)
+  options = config.data.to_dict() | dict(dir=str(sets))
+  batches = data.create(options, train=False, batch_size=1, seed=0)
   forward = jax.jit(task.forward)
-  rows = list(batches)
-  logits = [np.asarray(forward(variables, row))[0] for row in rows]
-  return np.array(logits), np.array([row['label'][0] for row in rows])
+  return np.array([forward(variables, batch)[0] for batch in batches])
 
 
-def test_every_image_counts_once(run, sets):
-  logits, labels = predictions(run, 'imagenet2012', sets)
+def test_every_image_counts_once(run, sets, logits):
   result = measure(run[0], data='imagenet2012', data_dir=str(sets))
-  order = np.argsort(-logits, axis=1, kind='stable')
-  hits = order == labels[:, None]
+  labels = np.array(LABELS)
+  hits = np.argsort(-logits, axis=1, kind='stable') == labels[:, None]
   wide = logits.astype(np.float64)
   loss = np.log(np.exp(wide).sum(1)) - wide[np.arange(10), labels]
   assert result.pop('loss') == pytest.approx(loss.mean(), rel=1e-4)
@@ -86,16 +84,11 @@ def test_every_image_counts_once(run, sets):
   }
 
 
-def test_any_of_several_labels_is_a_hit(run, sets):
-  logits, _ = predictions(run, 'imagenet2012', sets)
-  best = logits.argmax(1)
-  second = np.argsort(-logits, axis=1)[:, 1]
-  worst = logits.argmin(1)
-  labels = [[] for _ in range(10)]
-  for row in range(6):
-    wrong = int(worst[row])
-    right = int(second[row] if row == 4 else best[row])
-    labels[row] = [wrong] if row == 5 else [wrong, right]
+def test_any_of_several_labels_is_a_hit(run, sets, logits):
+  order = np.argsort(-logits, axis=1)
+  labels = [[int(order[row, -1]), int(order[row, 0])] for row in range(4)]
+  labels += [[int(order[4, -1]), int(order[4, 1])], [int(order[5, -1])]]
+  labels += [[]] * 4
   write_set(sets, 'imagenet2012_real', 'validation', labels)
   result = measure(run[0], data='imagenet2012_real', data_dir=str(sets))
   assert (result['num_examples'], result['num_unlabelled']) == (6, 4)
@@ -152,21 +145,18 @@ def test_the_run_decides_but_for_what_is_asked(run):
   before = config.to_json_best_effort()
   same = evaluate.choose(config)
   assert same.to_dict() == config.to_dict()
-  own = evaluate.choose(
-      config,
-      data=config.data.name,
-      split='train[:10]',
-      data_dir='/x',
-      batch_size=24,
-      max_bad_fraction=0.5,
-  )
-  assert own.data.eval_split == 'train[:10]' and own.data.dir == '/x'
-  assert own.eval_batch_size == 24 and own.data.max_bad_fraction == 0.5
-  folder = evaluate.choose(config, data='folder:/a')
-  assert (folder.data.name, folder.data.eval_split) == ('folder:/a', 'test')
-  short = evaluate.choose(config, data='imagenet_v2').data
-  assert short.name == 'tfds:imagenet_v2/matched-frequency'
-  assert short.eval_split == 'test'
+  changes = dict(data_dir='/x', batch_size=24, max_bad_fraction=0.5)
+  for name, meant, split in (
+      (config.data.name, config.data.name, 'validation'),
+      ('folder:/a', 'folder:/a', 'test'),
+      ('imagenet_v2', 'tfds:imagenet_v2/matched-frequency', 'test'),
+  ):
+    own = evaluate.choose(config, data=name, **changes)
+    assert (own.data.name, own.data.eval_split) == (meant, split)
+    assert own.eval_batch_size == 24
+    assert (own.data.dir, own.data.max_bad_fraction) == ('/x', 0.5)
+  own = evaluate.choose(config, data='folder:/a', split='train[:10]')
+  assert own.data.eval_split == 'train[:10]'
   found = rundir.read_config(run[0]).to_dict()
   assert found == config.to_dict() and isinstance(found['task']['mean'], tuple)
   assert config.to_json_best_effort() == before

@@ -36,12 +36,9 @@ from awconv_jax import command_line, errors, models, weights
 from awconv_jax.train import checkpoint, rundir, settings, warm_start
 
 FLAGS = flags.FLAGS
-# Suffixes of files that hold weights. A name with any other, such as that of
-# runs/v1.5, is that of a directory.
-FILES = (
-    *(*weights.READERS, *weights.WRITERS, '.safetensor', '.npz', '.npy'),
-    *('.h5', '.hdf5', '.onnx', '.ckpt', '.msgpack', '.pkl', '.pickle'),
-)
+# Suffixes of files that hold weights, besides those of `weights`. A name with
+# any other, such as that of runs/v1.5, is that of a directory.
+OTHERS = '.safetensor .npz .npy .h5 .hdf5 .onnx .ckpt .msgpack .pkl .pickle'
 
 
 def write_run(
@@ -77,7 +74,7 @@ def convert(source: str, output: str, shapes: Any, config: Any = None) -> str:
   Args:
     source: a file that `weights.read` takes, or a run's directory.
     output: a file that `weights.save` takes, or a directory: anything without
-      a suffix of `FILES`.
+      the suffix of a file of weights.
     shapes: of the variables in a file; unused for a directory, whose
       checkpoints say it themselves.
     config: as in `write_run`.
@@ -85,9 +82,9 @@ def convert(source: str, output: str, shapes: Any, config: Any = None) -> str:
   Raises:
     InputError: see `weights.load`, `weights.save`.
   """
-  suffix = pathlib.Path(output).suffix
+  suffix, of_files = pathlib.Path(output).suffix, OTHERS.split()
   to_file = suffix in weights.WRITERS
-  if not to_file and suffix.lower() in FILES:
+  if not to_file and suffix.lower() in (*weights.READERS, *of_files):
     known = (*weights.WRITERS, 'none (a directory)')
     raise errors.unknown_name('suffix of --output:', suffix, known)
   if pathlib.Path(source).is_dir():
@@ -114,18 +111,17 @@ def shapes_of(
     **options: of the network, with its name.
 
   Raises:
-    InputError: no network is named, or two are, or one that there is not.
+    InputError: no network is named, two are, or one that there is not.
   """
   if (model is None) == (config is None) or (config is not None and options):
     raise errors.InputError(
-        'a file is read for one network: give --model=resnet50, with '
-        '--attention and --num_classes, or --config=configs/digits.py, with '
-        '--config.model.attention=se and the like, and not both'
+        'a file is read for one network: give either --model, --attention and '
+        '--num_classes, or --config and --config.model.attention and the like'
     )
-  side = models.IMAGENET_SIDE
+  size = (models.IMAGENET_SIDE, channels)
   if config is None:
-    return models.shapes_of(models.create(model, **options), side, channels)
-  image = jax.ShapeDtypeStruct((1, side, side, channels), np.uint8)
+    return models.shapes_of(models.create(model, **options), *size)
+  image = jax.ShapeDtypeStruct((1, size[0], *size), np.uint8)
   init = settings.create_task(config).init
   return jax.eval_shape(init, jax.random.key(0), {'image': image})
 

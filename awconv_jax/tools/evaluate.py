@@ -46,7 +46,7 @@ CHANGES = {
     'batch_size': 'eval_batch_size',
     'max_bad_fraction': 'data.max_bad_fraction',
 }
-# Data sets whose classes have the names that their owner gave them.
+# Data sets whose owner named the classes; TFDS spells them in several ways.
 _OWN_NAMES = ('folder:', 'coco_json:')
 
 
@@ -62,8 +62,7 @@ def choose(
     **changes: further values by the keys of `CHANGES`.
 
   Raises:
-    InputError: it is no config, the data set has other images, or the devices
-      cannot share a batch evenly.
+    InputError: it is no config, or it does not fit the data set or the devices.
   """
   changed = settings.complete(config).unlock()
   if data and data != (before := changed.data.name):
@@ -80,9 +79,6 @@ def choose(
 
 def eval_batches(model: inference.Model) -> Any:
   """Returns the batches that the config of a model says.
-
-  Data sets of TFDS spell the same classes in several ways, so that their names
-  are not compared.
 
   Raises:
     InputError: the labels mean other classes than in training, or the images
@@ -149,11 +145,9 @@ def table(metrics: Mapping[str, Any]) -> str:
   Where COCO has -1, as there is nothing to find, the table has 'n/a'; a line
   below it says so if that is true of all objects.
   """
-  rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
-  # Two categories may have one name.
-  rows += [
-      (f'AP of {c["name"]}', c['AP']) for c in metrics.get('per_class', ())
-  ]
+  per_class = metrics.get('per_class', ())
+  rows = [(k, v) for k, v in metrics.items() if v is not per_class]
+  rows += [(f'AP of {c["name"]}', c['AP']) for c in per_class]
   named = [dict(measure=name, value=value) for name, value in rows]
   text = text_table.make(named, _format)
   if metrics.get('AP') == -1:

@@ -8,12 +8,12 @@ import itertools
 import pathlib
 
 from absl import flags
+import numpy as np
 
 from awconv_jax import command_line, errors
 from awconv_jax.train import logging
 
-# Titles and units, and the scalars of each panel, of which those are drawn that
-# the runs have.
+# Titles and units of the panels, and the scalars that they show of each run.
 PANELS = {
     # That of training is of augmented images, and of labels as they are there.
     'loss': ('train/loss', 'eval/loss'),
@@ -22,14 +22,6 @@ PANELS = {
     'AP50 (%)': ('eval/AP50',),
     'learning rate': ('train/learning_rate',),
 }
-
-
-def _points(rows, name):
-  """Returns steps and values; an AP of -1 is of a split without any object."""
-  points = [(row['step'], row[name]) for row in rows if name in row]
-  if name.startswith('eval/AP'):
-    points = [(step, value) for step, value in points if value != -1]
-  return list(zip(*points, strict=True))
 
 
 def plot(workdirs: Sequence[str], output: str) -> str:
@@ -50,33 +42,33 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   matplotlib.use('agg')
   from matplotlib import pyplot
 
-  paths = map(pathlib.Path, workdirs)
-  runs = {path: logging.read(path / 'metrics.jsonl') for path in paths}
-  known = {name for rows in runs.values() for row in rows for name in row}
-  panels = {
-      title: [name for name in names if name in known]
-      for title, names in PANELS.items()
-      if known & set(names)
-  }
-  number, entries = max(len(panels), 1), {}
-  figure = pyplot.figure(figsize=(2 + 4 * number, 4), layout='constrained')
-  axes = figure.subplots(1, number, squeeze=False)[0]
-  for axis, (title, names) in zip(axes, panels.items(), strict=False):
-    for (number, run), name in itertools.product(enumerate(runs), names):
-      points, split = _points(runs[run], name), name.partition('/')[0]
-      if not points:
-        continue  # Nor is there an entry in the legend.
-      steps, values = points
+  paths = list(map(pathlib.Path, workdirs))
+  runs = [logging.read(path / 'metrics.jsonl') for path in paths]
+  panels, entries = {}, {}
+  for title, names in PANELS.items():
+    for (number, rows), name in itertools.product(enumerate(runs), names):
+      points = [(row['step'], row[name]) for row in rows if name in row]
+      if name.startswith('eval/AP'):  # -1 is of a split without any object.
+        points = [(step, value) for step, value in points if value != -1]
+      if points:
+        split = name.partition('/')[0]
+        panels.setdefault(title, []).append((number, split, np.array(points)))
+  count = max(len(panels), 1)
+  figure = pyplot.figure(figsize=(2 + 4 * count, 4), layout='constrained')
+  axes = figure.subplots(1, count, squeeze=False)[0]
+  for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+    both = len({split for _, split, _ in curves}) > 1
+    for number, split, points in curves:
       (line,) = axis.plot(
-          steps,
-          [100 * v for v in values] if '%' in title else values,
+          points[:, 0],
+          points[:, 1] * (100 if '%' in title else 1),
           color=f'C{number}',
-          alpha=1 if split == 'eval' or len(names) == 1 else 0.4,
+          alpha=0.4 if both and split == 'train' else 1,
           # A line of a single point is not to be seen.
-          marker='.' if split == 'eval' or len(steps) == 1 else None,
-          label=f'{run.name}, {split}',
+          marker='.' if split == 'eval' or len(points) == 1 else None,
+          label=f'{paths[number].name}, {split}',
       )
-      entries.setdefault((run, split), line)
+      entries.setdefault((number, split), line)
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
   axes[0].set_yscale('log')
@@ -84,9 +76,8 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   try:
     figure.savefig(output, dpi=120)
   except (OSError, ValueError) as error:
-    raise errors.InputError(
-        f'cannot write --output={output}: {error}'
-    ) from error
+    reason = f'cannot write --output={output}: {error}'
+    raise errors.InputError(reason) from error
   finally:
     pyplot.close(figure)
   return output
