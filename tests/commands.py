@@ -38,7 +38,8 @@ def run(*arguments, devices=1, env=None):
 
 def tool(name, *arguments):
   """Runs a tool as `run` does, but in this process, which saves its start."""
-  path = str(ROOT / f'awconv_jax/tools/{name}.py')
+  folder = '' if name == 'train' else 'awconv_jax/tools/'
+  path = str(ROOT / f'{folder}{name}.py')
   app.define_help_flags()
   known, out, err = set(flags.FLAGS), io.StringIO(), io.StringIO()
   with (
@@ -53,7 +54,7 @@ def tool(name, *arguments):
   for flag in set(flags.FLAGS) - known:
     # Another can then have it; what libraries define stays.
     module = flags.FLAGS.find_module_defining_flag(flag)
-    if 'awconv_jax' in module or flag.startswith('config.'):
+    if module == path or 'awconv_jax' in module or flag[:7] == 'config.':
       delattr(flags.FLAGS, flag)
   if isinstance(code, str):
     code = print(code, file=err) or 1

@@ -1,5 +1,7 @@
 """The losses of classification against float64 formulas written out here."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -91,10 +93,14 @@ def mixed(rows, smoothing, rng, **options):
   return images, share * targets + (1 - share) * targets[::-1], weights
 
 
+@functools.cache
+def compiled(task):
+  return jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+
+
 def check_step(task, variables, rows, rng, loss, images, targets, largest):
   """Compares loss, gradients and hits with the formulas."""
-  grad = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-  (got, (metrics, _)), gradients = grad(variables, rows, rng)
+  (got, (metrics, _)), gradients = compiled(task)(variables, rows, rng)
   pixels = normalized(images)
   logits = logits_of(variables, pixels)
   losses, by_logits = LOSSES[loss](logits, targets)

@@ -11,7 +11,6 @@ import time
 import commands
 import numpy as np
 import pytest
-from test_train_loop import without_speed
 import tiny_scenes
 import watched_run
 
@@ -116,9 +115,5 @@ def test_a_kill_leaves_no_trace_in_the_result(eight, tmp_path, capsys):
 
   out = capsys.readouterr().out
   assert 'resumed from the checkpoint of step 4' in out
-  assert without_speed(again.rows) == without_speed(eight.rows)
-  wanted, got = (
-      {name: array.tobytes() for name, array in run.last().items()}
-      for run in (eight, again)
-  )
-  assert wanted == got
+  assert again.result.metrics == eight.result.metrics
+  watched_run.assert_same_runs(eight.workdir, tmp_path, STEPS)

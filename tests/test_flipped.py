@@ -40,12 +40,6 @@ def test_images_are_mirrored_within_their_width():
     np.testing.assert_array_equal(one[:, width:], image[:, width:])
 
 
-def test_the_same_twice_is_the_same_once():
-  boxes = [[0, 0, 10, 10], [0, 0, 10, 10], [30, 0, 40, 10]]
-  one = detections(boxes, [0.5, 0.9, 0.7], [1, 2, 1])
-  assert listed(flipped.merge(one, one, 0.5)) == sorted(listed(one))[::-1]
-
-
 def test_the_better_of_two_stays_within_a_class():
   one = detections([[0, 0, 10, 10], [20, 0, 30, 10]], [0.5, 0.75], [1, 1])
   two = detections([[0, 0, 10, 11], [20, 0, 30, 11]], [0.875, 0.25], [1, 2])

@@ -5,7 +5,6 @@ What it then says of them and of others is what COCO's own tool says.
 
 import json
 
-import ml_collections
 import oracle_coco
 import pytest
 import watched_run
@@ -32,17 +31,8 @@ def by_heart():
     config.data.train_split = config.data.eval_split = f'train[:{SCENES}]'
     config.data.train_short_sides = (config.data.short_side,)
     config.data.train_empty = True
-    config.optimizer = ml_collections.ConfigDict(
-        dict(
-            name='sgd',
-            options=dict(momentum=0.9, nesterov=True),
-            learning_rate=0.03,
-            base_batch_size=SCENES,
-            clip_norm=10.0,
-            schedule='cosine',
-            warmup_epochs=20.0,
-            warmup_start_fraction=0.01,
-        )
+    config.optimizer.update(
+        weight_decay=0.0, base_batch_size=SCENES, warmup_epochs=20.0
     )
   return config
 

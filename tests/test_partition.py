@@ -27,16 +27,17 @@ def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
       partition.initialize_distributed(*wrong)
 
 
-def test_a_second_interrupt_interrupts_at_once():
+def test_signals_are_noted_and_a_second_interrupt_interrupts_at_once():
   # In a process of its own, where it can reach no other test.
   code = (
       'import os\n'
       'from awconv_jax.train import preemption\n'
-      'with preemption.stop_requests() as reason:\n'
-      '  assert reason(1) is None\n'
-      '  os.kill(os.getpid(), 2)\n'
-      '  assert reason(1) == "SIGINT"\n'
-      '  os.kill(os.getpid(), 2)\n'
+      'for number, name in (15, "SIGTERM"), (2, "SIGINT"):\n'
+      '  with preemption.stop_requests() as reason:\n'
+      '    assert reason(1) is None\n'
+      '    os.kill(os.getpid(), number)\n'
+      '    assert reason(1) == name\n'
+      '    if number == 2: os.kill(os.getpid(), 2)\n'
   )
   code, _, err = commands.run('-c', code)
   assert code != 0 and err.splitlines()[-1] == 'KeyboardInterrupt'

@@ -36,7 +36,7 @@ def test_a_workdir_names_the_keys_that_differ(workdir):
   with pytest.raises(errors.InputError, match='width is 4 there .* and 1 more'):
     claim(workdir, seed=2, batch_size=8, model__width=8, model__stem='imagenet')
   claim(workdir)
-  with pytest.raises(errors.InputError, match='cannot write to --workdir=/dev'):
+  with pytest.raises(errors.InputError, match='/dev/null/x cannot be written'):
     claim(pathlib.Path('/dev/null/x'))
 
 

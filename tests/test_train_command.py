@@ -8,7 +8,7 @@ import time
 
 import commands
 import pytest
-from test_train_loop import saved_arrays, without_speed
+from watched_run import assert_same_runs
 
 from awconv_jax.train import logging, rundir
 
@@ -21,6 +21,13 @@ THIRTY = (
     '--config.optimizer.learning_rate=0.02',
     '--config.batch_size=32',
 )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiles_of_programs():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+    yield
 
 
 def rows_of(workdir):
@@ -88,49 +95,20 @@ def test_the_end_says_where_everything_is(one_device):
   assert 'multiply_adds' in out
 
 
-def test_kills_leave_no_trace_in_the_result(one_device, tmp_path):
+def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
   # Seeded, so that a failure can be repeated; as far as a kill can.
   rng = random.Random(0)
-  reached = 0
-  for _ in range(2):
-    reached += rng.randint(6, 12)
-    process = commands.start(
-        'train.py', commands.TINY, f'--workdir={tmp_path}', *THIRTY
-    )
-    for line in process.stdout:
-      if line.startswith('step ') and int(line[5:].split('/')[0]) >= reached:
-        break
-    time.sleep(rng.random() * 0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, 'it ended before the kill'
-  out = train(tmp_path, *THIRTY)
-  assert 'resumed from the checkpoint of step' in out
-  expected, got = saved_arrays(one_device[0], 30), saved_arrays(tmp_path, 30)
-  assert expected.keys() == got.keys()
-  for name, leaf in expected.items():
-    assert leaf.tobytes() == got[name].tobytes(), name
-  rows = [without_speed(rows_of(path)) for path in (one_device[0], tmp_path)]
-  assert rows[0] == rows[1]
-
-
-def test_sigterm_saves_and_exits_cleanly(tmp_path):
   process = commands.start(
       'train.py', commands.TINY, f'--workdir={tmp_path}', *THIRTY
   )
-  for line in process.stdout:
-    if line.startswith('step 4/'):
-      process.send_signal(signal.SIGTERM)
-      break
-  out, err = process.communicate(timeout=120)
-  assert process.returncode == 0, err
-  assert 'stopped by SIGTERM after step' in out
-  assert 'goes on' in out and 'checkpoints:' not in out
-  stopped = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
-  assert 4 <= stopped < 30
-  assert f'resumed from the checkpoint of step {stopped}' in train(
-      tmp_path, *THIRTY
-  )
+  last = f'step {rng.randint(8, 20)}/'
+  assert any(line.startswith(last) for line in process.stdout)
+  time.sleep(rng.random() * 0.05)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL, 'it ended before the kill'
+  assert 'resumed from the checkpoint of step' in train(tmp_path, *THIRTY)
+  assert_same_runs(one_device[0], tmp_path, 30)
 
 
 def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
@@ -151,16 +129,15 @@ def test_a_signal_stops_two_processes_after_the_same_step(
 ):
   every = ('num_epochs', 'eval_every_epochs', 'checkpoint_every_epochs')
   processes = start_two(tmp_path, *(f'--config.{k}=50.0' for k in every))
-  for line in processes[0].stdout:
-    if line.startswith('step 4/'):
-      # The one that prints nothing is told; both must hear of it.
-      processes[1].send_signal(signal_number)
-      break
+  assert any(line.startswith('step 4/') for line in processes[0].stdout)
+  # The one that prints nothing is told; both must hear of it.
+  processes[1].send_signal(signal_number)
   out, err = processes[0].communicate(timeout=120)
   processes[1].communicate(timeout=120)
   assert [p.returncode for p in processes] == [0, 0], err
-  assert 'stopped by SIGTERM after step' in out
-  assert list((tmp_path / 'checkpoints').iterdir())
+  (stopped,) = (path.name for path in (tmp_path / 'checkpoints').iterdir())
+  assert f'stopped by SIGTERM after step {stopped} of' in out
+  assert 'goes on' in out and 'checkpoints:' not in out
 
 
 def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
@@ -173,7 +150,7 @@ def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
   )
   train(
       tmp_path / 'run',
-      '--config.num_epochs=0.2',
+      '--config.num_epochs=0.1',
       f'--config.data.dir={tmp_path}/data',
       '--config.model.attention=se',
       '--config.model.attention_options.reduction=8',
@@ -207,7 +184,7 @@ def test_the_package_imports_quickly_and_needs_little():
 @pytest.mark.parametrize(
     'arguments, wanted',
     [
-        (['--config=configs/digits.py'], ['--config or --workdir is missing']),
+        ([commands.TINY], ['--config or --workdir is missing']),
         ([commands.TINY, '--confg=x'], ["flag 'confg'. Did you mean: config"]),
         ([commands.TINY, 'more'], ["unexpected argument 'more'"]),
         (
@@ -225,7 +202,7 @@ def test_the_package_imports_quickly_and_needs_little():
     ],
 )
 def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
-  code, out, err = commands.run('train.py', *arguments)
+  code, out, err = commands.tool('train', *arguments)
   assert code == 1 and not out
   lines = sorted(err.splitlines())
   assert len(lines) == len(wanted), err
@@ -236,14 +213,13 @@ def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
 @pytest.mark.parametrize(
     'program, flags',
     [
-        (['train.py'], ('config', 'workdir', 'coordinator', 'num_processes')),
+        ('train', ('config', 'workdir', 'coordinator', 'num_processes')),
         # Some of which are defined by another tool.
-        (['-m', 'awconv_jax.tools.predict'], ('config', 'run', 'split')),
+        ('predict', ('config', 'run', 'split')),
     ],
-    ids=lambda program: program[-1],
 )
 def test_help_lists_the_flags(program, flags):
-  code, out, _ = commands.run(*program, '--help')
+  code, out, _ = commands.tool(program, '--help')
   assert code == 0
   for flag in flags:
     assert f'  --{flag}:' in out

@@ -15,6 +15,26 @@ from awconv_jax.train import loop as train_loop
 from awconv_jax.train import step as train_step
 
 
+def saved_arrays(workdir: Any, step: int) -> dict[str, np.ndarray]:
+  """Returns the arrays of a checkpoint by name."""
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
+    return checkpointer.read(step)['leaves']
+
+
+def assert_same_runs(one: Any, two: Any, step: int) -> None:
+  """Compares checkpoints bit by bit, and all metrics but the clock's."""
+  speed = ('train/images_per_second', 'train/data_wait')
+
+  def left(run):
+    rows = logging.read(pathlib.Path(run) / 'metrics.jsonl')
+    rows = [{k: v for k, v in row.items() if k not in speed} for row in rows]
+    arrays = saved_arrays(run, step).items()
+    return {name: array.tobytes() for name, array in arrays}, rows
+
+  assert left(one) == left(two)
+
+
 @dataclasses.dataclass
 class Run:
   """A run of a detector: its result, and what it was made of.
@@ -41,9 +61,7 @@ class Run:
 
   def last(self) -> dict[str, np.ndarray]:
     """Returns the arrays of the last checkpoint, by name."""
-    directory = self.workdir / 'checkpoints'
-    with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
-      return checkpointer.read(self.result.step)
+    return saved_arrays(self.workdir, self.result.step)
 
 
 def use_devices(patch: pytest.MonkeyPatch, number: int) -> None:
@@ -73,18 +91,9 @@ def train(config: Any, workdir: Any, devices: int) -> Run:
   create_evaluator = detection.CocoEvaluator
   with pytest.MonkeyPatch.context() as patch:
     use_devices(patch, devices)
-    keep(patch, 'create_state', 'first', _named_copies)
+    keep(patch, 'create_state', 'first', checkpoint._to_host)
     keep(patch, 'create_train_step', 'step')
     keep(patch, 'create_predict', 'predict')
     patch.setattr(detection, 'CocoEvaluator', evaluator)
     run.result = train_loop.train(config, str(workdir))
   return run
-
-
-def _named_copies(state: Any) -> dict[str, np.ndarray]:
-  """Returns the arrays of a state, which the first step will overwrite."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): np.array(leaf)
-      for path, leaf in leaves
-  }

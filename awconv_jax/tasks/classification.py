@@ -24,10 +24,9 @@ Batch = Mapping[str, jax.Array]
 
 
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Returns the cross-entropy of every class by itself, averaged over them.
+  """Returns the mean over classes, [B], for logits and targets [B, classes].
 
-  float [B] for logits and targets [B, classes]. The mean, not the sum, is what
-  the recipes of https://arxiv.org/abs/2110.00476 were made with.
+  The recipes of https://arxiv.org/abs/2110.00476 are for the mean, not the sum.
   """
   return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
@@ -50,13 +49,11 @@ class Classification:
     mix_probability: chance that a batch is mixed.
     mix_switch_probability: chance that it is by CutMix, where both are on.
     mean, std: of the pixels, see `pixels.normalize`.
-
-  Raises:
-    InputError: the threshold does not divide right from wrong.
   """
 
   trains_on = ('image', 'label')
   create_model = staticmethod(models.create)
+  evaluator = TopK
 
   def __init__(
       self,
@@ -83,9 +80,8 @@ class Classification:
           f"'bce', which is {loss!r}, and must divide targets of wrong "
           f'and right classes: at least {wrong:g} and below {right:g}'
       )
-    self._loss = LOSSES[loss]
+    self._loss, self._threshold = LOSSES[loss], bce_threshold
     self._label_smoothing = label_smoothing
-    self._threshold = bce_threshold
     self._mixing: Any = dict(
         mixup=mixup,
         cutmix=cutmix,
@@ -139,16 +135,8 @@ class Classification:
     return losses.mean(), ({'top1': hits.mean()}, updated)
 
   def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    """Returns what `TopK` takes: logits, label, loss and mask of each row.
-
-    The loss is of the kind trained with, but of the plain target: the right
-    class, or the uniform distribution over several.
-    """
+    """Returns what `TopK` takes; the loss is of the targets as they are."""
     logits = self.forward(variables, batch)
     loss = self._loss(logits, self._targets(batch['label']))
     kept = {name: batch[name] for name in ('label', 'mask')}
     return kept | {'logits': logits, 'loss': loss}
-
-  def evaluator(self) -> TopK:
-    """Returns an empty evaluator."""
-    return TopK()

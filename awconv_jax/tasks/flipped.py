@@ -19,10 +19,7 @@ DETECTIONS = ('boxes', 'scores', 'labels', 'valid')
 
 
 def mirror(images: jax.Array, widths: jax.Array) -> jax.Array:
-  """Mirrors each image [B, H, W, C] within its own width [B], in pixels.
-
-  The padding stays on the right.
-  """
+  """Mirrors images [B, H, W, C] within widths [B]; padding stays right."""
   column = jnp.arange(images.shape[2])
   width = jnp.rint(widths).astype(jnp.int32)[:, None]
   source = jnp.where(column < width, width - 1 - column, column)
@@ -30,15 +27,10 @@ def mirror(images: jax.Array, widths: jax.Array) -> jax.Array:
 
 
 def merge(one: Arrays, two: Arrays, threshold: float) -> dict[str, jax.Array]:
-  """Merges two sets of detections of one image.
+  """Returns the best D of two times D detections of an image, by falling score.
 
-  Args:
-    one: boxes [D, 4], scores [D], labels int [D] and valid bool [D].
-    two: the same of the same image.
-    threshold: IoU above which, within a class, the lower score is dropped.
-
-  Returns:
-    The same arrays with the best D of both, by falling score.
+  All are boxes [D, 4], scores [D], labels int [D] and valid bool [D]; threshold
+  is the IoU above which, within a class, the lower score is dropped.
   """
   both = {k: jnp.concatenate([one[k], two[k]]) for k in DETECTIONS}
   keep = nms.nms(
@@ -53,9 +45,7 @@ def merge(one: Arrays, two: Arrays, threshold: float) -> dict[str, jax.Array]:
 class Flipped:
   """A detection task that looks at every image twice.
 
-  Args:
-    task: what `predict` asks, with and without mirroring.
-    threshold: see `merge`; that of the network's suppression.
+  The threshold, see `merge`, is to be that of the network's suppression.
   """
 
   def __init__(self, task: Any, threshold: float):

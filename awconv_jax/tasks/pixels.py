@@ -19,16 +19,14 @@ def normalize(
 ) -> jax.Array:
   """Returns (images - mean) / std, in float32, for images [B, H, W, C].
 
-  Mean and std are per channel (one value serves all), in units of the images.
-
-  Raises:
-    InputError: they do not fit the images' channels.
+  Mean and std are per channel (one value serves all), in units of the images;
+  InputError for another number of them.
   """
   for name, values in (('mean', mean), ('std', std)):
     if len(values) not in (1, images.shape[-1]):
       raise InputError(
-          f'config.task.{name}={tuple(values)} must have one value, or one for '
-          f'each of the {images.shape[-1]} channel(s) of the images'
+          f'config.task.{name}={tuple(values)}, but the images have '
+          f'{images.shape[-1]} channel(s); give one value, or one for each'
       )
   mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
   return (images.astype(jnp.float32) - mean) / std

@@ -23,10 +23,9 @@ from awconv_jax.errors import InputError
 
 
 class Checkpointer(contextlib.AbstractContextManager):
-  """Keeps the newest checkpoints of one training run.
+  """Keeps the newest checkpoints of a run in `<directory>/<step>`.
 
-  Layout: `<directory>/<step>` per checkpoint and `<directory>_damaged/<step>`
-  for what could not be trusted; nothing is ever deleted from the latter.
+  What cannot be trusted goes to `<directory>_damaged/<step>`, and stays there.
 
   With several processes every method is called by all of them, the directory
   is shared, and the state as well as the iterator state is the same on all.
@@ -57,9 +56,6 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def __exit__(self, *exception) -> None:
-    self.close()
-
-  def close(self) -> None:
     """Waits for the last save, as `wait`, and lets go of the directory."""
     try:
       self.wait()
@@ -74,27 +70,23 @@ class Checkpointer(contextlib.AbstractContextManager):
     """Returns the steps on disk, oldest first, damaged ones included."""
     # Not Orbax's list, which leaves out some of the damaged and is not told
     # of what others move. Its unfinished saves have names with a suffix.
-    return sorted(
-        int(entry.name)
-        for entry in self._directory.iterdir()
-        if entry.name.isdecimal() and entry.is_dir()
-    )
+    names = (path.name for path in self._directory.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def save(self, step: int, state: Any, iterator_state: dict) -> None:
     """Saves in the background; the arrays may be donated once this returns.
 
+    Raises what made the save before this one fail.
+
     Args:
-      step: training steps done so far, more than in any checkpoint there.
+      step: steps taken, more than in any checkpoint there.
       state: pytree of replicated arrays (any shape); no typed PRNG keys.
       iterator_state: position of the data iterator, as JSON can hold it; only
         that of process 0 is kept.
-
-    Raises:
-      Exception: the save before this one failed.
     """
     self.wait()
     leaves = _to_host(state)
-    # To what JSON gives back (string keys, lists), or digests would differ.
+    # What JSON gives back (string keys, lists), or digests would differ.
     iterator_state = json.loads(json.dumps(iterator_state))
     meta = {
         'digest': _digest(step, leaves, iterator_state),
@@ -122,8 +114,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       (step, state, iterator state), or None if there is no checkpoint at all.
 
     Raises:
-      InputError: all checkpoints are damaged, or they are of another model;
-        nothing is moved then.
+      InputError: all are damaged, or of another model; nothing is moved then.
     """
     self.wait()
     damaged = {}
@@ -134,7 +125,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       if step < 0:
         break
       try:
-        found = self._contents(step)
+        found = self.read(step)
       except InputError as error:
         damaged[step] = str(error)
         continue
@@ -142,23 +133,17 @@ class Checkpointer(contextlib.AbstractContextManager):
       self._set_aside(damaged, step)
       return step, state, found['iterator_state']
     if damaged:
-      raise InputError(
-          f'{"; ".join(damaged.values())}; put back a good copy, or move the '
-          'directory away to train from the start'
-      )
+      reasons = '; '.join(damaged.values())
+      raise InputError(f'{reasons}; put a good one there, or move all away')
     return None
 
-  def read(self, step: int) -> dict[str, np.ndarray]:
-    """Returns the arrays of a step, on the host, by 'params/head/kernel'.
+  def read(self, step: int) -> dict[str, Any]:
+    """Returns 'leaves', arrays by 'params/head/kernel', and 'iterator_state'.
 
     Raises:
-      InputError: the step is not there, or damaged.
+      InputError: on some process, the step is absent or damaged.
     """
     self.wait()
-    return self._contents(step)['leaves']
-
-  def _contents(self, step: int) -> dict:
-    """Returns what `_read` does if it is good on all processes."""
     found, reason = None, 'other processes could not read it'
     try:
       found = self._read(step)
@@ -166,10 +151,10 @@ class Checkpointer(contextlib.AbstractContextManager):
       raise
     except Exception as error:  # Whatever Orbax says of bytes that are wrong.
       reason = (str(error) or repr(error)).splitlines()[0][:200]
-    if not _all_processes(found is not None):
-      where = f'checkpoint {step} in {self._directory}'
-      raise InputError(f'{where} is damaged or absent ({reason})')
-    return found
+    if _all_processes(found is not None):
+      return found
+    where = f'checkpoint {step} in {self._directory}'
+    raise InputError(f'{where} is damaged or absent ({reason})')
 
   def _read(self, step: int) -> dict:
     """Reads a step, or raises anything; without barriers, as one may fail."""
@@ -194,10 +179,9 @@ class Checkpointer(contextlib.AbstractContextManager):
     for name in [*here, *there]:
       if there.get(name) != here.get(name):
         raise InputError(
-            f'checkpoint {step} in {self._directory} is of another model:'
-            f' {name} is {there.get(name, "absent")} there and'
-            f' {here.get(name, "absent")} in this run; use the config it was'
-            ' saved with or another workdir'
+            f'checkpoint {step} in {self._directory} is of another model: '
+            f'{name} is {there.get(name, "absent")} there and '
+            f'{here.get(name, "absent")} here; take its config or a new workdir'
         )
     return treedef.unflatten(
         jnp.array(leaves[name])

@@ -26,10 +26,8 @@ _MOST_LINES = 10
 def read(path: str | os.PathLike) -> list[dict[str, float]]:
   """Returns the rows of a `metrics.jsonl`: 'step' and the scalars by name.
 
-  A last row that a killed run left half-written is skipped.
-
-  Raises:
-    InputError: there is no such file, or a row in its midst is not JSON.
+  A last row that a killed run left half-written is skipped; InputError if there
+  is no such file, or a row in its midst is not JSON.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -40,9 +38,8 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
       rows.append(json.loads(line))
     except ValueError as error:
       if number < len(lines):
-        raise InputError(
-            f'{path}, line {number} is not JSON: {line[:40]!r}; remove it'
-        ) from error
+        fault = f'{path}, line {number} is not JSON: {line[:40]!r}; remove it'
+        raise InputError(fault) from error
   return rows
 
 
@@ -65,17 +62,15 @@ class Log(contextlib.AbstractContextManager):
   """The log of a run's steps; in processes but the first it is silent.
 
   On a terminal there is a live bar, elsewhere there are plain lines; scalars
-  are added to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`. Rows after
-  the first step, left by a run that was killed after its last checkpoint, are
-  removed: they will be written again.
+  are added to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
 
   Args:
     workdir: directory of the run.
-    first: steps taken so far; what is known of them is on record.
+    first: steps taken so far. Rows of later ones, left by a run that was killed
+      after its last checkpoint, are removed: they will be written again.
     total: steps of the whole run.
     sources: batches; what they cannot read is told, and kept.
-    steps_per_epoch: for the epochs among the metrics.
-    batch_size: images per step.
+    steps_per_epoch, batch_size: for epochs, and images per second.
   """
 
   def __init__(
@@ -96,39 +91,36 @@ class Log(contextlib.AbstractContextManager):
     self._restart_clock()
     self._file: Any = None
     self._board: Any = None
-    if jax.process_index() == 0:
-      self._open()
+    speaks = jax.process_index() == 0
+    if speaks:
+      from tensorboardX import SummaryWriter  # Slow to import.
+
+      path = workdir / 'metrics.jsonl'
+      rows = read(path) if path.exists() else []
+      # Replaced in one go: a kill in here must not cost the rows already there.
+      temporary = path.with_suffix('.tmp')
+      kept = [json.dumps(row) + '\n' for row in rows if row['step'] <= first]
+      temporary.write_text(''.join(kept))
+      temporary.replace(path)
+      self._file = path.open('a')
+      self._board = SummaryWriter(
+          str(workdir / 'tensorboard'), purge_step=first + 1
+      )
     self._bar = tqdm(
         total=total,
         initial=first,
         file=sys.stdout,
         dynamic_ncols=True,
         bar_format='{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}',
-        disable=True if self._file is None else None,  # None: but on terminals.
-    )
-
-  def _open(self) -> None:
-    from tensorboardX import SummaryWriter  # Slow to import.
-
-    path = self._workdir / 'metrics.jsonl'
-    rows = read(path) if path.exists() else []
-    # Replaced in one go: a kill in here must not cost the rows already there.
-    temporary = path.with_suffix('.tmp')
-    kept = [json.dumps(r) + '\n' for r in rows if r['step'] <= self._first]
-    temporary.write_text(''.join(kept))
-    temporary.replace(path)
-    self._file = path.open('a')
-    self._board = SummaryWriter(
-        str(self._workdir / 'tensorboard'), purge_step=self._first + 1
+        disable=None if speaks else True,  # None: but on terminals.
     )
 
   def __exit__(self, *exception) -> None:
     """Leaves the bar as it stands, and writes out what is left."""
     self._unreadable()
-    self._bar.close()
-    if self._file is not None:
-      self._file.close()
-      self._board.close()
+    for part in (self._bar, self._file, self._board):
+      if part is not None:
+        part.close()
 
   def _restart_clock(self) -> None:
     self._timed, self._since, self._waited = 0, time.monotonic(), 0.0
@@ -170,17 +162,15 @@ class Log(contextlib.AbstractContextManager):
       for name in ('loss', 'grad_norm', 'param_norm'):
         if not np.isfinite(row[name]):
           raise DivergenceError(
-              f'{name} is {row[name]} at step {step} (learning rate '
-              f'{row["learning_rate"]:.3g}); checkpoints of before are kept; '
-              'lower config.optimizer.learning_rate, set its clip_norm or warm '
-              'up longer, in another --workdir'
+              f'{name} is {row[name]} at step {step}; earlier checkpoints are '
+              'kept; lower config.optimizer.learning_rate, warm up longer or '
+              'set clip_norm, in another --workdir'
           )
     step, seconds = steps[-1], max(time.monotonic() - self._since, 1e-9)
     means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     means |= {
         'learning_rate': float(rows[-1]['learning_rate']),
         'images_per_second': self._timed * self._batch_size / seconds,
-        # The share of the time in which there was no batch to go on with.
         'data_wait': min(self._waited / seconds, 1.0),
         'epoch': step / self._steps_per_epoch,
     }

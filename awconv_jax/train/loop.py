@@ -1,7 +1,4 @@
-"""The training loop: config -> data -> task -> steps -> checkpoints, metrics.
-
-It knows nothing of what is learned; see `tasks`.
-"""
+"""The training loop: config -> data, task -> steps -> metrics, checkpoints."""
 
 import contextlib
 import dataclasses
@@ -30,13 +27,10 @@ from awconv_jax.train import step as train_step
 
 @dataclasses.dataclass
 class Result:
-  """How a run ended.
+  """How a run ended, after `step` of `total_steps`.
 
-  Attributes:
-    step: steps taken.
-    total_steps: steps of the whole run.
-    metrics: of the last evaluation, by name; empty if it was cut short.
-    stopped_by: None, or the signal that asked the run to stop.
+  The metrics are of the last evaluation, none if it was cut short; `stopped_by`
+  is the signal that asked the run to stop, if any.
   """
 
   step: int
@@ -49,20 +43,15 @@ def train(config: Any, workdir: str) -> Result:
   """Trains, evaluates and saves as the config says, from where the run stands.
 
   Args:
-    config: of the run, such as `configs/digits.py` gives; what it lacks is
-      completed.
+    config: of the run, such as `configs/digits.py` gives; it is completed.
     workdir: directory of the run. It gets config.json, parameters.txt,
       classes.json (and categories.json, if classes have numbers),
       metrics.jsonl, tensorboard/ and checkpoints/, and unreadable.txt if there
       are images that cannot be read.
 
-  Returns:
-    How the run ended.
-
   Raises:
     InputError: the config, the data or the directory cannot be used.
-    DivergenceError: a loss, gradient or parameter is not finite; the last
-      checkpoint before it is kept.
+    DivergenceError: a loss, gradient or parameter is not finite.
   """
   config = settings.complete(config)
   workdir, mesh = pathlib.Path(workdir).absolute(), partition.create_mesh()
@@ -72,27 +61,23 @@ def train(config: Any, workdir: str) -> Result:
     stack.enter_context(jax.set_mesh(mesh))
     batches, eval_batches, shapes = _create_data(config, task, mesh)
     stack.callback(batches.close)
+    per_epoch = batches.batches_per_epoch
+    durations = dict(batch_size=config.batch_size, steps_per_epoch=per_epoch)
     total, eval_every, save_every = (
-        max(round(epochs * batches.batches_per_epoch), 1)
+        max(round(epochs * per_epoch), 1)
         for epochs in (
             config.num_epochs,
             config.eval_every_epochs,
             config.checkpoint_every_epochs,
         )
     )
-    durations = dict(
-        batch_size=config.batch_size, steps_per_epoch=batches.batches_per_epoch
-    )
     optimizer, schedule = optim.create(
         **config.optimizer, **durations, total_steps=total
     )
     stack.enter_context(rundir.claim(workdir, config))
+    directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(
-        checkpoint.Checkpointer(
-            workdir / 'checkpoints',
-            keep=config.checkpoints_to_keep,
-            report=logging.info,
-        )
+        checkpoint.Checkpointer(directory, keep=keep, report=logging.info)
     )
     state = train_step.create_state(
         task,
@@ -101,9 +86,10 @@ def train(config: Any, workdir: str) -> Result:
         seed=config.seed,
         batch_shapes=shapes,
         ema=config.ema_decay > 0,
+        warm_start=lambda fresh: (
+            fresh if checkpointer.steps() else _first_weights(config, fresh)
+        ),
     )
-    if not checkpointer.steps():
-      state = _first_weights(config, state)
     if jax.process_index() == 0:
       _describe(config, workdir, task, state, shapes, batches, eval_batches)
     step, restored = 0, checkpointer.restore_latest(state)
@@ -112,9 +98,8 @@ def train(config: Any, workdir: str) -> Result:
       batches.set_state(iterator_state)
       logging.info(f'resumed from the checkpoint of step {step}')
     stop_reason = stack.enter_context(preemption.stop_requests())
-    log = logging.Log(
-        workdir, step, total, (batches, eval_batches), **durations
-    )
+    sources = batches, eval_batches
+    log = logging.Log(workdir, step, total, sources, **durations)
     stack.enter_context(log)
     predict = train_step.create_predict(task, mesh)
     take_step = train_step.create_train_step(
@@ -166,8 +151,7 @@ def evaluate(
 ) -> dict[str, float]:
   """Returns the metrics of an empty evaluator that sees every example once.
 
-  `predict` is as of `train_step.create_predict`; the batches hold the rows of
-  this process.
+  The batches hold this process's rows; see `train_step.create_predict`.
   """
   # One batch ahead, so that the device works while the host counts.
   waiting = None
@@ -181,14 +165,10 @@ def evaluate(
 
 
 def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
-  """Returns batches to train on, to evaluate on, and the shapes of these."""
-  parts = config.accumulation_steps
-  partition.check_batch_size(
-      'config.batch_size', config.batch_size, mesh, parts
-  )
-  partition.check_batch_size(
-      'config.eval_batch_size', config.eval_batch_size, mesh
-  )
+  """Returns batches to train on, to evaluate on, and the latter's shapes."""
+  parts = {'batch_size': config.accumulation_steps, 'eval_batch_size': 1}
+  for key, number in parts.items():
+    partition.check_batch_size(f'config.{key}', config[key], mesh, number)
   create = functools.partial(
       data.create,
       config.data,
@@ -210,31 +190,29 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
     )
   if task.num_classes != batches.num_classes:
     raise InputError(
-        f'config.model.num_classes={task.num_classes}, but {config.data.name} '
-        f'has {batches.num_classes} classes'
+        f'config.model.num_classes={task.num_classes} must be '
+        f'{batches.num_classes}, as {config.data.name} has'
     )
   return batches, eval_batches, shapes
 
 
-def _first_weights(config: Any, state: Any) -> Any:
-  """Returns a new state, with the weights of `config.init_from` if given."""
-  first, skip = state.params, config.init_skip
+def _first_weights(config: Any, fresh: Any) -> Any:
+  """Returns the variables to start with: of `config.init_from` if given."""
+  variables, skip = fresh, config.init_skip
   if config.init_from:
     load = functools.partial(warm_start.load, skip=skip, report=logging.info)
-    variables = partition.sync_errors(
-        lambda: load(config.init_from, state.variables())
-    )
-    state = train_step.replace_variables(state, variables)
+    variables = partition.sync_errors(lambda: load(config.init_from, fresh))
   elif skip:
     raise InputError(f'config.init_skip={skip} needs config.init_from')
-  frozen = optim.is_frozen(first, config.optimizer.frozen)
-  if names := warm_start.fixed_at_random(first, state.params, frozen):
+  frozen = optim.is_frozen(fresh['params'], config.optimizer.frozen)
+  fixed = warm_start.fixed_at_random
+  if names := fixed(fresh['params'], variables['params'], frozen):
     logging.info(
         f'warning: config.optimizer.frozen fixes {len(names)} kernels at their '
         f'random first values, such as {names[0]}; start from weights that '
         'have them (config.init_from), or freeze less'
     )
-  return state
+  return variables
 
 
 def _describe(config, workdir, task, state, shapes, batches, eval_batches):

@@ -143,34 +143,26 @@ def create(
     warmup_steps: NonNegativeInt = 0,
     warmup_start_fraction: UnitFloat = 0.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """Builds an optimizer with its schedule; `config.optimizer` holds the rest.
+  """Returns an optimizer, and its schedule: of a step, from 0, to its rate.
 
   Args:
     batch_size: images per step, over all devices.
     total_steps: of the whole training, warm-up included.
     steps_per_epoch: the unit of durations, which become whole steps.
-    learning_rate: the highest rate, for batches of `base_batch_size`; it grows
-      in proportion to the batch.
-    base_batch_size: images per step that `learning_rate` is meant for.
-    name: of the optimizer.
-    options: of the optimizer, such as `sgd`.
+    learning_rate: the highest rate, for batches of `base_batch_size` images; it
+      grows in proportion to the batch.
+    name, options: of the optimizer, such as `sgd`.
     weight_decay: L2 or decoupled decay, as the optimizer has it.
     decay_mask: which parameters decay: 'kernels' or 'all'.
     clip_norm: highest norm of the gradient of the loss; 0 is off.
     frozen: patterns of parameters that keep their values; see `is_frozen`.
-    schedule: name of the schedule after the warm-up.
-    schedule_options: of the schedule, such as `step`.
-    warmup_epochs: length of a linear warm-up.
-    warmup_steps: the same in steps; one of the two is 0.
+    schedule, schedule_options: of what follows the warm-up, such as `step`.
+    warmup_epochs, warmup_steps: length of a linear warm-up; one of them is 0.
     warmup_start_fraction: share of the rate that the warm-up starts from.
-
-  Returns:
-    (transformation, schedule); the schedule maps a step (from 0; int or int
-    array) to its learning rate.
 
   Raises:
     InputError: an unknown name, or durations that contradict each other; from
-      `init` of the transformation: a pattern is that of no parameter.
+      the optimizer's `init`: a pattern is that of no parameter.
   """
   warmup = warmup_steps or round(warmup_epochs * steps_per_epoch)
   if warmup_steps and warmup_epochs:
@@ -179,8 +171,8 @@ def create(
     )
   if warmup > total_steps:
     raise InputError(
-        f'config.optimizer: the warm-up of {warmup} steps is longer than the '
-        f'run of {total_steps}; shorten {warmup_epochs=}, {warmup_steps=}'
+        f'config.optimizer: the warm-up of {warmup} steps ({warmup_epochs=}, '
+        f'{warmup_steps=}) is longer than the run of {total_steps}'
     )
   highest = learning_rate * batch_size / base_batch_size
   falling = functools.partial(
@@ -202,35 +194,33 @@ def create(
     tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
   if frozen:
     # Decay and momentum, too, pass them by.
+    parts = {False: tx, True: optax.set_to_zero()}
     tx = optax.partition(
-        {False: tx, True: optax.set_to_zero()},
-        lambda params: _labels(params, frozen),
+        parts, lambda params: is_frozen(params, frozen, strict=True)
     )
   return tx, rate
 
 
-def is_frozen(tree: Any, patterns: Sequence[str]) -> Any:
+def is_frozen(
+    tree: Any, patterns: Sequence[str], *, strict: bool = False
+) -> Any:
   """Returns which parameters or statistics stay, as a tree of bools.
 
   Args:
     tree: of nested dicts.
     patterns: of paths such as 'backbone/stage1_block1/conv1/kernel', where '*'
       stands for anything, 'backbone/stage1_*'.
+    strict: whether a pattern that is the path of nothing is an InputError.
   """
 
   def matches(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
-  return jax.tree_util.tree_map_with_path(matches, tree)
-
-
-def _labels(params: Any, patterns: Sequence[str]) -> Any:
-  """Returns `is_frozen`, where every pattern is that of a parameter."""
-  for pattern in patterns:
-    if not any(jax.tree.leaves(is_frozen(params, [pattern]))):
+  for pattern in patterns if strict else ():
+    if not any(jax.tree.leaves(is_frozen(tree, [pattern]))):
       raise InputError(
-          f'config.optimizer.frozen: {pattern!r} is the path of no parameter; '
-          f'they are under {", ".join(sorted(params))}, see parameters.txt'
+          f'config.optimizer.frozen: {pattern!r} is no path below '
+          f'{", ".join(sorted(tree))}; see parameters.txt'
       )
-  return is_frozen(params, patterns)
+  return jax.tree_util.tree_map_with_path(matches, tree)

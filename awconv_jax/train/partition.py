@@ -1,12 +1,10 @@
 """Data parallelism: one mesh axis, the batch sharded, the state replicated.
 
-The loop is compiled by `jax.jit` over a mesh with the axis 'data'. Batch norm
-then sees the global batch (also known as SyncBN), and every process computes
-the same metrics.
+So batch norm sees the global batch (also known as SyncBN), and every process
+computes the same metrics.
 """
 
 from collections.abc import Callable, Mapping
-import functools
 import importlib.util
 import os
 from typing import Any
@@ -25,51 +23,39 @@ def initialize_distributed(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-  """Joins the processes of a run, if there are several.
+  """Joins the processes of a run: of `jax.distributed.initialize`'s arguments.
 
-  Args:
-    coordinator: address of process 0, 'host:port'.
-    num_processes: how many processes the run has.
-    process_id: which one this is, from 0.
-
-  Without arguments the processes are found as `jax.distributed` detects them
-  under SLURM and on Cloud TPU; a single process joins nothing.
+  Without any it finds the others under SLURM and on Cloud TPU; a single process
+  joins nothing.
 
   Raises:
     InputError: only some of the three are given, or they cannot be right.
   """
   given = (coordinator, num_processes, process_id)
   if given == (None, None, None):
-    if _several_processes_detected():
+    if 'SLURM_PROCID' in os.environ:
+      several = int(os.environ.get('SLURM_NTASKS', '1')) > 1
+    else:  # Only Cloud TPU has it, where JAX asks the metadata server.
+      platforms = os.environ.get('JAX_PLATFORMS', 'tpu')
+      found = importlib.util.find_spec('libtpu') is not None
+      several = found and platforms.startswith('tpu')
+    if several:
       jax.distributed.initialize()
     return
   port = str(coordinator).rpartition(':')[2]
   if None in given or not (port.isdigit() and 0 <= process_id < num_processes):
     raise InputError(
-        f'--coordinator={coordinator} --num_processes={num_processes} '
-        f'--process_id={process_id}: several processes need all three, '
-        'host:port and an id from 0 to below the number'
+        f'several processes need --coordinator=host:port, not {coordinator}, '
+        f'and --process_id={process_id} from 0 to below {num_processes=}'
     )
   jax.distributed.initialize(*given)
 
 
-def _several_processes_detected() -> bool:
-  """Returns whether this process is one of several under SLURM or on TPU."""
-  if 'SLURM_PROCID' in os.environ:
-    return int(os.environ.get('SLURM_NTASKS', '1')) > 1
-  # `libtpu` is installed on Cloud TPU only; there JAX asks the metadata server.
-  has_tpu = importlib.util.find_spec('libtpu') is not None
-  return has_tpu and os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu')
-
-
 def sync_errors(function: Callable[[], Any]) -> Any:
-  """Returns what a function does in this process; a failure of one is of all.
+  """Returns what a function does; a `ReportedError` of one process is of all.
 
   Without this the others would wait for the one that failed. The function must
   not wait for other processes.
-
-  Raises:
-    ReportedError: the first process's that failed.
   """
   if jax.process_count() == 1:
     return function()
@@ -102,30 +88,18 @@ def over_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, jax.P(DATA_AXIS))
 
 
-def check_batch_size(
-    name: str, batch_size: int, mesh: Mesh, parts: int = 1
-) -> None:
+def check_batch_size(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
   """Raises InputError if devices cannot share a batch, or its parts, evenly."""
-  shards = mesh.size * parts
-  if batch_size % shards:
-    nearest = max(round(batch_size / shards), 1) * shards
-    times = f' times config.accumulation_steps={parts}' if parts > 1 else ''
+  if size % (mesh.size * parts):
+    times = f' times config.accumulation_steps={parts}' * (parts > 1)
     raise InputError(
-        f'{name}={batch_size} is not divisible by the {mesh.size} devices of '
-        f'this run{times}; take {nearest}, for example'
+        f'{name}={size} must be a multiple of {mesh.size * parts}, the '
+        f'{mesh.size} devices of this run{times}'
     )
 
 
 def shard_batch(
     mesh: Mesh, batch: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
-  """Returns the global arrays, [B, ...], in the order of the processes.
-
-  Args:
-    mesh: over all devices.
-    batch: this process's rows of every array, [B / processes, ...].
-  """
-  place = functools.partial(
-      jax.make_array_from_process_local_data, over_batch(mesh)
-  )
-  return {name: place(rows) for name, rows in batch.items()}
+  """Returns global arrays, [B, ...], of each process's [B / processes, ...]."""
+  return jax.make_array_from_process_local_data(over_batch(mesh), dict(batch))

@@ -12,12 +12,11 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], str | None]]:
-  """Notes SIGTERM and Ctrl-C, until the context is left.
+  """Gives a function: of a step, the signal to stop after it, or None to go on.
 
-  Gives a function: of a step, what asked to stop after it, or None to go on. A
-  second Ctrl-C interrupts at once. With several processes JAX's own service
-  watches for SIGTERM, and all processes stop after the same step; a Ctrl-C is
-  handed on as a SIGTERM.
+  A second Ctrl-C interrupts at once. With several processes JAX's own service
+  watches for SIGTERM, and all stop after the same step; a Ctrl-C is handed on
+  as a SIGTERM.
   """
   several, names = jax.process_count() > 1, []
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -36,11 +37,7 @@ FREE_KEYS = {
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """Returns the config that a run was made with, complete.
-
-  Raises:
-    InputError: the directory has none, or not one of a run.
-  """
+  """Returns the config of a run, complete, or raises InputError without one."""
   path = pathlib.Path(workdir) / CONFIG
   try:
     return settings.complete(json.loads(path.read_text()))
@@ -52,21 +49,14 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 
 
 @contextlib.contextmanager
-def claim(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> Iterator[None]:
-  """Has the directory for this run alone, and saves its config there.
+def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
+  """Has a directory for this run alone, and saves its whole config there.
 
   One without any checkpoint holds nothing to continue, and takes any config.
   With several processes, the first does all this, and all of them call it.
 
-  Args:
-    workdir: directory of the run; made if it is not there.
-    config: the whole config.
-
   Raises:
-    InputError: the directory cannot be written, another run is under way in
-      it, or it holds one with another config.
+    InputError: it cannot be written, or has another run or another config.
   """
   with contextlib.ExitStack() as stack:
 
@@ -78,24 +68,18 @@ def claim(
         lock = stack.enter_context((workdir / '.lock').open('w'))
         # It also ends with the process.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise InputError(
-            f'another run is under way in {workdir}; wait for it, or give '
-            'another --workdir'
-        ) from error
       except OSError as error:
-        raise InputError(
-            f'cannot write to --workdir={workdir}: {error.strerror}'
-        ) from error
+        why = f'cannot be written: {error.strerror}'
+        if isinstance(error, BlockingIOError):
+          why = 'has another run under way'
+        raise InputError(f'--workdir={workdir} {why}; give another') from error
       _save_config(workdir, config)
 
     partition.sync_errors(take)
     yield
 
 
-def _save_config(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> None:
+def _save_config(workdir: pathlib.Path, config: Any) -> None:
   path = workdir / CONFIG
   steps = (workdir / 'checkpoints').glob('*')
   if path.exists() and any(step.name.isdigit() for step in steps):
@@ -112,9 +96,8 @@ def _save_config(
     if changes:
       more = f' and {len(changes) - 3} more' * (len(changes) > 3)
       raise InputError(
-          f'{workdir} belongs to a run with another config: '
-          f'{"; ".join(changes[:3])}{more}; give another --workdir, or that '
-          'config to continue it'
+          f'--workdir={workdir} belongs to a run with another config: '
+          f'{"; ".join(changes[:3])}{more}; give another, or that config'
       )
   write_config(workdir, config)
 
@@ -133,13 +116,7 @@ def write_classes(
     names: Sequence[str],
     category_ids: Sequence[int] | None,
 ) -> None:
-  """Writes what the labels stand for into a run's directory.
-
-  Args:
-    workdir: of the run.
-    names: of the classes, in the order of labels.
-    category_ids: the data set's numbers of them, if it has any.
-  """
+  """Writes what labels stand for: names, and the data set's numbers of them."""
   (workdir / CLASSES).write_text(json.dumps(list(names)) + '\n')
   if category_ids is not None:
     pairs = zip(category_ids, names, strict=True)

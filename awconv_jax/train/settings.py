@@ -11,11 +11,8 @@ from awconv_jax import data as data_sets
 from awconv_jax import errors, models, options, tasks
 from awconv_jax.train import optim
 
-_READER = options.Named(
-    data_sets.reader_of,
-    'data set',
-    given=('train', 'batch_size', 'seed', 'process_index', 'process_count'),
-)
+_BY_LOOP = 'train', 'batch_size', 'seed', 'process_index', 'process_count'
+_READER = options.Named(data_sets.reader_of, 'data set', given=_BY_LOOP)
 _TASK = options.Named(tasks.TASKS, 'task', given=('model',))
 _MODEL = options.Named({**models.MODELS, **models.DETECTORS}, 'model')
 _OPTIMIZER = options.Options(
@@ -35,12 +32,10 @@ class Settings:
     task: what is learned, and its options.
     model: the network or detector, and its options.
     optimizer: options of `optim.create`.
-    seed: of the first weights, the order of the data and all else that is
-      random.
+    seed: of the first weights, the order of the data, and all that is random.
     accumulation_steps: parts that a batch is computed in, one after the other.
     ema_decay: of the averages of weights and batch statistics; 0 is off.
-    init_from: the directory of a run, or a .safetensors or .pth file, to take
-      weights from.
+    init_from: a run, or a .safetensors or .pth file, to take weights from.
     init_skip: modules that do not take them, such as ('head',).
     log_every_steps: steps whose mean is one row of the metrics.
     eval_every_epochs: and at the end.
@@ -69,38 +64,18 @@ class Settings:
 def complete(
     config: Mapping[str, Any], overrides: Mapping[str, str] | None = None
 ) -> ml_collections.ConfigDict:
-  """Returns the whole config of a run, checked and locked.
-
-  Args:
-    config: what a recipe sets; complete ones stay as they are.
-    overrides: texts of values by path, as on the command line.
-
-  Raises:
-    InputError: unknown, missing and impossible values, one a line.
-  """
+  """Returns the whole config of a run; see `awconv_jax.config.complete`."""
   return engine.complete(config, Settings, overrides)
 
 
 def create_task(config: Any) -> Any:
-  """Returns the task of a complete config, with its network or detector.
-
-  Raises:
-    InputError: options that contradict each other.
-  """
+  """Returns the task of a complete config, with its network or detector."""
   chosen = config.task.to_dict()
   task = errors.look_up('task', chosen.pop('name'), tasks.TASKS)
   return task(task.create_model(**config.model.to_dict()), **chosen)
 
 
 def network(name: str, **wanted: Any) -> dict[str, Any]:
-  """Returns the section of a network, without the options it does not have.
-
-  Args:
-    name: of the network, such as 'resnet50'.
-    **wanted: options, some of which may be those of other networks.
-
-  Raises:
-    InputError: an unknown name.
-  """
+  """Returns the section of a network, of the options wanted those it has."""
   known = options.options_of(errors.look_up('model', name, models.MODELS))
   return dict(name=name) | {k: v for k, v in wanted.items() if k in known}

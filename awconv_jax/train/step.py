@@ -1,14 +1,12 @@
 """The state of training and the two compiled functions over it."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-import numpy as np
 import optax
 
 from awconv_jax.train import optim, partition
@@ -18,21 +16,13 @@ Batch = Mapping[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a run needs to go on, besides the data iterator's position.
+  """All that a run needs to go on, besides the data iterator's position."""
 
-  Attributes:
-    step: int32 [], steps taken.
-    params: parameters.
-    model_state: the network's other variables, such as 'batch_stats'.
-    opt_state: of the optimizer.
-    ema: None, or averages of {'params': ..., **model_state}.
-  """
-
-  step: jax.Array
+  step: jax.Array  # int32 [], steps taken.
   params: Any
-  model_state: Any
+  model_state: Any  # The network's other variables, such as 'batch_stats'.
   opt_state: Any
-  ema: Any
+  ema: Any  # None, or averages of {'params': ..., **model_state}.
 
   def variables(self) -> dict[str, Any]:
     """Returns the newest variables of the network."""
@@ -51,16 +41,21 @@ def create_state(
     seed: int,
     batch_shapes: Mapping[str, jax.ShapeDtypeStruct],
     ema: bool,
+    warm_start: Callable[[Any], Any] = lambda variables: variables,
 ) -> TrainState:
   """Returns the initial state, replicated over the mesh.
 
-  The task gives the variables for batches of these shapes; `ema` is whether to
-  keep averages.
+  The task gives the variables for batches of these shapes, and `warm_start`
+  others for them, which may be on the host; `ema` is whether to keep averages.
   """
 
   def init():
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in batch_shapes.items()}
-    model_state = dict(task.init(jax.random.key(seed), batch))
+    return dict(task.init(jax.random.key(seed), batch))
+
+  def first(variables):
+    # Copies: the step donates the state, and what that shared would be gone.
+    model_state = jax.tree.map(jnp.copy, variables)
     params = model_state.pop('params')
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -70,30 +65,9 @@ def create_state(
         ema={'params': params, **model_state} if ema else None,
     )
 
-  # Made where it lives: a device_put may alias its source, which would then
-  # die with the donated state.
-  return jax.jit(init, out_shardings=partition.replicated(mesh))()
-
-
-def replace_variables(state: TrainState, variables: Any) -> TrainState:
-  """Returns a first state with other variables, in the averages, too.
-
-  Those are 'params' and the network's others, as arrays on the host.
-  """
-
-  def place(like, value):
-    # A copy for each place: the step donates all of the state.
-    return jax.make_array_from_callback(
-        like.shape, like.sharding, lambda index: np.array(value[index])
-    )
-
-  new, ema = (
-      tree and jax.tree.map(place, tree, dict(variables))
-      for tree in (state.variables(), state.ema)
-  )
-  return dataclasses.replace(
-      state, params=new.pop('params'), model_state=new, ema=ema
-  )
+  whole = partition.replicated(mesh)
+  variables = warm_start(jax.jit(init, out_shardings=whole)())
+  return jax.jit(first, in_shardings=whole, out_shardings=whole)(variables)
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):
@@ -139,11 +113,9 @@ def create_train_step(
   """Returns the compiled step: (state, batch) -> (state, metrics).
 
   Args:
-    task: gives the loss.
-    optimizer: of the parameters.
+    task, optimizer: give the loss and the updates.
     schedule: maps the step to the learning rate, for the metrics.
-    mesh: the batch is sharded over it, the state replicated. The state given
-      to the step is donated.
+    mesh: the batch is sharded over it, the state replicated, and donated.
     seed: of all that is random in a step, together with the step's number.
     accumulation_steps: parts the batch is computed in, one after the other.
     ema_decay: share of the old averages, after t steps at most

@@ -37,11 +37,7 @@ def _is_below(path: Sequence[str], modules: Sequence[str]) -> bool:
 def _as_backbone(
     arrays: Mapping[str, Any], variables: Any
 ) -> dict[str, Any] | None:
-  """Returns a classifier's arrays, by torch's names, as those of a backbone.
-
-  They are without the head's; None if they are a detector's, or none is to
-  start.
-  """
+  """Returns a classifier's arrays as those of a backbone; None if not that."""
   prefix, head = (f'{names.module(name)}.' for name in (BACKBONE, HEAD))
   known = names.table(variables).keys()
   renamed = {
@@ -49,25 +45,19 @@ def _as_backbone(
       for name, array in arrays.items()
       if not name.startswith(head)
   }
-  fits = known & renamed.keys() and not known & arrays.keys()
-  return renamed if fits else None
+  return (
+      renamed if known & renamed.keys() and not known & arrays.keys() else None
+  )
 
 
 def read_run(
     workdir: str | os.PathLike, *, report: Report = print
 ) -> tuple[Any, str]:
-  """Returns the variables of a run's newest checkpoint in good order.
+  """Returns the variables of a run's newest good checkpoint, and their kind.
 
-  Args:
-    workdir: directory of the run; its averages are read, if it has them.
-    report: called with a line for each damaged checkpoint that is passed over.
-
-  Returns:
-    The tree 'params', 'batch_stats' of arrays on the host, and what they are,
-    such as 'averages of step 400'.
-
-  Raises:
-    InputError: there is no checkpoint in good order.
+  They are its averages, if it has them: a tree 'params', 'batch_stats' of host
+  arrays, and words such as 'averages of step 400'. Each damaged checkpoint that
+  is passed over is reported in a line; InputError if none is good.
   """
   directory = pathlib.Path(workdir) / 'checkpoints'
   reasons = []
@@ -76,30 +66,18 @@ def read_run(
     with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
       for step in reversed(checkpointer.steps()):
         try:
-          return _variables(checkpointer.read(step), step)
+          arrays = checkpointer.read(step)['leaves']
         except InputError as error:
           reasons.append(str(error))
           report(f'{error}; trying the one before it')
+          continue
+        state = traverse_util.unflatten_dict(arrays, sep='/')
+        if 'ema' in state:
+          return state['ema'], f'averages of step {step}'
+        variables = {'params': state['params'], **state.get('model_state', {})}
+        return variables, f'weights of step {step}'
   why = '; '.join(reasons) or 'there is none'
   raise InputError(f'no checkpoint in good order in {directory}: {why}')
-
-
-def _variables(arrays: Mapping[str, Any], step: int) -> tuple[Any, str]:
-  """Returns the variables in a checkpoint's arrays, and what they are."""
-  state = traverse_util.unflatten_dict(arrays, sep='/')
-  if 'ema' in state:
-    return state['ema'], f'averages of step {step}'
-  variables = {'params': state['params'], **state.get('model_state', {})}
-  return variables, f'weights of step {step}'
-
-
-def _read(source: str, report: Report) -> dict[str, np.ndarray]:
-  """Returns the arrays of a run or a file by torch's names."""
-  if not pathlib.Path(source).is_dir():
-    return weights.read(source, report=report)
-  variables, kind = read_run(source, report=report)
-  report(f'starting from the {kind} in {source}')
-  return state_dict.to_state_dict(variables)
 
 
 def load(
@@ -130,7 +108,12 @@ def load(
     if not any(_is_below(path, [name]) for path in flat):
       modules = {path[1] for path in flat}
       raise unknown_name('module in config.init_skip', name, modules)
-  arrays = _read(source, report)
+  if pathlib.Path(source).is_dir():
+    saved, kind = read_run(source, report=report)
+    report(f'starting from the {kind} in {source}')
+    arrays = state_dict.to_state_dict(saved)
+  else:
+    arrays = weights.read(source, report=report)
   allowed = weights.in_aw_branch
   if (of_backbone := _as_backbone(arrays, variables)) is not None:
     report(
@@ -163,18 +146,13 @@ def load(
 def fixed_at_random(first: Any, params: Any, frozen: Any) -> list[str]:
   """Returns the paths of kernels that are frozen as they were drawn.
 
-  Args:
-    first: parameters as the network made them.
-    params: the same tree, which training starts with.
-    frozen: the same tree of bools, as of `optim.is_frozen`.
+  These are the drawn parameters, those to start with, and `optim.is_frozen`.
   """
-  flat, old, kept = (
-      traverse_util.flatten_dict(jax.device_get(tree), sep='/')
-      for tree in (params, first, frozen)
-  )
-  return [
-      path
-      for path, leaf in flat.items()
-      # Scales and biases begin as ones and zeros in most weights.
-      if kept[path] and np.ndim(leaf) > 1 and np.array_equal(leaf, old[path])
-  ]
+
+  def fixed(keep, now, drawn):
+    # Scales and biases begin as ones and zeros in most weights.
+    return keep and np.ndim(now) > 1 and np.array_equal(now, drawn)
+
+  flags = jax.tree.map(fixed, frozen, *jax.device_get((params, first)))
+  flat = traverse_util.flatten_dict(flags, sep='/')
+  return [path for path, flag in flat.items() if flag]
