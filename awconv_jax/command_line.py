@@ -29,11 +29,8 @@ def fail(message: object) -> NoReturn:
 def define_config(text: str) -> None:
   """Defines `--config`, with a text for --help, and `--config.<path>=`."""
   flags.disclaim_key_flags()  # It is the program's that calls this.
-  flags.DEFINE_string(
-      'config',
-      None,
-      f'{text} Its options are overridden one by one: --config.seed=1.',
-  )
+  text += ' Its options are overridden one by one: --config.seed=1.'
+  flags.DEFINE_string('config', None, text)
 
 
 def given(*names: str) -> dict[str, Any]:
@@ -53,14 +50,10 @@ def read_config(default: Callable[[], Any] | None = None) -> Any:
   """
   from awconv_jax.train import settings  # Takes its time to import.
 
-  given = flags.FLAGS.flag_values_dict()
-  overrides = {
-      path: text
-      for path, text in given.items()
-      if path.startswith('config.') and text is not None
-  }
-  if given['config'] is not None:
-    return settings.complete(load_config(given['config']), overrides)
+  value = flags.FLAGS.config
+  overrides = given(*(n for n in flags.FLAGS if n.startswith('config.')))
+  if value is not None:
+    return settings.complete(load_config(value), overrides)
   if default is not None:
     return settings.complete(default(), overrides)
   if overrides:
@@ -116,8 +109,7 @@ def check_output(output: str) -> None:
     tempfile.TemporaryFile(dir=os.path.dirname(output) or '.').close()
   except OSError as error:
     raise errors.InputError(
-        f'--output={output}: cannot write there: {error.strerror}; make its '
-        'folder, or give another --output'
+        f'--output={output}: {error.strerror}; name a place that can be written'
     ) from error
 
 
@@ -125,9 +117,8 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
   """Parses the flags and calls main.
 
   Args:
-    main: takes nothing. A `ReportedError` that it raises is printed as one
-      line.
-    positional: it takes the arguments that are no flags, as a list.
+    main: what may raise a `ReportedError`, which is printed as one line.
+    positional: main takes a list of the arguments that are no flags.
   """
 
   def guarded(argv):

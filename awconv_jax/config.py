@@ -8,6 +8,7 @@ path.
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import inspect
 import re
 from typing import Any
@@ -20,6 +21,8 @@ from awconv_jax.options import Named, Options, Steps, options_of
 
 # A number is none in quotes, and True is not 1.
 _STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
+# What pydantic says of a value of another type, or along with that.
+_TYPE_FAULTS = ('_type', 'is_instance_of', 'none_required', 'too_short')
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -64,19 +67,18 @@ def arguments(text: str, function: Callable[..., Any]) -> dict[str, Any]:
   known, values, filling = options_of(function), {}, _Filling()
   for item in filter(None, text.split(',')):
     key, _, value = item.partition('=')
-    where = f'config argument {key}'
     if key not in known:
-      fault = unknown_name('config argument', key, known)
-      filling.faults.append(str(fault))
+      filling.faults.append(str(unknown_name('config argument', key, known)))
     elif not value or '=' in value:
       filling.faults.append(
-          f"config argument {item!r} is not key=value, where value holds no '='"
-          " and no ','; give such a one by its path: --config.data.name=..."
+          f"config argument {item!r} is not key=value; what holds '=' or ',' "
+          'is given by its path: --config.data.name=...'
       )
     else:
-      value = 'None' if value == 'none' else value
-      annotation = known[key].annotation
-      values[key] = filling.value(where, annotation, None, value)
+      readings = _readings('None' if value == 'none' else value)
+      values[key] = filling.value(
+          f'config argument {key}', known[key].annotation, readings
+      )
   filling.raise_faults()
   return values
 
@@ -92,13 +94,9 @@ def _tuples(value: Any) -> Any:
 
 def _readings(text: str) -> Iterator[Any]:
   """Yields what a text on the command line may stand for, likeliest first."""
-  try:
+  with contextlib.suppress(SyntaxError, ValueError):
     literal = ast.literal_eval(text)
-  except (SyntaxError, ValueError):
-    pass
-  else:
-    yield literal
-    yield (literal,)
+    yield from (literal, (literal,))
   yield text
   if text.title() in ('True', 'False', 'None'):
     yield ast.literal_eval(text.title())
@@ -109,8 +107,7 @@ class _Filling:
   """Fills sections with their options, and collects the faults, one a line."""
 
   def __init__(self, texts: Mapping[str, str] | None = None):
-    # By path, those of the command line.
-    self._texts = dict(texts or {})
+    self._texts = dict(texts or {})  # Of the command line, by path.
     self.faults: list[str] = []
     # Options that there are, by path; and those given that are none.
     self._known: list[str] = []
@@ -118,8 +115,7 @@ class _Filling:
 
   def _texts_of(self, section: str) -> dict[str, str]:
     """Returns the texts of the command line for a section, by path there."""
-    start = f'{section}.'
-    texts = self._texts.items()
+    start, texts = f'{section}.', self._texts.items()
     return {k.removeprefix(start): v for k, v in texts if k.startswith(start)}
 
   def section(
@@ -143,15 +139,15 @@ class _Filling:
       plain = marker is None or isinstance(marker, Steps)
       if plain:
         self._unknown += [f'{here}.{rest}' for rest in texts]
-      elif text is not None:
-        value = _tuples(next(_readings(text)))
-      elif value is None or value is _REQUIRED and texts:
-        value = {}
+      else:
+        value = value if text is None else _tuples(next(_readings(text)))
+        value = {} if value is None or value is _REQUIRED and texts else value
       if value is _REQUIRED and text is None:
         self.faults.append(f'{here} is missing')
         filled[name] = _REQUIRED
       elif plain:
-        filled[name] = self.value(here, option.annotation, value, text)
+        readings = [value] if text is None else _readings(text)
+        filled[name] = self.value(here, option.annotation, readings)
         if marker is not None and filled[name] is not _REQUIRED:
           filled[name] = self._steps(here, marker, filled[name])
       elif not isinstance(value, Mapping):
@@ -182,19 +178,20 @@ class _Filling:
       filled.append((name, options))
     return tuple(filled)
 
-  def value(
-      self, path: str, annotation: Any, value: Any, text: str | None
-  ) -> Any:
-    """Returns a checked plain option, of the text if any; else _REQUIRED."""
+  def value(self, path: str, annotation: Any, readings: Iterable[Any]) -> Any:
+    """Returns the first reading that can be; _REQUIRED if none can."""
     adapter = pydantic.TypeAdapter(annotation, config=_STRICT)
     faults = []
-    for reading in [value] if text is None else _readings(text):
+    for reading in readings:
       try:
         # Numbers and names, so that no later change of a list is one here.
         return _tuples(adapter.validate_python(reading))
       except pydantic.ValidationError as error:
-        faults += [(path, reading, fault) for fault in error.errors()]
-    self.faults.append(_line(*max(faults, key=_progress)))
+        faults += [(reading, fault) for fault in error.errors()]
+    # A bound says more than that another reading, or member of a union, is not
+    # the type.
+    bounds = [f for f in faults if not f[1]['type'].endswith(_TYPE_FAULTS)]
+    self.faults.append(_line(path, *(bounds or faults)[0]))
     return _REQUIRED
 
   def _options(self, path, marker, values, by, old, new) -> dict[str, Any]:
@@ -232,14 +229,6 @@ class _Filling:
       self.faults.append(f'unknown {path}{near}; known: {listed}')
     if self.faults:
       raise InputError('\n'.join(self.faults))
-
-
-def _progress(found: tuple[str, Any, Any]) -> int:
-  """Returns how far a reading came, or a member of a union."""
-  *_, fault = found
-  if fault['type'].endswith(('_type', 'is_instance_of')):
-    return 0
-  return 1 + sum(isinstance(place, int) for place in fault['loc'])
 
 
 def _line(path: str, value: Any, fault: Mapping[str, Any]) -> str:

@@ -4,7 +4,9 @@ An option is declared once, in the signature or the field of what reads it:
 
   reduction: PositiveInt = 16
   gate: Annotated[str, OneOf(GATES)] = 'sigmoid'
-  aw_options: Annotated[Mapping[str, Any], Options(AWConv)] = FrozenDict()
+  aw_options: Annotated[
+      Mapping[str, Any] | None, Options(AWConv, given=('train', ...))
+  ] = None
 
 `awconv_jax.config` completes and checks a config by these annotations. They
 cost nothing where there is no config: nothing here imports anything heavy, and

@@ -61,6 +61,7 @@ def boat(
     marks: (
         Annotated[tuple[PositiveInt, ...], Bound(min_length=1)] | None
     ) = None,
+    grip: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
     harbour: str | None = None,
     net: Annotated[Mapping[str, Any] | None, Options(Net)] = None,
     gear: Annotated[Mapping[str, Any], Named(TOOLS, 'gear', given=DEPTH)],
@@ -94,6 +95,7 @@ def test_a_sparse_config_gets_every_default_of_what_reads_it():
       sail='lug',
       ports=(),
       marks=None,
+      grip=1,
       harbour=None,
       net=dict(
           mesh=4,
@@ -118,6 +120,8 @@ def test_a_section_can_be_given_whole():
   assert config.net.mesh == complete(dict(net={})).net.mesh
   (line,) = faults(before, net__tool_options="{'barsb': 7}")
   assert 'config.net.tool_options.barsb' in line and "'barbs'" in line
+  config = complete(before, net='None')
+  assert config == complete(dict(net={}))
   (line,) = faults(before, net='3')
   assert 'config.net=3 must hold options' in line
 
@@ -177,7 +181,7 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
         (
             dict(crwe=3),
             "unknown config.crwe (did you mean 'crew'?); known: crew, fuel, "
-            'gear, harbour, length, load, marks, motor, net, ports, sail',
+            'gear, grip, harbour, length, load, marks, motor, net, ports, sail',
         ),
         (
             dict(net=dict(padding=1)),
@@ -232,6 +236,24 @@ def test_an_override_of_no_option_names_the_nearest(path, line):
   assert got.startswith(line)
 
 
+@pytest.mark.parametrize(
+    'name, text, line',
+    [
+        ('marks', '-1', 'config.marks[0]=-1 must be greater than or equal'),
+        ('marks', '3,0', 'config.marks[1]=0 must be greater than or equal'),
+        ('marks', '3,a', "config.marks='3,a' must be a valid tuple"),
+        ('grip', '(2, 0)', 'config.grip[1]=0 must be greater than or equal'),
+        ('grip', '0', 'config.grip=0 must be greater than or equal'),
+        ('grip', '(2,)', 'config.grip=(2,) has too few values'),
+        ('crew', '0', 'config.crew=0 must be greater than or equal to 1'),
+        ('crew', 'all', "config.crew='all' must be a valid integer"),
+    ],
+)
+def test_the_fault_is_that_of_the_reading_that_came_farthest(name, text, line):
+  (got,) = faults(**{name: text})
+  assert got.startswith(line)
+
+
 def test_all_faults_are_told_at_once_and_none_twice():
   got = faults(
       dict(crew=0, sale='lug', gear=dict(name='rope')),
@@ -275,7 +297,7 @@ def test_wrong_arguments_of_a_config_are_told_at_once():
   assert [line[:40] for line in lines] == [
       "unknown config argument 'f'; known: a, b",
       "unknown config argument 'cc' (did you me",
-      "config argument 'a' is not key=value, wh",
+      "config argument 'a' is not key=value; wh",
       "config argument a='x' must be a valid in",
       'config argument c=1 must be a valid bool',
       "config argument 'd=y=z' is not key=value",
