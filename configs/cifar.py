@@ -16,7 +16,7 @@ Expected on CIFAR-10: 96.11 % top-1 with the plain WRN-28-10 and dropout 0.3
 (1605.07146, --config.model.dropout=0.3). On CIFAR-100: 77.4 to 79.9 % with the
 plain ResNet-50 and 81.0 % with the plain WRN-28-10 (public trainings by this
 recipe); 81.15 % with WRN-28-10 and dropout 0.3 (1605.07146). THIS PROJECT HAS
-NOT RUN THEM YET: the suite takes one small step.
+NOT RUN THEM YET: the tests take one small step.
 
 Four processes read ahead; a machine of two cores is better off with
 --config.data.num_workers=0, where a thread of the training process reads.

@@ -14,7 +14,7 @@ images a step, 0.02 with momentum 0.9, a tenth of it at 8 and 11 of 12 epochs,
 statistics frozen. Its R50 reaches 37.4 AP and its R101 39.4, without attention,
 from ImageNet weights; runs differ by about 0.2. schedule=3x is 36 epochs with
 steps at 28 and 34 and short sides of 640 to 800, after detectron2's. THIS
-PROJECT HAS NOT RUN IT: no result of its own is known, and the suite takes a few
+PROJECT HAS NOT RUN IT: no result of its own is known, and the tests take a few
 small steps.
 
 A network for classification gives its weights to the backbone. That of an AW

@@ -15,8 +15,8 @@ a2        300, 2048       2110.00476, procedure A2            79.8 (2110.00476)
 a3        100, 2048       2110.00476, procedure A3            78.05 (2110.00476)
 
 The last column is top-1 in per cent, as published there for the plain network
-(aw_conv=false). NONE OF THESE RECIPES HAS BEEN RUN BY THIS PROJECT: the suite
-takes one small step of each. What 2108.08205 says of its own training was not
+(aw_conv=false). NONE OF THESE RECIPES HAS BEEN RUN BY THIS PROJECT: the tests
+take one small step of each. What 2108.08205 says of its own training was not
 at hand; `paper` is the recipe of the attention networks it adds to, and so the
 one to hold beside its +1.00 over ResNet-101.
 
@@ -115,8 +115,6 @@ RECIPES = {
             eval_interpolation=crops.IMAGENET['interpolation'],
             augment=_augment('cubic'),
         ),
-        task=dict(),
-        model=dict(),
         optimizer=dict(
             learning_rate=0.1,
             base_batch_size=256,
@@ -133,7 +131,6 @@ RECIPES = {
             eval_interpolation='bilinear',
             augment=_augment('linear'),
         ),
-        task=dict(),
         model=dict(zero_init_residual=False),
         optimizer=dict(
             options=dict(nesterov=False),
@@ -191,13 +188,13 @@ def get_config(
               num_threads=2,
               prefetch=2,
           ),
-          task=config['task'] | dict(name='classification'),
+          task=config.get('task', {}) | dict(name='classification'),
           model=settings.network(
               model,
               num_classes=num_classes,
               attention=attention,
               aw_conv=aw_conv,
-              **config['model'],
+              **config.get('model', {}),
           ),
       )
   )

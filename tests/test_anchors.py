@@ -22,14 +22,6 @@ def test_a_few_by_hand():
   np.testing.assert_allclose(levels[4][-1], want, rtol=1e-6)
 
 
-def test_torchvisions_by_hand():
-  levels = Anchors(rounded=True).pyramid((64, 128))
-  # 32 * sqrt(2) / 2 = 22.63 and 32 / sqrt(2) / 2 = 11.31, rounded.
-  want = [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
-  np.testing.assert_array_equal(levels[0][:3], want)
-  np.testing.assert_array_equal(levels[4][3], [64 - 362, -181, 64 + 362, 181])
-
-
 @pytest.mark.parametrize('rounded', [False, True])
 @pytest.mark.parametrize('canvas', [(64, 128), (70, 33)])
 @pytest.mark.parametrize(

@@ -178,30 +178,16 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
 @pytest.mark.parametrize(
     'changes, line',
     [
-        (
-            dict(crwe=3),
-            "unknown config.crwe (did you mean 'crew'?); known: crew, fuel, "
-            'gear, grip, harbour, length, load, marks, motor, net, ports, sail',
-        ),
-        (
-            dict(net=dict(padding=1)),
-            'unknown config.net.padding; known: dtype, ',
-        ),
+        (dict(net=dict(padding=1)), 'unknown config.net.padding; known: dty'),
         (dict(crew=0), 'config.crew=0 must be greater than or equal to 1'),
         (dict(crew='3'), "config.crew='3' must be a valid integer"),
         (dict(motor=1), 'config.motor=1 must be a valid boolean'),
         (dict(fuel=float('nan')), 'config.fuel=nan must be a finite number'),
         (dict(load=1.0), 'config.load=1.0 must be less than 1'),
-        (
-            dict(sail='lgu'),
-            "config.sail='lgu' must be 'gaff' or 'lug' (did you",
-        ),
+        (dict(sail='lgu'), "config.sail='lgu' must be 'gaff' or 'lug' (did"),
         (dict(marks=(1, 0)), 'config.marks[1]=0 must be greater than or equal'),
         (dict(ports='Kiel'), "config.ports='Kiel' 'str' instances are not"),
-        (
-            dict(net=dict(dtype='int8')),
-            "config.net.dtype='int8' must be a float",
-        ),
+        (dict(net=dict(dtype='int8')), "config.net.dtype='int8' must be a f"),
         (
             dict(net=dict(tool_options=dict(turns=1))),
             "config.net.tool_options={'turns': 1} needs config.net.tool, which",
@@ -220,37 +206,26 @@ def test_a_fault_is_one_line_that_begins_with_its_path(changes, line):
 
 
 @pytest.mark.parametrize(
-    'path, line',
+    'override, line',
     [
-        ('crwe', "unknown config.crwe (did you mean 'crew'?); known: crew, "),
-        ('nets__mesh', "unknown config.nets (did you mean 'net'?); known: "),
-        ('rope', "unknown config.rope (did you mean 'config.gear.rope'?); "),
-        (
-            'net__tool_options__turns',
-            "config.net.tool_options={'turns': '3'} needs config.net.tool, wh",
-        ),
+        ('crwe=3', "unknown config.crwe (did you mean 'crew'?); known: crew, "),
+        ('nets.mesh=3', "unknown config.nets (did you mean 'net'?); known: "),
+        ('crew.mesh=3', "unknown config.crew.mesh (did you mean 'config.net.m"),
+        ('rope=3', "unknown config.rope (did you mean 'config.gear.rope'?); "),
+        ('net.tool_options.turns=3', "config.net.tool_options={'turns': '3'}"),
+        # Of what a text may stand for, what came farthest is told.
+        ('marks=-1', 'config.marks[0]=-1 must be greater than or equal to 1'),
+        ('marks=3,0', 'config.marks[1]=0 must be greater than or equal to 1'),
+        ('marks=3,a', "config.marks='3,a' must be a valid tuple"),
+        ('grip=(2, 0)', 'config.grip[1]=0 must be greater than or equal to 1'),
+        ('grip=0', 'config.grip=0 must be greater than or equal to 1'),
+        ('grip=(2,)', 'config.grip=(2,) has too few values'),
+        ('crew=all', "config.crew='all' must be a valid integer"),
     ],
 )
-def test_an_override_of_no_option_names_the_nearest(path, line):
-  (got,) = faults(**{path: '3'})
-  assert got.startswith(line)
-
-
-@pytest.mark.parametrize(
-    'name, text, line',
-    [
-        ('marks', '-1', 'config.marks[0]=-1 must be greater than or equal'),
-        ('marks', '3,0', 'config.marks[1]=0 must be greater than or equal'),
-        ('marks', '3,a', "config.marks='3,a' must be a valid tuple"),
-        ('grip', '(2, 0)', 'config.grip[1]=0 must be greater than or equal'),
-        ('grip', '0', 'config.grip=0 must be greater than or equal'),
-        ('grip', '(2,)', 'config.grip=(2,) has too few values'),
-        ('crew', '0', 'config.crew=0 must be greater than or equal to 1'),
-        ('crew', 'all', "config.crew='all' must be a valid integer"),
-    ],
-)
-def test_the_fault_is_that_of_the_reading_that_came_farthest(name, text, line):
-  (got,) = faults(**{name: text})
+def test_a_fault_of_an_override_is_one_line(override, line):
+  path, _, text = override.partition('=')
+  (got,) = faults(**{path.replace('.', '__'): text})
   assert got.startswith(line)
 
 

@@ -2,9 +2,10 @@
 
 import functools
 import itertools
+import operator
 
 import commands
-import cv2
+import fake_sources
 import jax
 import numpy as np
 import pytest
@@ -118,6 +119,52 @@ def test_optimizers_and_losses_of_the_sources(name):
     assert config.data.repeats == (3 if name == 'a2' else 1)
 
 
+# Defaults of the code, by their sources: a config, where in it, and what.
+ATTENTION, OPTIONS = 'model.attention_options', 'optimizer.options'
+PUBLISHED = [
+    # mmdetection 3, faster-rcnn_r50_fpn_1x_coco; 1506.01497, 1612.03144.
+    ('1x', 'model.anchors', dict(scale=8.0, ratios=(0.5, 1.0, 2.0))),
+    ('1x', 'model.anchors', dict(strides=(4, 8, 16, 32, 64))),
+    ('1x', 'model.anchor_matcher', dict(positive=0.7, negative=0.3)),
+    ('1x', 'model.anchor_sampler', dict(number=256, fraction=0.5)),
+    ('1x', 'model.anchor_coder', dict(weights=(1.0, 1.0, 1.0, 1.0))),
+    ('1x', 'model.proposals', dict(threshold=0.7, number=1000)),
+    ('1x', 'model.proposals', dict(train_candidates=2000, train_number=1000)),
+    ('1x', 'model.pyramid', dict(features=256)),
+    ('1x', 'model.roi_levels', dict(finest=56.0)),
+    ('1x', 'model.roi_align', dict(output=7)),
+    ('1x', 'model.roi_matcher', dict(positive=0.5, negative=0.5)),
+    ('1x', 'model.roi_sampler', dict(number=512, fraction=0.25)),
+    ('1x', 'model.roi_coder', dict(weights=(10.0, 10.0, 5.0, 5.0))),
+    ('1x', 'model.head', dict(features=1024)),
+    ('1x', 'model.detections', dict(threshold=0.5, min_score=0.05, number=100)),
+    # torch.nn.BatchNorm2d, whose momentum is 1 less this one.
+    ('standard', 'model', dict(norm_momentum=0.9, norm_epsilon=1e-5)),
+    # 1709.01507, 1807.06521 and its code, 1910.03151, 1807.06514, 1904.09925.
+    ('se', ATTENTION, dict(reduction=16)),
+    ('cbam', ATTENTION, dict(reduction=16, spatial_size=7, norm_momentum=0.99)),
+    ('eca', ATTENTION, dict(gamma=2.0, b=1.0)),
+    ('bam', ATTENTION, dict(reduction=16, dilation=4)),
+    ('aa', ATTENTION, dict(key_ratio=0.2, value_ratio=0.1, heads=8)),
+    # 1711.05101 and torch.optim.AdamW; 1904.00962; 1706.02677.
+    ('adamw', OPTIONS, dict(b1=0.9, b2=0.999, eps=1e-8)),
+    ('lamb', OPTIONS, dict(b1=0.9, b2=0.999, eps=1e-6)),
+    ('sgd', OPTIONS, dict(momentum=0.9, nesterov=True)),
+]
+
+
+@pytest.mark.parametrize('name, section, want', PUBLISHED)
+def test_the_published_defaults_stand(name, section, want):
+  if section == ATTENTION:
+    config = load('standard', attention=name)
+  elif section == OPTIONS:
+    config = load('digits', optimizer=name)
+  else:
+    config = load(name)
+  got = operator.attrgetter(section)(config)
+  assert {option: got[option] for option in want} == want
+
+
 @pytest.mark.parametrize(
     'name, mean, std',
     [
@@ -131,26 +178,6 @@ def test_mean_and_std_are_in_units_of_bytes(name, mean, std):
   task = load(name).task
   np.testing.assert_allclose(task.mean, 255 * np.array(mean), rtol=1e-6)
   np.testing.assert_allclose(task.std, 255 * np.array(std), rtol=1e-6)
-
-
-def names_of(config):
-  return [name for name, _ in config.data.augment]
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_augmentations_of_the_recipes(name):
-  if name == 'digits':
-    assert names_of(load(name)) == ['random_affine']
-  elif name in ('cifar10', 'cifar100'):
-    assert names_of(load(name)) == ['pad_crop', 'flip']
-    automatic = load(name, auto_augment='true')
-    assert names_of(automatic) == ['pad_crop', 'flip', 'auto_augment']
-  else:
-    strong = {'a2': 7.0, 'a3': 6.0}
-    more = ['rand_augment'] * (name in strong)
-    assert names_of(load(name)) == ['random_resized_crop', 'flip', *more]
-    for _, options in load(name).data.augment[2:]:
-      assert options['magnitude'] == strong[name]
 
 
 def test_data_by_the_arguments():
@@ -187,9 +214,6 @@ def test_no_argument_is_ignored():
     before = load(name).to_dict()
     for key, value in (given | dict(attention='se', aw_conv='false')).items():
       assert load(name, **{key: value}).to_dict() != before, (name, key)
-  configs = [load(name).to_dict() for name in imagenet.RECIPES]
-  for one, other in itertools.combinations(configs, 2):
-    assert one != other
 
 
 @pytest.mark.parametrize(
@@ -227,21 +251,32 @@ def test_a_config_file_that_cannot_be_used(name, text, words, tmp_path):
 
 # --- what is made of them ----------------------------------------------------
 
-
-CHAINS = [(name, {}) for name in RECIPES]
-CHAINS += [
-    (name, dict(auto_augment='true')) for name in ('cifar10', 'cifar100')
-]
+STRONG = 'random_resized_crop flip rand_augment'
 
 
-@pytest.mark.parametrize('name, arguments', CHAINS)
-def test_batches_of_every_recipe(name, arguments, tmp_path):
+@pytest.mark.parametrize(
+    'name, arguments, chain',
+    [
+        ('digits', {}, 'random_affine'),
+        ('cifar10', {}, 'pad_crop flip'),
+        ('cifar100', dict(auto_augment='true'), 'pad_crop flip auto_augment'),
+        ('standard', {}, 'random_resized_crop flip'),
+        ('paper', {}, 'random_resized_crop flip'),
+        ('a2', {}, STRONG),
+        ('a3', {}, STRONG),
+    ],
+)
+def test_batches_of_every_recipe(name, arguments, chain, tmp_path):
   """A folder of pictures in the place of the data set."""
   config = load(name, **arguments)
-  write_folder(tmp_path)
+  augment = config.data.augment
+  assert [step for step, _ in augment] == chain.split()
+  if chain == STRONG:
+    assert augment[-1][1]['magnitude'] == {'a2': 7.0, 'a3': 6.0}[name]
+  fake_sources.write_folder(tmp_path, {'train': 3, 'validation': 3})
   with config.unlocked():
     config.data.name = f'folder:{tmp_path}'
-    config.data.train_split = config.data.eval_split = 'all'
+    config.data.train_split, config.data.eval_split = 'train', 'validation'
     config.data.num_workers = 0
     config.data.num_threads = config.data.prefetch = 1
   create = functools.partial(data.create, config.data, batch_size=6, seed=0)
@@ -255,16 +290,6 @@ def test_batches_of_every_recipe(name, arguments, tmp_path):
   repeated = train['index'].reshape(-1, config.data.repeats)
   assert np.all(repeated == repeated[:, :1])
   assert len(set(repeated[:, 0])) == len(repeated)
-
-
-def write_folder(path):
-  """Writes six pictures of two classes."""
-  rng = np.random.default_rng(0)
-  for number in range(6):
-    folder = path / f'class{number % 2}'
-    folder.mkdir(exist_ok=True)
-    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
-    cv2.imwrite(str(folder / f'{number}.png'), image)
 
 
 def one_device():
@@ -282,7 +307,23 @@ def shapes_of(config, name, size, rows):
   }
 
 
-def one_step(name, **arguments):
+OTHERS = itertools.product(RECIPES, ['resnet50', 'wrn_28_10', 'mobilenet_v2'])
+
+
+@pytest.mark.usefixtures('quick_compiles')
+@pytest.mark.parametrize(
+    'name, arguments',
+    [
+        ('cifar10', {}),
+        ('paper', dict(attention='bam')),
+        ('a2', {}),
+        *(
+            pytest.param(name, dict(model=model), marks=pytest.mark.slow)
+            for name, model in OTHERS
+        ),
+    ],
+)
+def test_a_step(name, arguments):
   config = load(name, **arguments)
   tiny.shrink(config, size=16)
   mesh, task = one_device(), settings.create_task(config)
@@ -318,20 +359,6 @@ def one_step(name, **arguments):
   for path, leaf in jax.tree.leaves_with_path(after):
     assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
   assert not np.array_equal(before['head']['kernel'], after['head']['kernel'])
-
-
-@pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('name', RECIPES)
-def test_a_step(name):
-  one_step(name, attention='bam' if name == 'paper' else 'none')
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('model', ['wrn_28_10', 'mobilenet_v2'])
-@pytest.mark.parametrize('name', RECIPES)
-def test_a_step_of_other_networks(name, model):
-  one_step(name, model=model)
 
 
 # Of the plain ResNet-50: as torchvision's; for CIFAR as its public trainings

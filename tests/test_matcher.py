@@ -66,27 +66,6 @@ def test_equals_the_loop_whatever_takes_no_part(rule):
   assert set().union(*seen) == ({0, 1} if rule == 'roi' else {-1, 0, 1})
 
 
-def match(gt_boxes, anchors, **options):
-  """Returns indices and labels as lists, where all take part."""
-  some = np.ones(len(gt_boxes), bool), anchors, np.ones(len(anchors), bool)
-  index, label = match_boxes(gt_boxes, *some, **options)
-  return index.tolist(), label.tolist()
-
-
-def test_the_two_manners_by_hand():
-  # Anchor 0 overlaps ground truth 0 most, by 0.8, and is the best that 1 has.
-  gt_boxes = intervals((0, 10), (7, 10))
-  anchors = intervals((2, 10), (0, 9), (20, 30), (0, 5))
-  for rule, wanted in (('mmdet', [1, 0]), ('torchvision', [0, 0])):
-    index, label = match(gt_boxes, anchors, **RULES[rule])
-    assert index[:2] == wanted and label == [1, 1, 0, -1]
-  # The best of both, which overlap it equally: the first, or the last.
-  gt_boxes, anchors = intervals((0, 10), (0, 10)), intervals((0, 5), (0, 1))
-  for rule, wanted in (('torchvision', 0), ('mmdet', 1)):
-    index, label = match(gt_boxes, anchors, **RULES[rule])
-    assert (index[0], label) == (wanted, [1, 0])
-
-
 def test_no_gradient_comes_back():
   boxes, both = np.float32([[0, 0, 9, 9], [2, 2, 6, 9]]), np.ones(2, bool)
 

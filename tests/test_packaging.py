@@ -15,6 +15,7 @@ import pytest
 PYPROJECT = tomllib.loads((commands.ROOT / 'pyproject.toml').read_text())
 PROJECT = PYPROJECT['project']
 EXTRAS = PROJECT['optional-dependencies']
+HOLDERS = importlib.metadata.packages_distributions()  # It takes its time.
 # Imported by those that train.py needs, but not by us.
 INDIRECT = {'importlib_resources', 'array_record'}
 # Pydantic's, and what no path of train.py imports.
@@ -29,10 +30,9 @@ def names(requirements):
 
 def modules(distributions):
   """Top-level modules of distributions."""
-  known = importlib.metadata.packages_distributions()
   return {
       module
-      for module, holders in known.items()
+      for module, holders in HOLDERS.items()
       if names(holders) & distributions and module[0] != '_'
   }
 
