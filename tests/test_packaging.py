@@ -1,6 +1,7 @@
 """What is installed, what importing needs, and what it costs."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import shutil
@@ -15,7 +16,8 @@ import pytest
 PYPROJECT = tomllib.loads((commands.ROOT / 'pyproject.toml').read_text())
 PROJECT = PYPROJECT['project']
 EXTRAS = PROJECT['optional-dependencies']
-HOLDERS = importlib.metadata.packages_distributions()  # It takes its time.
+# By module; it takes its time.
+holders_of = functools.cache(importlib.metadata.packages_distributions)
 # Imported by those that train.py needs, but not by us.
 INDIRECT = {'importlib_resources', 'array_record'}
 # Pydantic's, and what no path of train.py imports.
@@ -32,7 +34,7 @@ def modules(distributions):
   """Top-level modules of distributions."""
   return {
       module
-      for module, holders in HOLDERS.items()
+      for module, holders in holders_of().items()
       if names(holders) & distributions and module[0] != '_'
   }
 
