@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import fake_tfds
+import ml_collections
 import numpy as np
 import pictures
 import tensorflow_datasets as tfds
@@ -140,12 +141,8 @@ def prepare(data_dir: pathlib.Path, splits: dict, broken=()) -> None:
 
 def config(name: str, data_dir=None, **changes):
   """Returns the section `data` of a config, for tiny images."""
-  import ml_collections
-
   options = dict(name=name, dir=None if data_dir is None else str(data_dir))
-  options |= dict(train_split='train', eval_split='test', max_bad_fraction=0.0)
   options |= dict(canvas=(48, 64), short_side=48, long_side=60)
-  options |= dict(train_short_sides=(48,), scale_jitter=(), flip=0.0)
-  options |= dict(max_boxes=6, train_empty=True, drop_bad=False)
-  options |= dict(num_workers=0, num_threads=1, prefetch=2)
+  options |= dict(train_short_sides=(48,), flip=0.0)
+  options |= dict(max_boxes=6, train_empty=True)
   return ml_collections.ConfigDict(options | changes)
