@@ -108,7 +108,7 @@ def test_commands_read_the_run_and_what_changes_its_config(made, tmp_path):
   for arguments, message in (
       (
           ('evaluate', f'--run={made}/run', '--config.data.max_boxes=1'),
-          'more than config.data.max_boxes=1; raise it',
+          'boxes; raise config.data.max_boxes=1',
       ),
       (('evaluate',), '--run=... is wanted'),
       (('predict', f'--run={made}/run'), '--output=... is wanted'),
