@@ -30,7 +30,8 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     """Returns the batches; InputError if the data cannot be used."""
     # For training the other split is opened, too: faults of both are told at
     # once, and the labels must mean the same in both.
-    names = [self.train_split] * self.train + [self.eval_split]
+    names = (self.train_split,) if self.train else ()
+    names = *names, self.eval_split
     opened = {split: self.open_split(self.dir, split) for split in names}
     faults = [f'{k}: {fault}' for k, s in opened.items() for fault in s.faults]
     if faults and not self.drop_bad:
@@ -45,17 +46,6 @@ class BoxedImages(canvases.Geometry, batches.Reader):
           f'splits {self.train_split!r} and {self.eval_split!r} must have the '
           f'same categories; they differ in id {sorted(differing)}'
       )
-    examples = self._examples(source)
-    if not self.train:
-      order = EvalOrder(examples, self.batch_size)
-      return batches.EvalBatches(self, source, order, self._row)
-    order = GroupedOrder(examples, self.batch_size, self.seed)
-    # Not a seed that `order` uses.
-    seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
-    return batches.TrainBatches(self, source, order, self._row, seed)
-
-  def _examples(self, source: Any) -> list[np.ndarray]:
-    """Returns the numbers of the examples to read, by orientation."""
     sizes = source.index[:, :2]
     counts = source.index[:, 3 if self.train else 2]
     if counts.max() > self.max_boxes:
@@ -67,7 +57,14 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     if self.train and not self.train_empty:
       # What cannot be read is kept, to be told of.
       keep = (counts > 0) | (sizes[:, 0] == 0)
-    return [group[keep[group]] for group in groups(sizes)]
+    examples = [group[keep[group]] for group in groups(sizes)]
+    if not self.train:
+      order = EvalOrder(examples, self.batch_size)
+      return batches.EvalBatches(self, source, order, self._row)
+    order = GroupedOrder(examples, self.batch_size, self.seed)
+    # Not a seed that `order` uses.
+    seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
+    return batches.TrainBatches(self, source, order, self._row, seed)
 
   def _row(
       self, source: Any, index: int, group: int, rng: batches.Rng
