@@ -12,19 +12,19 @@ they depend on (device, versions, seed), and as bars to <output>.png.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import inspect
 import json
 import math
-import re
 import sys
 import typing
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 
 from awconv_jax import command_line, errors, text_table
-from awconv_jax.options import Bound, NonNegativeInt
+from awconv_jax.options import NonNegativeInt, OneOf
 from benchmarks import data, network, op, timing
 
 SUBJECTS = {'op': op, 'network': network, 'data': data}
@@ -45,21 +45,16 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
   kind, *marks = typing.get_args(annotation) or (annotation,)
 
   def read(text):
-    value = fault = None
     try:
       value = kind(text)
       for mark in marks:
-        if not isinstance(mark, Bound):
+        if isinstance(mark, OneOf):
           errors.look_up('name', value, dict.fromkeys(mark.names))
         elif not mark.ge <= value < math.inf:
-          fault = f'{text} must be at least {mark.ge}'
-    except errors.InputError as error:
-      fault = error
-    except ValueError:
-      fault = f'{text!r} is no number'
-    if fault:
-      raise argparse.ArgumentTypeError(fault)
-    return value
+          raise ValueError(f'{text} must be at least {mark.ge}')
+      return value
+    except ValueError as error:
+      raise argparse.ArgumentTypeError(error) from None
 
   return read
 
@@ -67,44 +62,29 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   """Returns what the arguments say; a fault ends the program with one line.
 
-  The flags of a subject are the options of its `run`.
+  The flags of a subject are the options of its `run`, whose docstring says what
+  they and the columns mean; and `--help` shows it.
   """
-  form = argparse.RawDescriptionHelpFormatter
-  parser = _Parser('benchmarks', description=__doc__, formatter_class=form)
+  form = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = _Parser('benchmarks', description=__doc__, **form)
   subjects = parser.add_subparsers(dest='subject', required=True)
   for name, subject in SUBJECTS.items():
-    made = subjects.add_parser(name, allow_abbrev=False)
-    # Python 3.13 takes the indentation away by itself.
-    text = inspect.cleandoc(subject.run.__doc__ or '')
-    texts = re.findall(r'^  (\w+): (.*(?:\n    .*)*)', text, re.M)
-    texts = {name: ' '.join(text.split()) for name, text in texts}
+    text = inspect.getdoc(subject.run)
+    made = subjects.add_parser(
+        name, description=text, allow_abbrev=False, **form
+    )
     for option in inspect.signature(subject.run).parameters.values():
-      text = f'{texts[option.name]} Default: {option.default}.'
       how = dict(type=_reader(option.annotation), default=option.default)
       if option.annotation is bool:
         how = dict(action='store_true')
+      text = f'default: {option.default}'
       made.add_argument(f'--{option.name}', help=text, **how)
-    text = 'Path of the files, no suffix.'
+    text = 'path of the files, no suffix'
     made.add_argument('--output', default='benchmark', help=text)
-    text = 'Run on so many CPU devices; 0 for what JAX finds.'
+    text = 'run on so many CPU devices; 0 for what JAX finds'
     how = dict(type=_reader(NonNegativeInt), default=0)
     made.add_argument('--cpu_devices', help=text, **how)
   return parser.parse_args(arguments)
-
-
-def _settle_device(flags: argparse.Namespace) -> None:
-  """Sets the devices, and refuses what would be no measure on them."""
-  if flags.cpu_devices:
-    jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', flags.cpu_devices)
-  backend = jax.default_backend()
-  for name in getattr(flags, 'implementations', ()):
-    place = op.PLACES.get(name, backend)
-    if place != backend:
-      raise errors.InputError(
-          f'--implementations: {name!r} is no measure on {backend}, it is for '
-          f'{place}; leave it out'
-      )
 
 
 def _format(value: Any) -> str:
@@ -114,56 +94,44 @@ def _format(value: Any) -> str:
   return '-' if value is None else str(value)
 
 
-def plot(
-    rows: Sequence[Mapping[str, Any]], bar: str, height: str, path: str
-) -> None:
-  """Draws bars into a PNG file, a group for each shape.
-
-  Args:
-    rows: what names a group stands before the column `bar`.
-    bar: by which the bars of a group differ.
-    height: what is drawn of each.
-    path: of the file.
-  """
-  import matplotlib
-
-  matplotlib.use('agg')
-  from matplotlib import pyplot
+def _plot(rows, bar, height, path) -> None:
+  """Draws a group of bars for each of what the columns before `bar` name."""
+  from matplotlib.figure import Figure
 
   named = list(rows[0])[: list(rows[0]).index(bar)]
   groups = {}
   for row in rows:
     name = ' '.join(str(row[column]) for column in named)
     groups.setdefault(name, {})[row[bar]] = row[height]
+  figure = Figure(figsize=(4 + len(groups), 5), layout='constrained')
+  axis = figure.subplots()
   bars = list(dict.fromkeys(row[bar] for row in rows))
-  size = (4 + len(groups), 5)
-  figure, axis = pyplot.subplots(figsize=size, layout='constrained')
   width = 0.8 / len(bars)
   for i, label in enumerate(bars):
     heights = [group.get(label, math.nan) for group in groups.values()]
-    places = [p + (i - (len(bars) - 1) / 2) * width for p in range(len(groups))]
-    axis.bar(places, heights, width, label=label)
+    shift = (i - (len(bars) - 1) / 2) * width
+    axis.bar(np.arange(len(groups)) + shift, heights, width, label=label)
   axis.set_yscale('log' if height == 'ratio' else 'linear')
   axis.set(ylabel=height.replace('_', ' '), xlabel=', '.join(named))
   axis.set_xticks(range(len(groups)), groups, rotation=30, ha='right')
   axis.grid(axis='y', alpha=0.3)
   figure.legend(loc='outside right upper', title=bar)
   figure.savefig(path, dpi=120)
-  pyplot.close(figure)
 
 
 def main(arguments: Sequence[str]) -> None:
   """Measures the subject that is named; shows, writes and draws its rows."""
   flags = _parse(arguments)
-  _settle_device(flags)
+  if flags.cpu_devices:
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', flags.cpu_devices)
   command_line.check_output(flags.output)
   environment = timing.environment()
   print(json.dumps(environment), flush=True)
-  options = dict(vars(flags))
-  subject, output = SUBJECTS[options.pop('subject')], options.pop('output')
-  del options['cpu_devices']
+  subject, output = SUBJECTS[flags.subject], flags.output
+  options = inspect.signature(subject.run).parameters
   rows = []
-  for row in subject.run(**options):
+  for row in subject.run(**{name: getattr(flags, name) for name in options}):
     rows.append(row)
     print(*map(_format, row.values()), flush=True)
     # At once, so that what is measured is kept whatever comes later.
@@ -172,7 +140,7 @@ def main(arguments: Sequence[str]) -> None:
       json.dump(kept, file, indent=1)
   print(text_table.make(rows, _format))
   try:
-    plot(rows, subject.BAR, subject.HEIGHT, f'{output}.png')
+    _plot(rows, subject.BAR, subject.HEIGHT, f'{output}.png')
     print(f'written: {output}.json, {output}.png')
   except ImportError as error:
     print(f'written: {output}.json; no plot: {error}')

@@ -110,13 +110,12 @@ def run(
     options |= dict(image_size=side, eval_image_size=side)
     options |= dict(num_threads=threads, prefetch=threads)
     options['augment'] = (('random_resized_crop', crop), ('flip', {}))
-    training = _training(mesh, side, seed)
+    consumers = dict(mean=_mean, training=_training(mesh, side, seed))
     for batch in batches:
       start = functools.partial(
           pipelines.create, options, train=True, batch_size=batch, seed=seed
       )
-      consumers = (('mean', _mean), ('training', training))
-      cases = [Case('ours', name, start, ahead, c) for name, c in consumers]
+      cases = [Case('ours', n, start, ahead, c) for n, c in consumers.items()]
       if importlib.util.find_spec('tensorflow'):
         start = functools.partial(tf_batches, files, batch, side, seed)
         cases.append(Case(TF, 'mean', start, _TF_AHEAD, _mean))
@@ -134,15 +133,14 @@ def write_jpegs(path: str, number: int, seed: int) -> list[str]:
   files = []
   for i in range(number):
     rng = np.random.default_rng((seed, i))
-    (width, height), part = SIZES[i % len(SIZES)], i // len(SIZES)
-    photograph = photographs[part % len(photographs)]
+    size, photograph = SIZES[i % len(SIZES)], photographs[i // len(SIZES) % 2]
     rows, columns = photograph.shape[:2]
-    factor = min(rows / height, columns / width) * rng.uniform(0.6, 1.0)
-    high, wide = int(height * factor), int(width * factor)
+    factor = min(rows / size[1], columns / size[0]) * rng.uniform(0.6, 1.0)
+    wide, high = (int(length * factor) for length in size)
     top = rng.integers(rows - high + 1)
     left = rng.integers(columns - wide + 1)
     part = photograph[top : top + high, left : left + wide]
-    image = cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)
     image = image + rng.normal(0, _NOISE, image.shape)
     image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     file = pathlib.Path(path, 'train', f'class{i % _CLASSES}', f'{i:05}.jpg')
@@ -160,8 +158,7 @@ def tf_batches(
 
   The steps are those of Flax's ImageNet example: a distorted bounding box, of
   which alone is decoded; bicubic resizing without antialiasing; flip; mean and
-  standard deviation. That the order may vary is granted to it beyond the
-  example, as it can only gain by it.
+  standard deviation. Beyond it, the order may vary, by which it can only gain.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   import tensorflow as tf
@@ -266,10 +263,9 @@ def measure(
 
 
 def _consume(case, batches, seconds, least):
-  """Takes batches for a time, and at least some; two are under way at most.
+  """Takes batches for a time, and at least some.
 
-  Returns:
-    How many, the seconds it took, and those in which none was there.
+  Returns how many, the seconds it took, and those in which none was there.
   """
   number, waited, newest = 0, 0.0, None
   start = time.monotonic()
@@ -277,10 +273,9 @@ def _consume(case, batches, seconds, least):
     before = time.monotonic()
     batch = next(batches)
     waited += time.monotonic() - before
-    under_way = case.consume(batch)
     # As in the train loop: one computing, one about to.
-    jax.block_until_ready(newest)
-    newest = under_way
+    older, newest = newest, case.consume(batch)
+    jax.block_until_ready(older)
     number += 1
   jax.block_until_ready(newest)
   return number, time.monotonic() - start, waited

@@ -33,14 +33,9 @@ def create_step(
 ) -> tuple[Any, Any]:
   """Returns the first state, and the step `(state, batch) -> (state, loss)`.
 
-  It is of SGD with momentum and the gradient of a softmax cross-entropy, as the
-  train loop compiles it: the state on all devices, the batch over them.
-
-  Args:
-    model: a network for classification.
-    mesh: in force.
-    image_shape: height, width and channels.
-    seed: of the first parameters.
+  It is of SGD with momentum and the softmax cross-entropy, for images [height,
+  width, channels], as the train loop compiles it: the state on all devices of
+  the mesh in force, the batch over them.
   """
   optimizer = optax.sgd(0.1, 0.9)
 
@@ -50,16 +45,11 @@ def create_step(
     return variables, optimizer.init(variables['params'])
 
   def loss(params, others, batch):
-    logits, updated = model.apply(
-        {**others, 'params': params},
-        batch['image'],
-        train=True,
-        mutable=['batch_stats'],
-    )
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch['label']
-    )
-    return losses.mean(), updated
+    apply = functools.partial(model.apply, mutable=['batch_stats'])
+    variables = {**others, 'params': params}
+    logits, updated = apply(variables, batch['image'], train=True)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    return cross_entropy(logits, batch['label']).mean(), updated
 
   def step(state, batch):
     variables, momentum = state
@@ -71,9 +61,8 @@ def create_step(
     return ({**updated, 'params': params}, momentum), value
 
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
-  return jax.jit(init, out_shardings=whole)(), jax.jit(
-      step, in_shardings=(whole, rows), out_shardings=whole
-  )
+  step = jax.jit(step, in_shardings=(whole, rows), out_shardings=whole)
+  return jax.jit(init, out_shardings=whole)(), step
 
 
 def run(
@@ -114,15 +103,18 @@ def run(
   mesh = partition.create_mesh()
   for batch in batches:
     partition.check_batch_size('--batches', batch, mesh)
-  aws = {f'aw:{name}': _aw(name) for name in implementations}
+  aws = [f'aw:{name}' for name in implementations]
   first = next((r for r in REFERENCES if r in aws), REFERENCES[-1])
-  timed = {'plain': {}} | {a: dict(attention=a) for a in attentions} | aws
-  fields = dict(timed)
-  if aws:
-    fields[first] = _aw(first.removeprefix('aw:'))
+  timed = ['plain', *attentions, *aws]
+  variants = dict.fromkeys(timed + [first] * bool(aws))
 
-  def program(chosen, pair):
-    network = models.create(model, num_classes=1000, dtype=dtype, **chosen)
+  def program(variant, pair):
+    fields, form = {}, variant.partition('aw:')[2]
+    if form:
+      fields = dict(aw_conv=True, aw_options=dict(implementation=form))
+    elif variant != 'plain':
+      fields = dict(attention=variant)
+    network = models.create(model, num_classes=1000, dtype=dtype, **fields)
     if hasattr(network, 'zero_init_residual'):
       # A block that starts as the identity has no gradients inside, and a
       # device may be faster with zeros.
@@ -135,11 +127,11 @@ def run(
     pair = [_batch(mesh, batch, side, (seed, i)) for i in range(2)]
     with jax.set_mesh(mesh):
       measured = timing.measure(
-          {n: functools.partial(program, o, pair) for n, o in fields.items()},
+          {name: functools.partial(program, name, pair) for name in variants},
           reference={name: first for name in aws if name != first},
           tolerance=TOLERANCES[dtype],
           seconds=seconds,
-          untimed=fields.keys() - timed,
+          untimed=variants.keys() - timed,
       )
     row = dict(model=model, batch=batch, side=side, devices=mesh.size)
     for variant, found in measured.items():
@@ -150,11 +142,6 @@ def run(
           all_gathers=count_exchanges(found.text, 'all-gather'),
           all_reduces=count_exchanges(found.text, 'all-reduce'),
       )
-
-
-def _aw(form):
-  """Returns the fields of a network whose AW-convolutions have a form."""
-  return dict(aw_conv=True, aw_options=dict(implementation=form))
 
 
 def _batch(mesh, batch, side, seed):
@@ -172,7 +159,7 @@ def fetch(result: tuple[Any, Any]) -> dict[str, Any]:
   """
   (_, momentum), loss = result
   # On the devices it would be many small programs that wait for each other.
-  leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(momentum)]
+  leaves = (np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(momentum))
   norms = np.array(list(map(np.linalg.norm, leaves)))
   return {'loss': np.asarray(loss), 'grads': norms}
 

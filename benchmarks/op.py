@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax import options
+from awconv_jax import errors, options
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from benchmarks import timing
 
@@ -64,27 +64,40 @@ def run(
     'torch:plain'; 'error' to 'vmap', that of 'torch:plain' to 'plain'.
 
   Raises:
+    InputError: a form is no measure on this device.
     ReportedError: a form does not compute what the vmapped one does.
   """
-  names = dict.fromkeys(['vmap', *(implementations or _implementations())])
-  torch = names.pop('torch', TORCH) is None
+  backend = jax.default_backend()
+  chosen = implementations or [
+      name
+      for name in FORMS
+      if PLACES.get(name, backend) == backend
+      and (name != 'torch' or importlib.util.find_spec('torch'))
+  ]
+  for name in chosen:
+    if (place := PLACES.get(name, backend)) != backend:
+      raise errors.InputError(
+          f'--implementations: {name!r} is no measure on {backend}, it is for '
+          f'{place}; leave it out'
+      )
+  names = [name for name in dict.fromkeys(['vmap', *chosen]) if name != 'torch']
   reference = {name: 'vmap' for name in names if name != 'vmap'}
-  if torch:
+  if 'torch' in chosen:
+    names += TORCH
     reference |= dict(zip(TORCH, ('plain', 'vmap'), strict=True))
-  on_cpu = jax.default_backend() == 'cpu'
   for direction, batch, (channels, side, stride) in itertools.product(
       PASSES, batches, SHAPES + STRIDED * strided
   ):
     shape = (channels, side, stride, batch, expansion)
     inputs = [_inputs(*shape, dtype, (seed, i)) for i in range(2)]
     programs = {}
-    for name in ('plain', *names, *(TORCH if torch else ())):
+    for name in ('plain', *names):
       make = _torch_program if name in TORCH else _jax_program
       programs[name] = functools.partial(make, name, direction, stride, inputs)
     measured = timing.measure(
         programs,
         reference=reference,
-        tolerance=TOLERANCES[dtype if on_cpu else 'bfloat16'],
+        tolerance=TOLERANCES[dtype if backend == 'cpu' else 'bfloat16'],
         seconds=seconds,
     )
     row = dict(channels=channels, side=side, stride=stride, batch=batch)
@@ -92,14 +105,6 @@ def run(
       base = measured['torch:plain' if name in TORCH else 'plain']
       names_of = dict(direction=direction, implementation=name)
       yield row | names_of | program.columns(base)
-
-
-def _implementations() -> list[str]:
-  """Returns what is a measure on this device, and can be had."""
-  backend = jax.default_backend()
-  names = [name for name in FORMS if PLACES.get(name, backend) == backend]
-  has_torch = importlib.util.find_spec('torch')
-  return [name for name in names if name != 'torch' or has_torch]
 
 
 def _inputs(channels, side, stride, batch, expansion, dtype, seed) -> tuple:
@@ -115,8 +120,7 @@ def _inputs(channels, side, stride, batch, expansion, dtype, seed) -> tuple:
   return tuple(jnp.asarray(a, dtype) for a in arrays)
 
 
-def _plain(x, kernel, attention, *, strides):
-  del attention
+def _plain(x, kernel, *, strides):
   return jax.lax.conv_general_dilated(
       x, kernel, strides, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
@@ -124,17 +128,17 @@ def _plain(x, kernel, attention, *, strides):
 
 def _jax_program(name, direction, stride, inputs) -> timing.Program:
   """Compiles a form, or its output with all gradients."""
-  form = functools.partial(aw_conv, implementation=name)
-  form = _plain if name == 'plain' else form
+  form, used = functools.partial(aw_conv, implementation=name), 3
+  if name == 'plain':  # It has no maps.
+    form, used = _plain, 2
   form = functools.partial(form, strides=(stride, stride))
 
-  def both(x, kernel, attention, grad):
-    out, pullback = jax.vjp(form, x, kernel, attention)
-    grads = pullback(grad)
-    # The plain convolution has no gradient of the maps.
-    return out, grads[:2] if name == 'plain' else grads
+  def function(*operands):
+    if direction == 'forward':
+      return form(*operands[:used])
+    out, pullback = jax.vjp(form, *operands[:used])
+    return out, pullback(operands[3])
 
-  function = both if direction == 'both' else lambda *leaves: form(*leaves[:3])
   return timing.compile_jax(jax.jit(function), inputs)
 
 

@@ -4,7 +4,7 @@ What is measured beside each other is called in turn in one process, so that all
 meet the same state of the machine, and only after results were compared.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -101,46 +101,13 @@ def relative_error(result: Any, reference: Any) -> float:
 
   def one(a, b):
     a, b = (np.asarray(v, np.float64) for v in (a, b))
-    with np.errstate(invalid='ignore', divide='ignore'):
-      return np.linalg.norm(a - b) / np.linalg.norm(b)
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
 
-  return float(np.max(jax.tree.leaves(jax.tree.map(one, result, reference))))
-
-
-def _first_calls(programs, reference, tolerance) -> dict[str, Program]:
-  """Compiles, calls and compares everything once, references first.
-
-  Returns what can run here.
-  """
-  ready, results = {}, {}
-  for name in sorted(programs, key=lambda name: name in reference):
-    try:
-      program = programs[name]()
-      result, program.first = program.time(0)
-    except jax.errors.JaxRuntimeError as error:
-      reason = f'{name} cannot run here: {str(error).strip().splitlines()[0]}'
-      if name == 'plain' or name in reference.values():
-        reason += '; others are measured against it'
-        raise errors.ReportedError(reason) from error
-      print(f'left out: {reason}', flush=True)
-      continue
-    result = program.fetch(result)
-    if name in reference.values():
-      results[name] = result
-    # What has no reference is one to itself: NaN if it says nothing.
-    other = reference.get(name, name)
-    program.error = relative_error(result, results.get(other, result))
-    if not program.error <= tolerance:
-      raise errors.ReportedError(
-          f'{name} differs from {other} by {program.error:.1e} (relative; nan: '
-          f'it is zero, or not finite), more than the {tolerance:g} of '
-          'rounding: not timed'
-      )
-    ready[name] = program
-  return {name: ready[name] for name in programs if name in ready}
+  with np.errstate(invalid='ignore', divide='ignore'):
+    return float(np.max(jax.tree.leaves(jax.tree.map(one, result, reference))))
 
 
-def _time_in_turn(programs: Sequence[Program], seconds: float) -> None:
+def _time_in_turn(programs: Iterable[Program], seconds: float) -> None:
   """Fills `times` until each program was timed for so many seconds."""
   turn, waiting = 0, list(programs)
   while waiting:
@@ -153,10 +120,7 @@ def _time_in_turn(programs: Sequence[Program], seconds: float) -> None:
       if jax.default_backend() != 'cpu':
         calls = min(_MOST_TOGETHER, max(1, math.ceil(_LEAST_SECONDS / once)))
       program.times.append((calls, program.time(turn, calls)[1]))
-    spent = [sum(took for _, took in program.times) for program in waiting]
-    waiting = [
-        p for p, took in zip(waiting, spent, strict=True) if took < seconds
-    ]
+    waiting = [p for p in waiting if sum(t for _, t in p.times) < seconds]
 
 
 def measure(
@@ -188,9 +152,32 @@ def measure(
     ReportedError: a result is wrong, zero or not finite, or what others are
       measured against cannot run.
   """
-  ready = _first_calls(programs, reference, tolerance)
-  timed = {name: p for name, p in ready.items() if name not in untimed}
-  _time_in_turn(list(timed.values()), seconds)
+  ready, results = {}, {}
+  for name in sorted(programs, key=lambda name: name in reference):
+    try:
+      program = programs[name]()
+      result, program.first = program.time(0)
+    except jax.errors.JaxRuntimeError as error:
+      reason = f'{name} cannot run here: {str(error).strip().splitlines()[0]}'
+      if name == 'plain' or name in reference.values():
+        reason += '; others are measured against it'
+        raise errors.ReportedError(reason) from error
+      print(f'left out: {reason}', flush=True)
+      continue
+    result = program.fetch(result)
+    if name in reference.values():
+      results[name] = result
+    # What has no reference is one to itself: NaN if it says nothing.
+    other = reference.get(name, name)
+    program.error = relative_error(result, results.get(other, result))
+    if not program.error <= tolerance:
+      raise errors.ReportedError(
+          f'{name} differs from {other} by {program.error:.1e} (relative; nan: '
+          f'zero, or not finite), rounding by {tolerance:g}: not timed'
+      )
+    ready[name] = program
+  timed = {n: ready[n] for n in programs if n in ready and n not in untimed}
+  _time_in_turn(timed.values(), seconds)
   return timed
 
 

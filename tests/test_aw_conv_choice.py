@@ -3,8 +3,9 @@
 import functools
 import warnings
 
+from aw_conv_cases import BASE, CASES, draw, floats, plain_conv, with_gradients
 import jax
-import jax.numpy as jnp
+import layer_cases
 import naive
 import numpy as np
 import pytest
@@ -12,35 +13,18 @@ import pytest
 from awconv_jax.ops import aw_conv as op
 from awconv_jax.ops.aw_conv import aw_conv, forms, loops
 
-
-def operands(n=7, side=5, channels=8, features=4, groups=1, runs=4):
-  rng = np.random.default_rng(0)
-  kernel_shape = (3, 3, channels // groups, features)
-  return (
-      rng.normal(size=(n, side, side, channels)),
-      rng.normal(size=kernel_shape),
-      rng.normal(size=(n, 3, 3, runs, features)),
-  )
+CASE = BASE | dict(n=7, size=(5, 5), channels=8, g=4)
 
 
 def pulled(function, arrays):
   """Returns the value, and the gradients of half its squared norm."""
-
-  @jax.jit
-  def run(arrays):
-    out, pullback = jax.vjp(function, *arrays)
-    return out, pullback(out)
-
   with jax.enable_x64(True):
-    return jax.tree.map(np.asarray, run(arrays))
+    run = jax.jit(with_gradients(function))
+    return jax.tree.map(np.asarray, run(*arrays))
 
 
 def close(own, expected):
-  jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
-      own,
-      expected,
-  )
+  jax.tree.map(lambda a, b: layer_cases.close(a, b, 1e-9), own, expected)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +43,7 @@ def test_the_choice(kernel_shape, groups, positions, on_cpu, elsewhere):
 
 
 def test_an_unmeasured_backend_says_so_and_bounds_its_memory(monkeypatch):
-  arrays = operands()
+  arrays = draw(CASE)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     expected = pulled(aw_conv, arrays)
@@ -85,7 +69,7 @@ def test_an_unmeasured_backend_says_so_and_bounds_its_memory(monkeypatch):
 @pytest.mark.parametrize('implementation', op.CHUNKED)
 @pytest.mark.parametrize('chunk', [3, 9])
 def test_chunks_change_nothing(implementation, chunk):
-  arrays = operands()
+  arrays = draw(CASE)
   run = functools.partial(aw_conv, implementation=implementation, chunk=chunk)
   own = pulled(run, arrays)
   close(own[0], naive.aw_conv(*arrays))
@@ -93,16 +77,12 @@ def test_chunks_change_nothing(implementation, chunk):
 
 
 def temporary_bytes(function, arrays):
-  def both(*arrays):
-    out, pullback = jax.vjp(function, *arrays)
-    return out, pullback(out)
-
-  analysis = jax.jit(both).lower(*arrays).compile().memory_analysis()
-  return analysis.temp_size_in_bytes
+  lowered = jax.jit(with_gradients(function)).lower(*arrays)
+  return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 def test_chunks_bound_the_memory():
-  arrays = [jnp.asarray(a, 'float32') for a in operands(n=16, side=16)]
+  arrays = floats(CASE | dict(n=16, size=(16, 16)))
   run = functools.partial(aw_conv, implementation='im2col')
   whole = temporary_bytes(run, arrays)
   assert temporary_bytes(functools.partial(run, chunk=2), arrays) < whole / 3
@@ -116,14 +96,7 @@ def test_auto_takes_little_more_memory_than_a_plain_convolution(channels, side):
       (8, 3, 3, channels // 16, channels),
   ]
   arrays = [jax.ShapeDtypeStruct(s, 'float32') for s in shapes]
-
-  def plain(x, kernel, attention):
-    del attention
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-
-  most = 1.5 * temporary_bytes(plain, arrays)
+  most = 1.5 * temporary_bytes(plain_conv, arrays)
   assert temporary_bytes(aw_conv, arrays) <= most
 
 
@@ -131,25 +104,23 @@ def test_a_form_that_takes_no_chunks_says_so():
   with pytest.raises(
       ValueError, match="chunk=2: 'map' takes no .*im2col, taps"
   ):
-    aw_conv(*operands(), chunk=2, implementation='map')
+    aw_conv(*draw(CASE), chunk=2, implementation='map')
 
 
 @pytest.mark.parametrize('implementation', ['loop_dot', 'loop_conv'])
-@pytest.mark.parametrize('runs, blocks', [(4, 2), (8, 8), (1, 1)])
-def test_backward_in_blocks_of_input_channels(
-    implementation, runs, blocks, monkeypatch
-):
-  arrays = operands(runs=runs)
+def test_backward_in_blocks_of_input_channels(implementation, monkeypatch):
+  arrays = draw(CASE)
   run = functools.partial(aw_conv, implementation=implementation)
   expected = pulled(functools.partial(aw_conv, implementation='map'), arrays)
   size = 9 * 8 * 4 * 8
-  monkeypatch.setattr(loops, '_BLOCK_BYTES', size / blocks)
-  assert loops._count_blocks(arrays[1], runs) == blocks
+  for runs, blocks in ((8, 8), (1, 1), (4, 2)):
+    monkeypatch.setattr(loops, '_BLOCK_BYTES', size / blocks)
+    assert loops._count_blocks(arrays[1], runs) == blocks
   close(pulled(run, arrays), expected)
 
 
 def test_depthwise_taps_are_no_matrix_products():
-  arrays = operands(channels=4, features=8, groups=4, runs=1)
+  arrays = draw(BASE | CASES['depthwise_two_outputs_each'])
   run = functools.partial(aw_conv, groups=4, implementation='taps')
   # One for K * (1 + A), none for the taps.
   assert str(jax.make_jaxpr(run)(*arrays)).count('= dot_general') == 1

@@ -11,6 +11,7 @@ import itertools
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 # The scope of products that are multiply-adds though no matrix product.
 MULTIPLY_ADDS = 'multiply_adds'
@@ -86,18 +87,14 @@ def tap_views(image: jax.Array, kernel_size, options: Options):
 
   Those are kh * kw arrays [H', W', C], row by row of the kernel.
   """
-  counts = options.output_size(image.shape[:2], kernel_size)
+  counts = np.array(options.output_size(image.shape[:2], kernel_size))
   config = [(*pair, 0) for pair in options.padding] + [(0, 0, 0)]
   image = lax.pad(image, jnp.zeros((), image.dtype), config)
   strides, channels = options.strides, image.shape[2]
   views = []
   for tap in itertools.product(*map(range, kernel_size)):
-    start = [i * d for i, d in zip(tap, options.dilation, strict=True)]
-    stop = [
-        b + (n - 1) * s + 1
-        for b, n, s in zip(start, counts, strides, strict=True)
-    ]
-    ends = (*start, 0), (*stop, channels)
+    start = np.multiply(tap, options.dilation)
+    ends = (*start, 0), (*(start + (counts - 1) * strides + 1), channels)
     views.append(lax.slice(image, *ends, (*strides, 1)))
   return views
 
@@ -262,18 +259,13 @@ def map_samples(x, kernel, attention, options: Options):
 
 
 def in_reverse_only(apply, *operands):
-  """Returns apply(*operands), which has a backward pass of its own.
-
-  Raises:
-    TypeError: it is derived forward; the message says what to do.
-  """
+  """Returns apply(*operands), which has a backward pass of its own only."""
   try:
     return apply(*operands)
   except TypeError as error:
-    if 'forward-mode' not in str(error):
-      raise
-    raise TypeError(
-        "aw_conv: the loops (on CPU also what 'auto' takes) and the fused form "
-        'have reverse derivatives only; for jax.jvp, jacfwd or hessian, '
-        "forward-mode, say implementation='map'"
-    ) from error
+    if 'forward-mode' in str(error):
+      # What 'auto' takes may have no forward derivatives, either.
+      error.add_note(
+          "aw_conv: for jvp, jacfwd, hessian say implementation='map'"
+      )
+    raise
