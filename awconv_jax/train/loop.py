@@ -62,7 +62,7 @@ def train(config: Any, workdir: str) -> Result:
     batches, eval_batches, shapes = _create_data(config, task, mesh)
     stack.callback(batches.close)
     per_epoch = batches.batches_per_epoch
-    durations = dict(batch_size=config.batch_size, steps_per_epoch=per_epoch)
+    lengths = dict(batch_size=config.batch_size, steps_per_epoch=per_epoch)
     total, eval_every, save_every = (
         max(round(epochs * per_epoch), 1)
         for epochs in (
@@ -72,7 +72,7 @@ def train(config: Any, workdir: str) -> Result:
         )
     )
     optimizer, schedule = optim.create(
-        **config.optimizer, **durations, total_steps=total
+        **config.optimizer, **lengths, total_steps=total
     )
     stack.enter_context(rundir.claim(workdir, config))
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
@@ -98,8 +98,7 @@ def train(config: Any, workdir: str) -> Result:
       batches.set_state(iterator_state)
       logging.info(f'resumed from the checkpoint of step {step}')
     stop_reason = stack.enter_context(preemption.stop_requests())
-    sources = batches, eval_batches
-    log = logging.Log(workdir, step, total, sources, **durations)
+    log = logging.Log(workdir, step, total, (batches, eval_batches), **lengths)
     stack.enter_context(log)
     predict = train_step.create_predict(task, mesh)
     take_step = train_step.create_train_step(
