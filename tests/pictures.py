@@ -1,6 +1,7 @@
 """Images to test with, as pixels and as files."""
 
 import io
+import pathlib
 
 import cv2
 import numpy as np
@@ -28,3 +29,19 @@ def encode(pixels: np.ndarray, kind: str = 'PNG', mode=None, **options):
   file = io.BytesIO()
   (image if mode is None else image.convert(mode)).save(file, kind, **options)
   return file.getvalue()
+
+
+def photo(seed: int, kind: str = 'JPEG') -> bytes:
+  """Returns an encoded image of 60 x 80 pixels, always the same."""
+  return encode(smooth(60, 80, seed), kind)
+
+
+def write_folder(directory: pathlib.Path, splits: dict[str, int]) -> None:
+  """Writes a folder of images, so many per class by split."""
+  for number, (split, count) in enumerate(splits.items()):
+    for label, name in enumerate(('cat', 'dog')):
+      folder = directory / split / name
+      folder.mkdir(parents=True, exist_ok=True)
+      for i in range(count):
+        content = photo(1000 * number + 100 * label + i)
+        (folder / f'{i}.jpg').write_bytes(content)

@@ -5,9 +5,9 @@ import itertools
 import operator
 
 import commands
-import fake_sources
 import jax
 import numpy as np
+import pictures
 import pytest
 import tiny
 
@@ -273,7 +273,7 @@ def test_batches_of_every_recipe(name, arguments, chain, tmp_path):
   assert [step for step, _ in augment] == chain.split()
   if chain == STRONG:
     assert augment[-1][1]['magnitude'] == {'a2': 7.0, 'a3': 6.0}[name]
-  fake_sources.write_folder(tmp_path, {'train': 3, 'validation': 3})
+  pictures.write_folder(tmp_path, {'train': 3, 'validation': 3})
   with config.unlocked():
     config.data.name = f'folder:{tmp_path}'
     config.data.train_split, config.data.eval_split = 'train', 'validation'

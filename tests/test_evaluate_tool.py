@@ -3,10 +3,10 @@
 import json
 
 import commands
-import fake_sources
 import fake_tfds
 import jax
 import numpy as np
+import pictures
 import pytest
 import tensorflow_datasets as tfds
 import trained
@@ -34,8 +34,7 @@ def write_set(root, name, split, labels):
   if key == 'real_label':
     features[key] = tfds.features.Sequence(features.pop('label'))
   rows = [
-      {'image': fake_sources.image(i, 'PNG'), key: y}
-      for i, y in enumerate(labels)
+      {'image': pictures.photo(i, 'PNG'), key: y} for i, y in enumerate(labels)
   ]
   fake_tfds.write(root, name, features, {split: rows})
 
@@ -103,7 +102,7 @@ def two_classes(tmp_path_factory):
   root = tmp_path_factory.mktemp('two')
   trained.imagenet_run(root / 'run', 2)
   (root / 'run/classes.json').write_text('["cat", "dog"]')
-  fake_sources.write_folder(root / 'images', {'train': 1, 'test': 5})
+  pictures.write_folder(root / 'images', {'train': 1, 'test': 5})
   broken = root / 'images/test/dog/3.jpg'
   broken.write_bytes(broken.read_bytes()[:60])
   return root / 'run', f'folder:{root}/images', broken
@@ -165,7 +164,7 @@ def test_the_run_decides_but_for_what_is_asked(run):
 def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
   with pytest.raises(InputError, match='num_classes is 1000 there and 2 here'):
     measure(two_classes[0], data='imagenet2012', data_dir=str(sets))
-  fake_sources.write_folder(tmp_path / 'pets', {'test': 1})
+  pictures.write_folder(tmp_path / 'pets', {'test': 1})
   (tmp_path / 'pets/test/dog').rename(tmp_path / 'pets/test/eel')
   with pytest.raises(InputError, match="label 1 is 'eel' there and 'dog' here"):
     measure(two_classes[0], data=f'folder:{tmp_path}/pets')

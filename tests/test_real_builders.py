@@ -1,8 +1,8 @@
 """From what TFDS prepares to a trained network: shipped configs."""
 
-import fake_sources
 import fake_tfds
 import numpy as np
+import pictures
 import pytest
 import tiny
 
@@ -14,14 +14,14 @@ STEPS = 8
 
 
 def imagenet2012(root):
-  rows = [dict(image=fake_sources.image(i), label=7 * i) for i in range(14)]
+  rows = [dict(image=pictures.photo(i), label=7 * i) for i in range(14)]
   splits = {'train': rows, 'validation': rows[:10]}
   fake_tfds.write(root, 'imagenet2012', fake_tfds.labelled(1000), splits)
   return imagenet.get_config(model='resnet18'), (14, 10)
 
 
 def folder(root):
-  fake_sources.write_folder(root, {'train': 5, 'validation': 7})
+  pictures.write_folder(root, {'train': 5, 'validation': 7})
   given = dict(num_classes=2, model='resnet18', recipe='a3')
   return imagenet.get_config(data=f'folder:{root}', **given), (10, 14)
 
