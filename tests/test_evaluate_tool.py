@@ -168,7 +168,7 @@ def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
   (tmp_path / 'pets/test/dog').rename(tmp_path / 'pets/test/eel')
   with pytest.raises(InputError, match="label 1 is 'eel' there and 'dog' here"):
     measure(two_classes[0], data=f'folder:{tmp_path}/pets')
-  with pytest.raises(InputError, match='eval_batch_size=3 is not divisible'):
+  with pytest.raises(InputError, match='eval_batch_size=3 must be a multiple'):
     measure(run[0], data='imagenet2012', data_dir=str(sets), batch_size=3)
   with pytest.raises(
       InputError, match='--data=digit_scenes does not fit a run'
