@@ -68,34 +68,38 @@ def by_hand(name, attention=None, aw_conv=False, version='v1.5'):
 
 
 @pytest.mark.parametrize(
-    'name, options, published',
+    'name, options',
     [
-        ('resnet18', {}, '1.814'),
-        ('resnet18', dict(aw_conv=True), None),
-        ('resnet50', dict(aw_conv=True, version='v1'), None),
-        ('resnet50', dict(attention='cbam', aw_conv=True), None),
-        ('resnet50', dict(attention='eca'), None),
-        # As printed in the papers (v1) and by what all code runs (v1.5).
-        ('resnet50', dict(version='v1'), '3.858'),
-        ('resnet50', {}, '4.089'),
-        ('resnet50', dict(attention='se', version='v1'), '3.860'),
-        ('resnet50', dict(attention='se'), '4.092'),
-        ('resnet50', dict(attention='cbam', version='v1'), '3.864'),
-        ('resnet50', dict(attention='cbam'), '4.096'),
-        ('resnet50', dict(attention='bam', version='v1'), '3.940'),
-        ('resnet50', dict(attention='bam'), '4.171'),
+        ('resnet18', dict(aw_conv=True)),
+        ('resnet50', dict(aw_conv=True, version='v1')),
+        ('resnet50', dict(attention='cbam', aw_conv=True)),
+        ('resnet50', dict(attention='eca')),
+        ('resnet50', dict(attention='se', version='v1')),
+        ('resnet50', dict(attention='bam')),
     ],
 )
-def test_macs_are_those_written_out_and_published(name, options, published):
+def test_macs_are_those_written_out(name, options):
   *rows, total = tool.count(models.create(name, **options), 224)
-  macs = total['multiply_adds']
-  assert macs == by_hand(name, **options)
-  assert published in (None, f'{macs / 1e9:.3f}')
+  assert total['multiply_adds'] == by_hand(name, **options)
   # In the order of the computation.
   first = [row['module'] for row in rows[:2]]
   assert first == ['stem_conv', 'stage1_block1']
   for key in ('parameters', 'multiply_adds'):
     assert sum(row[key] for row in rows) == total[key]
+
+
+def test_what_is_written_out_is_what_is_published():
+  # As printed in the papers (v1) and by what all code runs (v1.5).
+  for attention, *published in (
+      (None, '3.858', '4.089'),
+      ('se', '3.860', '4.092'),
+      ('cbam', '3.864', '4.096'),
+      ('bam', '3.940', '4.171'),
+  ):
+    for version, gmacs in zip(('v1', 'v1.5'), published, strict=True):
+      macs = by_hand('resnet50', attention, version=version)
+      assert f'{macs / 1e9:.3f}' == gmacs
+  assert f'{by_hand("resnet18") / 1e9:.3f}' == '1.814'
 
 
 def test_the_command_compares_networks_or_lists_modules():

@@ -14,7 +14,6 @@ import trained
 from awconv_jax import inference, weights
 from awconv_jax.data import crops, decode
 from awconv_jax.errors import InputError
-from awconv_jax.train import rundir
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -118,13 +117,3 @@ def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
       inference.load(*arguments, **options)
     assert '\n' not in str(caught.value)
-
-
-def test_a_run_keeps_numbers_and_names_of_its_classes(tmp_path):
-  rundir.write_classes(tmp_path, ('cat', 'dog'), None)
-  assert [p.name for p in tmp_path.iterdir()] == ['classes.json']
-  rundir.write_classes(tmp_path, ('heron', 'gull'), (3, 20))
-  found = json.loads((tmp_path / 'categories.json').read_text())
-  assert found == [{'id': 3, 'name': 'heron'}, {'id': 20, 'name': 'gull'}]
-  found = json.loads((tmp_path / 'classes.json').read_text())
-  assert found == ['heron', 'gull']

@@ -262,7 +262,7 @@ def test_classes_keep_their_names_and_their_order(run, tmp_path):
     return [(c['id'], c['name']) for c in files['images']['categories']]
 
   names = tmp_path / 'run/classes.json'
-  names.write_text('["dim", "bright"]')
+  rundir.write_classes(tmp_path / 'run', ('dim', 'bright'), None)
   call()  # They are those of the set.
   config.data.name = 'coco_json:/nowhere'
   assert categories() == [(1, 'dim'), (2, 'bright')]
