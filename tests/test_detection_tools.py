@@ -13,7 +13,7 @@ import random_values
 from awconv_jax import inference, models, weights
 from awconv_jax.errors import InputError
 from awconv_jax.tools import convert, evaluate, predict
-from awconv_jax.train import rundir
+from awconv_jax.train import rundir, settings
 from configs import coco
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -36,7 +36,7 @@ def made(tmp_path_factory):
   variables = random_values.like(
       models.shapes_of(models.create_detector(**config.model.to_dict()))
   )
-  convert.write_run(root / 'run', variables, config)
+  convert.write_run(root / 'run', variables, settings.complete(config))
   (root / 'run/classes.json').write_text('["thing 3", "thing 5", "thing 9"]')
   weights.save(root / 'weights.safetensors', variables)
   return root
