@@ -87,7 +87,7 @@ XAVIER = {  # Of (ways in, ways out).
             dict(fc6=XAVIER[24, 64], fc7=XAVIER[64, 64]),
         ),
         (
-            box_head.BoxPredictor(CLASSES),
+            box_head.BoxPredictor(CLASSES, 'last'),
             [np.ones((1, 100))],
             dict(cls_score=0.01, bbox_pred=0.001),
         ),
@@ -183,7 +183,7 @@ def test_detections_are_those_of_the_loops(number):
 @pytest.mark.parametrize(
     'module',
     [
-        box_head.BoxPredictor(CLASSES, dtype=jnp.bfloat16),
+        box_head.BoxPredictor(CLASSES, 'last', dtype=jnp.bfloat16),
         rpn.RPNHead(anchors=3, features=8, dtype=jnp.bfloat16),
     ],
 )

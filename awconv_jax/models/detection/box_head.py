@@ -65,7 +65,7 @@ class BoxPredictor(nn.Module):
   """
 
   num_classes: int
-  background: str = 'last'
+  background: str
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
