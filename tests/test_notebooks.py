@@ -11,6 +11,8 @@ NOTEBOOKS = sorted((commands.ROOT / 'notebooks').glob('*.ipynb'))
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
 def test_a_notebook_runs(path, monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')  # One device, as a user has.
+  # Compiling takes most of the time.
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   monkeypatch.setenv('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
   notebook = nbformat.read(path, as_version=4)
   stored = [c.get('outputs') for c in notebook.cells if c.cell_type == 'code']
