@@ -181,7 +181,7 @@ def test_a_directory_without_checkpoints_is_left_as_it_is(tmp_path):
         (dict(attention='se'), 'either --model.*or --config'),
         (dict(config=None), 'either --model.*or --config'),
         (dict(config=None, model='faster_rcnn'), "unknown model 'faster_rcnn'"),
-        (dict(channels=1), 'config.task.mean=.* the 1 channel'),
+        (dict(channels=1), 'config.task.mean=.* 1 channel'),
     ],
 )
 def test_flags_name_one_network_that_fits(named, words):
