@@ -33,7 +33,9 @@ def _quick_compiles():
   option = 'jax_disable_most_optimizations'
   before = jax.config.read(option)
   jax.config.update(option, True)
-  yield
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(option.upper(), '1')  # For sub-processes.
+    yield
   jax.config.update(option, before)
 
 

@@ -15,6 +15,8 @@ from awconv_jax.tasks import classification
 from awconv_jax.train import partition
 from awconv_jax.train import step as train_step
 
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
 CLASSES, SIDE, ROWS = 4, 3, 8
 MEAN, STD = (120.0, 90.0, 60.0), (60.0, 50.0, 70.0)
 BOTH = dict(mixup=1.0, cutmix=1.0)

@@ -37,8 +37,7 @@ def start(workdir, devices, *flags):
   """Returns the process of train.py; it compiles as the fixture does."""
   config = f'--config={commands.ROOT}/tests/tiny_scenes.py'
   flags = 'train.py', config, f'--workdir={workdir}', *flags
-  quick = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  return commands.start(*flags, devices=devices, env=quick)
+  return commands.start(*flags, devices=devices)
 
 
 def assert_same_losses(ours, theirs):

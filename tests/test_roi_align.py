@@ -10,6 +10,8 @@ import pytest
 from awconv_jax.ops import roi_align as roi_ops
 from awconv_jax.ops.roi_align import assign_levels, roi_align
 
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
 STRIDES = (4, 8)
 SIZES = (9, 12), (5, 6)  # Of a canvas of 36x48 pixels.
 CHANNELS = 3

@@ -12,6 +12,8 @@ from watched_run import assert_same_runs
 
 from awconv_jax.train import logging, rundir
 
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
 # Thirty steps of float32; the learning rate of a usual start, so that rounding
 # differences between the ways to sum are not blown up by the training itself.
 THIRTY = (
