@@ -78,7 +78,9 @@ def load_config(value: str) -> Any:
     known = map(str, pathlib.Path(path).parent.glob('*[!_].py'))
     raise errors.unknown_name('config file', path, known)
   try:
-    function = runpy.run_path(path, run_name='config')['get_config']
+    function = runpy.run_path(path, run_name='config').get('get_config')
+    if function is None:
+      raise errors.InputError(f'{path} has no function get_config')
     return function(**config.arguments(text, function))
   except errors.ReportedError:
     raise

@@ -67,7 +67,9 @@ def test_options_are_checked_by_the_signatures(steps, message):
 def test_a_crop_comes_first():
   steps = [('flip', {}), ('random_resized_crop', CROP)]
   with pytest.raises(InputError, match="'random_resized_crop' must come first"):
-    augment.Chain(steps, 32)
+    sizes = dict(image_size=32, eval_image_size=32)
+    options = dict(name='digits', augment=steps, **sizes)
+    data.create(options, train=True, batch_size=1, seed=0)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -100,7 +102,8 @@ def test_a_chain_is_its_steps_in_order(crop):
   encoded = decode.EncodedImage(pictures.encode(pictures.smooth(50, 40)), 3)
   steps = (('random_affine', AFFINE), ('pad_crop', {'padding': 9}))
 
-  result = augment.Chain(crop + steps, 16)(encoded, np.random.default_rng(2))
+  rng = np.random.default_rng(2)
+  result = augment.augmented(encoded, rng, steps=crop + steps, size=16)
 
   rng = np.random.default_rng(2)
   expected = encoded.pixels()

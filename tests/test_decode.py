@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 import simplejpeg
 
-from awconv_jax.data import crops, decode, jpeg_rows
+from awconv_jax.data import crops, decode
 
 SMOOTH = pictures.smooth(40, 50)
 # Kind, colour mode, options, and the largest mean difference in grey levels.
@@ -172,7 +172,7 @@ def test_the_upper_rows_are_those_of_the_whole(kind, rows):
   assert (b'\xff\xd0' in data) == (kind == 'restarts')
   whole = simplejpeg.decode_jpeg(data)
 
-  shorter = jpeg_rows.shorten(data, rows)
+  shorter = decode.shorten_jpeg(data, rows)
 
   upper = simplejpeg.decode_jpeg(shorter, strict=False)
   assert rows <= upper.shape[0] < 150
@@ -193,7 +193,7 @@ PROGRESSIVE = pictures.encode(pictures.smooth(64, 64), 'JPEG', progressive=True)
     ],
 )
 def test_what_cannot_be_shortened_is_left(data, rows):
-  assert jpeg_rows.shorten(data, rows) is None
+  assert decode.shorten_jpeg(data, rows) is None
 
 
 def test_a_cut_image_is_refused_even_where_the_crop_is_whole():

@@ -156,16 +156,6 @@ def test_a_split_without_labels_is_refused(copy):
     source[2]
 
 
-def test_unreadable_dataset(copy, monkeypatch):
-  # The tests may run as root, who may read all; so the refusal is acted.
-  def refuse(path):
-    raise PermissionError(13, 'Permission denied', path)
-
-  monkeypatch.setattr(os, 'listdir', refuse)
-  message = open_error('tiny', copy[0], 'train')
-  assert message == f'cannot read {copy[0]}/tiny: Permission denied'
-
-
 @pytest.mark.parametrize(
     'name, size, start, reason',
     [

@@ -6,19 +6,17 @@ what a config does not say, does not happen. A config lists `(name, options)`
 pairs, applied in that order. (A mapping will not do: ConfigDict sorts its
 keys.)
 
-A chain may begin with one of `CROPS`, which take the image before it is
-decoded, so that no more of it is decoded than is needed.
+The first may be one of `CROPS`, which take the image before it is decoded, so
+that no more of it is decoded than is needed.
 """
 
 from collections.abc import Iterable, Mapping
-import functools
 from typing import Annotated, Any
 
 import cv2
 import numpy as np
 
 from awconv_jax.data import auto_augment, crops, decode, operations
-from awconv_jax.errors import InputError, look_up
 from awconv_jax.options import Bound, Interval, NonNegativeFloat, NonNegativeInt
 
 Rng = np.random.Generator
@@ -123,37 +121,25 @@ CROPS = {'random_resized_crop': crops.random_resized_crop}
 STEPS = AUGMENTATIONS | CROPS
 
 
-class Chain:
-  """Augmentations one after the other; a class so that workers can load it."""
+def augmented(
+    encoded: decode.EncodedImage,
+    rng: Rng,
+    *,
+    steps: Iterable[tuple[str, Mapping[str, Any]]],
+    size: int,
+) -> np.ndarray:
+  """Returns an image after `(name, options)` pairs, uint8 [size, size, C].
 
-  def __init__(self, steps: Iterable[tuple[str, Mapping[str, Any]]], size: int):
-    """Takes `(name, options)` pairs in order, and the side of the result.
-
-    Raises:
-      InputError: for an unknown name, and a crop that is not the first.
-    """
-    self._first, self._rest, self._size = None, [], size
-    for place, (name, options) in enumerate(steps):
-      function = look_up('augmentation', name, STEPS)
-      if name not in CROPS:
-        self._rest.append(functools.partial(function, **options))
-      elif place:
-        raise InputError(f'augmentation {name!r} must come first in augment')
-      else:
-        self._first = functools.partial(function, size=size, **options)
-
-  def __call__(self, encoded: decode.EncodedImage, rng: Rng) -> np.ndarray:
-    """Returns the augmented image, uint8 [size, size, C].
-
-    Args:
-      encoded: the image.
-      rng: source of all random numbers.
-
-    Raises:
-      UnreadableError: the image cannot be decoded.
-    """
-    image = self._first(encoded, rng) if self._first else encoded.pixels()
-    for step in self._rest:
-      image = step(image, rng)
-    # Last, so that augmentations see all pixels and shapes always agree.
-    return decode.resize(image, self._size, 'area')
+  Raises:
+    UnreadableError: the image cannot be decoded.
+  """
+  image = None
+  for name, options in steps:
+    if name in CROPS:
+      image = CROPS[name](encoded, rng, size=size, **options)
+    else:
+      image = encoded.pixels() if image is None else image
+      image = AUGMENTATIONS[name](image, rng, **options)
+  # Last, so that augmentations see all pixels and shapes always agree.
+  image = encoded.pixels() if image is None else image
+  return decode.resize(image, size, 'area')

@@ -114,9 +114,8 @@ class Reader:
     return iter(dataset.mp_prefetch(options, _settle_opencv))
 
 
-def _settle_opencv(worker: int = 0, workers: int = 1) -> None:
+def _settle_opencv(*_: int) -> None:
   """Keeps OpenCV's threads from fighting those that read for the cores."""
-  del worker, workers
   cv2.setNumThreads(0)
   # What it says of a broken image is told once, and with the image's name.
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

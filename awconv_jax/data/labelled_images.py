@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Annotated, Any
 
 import numpy as np
 
 from awconv_jax.data import batches, crops
-from awconv_jax.data.augment import STEPS, Chain
+from awconv_jax.data.augment import CROPS, STEPS, augmented
 from awconv_jax.data.decode import INTERPOLATIONS, EncodedImage
 from awconv_jax.data.order import EvalOrder, ShuffledOrder
 from awconv_jax.errors import InputError
@@ -25,7 +24,7 @@ class LabelledImages(batches.Reader):
   Attributes:
     image_size, eval_image_size: pixels of an image's side in training and in
       evaluation.
-    augment: (name, options) pairs; see `augment.Chain`.
+    augment: (name, options) pairs; applied in order.
     repeats: rows in succession that show the same example, in training.
     eval_crop: side of the central square that is evaluated, over the image's
       shorter side.
@@ -45,11 +44,12 @@ class LabelledImages(batches.Reader):
     """Returns the batches; InputError if the data cannot be used."""
     split = self.train_split if self.train else self.eval_split
     source = self.open_split(self.dir, split)
-    chain = Chain(self.augment, self.image_size)
-    make_row = functools.partial(self._row, chain)
+    for name, _ in self.augment[1:]:
+      if name in CROPS:
+        raise InputError(f'augmentation {name!r} must come first in augment')
     if not self.train:
       order = EvalOrder([range(len(source))], self.batch_size)
-      return batches.EvalBatches(self, source, order, make_row)
+      return batches.EvalBatches(self, source, order, self._row)
     if source.label_shape:
       raise InputError(
           f'the images of split {split!r} have several labels each, to be '
@@ -58,10 +58,10 @@ class LabelledImages(batches.Reader):
     order = ShuffledOrder(len(source), self.seed, self.repeats)
     # The second of two, the first of which `order` uses.
     seed = np.random.SeedSequence(self.seed).generate_state(2)[1]
-    return batches.TrainBatches(self, source, order, make_row, seed)
+    return batches.TrainBatches(self, source, order, self._row, seed)
 
   def _row(
-      self, chain: Chain, source: Any, index: int, group: int, rng: batches.Rng
+      self, source: Any, index: int, group: int, rng: batches.Rng
   ) -> batches.Row:
     """Makes a row; see `batches`."""
     del group
@@ -76,7 +76,8 @@ class LabelledImages(batches.Reader):
     record = source[index]
     encoded = EncodedImage(record['image'], source.channels)
     if rng is not None:
-      image = chain(encoded, rng)
+      how = dict(steps=self.augment, size=self.image_size)
+      image = augmented(encoded, rng, **how)
     else:
       how = dict(share=self.eval_crop, interpolation=self.eval_interpolation)
       image = crops.center_crop(encoded.pixels(), size=size, **how)

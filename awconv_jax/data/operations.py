@@ -97,34 +97,26 @@ def solarize_add(image: np.ndarray, amount: int) -> np.ndarray:
   return np.maximum(image, more.reshape(image.shape))
 
 
-def auto_contrast(image: np.ndarray) -> np.ndarray:
-  """Stretches each channel to the range 0..255."""
-
-  def table(plane):
-    low, high, _, _ = cv2.minMaxLoc(plane)
-    if low == high:
-      return _ALL
-    # In Pillow's order, for the same rounding.
-    scale = 255.0 / (high - low)
-    return np.clip(_ALL * scale + -low * scale, 0, 255)
-
-  return _looked_up(image, table)
+def _stretching(plane: np.ndarray) -> np.ndarray:
+  """Returns the table that stretches a channel to the range 0..255."""
+  low, high, _, _ = cv2.minMaxLoc(plane)
+  if low == high:
+    return _ALL
+  # In Pillow's order, for the same rounding.
+  scale = 255.0 / (high - low)
+  return np.clip(_ALL * scale + -low * scale, 0, 255)
 
 
-def equalize(image: np.ndarray) -> np.ndarray:
-  """Makes all intensities of a channel equally frequent."""
-
-  def table(plane):
-    counts = cv2.calcHist([plane], [0], None, [256], [0, 256])
-    counts = counts.ravel().astype(int)
-    highest = counts[np.flatnonzero(counts)[-1]]
-    step = (counts.sum() - highest) // 255
-    if step == 0:
-      return _ALL
-    below = np.cumsum(counts) - counts
-    return np.minimum((below + step // 2) // step, 255)
-
-  return _looked_up(image, table)
+def _equalizing(plane: np.ndarray) -> np.ndarray:
+  """Returns the table that makes all intensities equally frequent."""
+  counts = cv2.calcHist([plane], [0], None, [256], [0, 256])
+  counts = counts.ravel().astype(int)
+  highest = counts[np.flatnonzero(counts)[-1]]
+  step = (counts.sum() - highest) // 255
+  if step == 0:
+    return _ALL
+  below = np.cumsum(counts) - counts
+  return np.minimum((below + step // 2) // step, 255)
 
 
 def _looked_up(
@@ -141,8 +133,8 @@ def _looked_up(
 
 # `(image, value) -> image`.
 _INTENSITIES = {
-    'auto_contrast': lambda image, value: auto_contrast(image),
-    'equalize': lambda image, value: equalize(image),
+    'auto_contrast': lambda image, value: _looked_up(image, _stretching),
+    'equalize': lambda image, value: _looked_up(image, _equalizing),
     'invert': lambda image, value: 255 - image,
     'posterize': posterize,
     'solarize': solarize,

@@ -116,15 +116,15 @@ class EvalOrder:
 
   def __init__(self, examples: Sequence[Sequence[int]], batch_size: int):
     """Takes the numbers of the examples by group."""
-    self._examples, self._batch_size = examples, batch_size
-    self._batches = [-(-len(e) // batch_size) for e in examples]
-    self.num_batches = sum(self._batches)
+    filled = [
+        np.pad(np.int64(e), (0, -len(e) % batch_size), constant_values=-1)
+        for e in examples
+    ]
+    self._numbers = np.concatenate(filled)
+    self._groups = np.repeat(range(len(filled)), [len(f) for f in filled])
+    self.num_batches = len(self._numbers) // batch_size
 
   def __call__(self, position: int) -> tuple[int, list[int]]:
     """Returns the group at a position and the example; none in blank rows."""
-    for group, batches in enumerate(self._batches):
-      if position < batches * self._batch_size:
-        chosen = self._examples[group][position : position + 1]
-        return group, [int(index) for index in chosen]
-      position -= batches * self._batch_size
-    raise IndexError(f'{position} rows beyond the last batch')
+    number = int(self._numbers[position])
+    return int(self._groups[position]), [number] if number >= 0 else []

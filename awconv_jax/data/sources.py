@@ -11,7 +11,6 @@ images with boxes have, `detection.objects` says. A new data set is one more
 entry of `DATASETS`.
 """
 
-from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -25,37 +24,23 @@ from awconv_jax.data.labelled_images import LabelledImages
 from awconv_jax.data.tfds_source import open_tfds
 from awconv_jax.errors import look_up
 
-
-def _labelled(open_split: Callable[..., Any]) -> functools.partial:
-  return functools.partial(LabelledImages, open_split)
-
-
-def _boxed(open_split: Callable[..., Any]) -> functools.partial:
-  return functools.partial(BoxedImages, open_split)
-
-
-def _prepared(name: str) -> functools.partial:
-  return _labelled(lambda dir, split: open_tfds(name, dir, split))
-
-
-# What reads each, given what opens a split of it.
+# What reads each, and what opens a split of it, given its name and the folder.
 DATASETS = {
-    'digits': _labelled(lambda dir, split: Digits(split)),
-    'imagenet2012': _prepared('imagenet2012'),
-    'cifar10': _prepared('cifar10'),
-    'cifar100': _prepared('cifar100'),
-    'digit_scenes': _boxed(lambda dir, split: DigitScenes(split)),
-    'coco/2017': _boxed(
-        lambda dir, split: open_tfds('coco/2017', dir, split, TfdsObjects)
+    'digits': (LabelledImages, lambda name, dir, split: Digits(split)),
+    'imagenet2012': (LabelledImages, open_tfds),
+    'cifar10': (LabelledImages, open_tfds),
+    'cifar100': (LabelledImages, open_tfds),
+    'digit_scenes': (BoxedImages, lambda name, dir, split: DigitScenes(split)),
+    'coco/2017': (
+        BoxedImages,
+        functools.partial(open_tfds, source_class=TfdsObjects),
     ),
 }
-# What follows the colon names the data set.
+# What follows the colon takes the place of the name.
 KINDS = {
-    'tfds': _prepared,
-    'folder': lambda path: _labelled(
-        lambda dir, split: FolderSource(path, split)
-    ),
-    'coco_json': lambda path: _boxed(lambda dir, split: CocoJson(path, split)),
+    'tfds': (LabelledImages, open_tfds),
+    'folder': (LabelledImages, lambda path, dir, s: FolderSource(path, s)),
+    'coco_json': (BoxedImages, lambda path, dir, s: CocoJson(path, s)),
 }
 
 
@@ -72,9 +57,11 @@ def reader_of(name: str) -> functools.partial:
   """
   prefix, _, rest = name.partition(':')
   if rest and prefix in KINDS:
-    return KINDS[prefix](rest)
-  known = DATASETS | {f'{kind}:<name>': None for kind in KINDS}
-  return look_up('dataset', name, known)
+    name, (reader, open_split) = rest, KINDS[prefix]
+  else:
+    known = DATASETS | {f'{kind}:<name>': None for kind in KINDS}
+    reader, open_split = look_up('dataset', name, known)
+  return functools.partial(reader, functools.partial(open_split, name))
 
 
 def open_source(name: str, data_dir: str | None, split: str) -> Any:

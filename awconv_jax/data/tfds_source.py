@@ -159,10 +159,7 @@ def open_tfds(
   data_dir = os.path.expanduser(data_dir or constants.DATA_DIR)
   data_dir = os.path.abspath(data_dir)
   root = os.path.join(data_dir, name)
-  try:
-    entries = os.listdir(root) if os.path.isdir(root) else []
-  except OSError as error:
-    raise InputError(f'cannot read {root}: {error.strerror}') from error
+  entries = os.listdir(root) if os.path.isdir(root) else []
   versions = filter(version.Version.is_valid, entries)
   for newest in sorted(versions, key=version.Version, reverse=True):
     directory = os.path.join(root, newest)
