@@ -46,10 +46,7 @@ def get_config(
               name='faster_rcnn',
               num_classes=10,
               backbone=settings.network(
-                  model,
-                  attention=attention,
-                  aw_conv=aw_conv,
-                  width=16,
+                  model, attention=attention, aw_conv=aw_conv, width=16
               ),
               norm_train=True,  # Nothing is pretrained.
               pyramid=dict(features=64),

@@ -58,49 +58,36 @@ SPLITS = {
 
 
 def _augment(interpolation: str, *others: tuple[str, Any]) -> tuple[Any, ...]:
-  crop = dict(
-      area=(0.08, 1.0), ratio=(0.75, 4 / 3), interpolation=interpolation
-  )
+  crop = dict(area=(0.08, 1.0), ratio=(0.75, 4 / 3))
+  crop |= dict(interpolation=interpolation)
   return (('random_resized_crop', crop), ('flip', {}), *others)
 
 
-def _strong(
-    *,
-    num_epochs: float,
-    image_size: int,
-    magnitude: float,
-    repeats: int,
-    stochastic_depth: float,
-    learning_rate: float,
-) -> dict[str, Any]:
+def _strong(*, epochs, size, magnitude, repeats, depth, rate) -> dict[str, Any]:
   """Returns what the procedures A2 and A3 share, with what they do not."""
-  rand_augment = dict(  # timm's rand-m<magnitude>-mstd0.5-inc1.
-      num_ops=2,
-      magnitude=magnitude,
-      magnitude_std=0.5,
-      probability=0.5,
-      increasing=True,
-  )
+  # timm's rand-m<magnitude>-mstd0.5-inc1.
+  strength = dict(magnitude=magnitude, magnitude_std=0.5, increasing=True)
+  rand_augment = dict(num_ops=2, probability=0.5, **strength)
   return dict(
-      num_epochs=num_epochs,
+      num_epochs=epochs,
       batch_size=2048,
       data=dict(
-          image_size=image_size,
+          image_size=size,
           eval_crop=0.95,
           eval_interpolation='bicubic',
           augment=_augment('cubic', ('rand_augment', rand_augment)),
           repeats=repeats,
       ),
       task=dict(loss='bce', bce_threshold=0.2, mixup=0.1, cutmix=1.0),
-      model=dict(stochastic_depth=stochastic_depth),
+      model=dict(stochastic_depth=depth),
       optimizer=dict(
           name='lamb',
-          learning_rate=learning_rate,
+          learning_rate=rate,
           base_batch_size=2048,
           weight_decay=0.02,
           clip_norm=1.0,  # A part of timm's LAMB.
           warmup_epochs=5.0,
-          warmup_start_fraction=1e-6 / learning_rate,
+          warmup_start_fraction=1e-6 / rate,
       ),
   )
 
@@ -142,20 +129,10 @@ RECIPES = {
         ),
     ),
     'a2': _strong(
-        num_epochs=300.0,
-        image_size=224,
-        magnitude=7.0,
-        repeats=3,
-        stochastic_depth=0.05,
-        learning_rate=5e-3,
+        epochs=300.0, size=224, magnitude=7.0, repeats=3, depth=0.05, rate=5e-3
     ),
     'a3': _strong(
-        num_epochs=100.0,
-        image_size=160,
-        magnitude=6.0,
-        repeats=1,
-        stochastic_depth=0.0,
-        learning_rate=8e-3,
+        epochs=100.0, size=160, magnitude=6.0, repeats=1, depth=0.0, rate=8e-3
     ),
 }
 
@@ -174,27 +151,17 @@ def get_config(
   config = look_up('recipe', recipe, RECIPES)
   # The tables of relative positions have the size of the images.
   size = config['data']['image_size'] if attention == 'aa' else 224
+  reading = dict(num_workers=8, num_threads=2, prefetch=2)
+  reading |= dict(name=data, eval_image_size=size, max_bad_fraction=0.001)
+  wanted = dict(num_classes=num_classes, attention=attention, aw_conv=aw_conv)
+  network = settings.network(model, **wanted, **config.get('model', {}))
+  splits = look_up('eval', eval, SPLITS)
   return settings.complete(
-      config
-      | dict(
-          eval_batch_size=1024,
-          data=config['data']
-          | look_up('eval', eval, SPLITS)
-          | dict(
-              name=data,
-              eval_image_size=size,
-              max_bad_fraction=0.001,
-              num_workers=8,
-              num_threads=2,
-              prefetch=2,
-          ),
-          task=config.get('task', {}) | dict(name='classification'),
-          model=settings.network(
-              model,
-              num_classes=num_classes,
-              attention=attention,
-              aw_conv=aw_conv,
-              **config.get('model', {}),
-          ),
-      )
+      {
+          **config,
+          'eval_batch_size': 1024,
+          'data': config['data'] | splits | reading,
+          'task': config.get('task', {}) | dict(name='classification'),
+          'model': network,
+      }
   )

@@ -10,7 +10,7 @@ from awconv_jax.data import batches, crops
 from awconv_jax.data.augment import CROPS, STEPS, augmented
 from awconv_jax.data.decode import INTERPOLATIONS, EncodedImage
 from awconv_jax.data.order import EvalOrder, ShuffledOrder
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, look_up
 from awconv_jax.options import OneOf, PositiveInt, Share, Steps
 
 # What an augmentation is given beside its options.
@@ -44,8 +44,9 @@ class LabelledImages(batches.Reader):
     """Returns the batches; InputError if the data cannot be used."""
     split = self.train_split if self.train else self.eval_split
     source = self.open_split(self.dir, split)
-    for name, _ in self.augment[1:]:
-      if name in CROPS:
+    for place, (name, _) in enumerate(self.augment):
+      look_up('augmentation', name, STEPS)
+      if place and name in CROPS:
         raise InputError(f'augmentation {name!r} must come first in augment')
     if not self.train:
       order = EvalOrder([range(len(source))], self.batch_size)
