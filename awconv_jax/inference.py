@@ -13,7 +13,7 @@
 The newest checkpoint in good order is read, the averages where a run has them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -29,7 +29,6 @@ from awconv_jax import config as engine
 from awconv_jax import models, tasks, weights
 from awconv_jax.data import crops, order, sources
 from awconv_jax.data.detection import canvases
-from awconv_jax.data.detection.canvases import Geometry
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.evaluators import coco
@@ -42,12 +41,10 @@ Images = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-  """What images are, by a classifier.
+  """What N images are: probabilities float32 [N, classes].
 
-  Attributes:
-    probabilities: float32 [N, classes].
-    labels: int [N], of the greatest probability, from 0 on.
-    names: of the labels' classes, N of them.
+  The labels int [N], from 0 on, are those of the greatest probability; and
+  there are the names of their classes.
   """
 
   probabilities: np.ndarray
@@ -57,13 +54,10 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What was found on an image, the best first.
+  """What was found on an image, the best first; labels are from 0 on.
 
-  Attributes:
-    boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
-    scores: float32 [D].
-    labels: int32 [D], from 0 on.
-    names: of the labels' classes, D of them.
+  The boxes float32 [D, 4] are x1, y1, x2, y2 in pixels of the image; there are
+  as many scores float32 [D], labels int32 [D], and names of their classes.
   """
 
   boxes: np.ndarray
@@ -125,11 +119,15 @@ class Model:
     outputs = jax.jit(self._outputs, static_argnums=2)
     return functools.partial(outputs, jax.device_put(self.variables))
 
-  def _run(self, size: int, flip: bool, **batch: np.ndarray) -> Any:
-    """Returns outputs of a batch, filled up to `size` so as to compile once."""
-    filled = {k: np.resize(a, (size, *a.shape[1:])) for k, a in batch.items()}
-    outputs = jax.device_get(self._compiled(filled, flip))
-    return jax.tree.map(lambda array: array[: len(batch['image'])], outputs)
+  def _run(self, size: int, flip: bool, **rows: np.ndarray) -> Any:
+    """Returns outputs by batches, the last filled up so as to compile once."""
+    number, found = len(rows['image']), []
+    whole = -(-number // size) * size
+    rows = {k: np.resize(a, (whole, *a.shape[1:])) for k, a in rows.items()}
+    for start in range(0, number, size):
+      part = {k: a[start : start + size] for k, a in rows.items()}
+      found.append(jax.device_get(self._compiled(part, flip)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *found)
 
   def _checked(self, images: Images) -> Images:
     """Returns arrays that OpenCV takes; ValueError for what is no images."""
@@ -149,8 +147,7 @@ class Model:
 class Classifier(Model):
   """Classifies images; brings them to size as in evaluation.
 
-  Attributes:
-    preparation: options of `crops.center_crop`.
+  The preparation holds the options of `crops.center_crop`.
   """
 
   preparation: Mapping[str, Any]
@@ -177,9 +174,7 @@ class Classifier(Model):
     """
     cut = functools.partial(crops.center_crop, **self.preparation)
     rows = np.stack([*map(cut, self._checked(images))])
-    size = min(batch_size, len(rows))
-    found = [self._run(size, flip, image=part) for part in _chunks(rows, size)]
-    probabilities = np.concatenate(found)
+    probabilities = self._run(min(batch_size, len(rows)), flip, image=rows)
     labels = probabilities.argmax(1)
     return Classes(probabilities, labels, [self.names[i] for i in labels])
 
@@ -239,20 +234,21 @@ class Detector(Model):
       ValueError: they are not such arrays.
     """
     images = self._checked(images)
-    geometry = Geometry.of(self.config.data)
-    size = min(batch_size, len(images)) or 1
+    geometry = canvases.Geometry.of(self.config.data)
+    size = min(batch_size, len(images))
     sizes = np.array([image.shape[:2] for image in images]).reshape(-1, 2)
     found = {}
     for group, members in enumerate(order.groups(sizes)):
+      if not len(members):
+        continue
       canvas = geometry.canvas_of(group)
-      for chunk in _chunks(members, size):
-        rows = [geometry.plain(images[i], NOTHING)[0] for i in chunk]
-        areas = np.int32([row.shape[:2] for row in rows])
-        pasted = np.stack([canvases.paste(row, canvas) for row in rows])
-        outputs = self._run(size, flip, image=pasted, image_size=areas)
-        for row, i in enumerate(chunk):
-          one = {name: array[row] for name, array in outputs.items()}
-          found[i] = self._found(one, areas[row], images[i].shape[:2])
+      rows = [geometry.plain(images[i], NOTHING)[0] for i in members]
+      areas = np.int32([row.shape[:2] for row in rows])
+      pasted = np.stack([canvases.paste(row, canvas) for row in rows])
+      outputs = self._run(size, flip, image=pasted, image_size=areas)
+      for row, i in enumerate(members):
+        one = {name: array[row] for name, array in outputs.items()}
+        found[i] = self._found(one, areas[row], sizes[i])
     return [found[i] for i in range(len(images))]
 
   def _found(self, one, size, original_size) -> Found:
@@ -263,11 +259,6 @@ class Detector(Model):
     scores, labels = one['scores'][kept], one['labels'][kept]
     names = [self.names[label] for label in labels]
     return Found(boxes.astype(np.float32), scores, labels, names)
-
-
-def _chunks(members: np.ndarray, size: int) -> Iterator[np.ndarray]:
-  for start in range(0, len(members), size):
-    yield members[start : start + size]
 
 
 def load(

@@ -1,6 +1,7 @@
 """COCO's metrics: against pycocotools on exported files, and by hand."""
 
 import json
+import types
 
 import fake_coco
 import numpy as np
@@ -57,29 +58,23 @@ def noisy(rows):
   near = perfect(rows)
   noise = rng.normal(0, 0.7, near['boxes'].shape).astype(np.float32)
   labels = np.where(rng.random(near['labels'].shape) < 0.2, 0, near['labels'])
-  wrong = {
-      'boxes': np.roll(near['boxes'], 1, axis=0),
-      'labels': labels,
-      'scores': near['scores'],
-      'valid': rng.random(labels.shape) < 0.5,
-  }
+  wrong = {'boxes': np.roll(near['boxes'], 1, axis=0), 'labels': labels}
+  wrong |= {'scores': near['scores'], 'valid': rng.random(labels.shape) < 0.5}
   near |= {'boxes': near['boxes'] + noise, 'labels': labels}
-  both = {k: np.concatenate([near[k], wrong[k]], axis=1) for k in wrong}
-  return near | both
+  return near | {k: np.concatenate([near[k], wrong[k]], axis=1) for k in wrong}
 
 
 def batches(rows, size):
   """Yields batches, filled up with the first rows again, which do not count."""
   number = len(rows['mask'])
-  for start in range(0, number, size):
-    take = np.arange(start, start + size)
+  for take in np.arange(-(-number // size) * size).reshape(-1, size):
     batch = {name: array[take % number] for name, array in rows.items()}
     yield batch | {'mask': take < number}
 
 
-def evaluator_of(rows, *, size=5, **options):
+def evaluator_of(rows, **options):
   evaluator = coco.CocoEvaluator(IDS, **options)
-  for batch in batches(rows, size):
+  for batch in batches(rows, 5):
     evaluator.update(batch)
   return evaluator
 
@@ -115,9 +110,9 @@ def test_no_detections_are_zero_and_nothing_to_find_is_minus_one():
 
 def test_equal_to_pycocotools_on_the_exported_files(tmp_path):
   evaluator = evaluator_of(noisy(images(20)), names=list('abcde'))
-  paths = [tmp_path / f'{name}.json' for name in ('dataset', 'results')]
+  paths = [tmp_path / 'dataset', tmp_path / 'results']
   for path in paths:
-    exported = getattr(evaluator, path.stem)()
+    exported = getattr(evaluator, path.name)()
     path.write_text(json.dumps(exported, allow_nan=False))
   metrics = evaluator.compute()
   assert metrics.pop('num_images') == 20 and 0.1 < metrics['AP'] < 0.9
@@ -143,10 +138,8 @@ def test_a_file_that_is_read_and_fed_back_is_perfect(tmp_path):
     evaluator.update(perfect(batch))
   assert evaluator.compute()['AP'] == pytest.approx(1, abs=1e-12)
   # What is exported is what was read: against the file all is found, too.
-  path, results = (
-      tmp_path / name
-      for name in ('annotations/instances_test.json', 'results.json')
-  )
+  path = tmp_path / 'annotations/instances_test.json'
+  results = tmp_path / 'results.json'
   results.write_text(json.dumps(evaluator.results()))
   assert oracle_coco.stats(path, results)[0] == pytest.approx(1, abs=1e-12)
   written, exported = json.loads(path.read_text()), evaluator.dataset()
@@ -158,21 +151,19 @@ def test_a_file_that_is_read_and_fed_back_is_perfect(tmp_path):
   assert crowds[0] == crowds[1] and any(crowds[0])
 
 
-class _Echo:
-  """A task whose prediction is what the batch brings."""
-
-  predict = staticmethod(lambda variables, batch: batch)
-
-
 def test_every_image_counts_once_on_any_devices_in_any_order():
   rows = noisy(images(12))
   expected = evaluator_of(rows)
   order = np.random.default_rng(2).permutation(12)
   rows = {name: array[order] for name, array in rows.items()}
   mesh, evaluator = partition.create_mesh(), coco.CocoEvaluator(IDS)
-  predict = train_step.create_predict(_Echo(), mesh)
+  # A task whose prediction is what the batch brings.
+  echo = types.SimpleNamespace(predict=lambda variables, batch: batch)
+  predict = train_step.create_predict(echo, mesh)
   # The second batch is half of rows seen before.
-  metrics = train_loop.evaluate(predict, {}, batches(rows, 8), evaluator, mesh)
+  for _, out in train_loop.predictions(predict, {}, batches(rows, 8), mesh):
+    evaluator.update(out)
+  metrics = evaluator.compute()
   assert metrics == expected.compute() and metrics['num_images'] == 12
   assert evaluator.results() == expected.results()
   assert evaluator.dataset() == expected.dataset()
@@ -180,25 +171,24 @@ def test_every_image_counts_once_on_any_devices_in_any_order():
 
 def one_image(**changes):
   """Returns one image of 200 x 100 on a canvas of half its height."""
-  rows = {
+  on, off = np.array([[True, True]]), np.array([[False, False]])
+  box = [4, 5, 24 + 2**-10, 25]
+  return {
       'image_id': np.int32([8]),
       'image_size': np.float32([[50, 80]]),
       'original_size': np.int32([[100, 200]]),
       'gt_boxes': np.float32([[[4, 5, 24, 25], [40, 5, 60, 25]]]),
-      'gt_labels': np.int32([[2, 2]]),
-      'gt_valid': np.array([[True, True]]),
-      'gt_crowd': np.array([[False, False]]),
-      'boxes': np.float32([[[4, 5, 24 + 2**-10, 25], [np.nan] * 4, [0] * 4]]),
+      **{'gt_labels': np.int32([[2, 2]]), 'gt_valid': on, 'gt_crowd': off},
+      'boxes': np.float32([[box, [np.nan] * 4, [0] * 4]]),
       'scores': np.float32([[0.5, 1, 2]]),
       'labels': np.int32([[2, 2, -1]]),
       'valid': np.array([[True, True, False]]),
       'mask': np.array([True]),
-  }
-  return rows | changes
+  } | changes
 
 
 def test_boxes_are_in_pixels_of_the_file():
-  evaluator = evaluator_of(one_image(), size=1)
+  evaluator = evaluator_of(one_image())
   common = {'image_id': 8, 'category_id': 17}
   bbox = [10.0, 10.0, 50 + 2.5 * 2**-10, 40.0]
   assert evaluator.results() == [common | {'bbox': bbox, 'score': 0.5}]

@@ -1,15 +1,92 @@
-"""The table of parameters and MACs, against MACs written out by hand."""
+"""MACs of operations and networks, written out, and the tables of the docs."""
+
+import functools
+import math
+import re
 
 import commands
+import jax
+import jax.numpy as jnp
 import pytest
 
-from awconv_jax import models
+from awconv_jax import macs, models
+from awconv_jax.ops import aw_conv as op
 from awconv_jax.tools import complexity as tool
 
-SIZES = {
-    'resnet18': ('basic', (2, 2, 2, 2)),
-    'resnet50': ('bottleneck', (3, 4, 6, 3)),
-}
+SIZES = {'resnet18': (2, 2, 2, 2), 'resnet50': (3, 4, 6, 3)}
+# Of docs/networks.md.
+ROWS = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in (commands.ROOT / 'docs/networks.md').read_text().splitlines()
+    if re.match(r'\| \w+\d\w* \|', line)
+]
+
+
+def total(function, *shapes):
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return sum(macs.count(function, *arguments).values())
+
+
+def test_a_convolution_a_product_in_a_scan_and_no_while_loop():
+  conv = functools.partial(
+      jax.lax.conv_general_dilated,
+      window_strides=(2, 2),
+      padding='SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=2,
+  )
+  count = total(conv, (2, 8, 6, 4), (3, 3, 2, 10))
+  assert count == (2 * 4 * 3 * 10) * (3 * 3 * 2)
+
+  def scan(x, w):
+    return jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=7)[0]
+
+  assert total(scan, (3, 5), (5, 5)) == 7 * 3 * 5 * 5
+
+  def loop(x):
+    return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c, x)
+
+  with pytest.raises(NotImplementedError, match='while'):
+    total(loop, (3, 3))
+
+
+@pytest.mark.parametrize('implementation', sorted(op.IMPLEMENTATIONS))
+@pytest.mark.parametrize(
+    'groups, features, maps', [(1, 5, 2), (8, 8, 1), (8, 16, 1)]
+)
+def test_an_aw_convolution_is_its_convolution_and_its_modulation(
+    implementation, groups, features, maps
+):
+  options = dict(groups=groups, implementation=implementation)
+  shape = 3, 3, 8 // groups, features
+  count = total(
+      functools.partial(op.aw_conv, **options),
+      *((4, 6, 6, 8), shape, (4, 3, 3, maps, features)),
+  )
+  assert count == 4 * (6 * 6 + 1) * math.prod(shape)
+
+
+def test_a_fused_aw_convolution_counts_once_of_all_platforms():
+  def both(x, kernel, attention):
+    run = functools.partial(op.aw_conv, implementation='fused')
+    out, pullback = jax.vjp(run, x, kernel, attention)
+    return pullback(out)
+
+  count = total(both, (4, 6, 6, 16), (3, 3, 16, 32), (4, 3, 3, 2, 32))
+  # Three products. The kernel times the maps for each of the two images; the
+  # gradient of the sample's kernel times the maps, and times the kernel.
+  assert count == 4 * (3 * 6 * 6 + 4) * (3 * 3 * 16 * 32)
+
+
+def test_a_condition_around_fused_ones_counts_all_of_its_branches():
+  def either(x, kernel, attention):
+    fused = functools.partial(
+        op.aw_conv, kernel=kernel, attention=attention, implementation='fused'
+    )
+    return jax.lax.cond(x[0, 0, 0, 0] > 0, fused, lambda x: 2 * fused(x), x)
+
+  count = total(either, (4, 6, 6, 16), (3, 3, 16, 16), (4, 3, 3, 2, 16))
+  assert count == 2 * 4 * (6 * 6 + 1) * (3 * 3 * 16 * 16)
 
 
 def aw_macs(channels, outputs, side):
@@ -20,31 +97,30 @@ def aw_macs(channels, outputs, side):
   return pooling + branch + 9 * channels * outputs
 
 
-ATTENTION = {
-    # By the channels and the side of what is gated.
-    None: lambda c, side: 0,
-    'se': lambda c, side: 2 * c * (c // 16),
-    'cbam': lambda c, side: 2 * 2 * c * (c // 16) + 98 * side**2,
-    'eca': lambda c, side: c * {256: 5, 512: 5, 1024: 5, 2048: 7}[c],
-}
-
-
 def bam_macs(c, side):
   hidden = c // 16
   spatial = c * hidden + 2 * 9 * hidden**2 + hidden
   return 2 * c * hidden + spatial * side**2
 
 
+ATTENTION = {
+    # By the channels and the side of what is gated.
+    None: lambda c, side: 0,
+    'se': lambda c, side: 2 * c * (c // 16),
+    'cbam': lambda c, side: 2 * 2 * c * (c // 16) + 98 * side**2,
+    'eca': lambda c, side: c * {256: 5, 512: 5, 1024: 5, 2048: 7}[c],
+    'bam': bam_macs,
+}
+
+
 def by_hand(name, attention=None, aw_conv=False, version='v1.5'):
-  block, stages = SIZES[name]
   total, side, channels = 112**2 * 49 * 3 * 64, 56, 64
-  for stage, blocks in enumerate(stages):
+  for stage, blocks in enumerate(SIZES[name]):
     width = 64 * 2**stage
     for index in range(blocks):
       before = side
-      stride = 2 if stage and not index else 1
-      side //= stride
-      if block == 'basic':
+      side //= 2 if stage and not index else 1
+      if name == 'resnet18':
         out = width
         total += side**2 * 9 * (channels * width + width * width)
         if aw_conv:
@@ -60,10 +136,9 @@ def by_hand(name, attention=None, aw_conv=False, version='v1.5'):
       if channels != out:
         total += side**2 * channels * out
       channels = out
-      if attention != 'bam':
+      # BAM stands between two stages, the others in every block.
+      if attention != 'bam' or (index == blocks - 1 and stage < 3):
         total += ATTENTION[attention](out, side)
-    if attention == 'bam' and stage < 3:
-      total += bam_macs(channels, side)
   return total + channels * 1000
 
 
@@ -97,8 +172,8 @@ def test_what_is_written_out_is_what_is_published():
       ('bam', '3.940', '4.171'),
   ):
     for version, gmacs in zip(('v1', 'v1.5'), published, strict=True):
-      macs = by_hand('resnet50', attention, version=version)
-      assert f'{macs / 1e9:.3f}' == gmacs
+      count = by_hand('resnet50', attention, version=version)
+      assert f'{count / 1e9:.3f}' == gmacs
   assert f'{by_hand("resnet18") / 1e9:.3f}' == '1.814'
 
 
@@ -115,3 +190,20 @@ def test_the_command_compares_networks_or_lists_modules():
       *('complexity', '--config=configs/digits.py', '--channels=1')
   )
   assert code == 0 and 'stage4_block2' in out and '\n| total ' in out
+
+
+@pytest.mark.parametrize(
+    'row',
+    ROWS[:1] + [pytest.param(r, marks=pytest.mark.slow) for r in ROWS[1:]],
+    ids=lambda row: ' '.join(row[:2]),
+)
+def test_the_tables_of_the_docs(row):
+  assert len(ROWS) == 39
+  cifar = row[0].startswith('wrn')
+  size = dict(side=32, num_classes=100) if cifar else dict(side=224)
+  plain, aw = tool.rows([row[0]], [row[1]], **size)
+  counts = (plain['parameters'], aw['parameters'], aw['added'])
+  assert row[2:5] == [f'{count:,}' for count in counts]
+  gmacs = [one[key] for key in ('gmacs', 'gmacs_v1') for one in (plain, aw)]
+  texts = [f'{m:.3f}' if m is not None else '-' for m in gmacs]
+  assert row[5:] == texts[: len(row) - 5]

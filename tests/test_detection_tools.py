@@ -1,5 +1,6 @@
 """The tools that look at a run of detection: a real one, and what misfits."""
 
+import functools
 import json
 import re
 
@@ -65,22 +66,19 @@ def test_a_run_a_file_of_weights_and_an_array_agree(made, tmp_path):
   assert {k: found[k] for k in metrics} == metrics
   assert found['num_unreadable'] == found['num_unlabelled'] == 0
   assert again['num_images'] == 11 and len(rows) > 0
-  x1, y1, x2, y2 = one.boxes.T
-  boxes = np.stack([x1, y1, x2 - x1, y2 - y1], 1)
-  np.testing.assert_allclose(boxes, [r['bbox'] for r in rows], atol=1e-2)
-  scores = [r['score'] for r in rows]
+  boxes, scores, ids = (
+      [r[key] for r in rows] for key in ('bbox', 'score', 'category_id')
+  )
+  sides = one.boxes - np.pad(one.boxes[:, :2], ((0, 0), (2, 0)))
+  np.testing.assert_allclose(sides, boxes, atol=1e-2)
   np.testing.assert_allclose(one.scores, scores, atol=1e-4)
-  ids = [(3, 5, 9)[label] for label in one.labels]
-  assert ids == [r['category_id'] for r in rows]
+  assert [(3, 5, 9)[label] for label in one.labels] == ids
 
 
 @pytest.mark.parametrize(
     'old, new, message',
     [
-        (
-            *('"features": 8', '"features": 16'),
-            'does not fit the network .*roi_heads.box_head.fc6.bias has',
-        ),
+        ('ures": 8', 'ures": 16', 'not fit .*roi_heads.box_head.fc6.bias has'),
         ('"task"', '"tusk"', 'config of a run: config.task is missing'),
         ('"eval_split": "test"', '"eval_split": "a"', "unknown split 'a'"),
         ('"coco_json:', '"folder:', 'unknown config.data.canvas'),
@@ -94,34 +92,29 @@ def test_a_config_that_does_not_fit_the_run_is_one_line(
   (tmp_path / 'checkpoints').symlink_to(made / 'run/checkpoints')
   text = (made / 'run/config.json').read_text()
   (tmp_path / 'config.json').write_text(re.sub(old, new, text))
-  for measure in (
-      evaluate.evaluate,
-      lambda *run: predict.run(*run, str(tmp_path / 'out')),
-  ):
+  detect = functools.partial(predict.run, output=str(tmp_path / 'out'))
+  for measure in (evaluate.evaluate, detect):
     with pytest.raises(InputError, match=message) as caught:
       measure(rundir.read_config(tmp_path), str(tmp_path))
     assert '\n' not in str(caught.value)
 
 
 def test_commands_read_the_run_and_what_changes_its_config(made, tmp_path):
-  out = f'--output={tmp_path}/out'
-  for arguments, message in (
+  run, out = f'--run={made}/run', f'--output={tmp_path}/out'
+  for command, message in (
       (
-          ('evaluate', f'--run={made}/run', '--config.data.max_boxes=1'),
+          f'evaluate {run} --config.data.max_boxes=1',
           'boxes; raise config.data.max_boxes=1',
       ),
-      (('evaluate',), '--run=... is wanted'),
-      (('predict', f'--run={made}/run'), '--output=... is wanted'),
+      ('evaluate', '--run=... is wanted'),
+      (f'predict {run}', '--output=... is wanted'),
       (
-          ('predict', f'--run={tmp_path}/none', out),
+          f'predict --run={tmp_path}/none {out}',
           'none/config.json does not hold the config of a run: No such file',
       ),
-      (
-          ('predict', f'--run={made}/run', f'--output={made}/run/config.json'),
-          'Not a directory: ',
-      ),
+      (f'predict {run} --output={made}/run/config.json', 'Not a directory: '),
   ):
-    code, printed, err = commands.tool(*arguments)
+    code, printed, err = commands.tool(*command.split())
     assert (code, printed, err.count('\n')) == (1, '', 1)
     assert err.startswith('error: ') and message in err
   assert not (tmp_path / 'out').exists()

@@ -1,6 +1,7 @@
 """The tool that evaluates a run on another data set."""
 
 import json
+import re
 
 import commands
 import fake_tfds
@@ -53,17 +54,12 @@ def measure(run, **changes):
   return evaluate.evaluate(config, str(run))
 
 
-@pytest.fixture(scope='module')
-def logits(run, sets):
-  """Those of the ten images [10, classes], one image at a time."""
+def test_every_image_counts_once_and_any_of_several_labels_is_a_hit(run, sets):
   _, config, task, variables = run
   options = config.data.to_dict() | dict(dir=str(sets))
   batches = data.create(options, train=False, batch_size=1, seed=0)
   forward = jax.jit(task.forward)
-  return np.array([forward(variables, batch)[0] for batch in batches])
-
-
-def test_every_image_counts_once(run, sets, logits):
+  logits = np.array([forward(variables, batch)[0] for batch in batches])
   result = measure(run[0], data='imagenet2012', data_dir=str(sets))
   labels = np.array(LABELS)
   hits = np.argsort(-logits, axis=1, kind='stable') == labels[:, None]
@@ -81,13 +77,9 @@ def test_every_image_counts_once(run, sets, logits):
       'top5': hits[:, :5].any(1).mean(),
       'num_examples': 10,  # The last batch is filled up with 6 blank rows.
   }
-
-
-def test_any_of_several_labels_is_a_hit(run, sets, logits):
   order = np.argsort(-logits, axis=1)
-  labels = [[int(order[row, -1]), int(order[row, 0])] for row in range(4)]
-  labels += [[int(order[4, -1]), int(order[4, 1])], [int(order[5, -1])]]
-  labels += [[]] * 4
+  labels = order[:4, [-1, 0]].tolist() + [order[4, [-1, 1]].tolist()]
+  labels += [[int(order[5, -1])]] + [[]] * 4
   write_set(sets, 'imagenet2012_real', 'validation', labels)
   result = measure(run[0], data='imagenet2012_real', data_dir=str(sets))
   assert (result['num_examples'], result['num_unlabelled']) == (6, 4)
@@ -128,15 +120,9 @@ def test_the_command_prints_a_table_and_writes_json(two_classes, tmp_path):
   assert (code, err) == (0, '')
   result = json.loads(output.read_text())
   assert (result['split'], result['num_examples']) == ('train', 2)
-  cells = [
-      [cell.strip() for cell in line.split('|')[1:3]]
-      for line in out.splitlines()
-      if line.startswith('|')
-  ]
-  assert cells[0] == ['measure', 'value'] and dict(cells[2:]) == {
-      k: f'{v:.4f}' if isinstance(v, float) else str(v)
-      for k, v in result.items()
-  }
+  for name, value in dict(measure='value', **result).items():
+    text = f'{value:.4f}' if isinstance(value, float) else str(value)
+    assert f'| {name} | {text} |' in re.sub(' +', ' ', out)
 
 
 def test_the_run_decides_but_for_what_is_asked(run):
@@ -162,20 +148,22 @@ def test_the_run_decides_but_for_what_is_asked(run):
 
 
 def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
-  with pytest.raises(InputError, match='num_classes is 1000 there and 2 here'):
-    measure(two_classes[0], data='imagenet2012', data_dir=str(sets))
   pictures.write_folder(tmp_path / 'pets', {'test': 1})
   (tmp_path / 'pets/test/dog').rename(tmp_path / 'pets/test/eel')
-  with pytest.raises(InputError, match="label 1 is 'eel' there and 'dog' here"):
-    measure(two_classes[0], data=f'folder:{tmp_path}/pets')
-  with pytest.raises(InputError, match='eval_batch_size=3 must be a multiple'):
-    measure(run[0], data='imagenet2012', data_dir=str(sets), batch_size=3)
-  with pytest.raises(
-      InputError, match='--data=digit_scenes does not fit a run'
+  own = dict(data='imagenet2012', data_dir=str(sets))
+  for place, changes, message in (
+      (two_classes[0], own, 'num_classes is 1000 there and 2 here'),
+      (
+          two_classes[0],
+          dict(data=f'folder:{tmp_path}/pets'),
+          "label 1 is 'eel' there and 'dog' here",
+      ),
+      (run[0], own | dict(batch_size=3), 'eval_batch_size=3 must be a multipl'),
+      (run[0], dict(data='digit_scenes'), '--data=digit_scenes does not fit a'),
+      (tmp_path, {}, 'config.json does not hold .*: No such'),
   ):
-    measure(run[0], data='digit_scenes')
-  with pytest.raises(InputError, match='config.json does not hold .*: No such'):
-    measure(tmp_path)
+    with pytest.raises(InputError, match=message):
+      measure(place, **changes)
   config = rundir.read_config(run[0]).unlock()
   config.model.num_classes = 2
   config = evaluate.choose(config, data=two_classes[1], split='train')

@@ -76,11 +76,8 @@ def test_a_file_of_weights_with_a_name_or_a_config(run, images, tmp_path):
   weights.save(path, variables)
   wanted = inference.load(directory).predict(images).probabilities
 
-  network = config.model.to_dict()
-  for loaded in (
-      inference.load(path, config),
-      inference.load(path, image_size=32, **network),
-  ):
+  named = inference.load(path, image_size=32, **config.model.to_dict())
+  for loaded in (inference.load(path, config), named):
     found = loaded.predict(images).probabilities
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     assert loaded.weights == 'weights' and loaded.names == list('01234')
@@ -102,10 +99,10 @@ def test_grey_images_by_the_python_code_of_the_docs(tmp_path, monkeypatch):
 
 def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
   directory, config, _, variables = run
-  weights.save(tmp_path / 'a.safetensors', variables)
+  path = tmp_path / 'a.safetensors'
+  weights.save(path, variables)
   wider = config.copy_and_resolve_references().unlock()
   wider.model.width = 32
-  path = tmp_path / 'a.safetensors'
   for arguments, options, message in (
       ((tmp_path,), {}, 'config.json does not hold .*: No such file'),
       ((path,), {}, 'config.json does not hold .*: Not a dir.* need a config'),

@@ -13,8 +13,8 @@ import zipfile
 import commands
 import pytest
 
-PYPROJECT = tomllib.loads((commands.ROOT / 'pyproject.toml').read_text())
-PROJECT = PYPROJECT['project']
+TEXT = (commands.ROOT / 'pyproject.toml').read_text()
+PROJECT = tomllib.loads(TEXT)['project']
 EXTRAS = PROJECT['optional-dependencies']
 # By module; it takes its time.
 holders_of = functools.cache(importlib.metadata.packages_distributions)
@@ -75,11 +75,9 @@ print(seconds)
 
 
 def test_importing_needs_jax_flax_and_numpy_alone_and_is_quick():
-  flax = names(
-      r for r in importlib.metadata.requires('flax') if 'extra' not in r
-  )
+  flax = [r for r in importlib.metadata.requires('flax') if 'extra' not in r]
   blocked = modules(names(EXTRAS['train']) - names(PROJECT['dependencies']))
-  blocked -= modules(flax)
+  blocked -= modules(names(flax))
   assert {'cv2', 'pydantic', 'ml_collections', 'grain'} <= blocked
   code, out, err = commands.run('-c', BLOCKED.format(blocked=blocked))
   assert code == 0, err
@@ -88,12 +86,8 @@ def test_importing_needs_jax_flax_and_numpy_alone_and_is_quick():
 
 
 def test_what_is_imported_is_declared():
-  root = commands.ROOT
-  needed = imported(
-      *(root / 'awconv_jax').rglob('*.py'),
-      *(root / 'configs').glob('*.py'),
-      root / 'train.py',
-  )
+  folders = 'awconv_jax/**/*.py', 'configs/*.py', 'train.py'
+  needed = imported(*(p for f in folders for p in commands.ROOT.glob(f)))
   declared = names(PROJECT['dependencies']) | names(EXTRAS['train'])
   assert not needed - modules(declared) - UNDECLARED
   for name in declared - INDIRECT:
@@ -126,9 +120,11 @@ def test_a_wheel_holds_the_package(tmp_path):
     lines = wheel.read(metadata).decode().splitlines()
   assert 'awconv_jax/py.typed' in files
   assert {f.split('/')[0] for f in files} == {
-      'awconv_jax',
-      path.name.rpartition('-py3')[0] + '.dist-info',
+      *('awconv_jax', path.name.rpartition('-py3')[0] + '.dist-info')
   }
-  requires = [line for line in lines if line.startswith('Requires-Dist')]
-  always = [line.split(': ')[1] for line in requires if 'extra' not in line]
+  always = [
+      line.split(': ')[1]
+      for line in lines
+      if line.startswith('Requires-Dist') and 'extra' not in line
+  ]
   assert names(always) == {'jax', 'flax', 'numpy'}

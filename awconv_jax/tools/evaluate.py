@@ -15,7 +15,7 @@ where several labels are right, as in ImageNet-ReaL
 one do not count.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import json
 import pathlib
 from typing import Any
@@ -103,6 +103,18 @@ def eval_batches(model: inference.Model) -> Any:
   return batches
 
 
+def predictions(
+    model: inference.Model, batches: Any, task: Any
+) -> Iterator[tuple[Any, Any]]:
+  """Yields each batch and what a task predicts for it; names the unreadable."""
+  mesh = partition.create_mesh()
+  with jax.set_mesh(mesh):
+    predict = train_step.create_predict(task, mesh)
+    yield from loop.predictions(predict, model.variables, batches, mesh)
+  for line in batches.unreadable.news():
+    print(line)
+
+
 def evaluate(config: Any, source: str) -> dict[str, Any]:
   """Evaluates weights on the data set of a config.
 
@@ -118,13 +130,10 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
     InputError: the weights or the data cannot be used.
   """
   model = inference.load(source, config)
-  batches, mesh = eval_batches(model), partition.create_mesh()
-  with jax.set_mesh(mesh):
-    predict = train_step.create_predict(model.task, mesh)
-    evaluator = model.task.evaluator()
-    metrics = loop.evaluate(predict, model.variables, batches, evaluator, mesh)
-  for line in batches.unreadable.news():
-    print(line)
+  batches, evaluator = eval_batches(model), model.task.evaluator()
+  for _, outputs in predictions(model, batches, model.task):
+    evaluator.update(outputs)
+  metrics = evaluator.compute()
   # Images, whether of a label or of boxes.
   counted = metrics.get('num_examples', metrics.get('num_images'))
   left = batches.num_examples - counted - len(batches.unreadable)

@@ -21,13 +21,12 @@ Without --input the run's own eval split is looked at. The output directory gets
 The newest checkpoint is used, the averages where the run has them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import json
 import pathlib
 from typing import Any
 
 from absl import flags
-import jax
 import numpy as np
 from PIL import Image
 
@@ -35,24 +34,8 @@ from awconv_jax import command_line, inference
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import CocoEvaluator
 from awconv_jax.tools import draw_boxes, evaluate, image_files
-from awconv_jax.train import partition
-from awconv_jax.train import step as train_step
 
 FLAGS = flags.FLAGS
-
-
-def _detect(
-    model: Any, batches: Any, flip: bool
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-  """Yields each image, and what is predicted for it."""
-  mesh = partition.create_mesh()
-  with jax.set_mesh(mesh):
-    predict = train_step.create_predict(model.predictor(flip), mesh)
-    for batch in batches:
-      rows = partition.shard_batch(mesh, batch)
-      outputs = jax.device_get(predict(model.variables, rows))
-      for row in np.flatnonzero(batch['mask']):
-        yield batch['image'][row], {k: a[row] for k, a in outputs.items()}
 
 
 def run(
@@ -87,8 +70,7 @@ def run(
     raise InputError(
         f'--run={workdir} is a run of {config.task.name}, want one of detection'
     )
-  files = image_files.find(inputs) if inputs else []
-  folder = pathlib.Path(output)
+  files, folder = image_files.find(inputs), pathlib.Path(output)
   # Before anything that takes long.
   (folder / 'pictures').mkdir(parents=True, exist_ok=True)
   model: Any = inference.load(workdir, config)
@@ -105,20 +87,22 @@ def run(
   # The last image of each of so many parts of equal length.
   parts = min(max_images, total)
   drawn = {-(-total * part // parts) for part in range(1, parts + 1)}
-  count = 0
-  for count, (image, one) in enumerate(_detect(model, batches, flip), start=1):
-    evaluator.update({name: array[None] for name, array in one.items()})
-    if count in drawn:
-      picture = draw_boxes.draw(image, one, batches.class_names, score)
+  count, task = 0, model.predictor(flip)
+  for batch, outputs in evaluate.predictions(model, batches, task):
+    evaluator.update(outputs)
+    for row in np.flatnonzero(batch['mask']):
+      count += 1
+      if count not in drawn:
+        continue
+      one = {name: array[row] for name, array in outputs.items()}
+      names, image_id = batches.class_names, int(one['image_id'])
+      picture = draw_boxes.draw(batch['image'][row], one, names, score)
       # As COCO's files are called; or with the number, as files in two folders
       # may have one name.
-      image_id = int(one['image_id'])
       name = f'{image_id:012}'
       if files:
         name = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
       Image.fromarray(picture).save(folder / f'pictures/{name}.png')
-  for line in batches.unreadable.news():
-    print(line)
   if not count:
     raise InputError(f'no image can be read, of {total:,}; each is named above')
   return _write(folder, files, evaluator)

@@ -1,5 +1,6 @@
 """The training loop: config -> data, task -> steps -> metrics, checkpoints."""
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
@@ -114,7 +115,9 @@ def train(config: Any, workdir: str) -> Result:
 
     def evaluation():
       variables, evaluator = state.eval_variables(), task.evaluator()
-      metrics = evaluate(predict, variables, eval_batches, evaluator, mesh)
+      for _, outputs in predictions(predict, variables, eval_batches, mesh):
+        evaluator.update(outputs)
+      metrics = evaluator.compute()
       partition.sync_errors(eval_batches.unreadable.check)
       log.evaluation(step, metrics)
       return metrics
@@ -145,22 +148,21 @@ def train(config: Any, workdir: str) -> Result:
     return Result(step, total, metrics, stopped_by)
 
 
-def evaluate(
-    predict: Any, variables: Any, batches: Any, evaluator: Any, mesh: Mesh
-) -> dict[str, float]:
-  """Returns the metrics of an empty evaluator that sees every example once.
+def predictions(
+    predict: Any, variables: Any, batches: Any, mesh: Mesh
+) -> Iterator[tuple[Any, Any]]:
+  """Yields each batch and what is predicted for it, of `create_predict`.
 
-  The batches hold this process's rows; see `train_step.create_predict`.
+  The batches hold this process's rows, and the outputs those of all.
   """
   # One batch ahead, so that the device works while the host counts.
-  waiting = None
+  waiting = []
   for batch in batches:
-    outputs = predict(variables, partition.shard_batch(mesh, batch))
-    if waiting is not None:
-      evaluator.update(jax.device_get(waiting))
-    waiting = outputs
-  evaluator.update(jax.device_get(waiting))
-  return evaluator.compute()
+    rows = partition.shard_batch(mesh, batch)
+    waiting.append((batch, predict(variables, rows)))
+    if len(waiting) > 1:
+      yield jax.device_get(waiting.pop(0))
+  yield from jax.device_get(waiting)
 
 
 def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
