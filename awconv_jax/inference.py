@@ -27,7 +27,7 @@ import numpy as np
 
 from awconv_jax import config as engine
 from awconv_jax import models, tasks, weights
-from awconv_jax.data import crops, order, sources
+from awconv_jax.data import decode, order, sources
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.errors import InputError, look_up
@@ -147,7 +147,7 @@ class Model:
 class Classifier(Model):
   """Classifies images; brings them to size as in evaluation.
 
-  The preparation holds the options of `crops.center_crop`.
+  The preparation holds the options of `decode.center_crop`.
   """
 
   preparation: Mapping[str, Any]
@@ -172,7 +172,7 @@ class Classifier(Model):
     Raises:
       ValueError: they are not such arrays.
     """
-    cut = functools.partial(crops.center_crop, **self.preparation)
+    cut = functools.partial(decode.center_crop, **self.preparation)
     rows = np.stack([*map(cut, self._checked(images))])
     probabilities = self._run(min(batch_size, len(rows)), flip, image=rows)
     labels = probabilities.argmax(1)
@@ -276,7 +276,7 @@ def load(
     config: the whole config, sparse or complete; that of the run if None.
     name: of a network in `models.MODELS`, in place of a config: for a file of
       weights for ImageNet, whose mean, standard deviation and usual central
-      crop (`crops.IMAGENET`) images get.
+      crop (`decode.IMAGENET_CROP`) images get.
     image_size: height and width that images are brought to, with `name`.
     **options: of the network, with `name`, such as attention='se'.
 
@@ -289,7 +289,7 @@ def load(
     network = engine.complete(options, network).to_dict()
     task = tasks.TASKS['classification'](models.create(name, **network))
     loaded = _variables(source, task, (image_size, image_size), (3,))
-    crop = dict(size=image_size, **crops.IMAGENET)
+    crop = dict(size=image_size, **decode.IMAGENET_CROP)
     return Classifier(task, None, source, *loaded, crop)
   if options:
     raise InputError(f'{", ".join(options)}: they are for a name=...')

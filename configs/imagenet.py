@@ -47,7 +47,7 @@ from typing import Any
 
 import ml_collections
 
-from awconv_jax.data import crops
+from awconv_jax.data import decode
 from awconv_jax.errors import look_up
 from awconv_jax.train import settings
 
@@ -98,8 +98,8 @@ RECIPES = {
         batch_size=1024,
         data=dict(
             image_size=224,
-            eval_crop=crops.IMAGENET['share'],
-            eval_interpolation=crops.IMAGENET['interpolation'],
+            eval_crop=decode.IMAGENET_CROP['share'],
+            eval_interpolation=decode.IMAGENET_CROP['interpolation'],
             augment=_augment('cubic'),
         ),
         optimizer=dict(
@@ -114,7 +114,7 @@ RECIPES = {
         batch_size=256,
         data=dict(
             image_size=224,
-            eval_crop=crops.IMAGENET['share'],
+            eval_crop=decode.IMAGENET_CROP['share'],
             eval_interpolation='bilinear',
             augment=_augment('linear'),
         ),

@@ -13,7 +13,7 @@ import numpy as np
 import pictures
 import tensorflow_datasets as tfds
 
-from awconv_jax.data.detection.tfds_objects import CATEGORY_IDS
+from awconv_jax.data.tfds_source import CATEGORY_IDS
 
 COCO_IDS = CATEGORY_IDS['coco']
 # Height and width, by the seed.

@@ -10,7 +10,7 @@ import pictures
 import pytest
 
 from awconv_jax import config, data
-from awconv_jax.data import augment, auto_augment, crops, decode, operations
+from awconv_jax.data import augment, auto_augment, decode, operations
 from awconv_jax.errors import InputError
 
 AFFINE = dict(rotation=10.0, translation=0.1, scale=(0.9, 1.1), shear=5.0)
@@ -108,7 +108,7 @@ def test_a_chain_is_its_steps_in_order(crop):
   rng = np.random.default_rng(2)
   expected = encoded.pixels()
   if crop:
-    expected = crops.random_resized_crop(encoded, rng, size=16, **CROP)
+    expected = augment.random_resized_crop(encoded, rng, size=16, **CROP)
   for name, options in steps:
     expected = augment.AUGMENTATIONS[name](expected, rng, **options)
   expected = decode.resize(expected, 16, 'area')
@@ -374,7 +374,8 @@ def test_color_jitter_draws_factors_and_orders(monkeypatch):
 def erase(image, number, **options):
   rng = np.random.default_rng(0)
   return [
-      crops.random_erasing(image, rng, **ERASE | options) for _ in range(number)
+      augment.random_erasing(image, rng, **ERASE | options)
+      for _ in range(number)
   ]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 import simplejpeg
 
-from awconv_jax.data import crops, decode
+from awconv_jax.data import augment, decode
 
 SMOOTH = pictures.smooth(40, 50)
 # Kind, colour mode, options, and the largest mean difference in grey levels.
@@ -124,7 +124,7 @@ def test_the_central_crop_is_resize_and_cut(interpolation):
   """'Resize the shorter side to 32, cut 28' gives nearly the same."""
   image = pictures.smooth(64, 96)
 
-  cut = crops.center_crop(
+  cut = decode.center_crop(
       image, size=28, share=0.875, interpolation=interpolation
   )
 
@@ -207,7 +207,7 @@ def boxes(height, width, number=3000, **ranges):
   rng = np.random.default_rng(0)
   ranges = {'area': (0.08, 1.0), 'ratio': (0.75, 4 / 3)} | ranges
   return np.array(
-      [crops.crop_box(height, width, rng, **ranges) for _ in range(number)]
+      [augment.crop_box(height, width, rng, **ranges) for _ in range(number)]
   )
 
 

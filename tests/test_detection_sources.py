@@ -9,9 +9,7 @@ import pytest
 
 from awconv_jax import data
 from awconv_jax.data import decode, sources
-from awconv_jax.data.detection import tfds_objects
-from awconv_jax.data.detection.tfds_objects import TfdsObjects
-from awconv_jax.data.tfds_source import open_tfds
+from awconv_jax.data.tfds_source import CATEGORY_IDS, TfdsObjects, open_tfds
 from awconv_jax.errors import InputError
 
 TRAIN, VAL = range(1, 9), range(11, 16)
@@ -38,7 +36,7 @@ def test_coco_records(coco):
 
 
 def test_coco_ids_are_those_of_the_80_categories():
-  ids = tfds_objects.CATEGORY_IDS['coco']
+  ids = CATEGORY_IDS['coco']
   # By https://cocodataset.org: person, stop sign, bed, toilet, toothbrush.
   assert len(ids) == 80
   assert [ids[i] for i in (0, 11, 59, 61, 79)] == [1, 13, 65, 70, 90]

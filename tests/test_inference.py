@@ -12,7 +12,7 @@ import tiny
 import trained
 
 from awconv_jax import inference, weights
-from awconv_jax.data import crops, decode
+from awconv_jax.data import decode
 from awconv_jax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -40,7 +40,7 @@ def test_an_array_is_classified_as_its_file_is_evaluated(run, images):
   for image in images:
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'PNG')
-    cut = crops.center_crop(
+    cut = decode.center_crop(
         decode.EncodedImage(file.getvalue(), 3).pixels(),
         size=32,
         share=config.data.eval_crop,

@@ -127,8 +127,6 @@ def rand_augment(
   """Applies random operations.
 
   Args:
-    image: uint8 [H, W, C].
-    rng: source of the random numbers.
     num_ops: how many operations are drawn, with replacement.
     magnitude, magnitude_std: mean and standard deviation of the normal
       distribution of each one's magnitude, which ends at 0 and 10.

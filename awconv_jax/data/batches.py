@@ -9,6 +9,7 @@ worker processes, and raises UnreadableError for what cannot be used. Without
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -173,7 +174,9 @@ class Unreadable:
 class _Batches:
   """What `data.create` says that all batches have, of a stream of rows."""
 
-  def __init__(self, reader: Reader, source: Any, stream: grain.MapDataset):
+  def __init__(
+      self, reader: Reader, source: Any, num_examples: int, stream: Any
+  ):
     hosts = reader.process_count
     if reader.batch_size % hosts:
       raise InputError(
@@ -189,7 +192,8 @@ class _Batches:
     met = len(source) / (1 if reader.train else hosts)
     most = reader.max_bad_fraction * met
     self.unreadable = Unreadable(source, most, prompt=hosts == 1)
-    self.num_examples, self.num_left_out = len(source), 0
+    self.num_examples = num_examples
+    self.num_left_out = len(source) - num_examples
     self.num_classes = len(source.class_names)
     self.class_names = source.class_names
     self.category_ids = source.category_ids
@@ -206,14 +210,12 @@ class TrainBatches(_Batches):
     positions = grain.MapDataset.range(sys.maxsize)
     row = ReadRow(source, order, make_row)
     stream = positions.random_map(row, seed=int(seed))
-    super().__init__(reader, source, stream)
+    super().__init__(reader, source, order.num_examples, stream)
     if reader.batch_size > order.num_examples:
       raise InputError(
           f'batch_size {reader.batch_size} is more than the '
           f'{order.num_examples} examples of split {reader.train_split!r}'
       )
-    self.num_examples = order.num_examples
-    self.num_left_out = len(source) - order.num_examples
     self.batches_per_epoch = order.num_examples / reader.batch_size
     counts = dict(num_examples=order.num_examples, repeats=order.repeats)
     sizes = dict(seed=reader.seed, batch_size=reader.batch_size)
@@ -266,18 +268,15 @@ class EvalBatches(_Batches):
   all hosts yield the same number of batches.
   """
 
-  def __init__(
-      self, reader: Reader, source: Any, order: EvalOrder, make_row: Any
-  ):
+  def __init__(self, reader: Reader, source: Any, examples: Any, make_row: Any):
+    """Takes what reads, and the numbers of the examples by group."""
+    order = EvalOrder(examples, reader.batch_size)
     positions = grain.MapDataset.range(order.num_batches * reader.batch_size)
     stream = positions.map(ReadRow(source, order, make_row))
-    super().__init__(reader, source, stream)
+    super().__init__(reader, source, len(source), stream)
     self.batches_per_epoch = order.num_batches
 
   def __iter__(self) -> Iterator[Batch]:
-    opened = self._reader.read(self._batches)
-    try:
-      for batch in opened:
-        yield self.unreadable.take(batch)
-    finally:
-      opened.close()  # Also when the loop over the batches was left early.
+    # Closed also when the loop over the batches is left early.
+    with contextlib.closing(self._reader.read(self._batches)) as opened:
+      yield from map(self.unreadable.take, opened)

@@ -71,23 +71,39 @@ INTERPOLATIONS = {
     'bilinear': functools.partial(_pillow, method=Image.Resampling.BILINEAR),
     'bicubic': functools.partial(_pillow, method=Image.Resampling.BICUBIC),
 }
+# How most networks for ImageNet are evaluated, by `center_crop`: 'resize the
+# shorter side to 256, cut 224', at once.
+IMAGENET_CROP = dict(share=0.875, interpolation='bicubic')
 
 
 def resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-  """Resizes to a square; the aspect ratio is not kept.
+  """Resizes uint8 [H, W, C] to a square, [size, size, C], by any aspect ratio.
 
-  Args:
-    pixels: uint8 [H, W, C].
-    size: height and width wanted, in pixels.
-    interpolation: a key of `INTERPOLATIONS`.
-
-  Returns:
-    uint8 [size, size, C]; the same array if it has that size.
+  `interpolation` is a key of `INTERPOLATIONS`. Pixels of that size are returned
+  as they are.
   """
   if pixels.shape[:2] == (size, size):
     return pixels
   # Both libraries drop the channel axis of grey images.
   return np.atleast_3d(INTERPOLATIONS[interpolation](pixels, size))
+
+
+def center_crop(
+    pixels: np.ndarray, *, size: int, share: float, interpolation: str
+) -> np.ndarray:
+  """Cuts the central square and resizes it to uint8 [size, size, C].
+
+  Args:
+    pixels: uint8 [H, W, C]. All of them: evaluation takes no short cuts.
+    size: in pixels.
+    share: side of the square over the image's shorter side.
+    interpolation: a key of `INTERPOLATIONS`.
+  """
+  height, width = pixels.shape[:2]
+  side = max(round(min(height, width) * share), 1)
+  top, left = (height - side) // 2, (width - side) // 2
+  cut = pixels[top : top + side, left : left + side]
+  return resize(cut, size, interpolation)
 
 
 class EncodedImage:

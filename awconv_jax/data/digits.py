@@ -28,13 +28,10 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 
 def enlarge(scan: np.ndarray) -> np.ndarray:
-  """Enlarges one scan to the size that networks for small images expect.
+  """Enlarges a scan to the size that networks for small images expect.
 
-  Args:
-    scan: ink per pixel, [8, 8], values 0..16.
-
-  Returns:
-    The grey image, uint8 [32, 32, 1]: bicubic, with 0..16 drawn as 0..255.
+  Ink per pixel, [8, 8] in 0..16, becomes a grey image, uint8 [32, 32, 1] in
+  0..255, bicubic.
   """
   grey = scan.astype(np.float32) * (255 / 16)
   grey = cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)

@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from awconv_jax.data import batches, crops
+from awconv_jax.data import batches, decode
 from awconv_jax.data.augment import CROPS, STEPS, augmented
-from awconv_jax.data.decode import INTERPOLATIONS, EncodedImage
-from awconv_jax.data.order import EvalOrder, ShuffledOrder
+from awconv_jax.data.order import ShuffledOrder
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.options import OneOf, PositiveInt, Share, Steps
 
@@ -38,7 +37,7 @@ class LabelledImages(batches.Reader):
   ] = ()
   repeats: PositiveInt = 1
   eval_crop: Share = 1.0
-  eval_interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = 'area'
+  eval_interpolation: Annotated[str, OneOf(decode.INTERPOLATIONS)] = 'area'
 
   def create(self) -> batches.TrainBatches | batches.EvalBatches:
     """Returns the batches; InputError if the data cannot be used."""
@@ -49,8 +48,8 @@ class LabelledImages(batches.Reader):
       if place and name in CROPS:
         raise InputError(f'augmentation {name!r} must come first in augment')
     if not self.train:
-      order = EvalOrder([range(len(source))], self.batch_size)
-      return batches.EvalBatches(self, source, order, self._row)
+      examples = [range(len(source))]
+      return batches.EvalBatches(self, source, examples, self._row)
     if source.label_shape:
       raise InputError(
           f'the images of split {split!r} have several labels each, to be '
@@ -75,13 +74,13 @@ class LabelledImages(batches.Reader):
           mask=np.bool_(False),
       )
     record = source[index]
-    encoded = EncodedImage(record['image'], source.channels)
+    encoded = decode.EncodedImage(record['image'], source.channels)
     if rng is not None:
       how = dict(steps=self.augment, size=self.image_size)
       image = augmented(encoded, rng, **how)
     else:
       how = dict(share=self.eval_crop, interpolation=self.eval_interpolation)
-      image = crops.center_crop(encoded.pixels(), size=size, **how)
+      image = decode.center_crop(encoded.pixels(), size=size, **how)
     label = np.int32(record['label'])
     # Of several labels, those that are right, padded with -1.
     mask = np.any(label >= 0)

@@ -179,7 +179,6 @@ def apply(
   """Returns the image after one of `OPERATIONS`.
 
   Args:
-    image: uint8 [H, W, C].
     name: of the operation.
     value: in the units given above; None for those without.
     fill: red, green and blue of what comes from outside, or the grey of them.

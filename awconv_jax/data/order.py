@@ -24,8 +24,7 @@ _TRIES = 100
 def groups(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the numbers of the landscape and of the portrait images.
 
-  Args:
-    sizes: heights and widths, [N, 2]; a square is landscape.
+  `sizes` are heights and widths, [N, 2]; a square is landscape.
   """
   portrait = sizes[:, 0] > sizes[:, 1]
   return np.flatnonzero(~portrait), np.flatnonzero(portrait)
@@ -57,10 +56,9 @@ class ShuffledOrder:
 @functools.lru_cache(maxsize=8)
 def _slots(counts: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
   """Returns the epoch's batches in random order, [n, 2]: group and number."""
-  slots = np.array(
-      [(g, i) for g, count in enumerate(counts) for i in range(count)]
-  ).reshape(-1, 2)
-  return np.random.default_rng((seed, epoch)).permutation(slots)
+  slots = [(g, i) for g, count in enumerate(counts) for i in range(count)]
+  rng = np.random.default_rng((seed, epoch))
+  return rng.permutation(np.reshape(slots, (-1, 2)))
 
 
 class GroupedOrder:

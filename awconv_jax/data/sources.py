@@ -17,11 +17,10 @@ from typing import Any
 from awconv_jax.data.detection.boxed_images import BoxedImages
 from awconv_jax.data.detection.coco_json import CocoJson
 from awconv_jax.data.detection.digit_scenes import DigitScenes
-from awconv_jax.data.detection.tfds_objects import TfdsObjects
 from awconv_jax.data.digits import Digits
 from awconv_jax.data.folder_source import FolderSource
 from awconv_jax.data.labelled_images import LabelledImages
-from awconv_jax.data.tfds_source import open_tfds
+from awconv_jax.data.tfds_source import TfdsObjects, open_tfds
 from awconv_jax.errors import look_up
 
 # What reads each, and what opens a split of it, given its name and the folder.

@@ -9,7 +9,7 @@ from awconv_jax.data import batches
 from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
-from awconv_jax.data.order import PORTRAIT, EvalOrder, GroupedOrder, groups
+from awconv_jax.data.order import PORTRAIT, GroupedOrder, groups
 from awconv_jax.errors import InputError
 
 
@@ -30,8 +30,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     """Returns the batches; InputError if the data cannot be used."""
     # For training the other split is opened, too: faults of both are told at
     # once, and the labels must mean the same in both.
-    names = (self.train_split,) if self.train else ()
-    names = *names, self.eval_split
+    names = [self.train_split] * self.train + [self.eval_split]
     opened = {split: self.open_split(self.dir, split) for split in names}
     faults = [f'{k}: {fault}' for k, s in opened.items() for fault in s.faults]
     if faults and not self.drop_bad:
@@ -59,8 +58,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
       keep = (counts > 0) | (sizes[:, 0] == 0)
     examples = [group[keep[group]] for group in groups(sizes)]
     if not self.train:
-      order = EvalOrder(examples, self.batch_size)
-      return batches.EvalBatches(self, source, order, self._row)
+      return batches.EvalBatches(self, source, examples, self._row)
     order = GroupedOrder(examples, self.batch_size, self.seed)
     # Not a seed that `order` uses.
     seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]

@@ -110,7 +110,7 @@ def resize(pixels: np.ndarray, objects: Objects, size: Size) -> Pair:
   factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
   if (height, width) != size:
     pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
-  return pixels, objects.to(objects.boxes * factors)
+  return pixels, dataclasses.replace(objects, boxes=objects.boxes * factors)
 
 
 def flip(pixels: np.ndarray, objects: Objects) -> Pair:
@@ -118,7 +118,7 @@ def flip(pixels: np.ndarray, objects: Objects) -> Pair:
   x0, y0, x1, y1 = objects.boxes.T
   width = np.float32(pixels.shape[1])
   boxes = np.stack([width - x1, y0, width - x0, y1], 1)
-  return pixels[:, ::-1], objects.to(boxes)
+  return pixels[:, ::-1], dataclasses.replace(objects, boxes=boxes)
 
 
 def crop(
@@ -131,7 +131,7 @@ def crop(
   boxes = objects.boxes - np.float32([left, top] * 2)
   boxes = boxes.clip(0, np.float32([width, height] * 2))
   kept = (boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(1)
-  return pixels, objects.to(boxes).take(kept)
+  return pixels, dataclasses.replace(objects, boxes=boxes).take(kept)
 
 
 def jitter(

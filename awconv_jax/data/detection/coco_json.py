@@ -73,10 +73,6 @@ class CocoJson(objects.Source):
   def __init__(self, path: str, split: str):
     """Reads the JSON, and looks at the header of every image.
 
-    Args:
-      path: the folder.
-      split: name of the split.
-
     Raises:
       InputError: there is no such split, its JSON is not of the format, its
         categories are not sound, or no image of it can be used.

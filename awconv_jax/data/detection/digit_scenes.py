@@ -22,9 +22,6 @@ from awconv_jax.data.detection import objects
 NUM_TRAIN, NUM_TEST = 1000, 200
 # Of the photographs' 640 columns; the rest of them is for the test.
 TRAIN_COLUMNS = 440
-# With gaps, as COCO's; label 0 is the digit 0.
-CATEGORY_IDS = (1, 2, 4, 7, 11, 16, 22, 29, 37, 46)
-
 # Height and width in pixels, all of which fit into 96 x 128 or its transpose.
 SIZES = ((96, 128), (128, 96), (96, 112), (112, 96), (80, 128), (96, 96))
 MOST_DIGITS = 5
@@ -33,7 +30,6 @@ ALONE, CROWDED = (22, 60), (9, 14)
 CROWDS = 0.08  # Share of images with a crowd.
 # Opacity from which on a pixel belongs to a digit.
 _INK = 0.35
-_TRIES = 30
 
 
 @functools.cache
@@ -79,7 +75,7 @@ class DigitScenes(objects.Source):
   """Digits on photographs of about 96 x 128 pixels, 10 classes."""
 
   class_names = tuple('0123456789')
-  category_ids = CATEGORY_IDS
+  category_ids = (1, 2, 4, 7, 11, 16, 22, 29, 37, 46)  # As COCO's, with gaps.
 
   def __init__(self, split: str):
     """Takes a split, 'train' or 'test', or a slice of one."""
@@ -177,7 +173,7 @@ def _free_corner(shape, size, taken, rng) -> tuple[int, int] | None:
   room = [side - length for side, length in zip(size, shape, strict=True)]
   if min(room) < 0:
     return None
-  for _ in range(_TRIES):
+  for _ in range(30):
     top, left = (int(rng.integers(r + 1)) for r in room)
     if not any(
         top < y1 and y0 < top + shape[0] and left < x1 and x0 < left + shape[1]

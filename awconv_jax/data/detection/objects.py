@@ -36,10 +36,6 @@ class Objects:
     """Returns the objects of an index or a mask."""
     return Objects(*(values[chosen] for values in vars(self).values()))
 
-  def to(self, boxes: np.ndarray) -> 'Objects':
-    """Returns the same objects with other boxes."""
-    return dataclasses.replace(self, boxes=boxes)
-
   def trainable(self) -> np.ndarray:
     """Returns which are trained on, bool [n]: no crowds, nothing too narrow."""
     sides = self.boxes[:, 2:] - self.boxes[:, :2]
