@@ -21,7 +21,6 @@ SIZES = ((30, 40), (40, 30), (36, 36))
 
 
 def image(seed: int) -> bytes:
-  """Returns a JPEG."""
   height, width = SIZES[seed % len(SIZES)]
   pixels = pictures.smooth(height, width, seed)
   return pictures.encode(pixels, 'JPEG', quality=95)
@@ -38,17 +37,11 @@ def annotations(seed: int, category_ids=COCO_IDS) -> list[dict]:
     # Quarters of pixels, as COCO's hundredths lose in float32.
     left, top = rng.integers(0, [4 * width // 2, 4 * height // 2]) / 4
     sides = rng.integers([8, 8], [2 * width, 2 * height]) / 4
-    found.append(
-        dict(
-            id=1000 * seed + i + 1,
-            image_id=seed,
-            category_id=int(rng.choice(category_ids)),
-            bbox=[float(v) for v in (left, top, *sides)],
-            area=round(float(sides.prod()) * 0.75),
-            iscrowd=int(i == 0 and seed % 4 == 3),
-            segmentation=[],
-        )
-    )
+    category = int(rng.choice(category_ids))
+    entry = dict(id=1000 * seed + i + 1, image_id=seed, category_id=category)
+    entry |= dict(bbox=[float(v) for v in (left, top, *sides)], segmentation=[])
+    entry |= dict(area=round(float(sides.prod()) * 0.75))
+    found.append(entry | dict(iscrowd=int(i == 0 and seed % 4 == 3)))
   return found
 
 
@@ -72,29 +65,20 @@ def assert_record(source, index, seed, wanted, atol=0.0) -> None:
 
 def document(seeds, category_ids=COCO_IDS) -> dict:
   """Returns what the JSON of a split holds."""
-  images = [
-      {'id': seed, 'file_name': f'{seed:012}.jpg'}
-      | dict(zip(('height', 'width'), SIZES[seed % len(SIZES)], strict=True))
-      for seed in seeds
-  ]
+  images = []
+  for seed in seeds:
+    height, width = SIZES[seed % len(SIZES)]
+    entry = dict(id=seed, file_name=f'{seed:012}.jpg')
+    images.append(entry | dict(height=height, width=width))
   found = [a for seed in seeds for a in annotations(seed, category_ids)]
   found.sort(key=lambda a: a['id'] % 1000)  # Not image by image.
   # Not in the order of the ids.
-  categories = [
-      {'id': i, 'name': f'thing {i}', 'supercategory': 'thing'}
-      for i in reversed(category_ids)
-  ]
+  categories = [dict(id=i, name=f'thing {i}') for i in reversed(category_ids)]
   return {'images': images, 'annotations': found, 'categories': categories}
 
 
 def write(root: pathlib.Path, splits: dict, category_ids=(3, 5, 9)) -> None:
-  """Writes splits as `CocoJson` reads them.
-
-  Args:
-    root: where to.
-    splits: seeds by name of the split.
-    category_ids: of all splits.
-  """
+  """Writes splits, seeds by name, as `CocoJson` reads them."""
   (root / 'annotations').mkdir(parents=True, exist_ok=True)
   for split, seeds in splits.items():
     path = root / 'annotations' / f'instances_{split}.json'
@@ -106,28 +90,19 @@ def write(root: pathlib.Path, splits: dict, category_ids=(3, 5, 9)) -> None:
 
 def examples(seeds, broken=()) -> list[dict]:
   """Returns what TFDS keeps of images, by seed; some are no images."""
-
-  def example(seed):
+  found = []
+  for seed in seeds:
     height, width = SIZES[seed % len(SIZES)]
-    found = annotations(seed)
-    boxes = np.minimum(xyxy(found) / [width, height, width, height], 1)
-    return {
-        'image': b'no image' if seed in broken else image(seed),
-        'image/filename': f'{seed:012}.jpg',
-        'image/id': seed,
-        'objects': [
-            {
-                'id': a['id'],
-                'area': a['area'],
-                'bbox': tfds.features.BBox(box[1], box[0], box[3], box[2]),
-                'label': COCO_IDS.index(a['category_id']),
-                'is_crowd': bool(a['iscrowd']),
-            }
-            for a, box in zip(found, boxes, strict=True)
-        ],
-    }
-
-  return [example(seed) for seed in seeds]
+    objects = []
+    for a in annotations(seed):
+      x0, y0, x1, y1 = (xyxy([a])[0] / ([width, height] * 2)).clip(0, 1)
+      kept = dict(id=a['id'], area=a['area'], is_crowd=bool(a['iscrowd']))
+      kept['label'] = COCO_IDS.index(a['category_id'])
+      objects.append(kept | dict(bbox=tfds.features.BBox(y0, x0, y1, x1)))
+    content = b'no image' if seed in broken else image(seed)
+    entry = {'image': content, 'image/filename': f'{seed:012}.jpg'}
+    found.append(entry | {'image/id': seed, 'objects': objects})
+  return found
 
 
 def prepare(data_dir: pathlib.Path, splits: dict, broken=()) -> None:

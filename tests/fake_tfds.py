@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 
-def write(data_dir, name, features, splits, *, metadata=None, version='1.0.0'):
+def write(data_dir, name, features, splits, *, metadata=None):
   """Writes a set as array_record; returns its directory.
 
   Args:
@@ -15,22 +15,17 @@ def write(data_dir, name, features, splits, *, metadata=None, version='1.0.0'):
     features: of TFDS, by name.
     splits: lists of examples by split; images are encoded.
     metadata: kept with the set.
-    version: of it.
   """
 
   class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    VERSION = tfds.core.Version(version)
+    VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):
-      return tfds.core.DatasetInfo(
-          builder=self,
-          features=tfds.features.FeaturesDict(features),
-          metadata=tfds.core.MetadataDict(metadata or {}),
-          disable_shuffling=True,
-      )
+      kept = dict(metadata=tfds.core.MetadataDict(metadata or {}))
+      kept |= dict(features=tfds.features.FeaturesDict(features))
+      return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, **kept)
 
     def _split_generators(self, dl_manager):
-      del dl_manager
       return {split: self._generate(rows) for split, rows in splits.items()}
 
     def _generate(self, rows):
@@ -38,16 +33,14 @@ def write(data_dir, name, features, splits, *, metadata=None, version='1.0.0'):
         # An encoded file passes as it is; TFDS encodes arrays by TensorFlow.
         yield key, row | {'image': io.BytesIO(row['image'])}
 
-    def _generate_examples(self):
-      raise NotImplementedError
+    _generate_examples = None
 
   Tiny.name, _, config = name.partition('/')
   if config:
     Tiny.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)]
   builder = Tiny(data_dir=str(data_dir), file_format='array_record')
-  builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-  )
+  offline = tfds.download.DownloadConfig(try_download_gcs=False)
+  builder.download_and_prepare(download_config=offline)
   return builder.data_dir
 
 

@@ -11,19 +11,14 @@ from PIL import Image
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
   """Returns a smooth random image, uint8 [height, width, 3]."""
   coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3))
-  return cv2.resize(
-      coarse.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
-  )
+  method = cv2.INTER_CUBIC
+  return cv2.resize(coarse.astype('u1'), (width, height), interpolation=method)
 
 
 def encode(pixels: np.ndarray, kind: str = 'PNG', mode=None, **options):
-  """Returns the bytes of a file, made by Pillow.
+  """Returns the bytes of a file of uint8 [H, W, 1 or 3].
 
-  Args:
-    pixels: uint8 [H, W, 1 or 3].
-    kind: Pillow's name of the format.
-    mode: Pillow's name of the colour mode to convert to first.
-    **options: of the format.
+  Format, colour mode to convert to first, and options are as Pillow's.
   """
   image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
   file = io.BytesIO()

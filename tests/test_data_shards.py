@@ -14,7 +14,6 @@ pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
 def best(scores, rest):
-  """Two of an image's scores, and how often they can be halved."""
   top, index = jax.lax.top_k(scores, 2)
   halvings, _ = jax.lax.while_loop(
       lambda s: s[1] > 1, lambda s: (s[0] + 1, s[1] / 2), (0, top[0])

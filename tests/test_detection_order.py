@@ -28,10 +28,10 @@ def test_squares_are_landscape():
   assert (list(landscape), list(portrait)) == ([0, 2], [1, 3])
 
 
-@pytest.mark.parametrize(
-    'parts, size',
-    [((37, 21), 8), ((50, 3), 8), ((16, 0), 4), ((0, 9), 4), ((4, 4), 8)],
-)
+PARTS = [((37, 21), 8), ((50, 3), 8), ((16, 0), 4), ((0, 9), 4), ((4, 4), 8)]
+
+
+@pytest.mark.parametrize('parts, size', PARTS)
 def test_every_epoch_shows_every_example_once(parts, size):
   parts = examples(*parts)
   order = GroupedOrder(parts, size, seed=3)
@@ -69,8 +69,8 @@ def test_orders_differ_by_seed_and_epoch_and_mix_the_orientations():
 def test_epochs_that_leave_nothing_over_show_all_equally_often(far):
   parts, size = examples(37, 21), 8
   order = GroupedOrder(parts, size, seed=0)
-  first, number = far * 58 // size, 58  # Of 8 epochs, 464 examples.
-  found = [batch(order, first + i, size) for i in range(number)]
+  first = far * 58 // size  # Of 8 epochs, 464 examples.
+  found = [batch(order, first + i, size) for i in range(58)]
   seen = collections.Counter(i for _, rows in found for i in rows)
   assert seen == dict.fromkeys(range(58), size)
 

@@ -14,12 +14,8 @@ BROKEN, TOTAL = 100, 1000
 EVAL_BROKEN, EVAL_TOTAL = 7, 60
 
 
-def picture(seed, kind='PNG', side=20, **options):
-  return pictures.encode(pictures.smooth(side, side, seed), kind, **options)
-
-
-def jpeg(seed, mode=None):
-  return picture(seed, 'JPEG', mode=mode)
+def jpeg(seed, kind='JPEG', mode=None, side=20):
+  return pictures.encode(pictures.smooth(side, side, seed), kind, mode)
 
 
 # What cannot be read; the names of the files tell the kinds.
@@ -27,15 +23,14 @@ BREAK = {
     'corrupt': lambda i: jpeg(i)[:2] + b'\x00' * 300 + jpeg(i)[302:],
     'truncated': lambda i: jpeg(i)[: len(jpeg(i)) * 2 // 3],
     'empty': lambda i: b'',
-    'text': lambda i: b'<html>404 Not Found</html>',
 }
 # What is odd, and read: all are called .jpg.
 ODD = {
-    'cmyk': lambda i: jpeg(i, 'CMYK'),
-    'grey': lambda i: jpeg(i, 'L'),
-    'rgba': lambda i: picture(i, mode='RGBA'),
-    'png': picture,
-    'pixel': lambda i: picture(i, side=1),
+    'cmyk': lambda i: jpeg(i, mode='CMYK'),
+    'grey': lambda i: jpeg(i, mode='L'),
+    'rgba': lambda i: jpeg(i, 'PNG', 'RGBA'),
+    'png': lambda i: jpeg(i, 'PNG'),
+    'pixel': lambda i: jpeg(i, 'PNG', side=1),
 }
 
 
@@ -57,11 +52,8 @@ def write(folder, total, broken):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   root = tmp_path_factory.mktemp('dirty')
-  broken = {
-      'train': write(root / 'train', TOTAL, BROKEN),
-      'val': write(root / 'val', EVAL_TOTAL, EVAL_BROKEN),
-  }
-  return root, broken
+  broken = write(root / 'train', TOTAL, BROKEN)
+  return root, broken, write(root / 'val', EVAL_TOTAL, EVAL_BROKEN)
 
 
 def config(root, limit):
@@ -83,14 +75,9 @@ def config(root, limit):
 
 
 def batches_of(root, limit, train=False, batch_size=8, host=0, hosts=1):
-  return data.create(
-      config(root, limit).data,
-      train=train,
-      batch_size=batch_size,
-      seed=0,
-      process_index=host,
-      process_count=hosts,
-  )
+  how = dict(train=train, batch_size=batch_size, seed=0)
+  how |= dict(process_index=host, process_count=hosts)
+  return data.create(config(root, limit).data, **how)
 
 
 def noted(workdir):
@@ -100,34 +87,31 @@ def noted(workdir):
 
 
 def test_a_run_finishes_and_names_each_broken_image(folder, tmp_path, capsys):
-  root, broken = folder
-
+  root, broken, eval_broken = folder
   result = train_loop.train(config(root, 0.12), str(tmp_path))
-
   found = noted(tmp_path)
-  assert sorted(found) == sorted(broken['train'] + broken['val'])
+  assert sorted(found) == sorted(broken + eval_broken)
   assert all(reason.strip() for reason in found.values())
   assert result.metrics['num_examples'] == EVAL_TOTAL - EVAL_BROKEN
   assert result.step == result.total_steps == round(1.1 * TOTAL / 64)
   rows = logging.read(tmp_path / 'metrics.jsonl')
   assert np.isfinite([r['train/loss'] for r in rows if 'train/loss' in r]).all()
   out = capsys.readouterr().out
-  assert f'not used: {broken["val"][0]}' in out and 'more, named in' in out
+  assert f'not used: {eval_broken[0]}' in out and 'more, named in' in out
 
 
 def test_too_many_stop_the_run_with_their_names(folder, tmp_path):
-  root, broken = folder
+  root, broken, _ = folder
   settings = config(root, 0.05)
   settings.data.eval_split = 'train'
   with pytest.raises(errors.InputError) as caught:
     train_loop.train(settings, str(tmp_path))
-
   message = str(caught.value)
   number = int(message.split()[0])
   # More than 5 %, by no more than one batch could bring.
   assert 50 < number <= 50 + 64
   assert message.startswith(f'{number} of {TOTAL} examples cannot be read')
-  named = [name for name in broken['train'] if name in message]
+  named = [name for name in broken if name in message]
   assert len(named) == number and set(named) <= set(noted(tmp_path))
   assert 'than the 50 that config.data.max_bad_fraction' in message
   assert '\n' not in message
@@ -135,7 +119,7 @@ def test_too_many_stop_the_run_with_their_names(folder, tmp_path):
 
 def test_on_several_hosts_it_is_told_when_all_ask(folder):
   """One that failed by itself would leave the others waiting."""
-  root, broken = folder
+  root, _, broken = folder
   with pytest.raises(errors.InputError, match=f'4 of {EVAL_TOTAL} examples'):
     list(batches_of(root, 0.05))
   counts, shown = [], set()
@@ -152,19 +136,17 @@ def test_on_several_hosts_it_is_told_when_all_ask(folder):
     if counts[-1] > 0.05 * EVAL_TOTAL / 2:
       with pytest.raises(errors.InputError, match='than the 1.5 that'):
         batches.unreadable.check()
-  assert sum(counts) == len(broken['val']) and max(counts) > 1.5
+  assert sum(counts) == len(broken) and max(counts) > 1.5
   assert len(shown) == EVAL_TOTAL - EVAL_BROKEN
 
 
 def test_each_broken_image_is_replaced_by_the_next_that_can_be_read(folder):
-  root, broken = folder
-  batches = batches_of(root, 1.0, train=True, batch_size=TOTAL)
+  batches = batches_of(folder[0], 1.0, train=True, batch_size=TOTAL)
   batch = next(batches)
   batches.close()
-
   counts = np.bincount(batch['index'], minlength=TOTAL)
   bad = np.flatnonzero(counts == 0)
-  assert len(bad) == len(batches.unreadable) == len(broken['train'])
+  assert len(bad) == len(batches.unreadable) == BROKEN
   assert counts.sum() == TOTAL and batch['mask'].all()
   for index in bad:
     following = (i % TOTAL for i in range(index, 2 * TOTAL))

@@ -20,21 +20,16 @@ CUTMIX = ON | dict(mixup=0.0)
 SIZE = (6, 9)
 
 
-@functools.cache
-def _drawer(size, options):
-  draw = functools.partial(mixing.draw, size=size, **dict(options))
-  return jax.jit(jax.vmap(draw))
-
-
-def draw(number, *, seed=0, size=SIZE, **options):
-  """Returns that many mixes: weights [n, H, W, 1] and shares [n]."""
-  keys = jax.random.split(jax.random.key(seed), number)
-  mix = _drawer(size, tuple(sorted(options.items())))(keys)
+def draw(number, *, size=SIZE, **options):
+  """Returns mixes: weights [number, H, W, 1] and shares [number]."""
+  keys = jax.random.split(jax.random.key(0), number)
+  one = functools.partial(mixing.draw, size=size, **options)
+  mix = jax.jit(jax.vmap(one))(keys)
   return mixing.Mix(*map(np.asarray, mix))
 
 
-def batch(rows=5, seed=0):
-  rng = np.random.default_rng(seed)
+def batch(rows):
+  rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (rows, *SIZE, 3)).astype(np.uint8)
   return images, rng.dirichlet(np.ones(4), rows).astype(np.float32)
 
@@ -48,22 +43,20 @@ def box_of_the_authors(size, share, centre):
   return bounds
 
 
-@pytest.mark.parametrize('options', [MIXUP, CUTMIX], ids=['mixup', 'cutmix'])
+@pytest.mark.parametrize('options', [MIXUP, CUTMIX])
 @pytest.mark.parametrize('rows', [4, 5])
 def test_rows_are_mixed_with_the_rows_from_the_other_end(options, rows):
   images, targets = batch(rows)
-  for weights, share in zip(*draw(4, **options), strict=True):
-    mix = mixing.Mix(weights, share)
-    got_images = mixing.mix_images(images, mix)
-    got_targets = mixing.mix_targets(targets, mix)
-    assert got_images.dtype == got_targets.dtype == jnp.float32
-    for n in range(rows):
-      a, b = images[n].astype(float), images[rows - 1 - n].astype(float)
-      want = weights * a + (1 - weights) * b
-      np.testing.assert_allclose(got_images[n], want, rtol=1e-5, atol=1e-4)
-      s = float(share)
-      want = s * targets[n] + (1 - s) * targets[rows - 1 - n]
-      np.testing.assert_allclose(got_targets[n], want, rtol=1e-5)
+  for mix in map(mixing.Mix, *draw(4, **options)):
+    for function, x, weight in (
+        (mixing.mix_images, images, mix.weights),
+        (mixing.mix_targets, targets, mix.share),
+    ):
+      want = weight * x.astype(float) + (1 - weight) * x[::-1].astype(float)
+      got = function(x, mix)
+      assert got.dtype == jnp.float32
+      atol = 4e-7 * x.max()
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize('size', [(32, 32), (7, 5)])
@@ -86,23 +79,18 @@ def test_the_share_is_the_mean_weight():
   assert set(np.unique(weights)) == {0.0, 1.0}
   outside = weights.sum((1, 2, 3))
   np.testing.assert_allclose(share, outside / np.prod(SIZE), rtol=1e-6)
-  # Both a box that is cut off and one that is whole, of many sizes.
-  assert len(np.unique(outside)) > 10
 
 
-@pytest.mark.parametrize('alpha', [0.1, 1.0, 4.0])
+@pytest.mark.parametrize('alpha', [0.1, 4.0])
 def test_the_share_of_mixup_is_distributed_as_beta(alpha):
   share = draw(4000, size=(1, 1), **MIXUP | dict(mixup=alpha)).share
-  # Away from the ends, where float32 has no numbers between 1 and a small
-  # alpha's many that are almost 1.
-  points = np.linspace(0.001, 0.999, 200)
+  points = np.linspace(0.001, 0.999, 200)  # Almost 1, float32 is coarse.
   got = (share[:, None] <= points).mean(0)
   want = stats.beta(alpha, alpha).cdf(points)
   np.testing.assert_allclose(got, want, atol=0.03)
 
 
 def test_boxes_lie_anywhere():
-  """The mean weights of each pixel against a simulation."""
   rng = np.random.default_rng(0)
   want = np.zeros(SIZE)
   for share in rng.beta(1.0, 1.0, 4000):
@@ -126,7 +114,7 @@ def test_how_often_a_batch_is_mixed_and_by_which(chance):
 
 def test_what_is_off_is_not_done():
   assert draw(200, **CUTMIX | dict(switch_probability=0.0)).share.min() < 0.5
-  images, targets = batch()
+  images, targets = batch(5)
   off = draw(9, **ON | dict(mixup=0.0, cutmix=0.0))
   assert (off.weights == 1).all() and (off.share == 1).all()
   mix = mixing.Mix(off.weights[0], off.share[0])

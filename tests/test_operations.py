@@ -34,11 +34,9 @@ BLENDS = {
 }
 FORMULAS = {
     'invert': lambda x, value: 255 - x,
-    'posterize': lambda x, bits: x // 2 ** (8 - bits) * 2 ** (8 - bits),
+    'posterize': lambda x, bits: x - x % 2 ** (8 - bits),
     'solarize': lambda x, least: np.where(x < least, x, 255 - x),
-    'solarize_add': lambda x, more: np.where(
-        x < 128, np.minimum(x + more, 255), x
-    ),
+    'solarize_add': lambda x, n: np.where(x < 128, np.minimum(x + n, 255), x),
 }
 VALUES = {
     **dict.fromkeys(('auto_contrast', 'equalize', 'invert'), (None,)),
@@ -61,8 +59,8 @@ def images(channels):
   return noise, noise // 4 + 20, whole, np.full_like(noise, 90)
 
 
-def apply(image, name, value, fill=FILL, interpolation='linear'):
-  how = dict(fill=fill, interpolation=interpolation)
+def apply(image, name, value, interpolation='linear'):
+  how = dict(fill=FILL, interpolation=interpolation)
   return operations.apply(image, name, value, **how)
 
 
@@ -98,8 +96,8 @@ PAD = 24
 
 def moved_by_pillow(image, name, value, fill, resample):
   """On a canvas of the fill, as Pillow does not blend with what is outside."""
-  height, width = image.shape[:2]
-  canvas = np.full((height + 2 * PAD, width + 2 * PAD, image.shape[2]), fill)
+  height, width, channels = image.shape
+  canvas = np.full((height + 2 * PAD, width + 2 * PAD, channels), fill)
   canvas[PAD:-PAD, PAD:-PAD] = image
   whole = as_pillow(canvas.astype(np.uint8))
   if name == 'rotate':
@@ -135,12 +133,11 @@ def test_moves(name, value, channels, interpolation):
     # Before its version 5, OpenCV knew places to 1 / 32 of a pixel.
     np.testing.assert_allclose(got, want, rtol=0, atol=3)
     assert np.mean(np.abs(got - want)) < 0.6
-  # Both the image and what is outside of it are in the result.
   is_fill = np.all(got == fill, axis=2)
   assert 0.02 < is_fill.mean() < 0.5
 
 
-@pytest.mark.parametrize('shift', [-0.5, -0.21, -0.01, 0.0, 0.1, 0.37, 0.5])
+@pytest.mark.parametrize('shift', [-0.5, -0.21, 0.0, 0.37])
 def test_hue(shift):
   image = np.concatenate(images(3))
   # Also the corners of the cube of colours, where the formula changes.

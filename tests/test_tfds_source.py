@@ -1,6 +1,5 @@
 """Reading what TFDS has prepared, in good and bad states."""
 
-import json
 import os
 import pickle
 import re
@@ -69,26 +68,18 @@ def test_newest_version_is_read(copy):
     os.mkdir(directory.parent / version)
   for version in ['1.9.0', '1.10.0']:  # 2.0.0 has no dataset_info.json.
     shutil.copytree(directory, directory.parent / version, dirs_exist_ok=True)
-
   source = tfds_source.open_tfds('tiny', data_dir, 'train')
-
   assert '/1.10.0/tiny-train.' in source.place(0)
 
 
 @pytest.mark.parametrize(
-    'split, reason',
-    [
-        ('validation', r"one of \['t.*, 't.*'\]$"),
-        ('train[', 'Error parsing split'),
-        ('train[10%:5%]', ''),
-        ('test[:0]', ''),
-    ],
+    'split, reason', [('validation', "of ['t"), ('test[:0]', '')]
 )
 def test_splits_that_are_none(data_dir, split, reason):
   message = open_error('tiny', data_dir, split)
   place = f'{data_dir}/tiny/1.0.0 is unknown or holds no examples: '
   assert message.startswith(f'split {split!r} of {place}')
-  assert re.search(reason, message)
+  assert reason in message
 
 
 def test_a_set_that_is_not_prepared_names_the_command(data_dir):
@@ -101,32 +92,19 @@ def test_a_set_that_is_not_prepared_names_the_command(data_dir):
 
 def test_tfrecord_form_names_the_command(copy):
   data_dir, directory = copy
-  tfrecord = {'fileFormat': 'tfrecord'}
-  edit(directory, 'dataset_info.json', lambda info: info.update(tfrecord))
+  info = directory / 'dataset_info.json'
+  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
   for path in directory.glob('*array_record*'):
     path.rename(str(path).replace('array_record', 'tfrecord'))
-
   message = open_error('tiny', data_dir, 'train')
-
   assert message.startswith(f'{directory} is not in array_record form;')
   assert f'tfds convert_format --dataset_version_dir={directory} --o' in message
 
 
-def edit(directory, name, change):
-  """Changes a JSON file of a set."""
-  content = json.loads((directory / name).read_text())
-  change(content)
-  (directory / name).write_text(json.dumps(content))
-
-
 def test_features_that_lack(copy):
   data_dir, directory = copy
-
-  def rename(content):
-    named = content['featuresDict']['features']
-    named['digit'] = named.pop('label')
-
-  edit(directory, 'features.json', rename)
+  path = directory / 'features.json'
+  path.write_text(path.read_text().replace('"label"', '"digit"'))
   message = open_error('tiny', data_dir, 'train')
   assert 'has no features image and label or' in message and 'digit' in message
 
@@ -145,12 +123,8 @@ def test_several_labels_are_padded(tmp_path):
 
 def test_a_split_without_labels_is_refused(copy):
   data_dir, directory = copy
-
-  def fewer(content):
-    label = content['featuresDict']['features']['label']
-    label['classLabel']['numClasses'] = '2'
-
-  edit(directory, 'features.json', fewer)
+  path = directory / 'features.json'
+  path.write_text(re.sub('(numClasses": )"3"', r'\1"2"', path.read_text()))
   source = tfds_source.open_tfds('tiny', data_dir, 'test')
   with pytest.raises(InputError, match="^label 2 of record 2 of split 'test'"):
     source[2]
@@ -160,10 +134,14 @@ def test_a_split_without_labels_is_refused(copy):
     'name, size, start, reason',
     [
         ('*-train.*', None, '{path} is missing', ''),
-        ('*-train.*', 0, "record 0 of split 'train'", 'at least 64KB big'),
-        ('*-train.*', 131_072, "record 0 of split 'train'", 'Invalid Riegeli'),
+        (
+            '*-test.*',
+            0,
+            "record 69 of split 'train[:10]+test'",
+            'least 64KB big',
+        ),
+        ('*-train.*', 131_072, 'record 0 of split ', 'Invalid Riegeli'),
         ('dataset_info.json', 100, 'cannot open', 'Failed to load JSON'),
-        ('features.json', None, 'cannot open', 'Cannot restore tiny'),
         ('features.json', 100, 'cannot open', 'Expecting value'),
     ],
 )
@@ -172,21 +150,10 @@ def test_damaged_files(copy, name, size, start, reason):
   data_dir, directory = copy
   path = next(directory.glob(name))
   path.unlink() if size is None else os.truncate(path, size)
-  message = open_error('tiny', data_dir, 'train')
+  message = open_error('tiny', data_dir, 'train[:10]+test')
   assert message.startswith(start.format(path=path)) and reason in message
   assert str(directory if start == 'cannot open' else path) in message
   assert message.endswith('; copy or prepare it again')
-
-
-def test_records_are_named_by_their_file(copy):
-  data_dir, directory = copy
-  shard = next(directory.glob('*-test.*'))
-  os.truncate(shard, 0)
-
-  # Record 0 is of the other file, and whole.
-  assert open_error('tiny', data_dir, 'train[:10]+test').startswith(
-      f"record 69 of split 'train[:10]+test' in {shard} cannot be read: "
-  )
 
 
 def test_a_garbled_record_stops_training_with_its_name(copy):
@@ -195,7 +162,6 @@ def test_a_garbled_record_stops_training_with_its_name(copy):
   content = bytearray(shard.read_bytes())
   content[150_000:150_100] = bytes(100)
   shard.write_bytes(content)
-
   options = dict(name='tfds:tiny', dir=data_dir, num_threads=2)
   options |= dict(image_size=8, eval_image_size=8)
   batches = data.create(options, train=True, batch_size=LENGTH, seed=0)

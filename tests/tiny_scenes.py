@@ -6,10 +6,7 @@ from configs import digit_scenes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns nine steps on both canvases and at several scales.
-
-  There are two stages and three levels; two thirds less to compile than of all.
-  """
+  """Returns nine steps on both canvases and at several scales."""
   config = digit_scenes.get_config()
   with config.unlocked():
     config.num_epochs = 4.0
@@ -26,9 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.backbone.update(width=4, stage_sizes=(1, 1), aw_stages=(2,))
     model.anchors.strides = (4, 8, 16)
     model.pyramid.features = model.head.features = 8
-    model.proposals.update(
-        train_candidates=32, candidates=32, train_number=16, number=16
-    )
+    model.proposals.update(train_candidates=32, candidates=32)
+    model.proposals.update(train_number=16, number=16)
     model.roi_sampler.number = model.anchor_sampler.number = 16
     # There would be nothing to count after a few steps.
     model.detections.update(number=32, min_score=0.0)
