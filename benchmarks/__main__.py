@@ -4,11 +4,8 @@
   python -m benchmarks network --cpu_devices=8
   python -m benchmarks data
 
-op: every form at the shapes of ResNet-50. network: a training step. data:
-images a second of the pipeline, beside tf.data where there is a TensorFlow.
-What is compared is measured in turn in one run, after its results were
-compared; times are medians. Rows go to the screen, to <output>.json with what
-they depend on (device, versions, seed), and as bars to <output>.png.
+Times are medians of calls in turn, after results were compared. Rows go to the
+screen, to <output>.json with what they depend on, and as bars to <output>.png.
 """
 
 import argparse
@@ -18,23 +15,20 @@ import json
 import math
 import sys
 import typing
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-import numpy as np
 
 from awconv_jax import command_line, errors, text_table
 from awconv_jax.options import NonNegativeInt, OneOf
 from benchmarks import data, network, op, timing
 
-SUBJECTS = {'op': op, 'network': network, 'data': data}
-
-
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line, as the other commands do."""
-
-  def error(self, message: str) -> NoReturn:
-    command_line.fail(message)
+# What measures, the column that it compares, and the one that is drawn.
+SUBJECTS = {
+    'op': (op.run, 'implementation', 'ratio'),
+    'network': (network.run, 'variant', 'images_per_second'),
+    'data': (data.run, 'pipeline', 'images_per_second'),
+}
 
 
 def _reader(annotation: Any) -> Callable[[str], Any]:
@@ -60,30 +54,24 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-  """Returns what the arguments say; a fault ends the program with one line.
-
-  The flags of a subject are the options of its `run`, whose docstring says what
-  they and the columns mean; and `--help` shows it.
-  """
+  """Returns what the arguments say; the flags are the options of a `run`."""
   form = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser = _Parser('benchmarks', description=__doc__, **form)
+  parser = argparse.ArgumentParser('benchmarks', description=__doc__, **form)
+  parser.error = command_line.fail
   subjects = parser.add_subparsers(dest='subject', required=True)
-  for name, subject in SUBJECTS.items():
-    text = inspect.getdoc(subject.run)
-    made = subjects.add_parser(
-        name, description=text, allow_abbrev=False, **form
-    )
-    for option in inspect.signature(subject.run).parameters.values():
+  form['allow_abbrev'] = False
+  for name, (run, *_) in SUBJECTS.items():
+    made = subjects.add_parser(name, description=inspect.getdoc(run), **form)
+    made.error = command_line.fail
+    for option in inspect.signature(run).parameters.values():
       how = dict(type=_reader(option.annotation), default=option.default)
       if option.annotation is bool:
         how = dict(action='store_true')
-      text = f'default: {option.default}'
-      made.add_argument(f'--{option.name}', help=text, **how)
-    text = 'path of the files, no suffix'
-    made.add_argument('--output', default='benchmark', help=text)
-    text = 'run on so many CPU devices; 0 for what JAX finds'
-    how = dict(type=_reader(NonNegativeInt), default=0)
-    made.add_argument('--cpu_devices', help=text, **how)
+      how['help'] = f'default: {option.default}'
+      made.add_argument(f'--{option.name}', **how)
+    made.add_argument('--output', default='benchmark', help='path, no suffix')
+    how = dict(type=_reader(NonNegativeInt), default=0, help='0: as JAX finds')
+    made.add_argument('--cpu_devices', **how)
   return parser.parse_args(arguments)
 
 
@@ -94,33 +82,30 @@ def _format(value: Any) -> str:
   return '-' if value is None else str(value)
 
 
-def _plot(rows, bar, height, path) -> None:
-  """Draws a group of bars for each of what the columns before `bar` name."""
+def _plot(rows, bar, length, path) -> None:
+  """Draws a bar for each row, which the columns up to `bar` name."""
   from matplotlib.figure import Figure
 
-  named = list(rows[0])[: list(rows[0]).index(bar)]
-  groups = {}
-  for row in rows:
-    name = ' '.join(str(row[column]) for column in named)
-    groups.setdefault(name, {})[row[bar]] = row[height]
-  figure = Figure(figsize=(4 + len(groups), 5), layout='constrained')
-  axis = figure.subplots()
+  named = list(rows[0])[: list(rows[0]).index(bar) + 1]
+  labels = [' '.join(str(row[column]) for column in named) for row in rows]
   bars = list(dict.fromkeys(row[bar] for row in rows))
-  width = 0.8 / len(bars)
-  for i, label in enumerate(bars):
-    heights = [group.get(label, math.nan) for group in groups.values()]
-    shift = (i - (len(bars) - 1) / 2) * width
-    axis.bar(np.arange(len(groups)) + shift, heights, width, label=label)
-  axis.set_yscale('log' if height == 'ratio' else 'linear')
-  axis.set(ylabel=height.replace('_', ' '), xlabel=', '.join(named))
-  axis.set_xticks(range(len(groups)), groups, rotation=30, ha='right')
-  axis.grid(axis='y', alpha=0.3)
-  figure.legend(loc='outside right upper', title=bar)
+  colors = [f'C{bars.index(row[bar])}' for row in rows]
+  figure = Figure(figsize=(8, 1 + len(rows) / 4), layout='constrained')
+  axis = figure.subplots()
+  lengths = [row[length] for row in rows]
+  axis.barh(range(len(rows)), lengths, color=colors, tick_label=labels)
+  axis.invert_yaxis()
+  axis.set_xscale('log' if length == 'ratio' else 'linear')
+  axis.set(xlabel=length.replace('_', ' '), ylabel=', '.join(named))
+  axis.grid(axis='x', alpha=0.3)
   figure.savefig(path, dpi=120)
 
 
 def main(arguments: Sequence[str]) -> None:
-  """Measures the subject that is named; shows, writes and draws its rows."""
+  """Measures the subject that is named; shows, writes and draws its rows.
+
+  Raises ReportedError: a flag does not fit, or something computes wrongly.
+  """
   flags = _parse(arguments)
   if flags.cpu_devices:
     jax.config.update('jax_platforms', 'cpu')
@@ -128,10 +113,10 @@ def main(arguments: Sequence[str]) -> None:
   command_line.check_output(flags.output)
   environment = timing.environment()
   print(json.dumps(environment), flush=True)
-  subject, output = SUBJECTS[flags.subject], flags.output
-  options = inspect.signature(subject.run).parameters
+  (run, bar, length), output = SUBJECTS[flags.subject], flags.output
+  options = inspect.signature(run).parameters
   rows = []
-  for row in subject.run(**{name: getattr(flags, name) for name in options}):
+  for row in run(**{name: getattr(flags, name) for name in options}):
     rows.append(row)
     print(*map(_format, row.values()), flush=True)
     # At once, so that what is measured is kept whatever comes later.
@@ -140,7 +125,7 @@ def main(arguments: Sequence[str]) -> None:
       json.dump(kept, file, indent=1)
   print(text_table.make(rows, _format))
   try:
-    _plot(rows, subject.BAR, subject.HEIGHT, f'{output}.png')
+    _plot(rows, bar, length, f'{output}.png')
     print(f'written: {output}.json, {output}.png')
   except ImportError as error:
     print(f'written: {output}.json; no plot: {error}')

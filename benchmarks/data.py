@@ -1,15 +1,14 @@
 """Reading images: this project's pipeline, and tf.data where it is installed.
 
-What is read are JPEGs of about the sizes in pixels and bytes that those of
-ImageNet have, made of the two photographs that come with scikit-learn. Both
-pipelines cut a random box of 8 to 100 % of an image's area, bring it to size
-and mirror every other one. This project's gives bytes, which the consumer
-normalises on the device; that of tf.data normalised floats. On the CPU the
-consumer computes on the cores that read.
+The JPEGs have about the sizes of ImageNet's, in pixels and bytes, and are made
+of scikit-learn's two photographs. Both pipelines cut a random box, bring it to
+size and mirror every other one. Ours gives bytes, which the consumer normalises
+on the device; tf.data normalised floats. On the CPU both share the cores.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import functools
+import contextlib
+from functools import partial
 import importlib.util
 import os
 import pathlib
@@ -26,11 +25,10 @@ from awconv_jax.options import NonNegativeFloat, NonNegativeInt, PositiveInt
 from awconv_jax.train import partition
 from benchmarks import network
 
-# Width and height of 20 images in succession.
+# Width and height of 20 images.
 SIZES = ((500, 375),) * 9 + ((375, 500), (500, 333)) * 3
 SIZES += ((333, 500), (500, 400), (400, 300), (640, 480), (1024, 768))
-# With these two the files have 110 kB on average. The noise, of 255, is what
-# photographs that were shrunk and enlarged lack.
+# For 110 kB on average: photographs that were shrunk lack the noise, of 255.
 _QUALITY, _NOISE = 96, 3.0
 _CLASSES = 10
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # Of random boxes.
@@ -39,12 +37,10 @@ _STD = np.float32([0.229, 0.224, 0.225]) * 255
 ROUNDS = 5
 TF = 'tf.data'
 _TF_AHEAD, _TF_THREADS, _TF_SHUFFLED_BATCHES = 10, 48, 16
-# What is compared, and what is drawn of it; see `plot` of the command.
-BAR, HEIGHT = 'pipeline', 'images_per_second'
 
 
 class Case(NamedTuple):
-  """A pipeline and what takes its batches; both have names, as in rows."""
+  """A pipeline and what takes its batches, by the names in rows."""
 
   pipeline: str
   consumer: str
@@ -68,23 +64,17 @@ def run(
   Args:
     batches: batch sizes.
     side: height and width of the results, in pixels.
-    images: JPEGs to make and to read.
+    images: how many to make, and to read.
     workers: processes that read; 0 for a thread on each core.
     interpolation: by which boxes are brought to size; tf.data's is cubic.
-    seconds: for each pipeline with each consumer.
-    seed: of the images and of what is drawn of them.
+    seconds, seed: for each pipeline with each consumer, and of all images.
 
   Yields:
     The 'consumer' of the batches is 'mean' of every image, the least that reads
     them as a network does, or 'training', a step of a small ResNet; and
     'consumer_ms' what it takes alone. 'images_per_second' is the median of the
-    rounds, 'ratio' that to tf.data's with the same consumer, None without it,
-    and 'data_wait' the share of the time in which there was no batch to go on
-    with, as 'train/data_wait' of a run.
-
-  Raises:
-    InputError: the devices cannot share a batch evenly, it is of more than all
-      images, or there is no such interpolation.
+    rounds, 'ratio' that to tf.data's with the same consumer, and 'data_wait'
+    the share of the time without a batch, as 'train/data_wait' of a run.
   """
   # Other subjects do without what reading needs.
   from awconv_jax import data as pipelines
@@ -92,32 +82,33 @@ def run(
 
   errors.look_up('interpolation', interpolation, decode.INTERPOLATIONS)
   mesh = partition.create_mesh()
-  for batch in batches:
-    partition.check_batch_size('--batches', batch, mesh)
-    if batch > images:
+  for size in batches:
+    partition.check_batch_size('--batches', size, mesh)
+    if size > images:
       raise errors.InputError(
-          f'--images={images} are less than a batch: {batch}'
+          f'--images={images} are less than a batch: {size}'
       )
   with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
     files = write_jpegs(folder, images, seed)
     size = np.mean([os.path.getsize(file) for file in files]) / 1e3
     print(f'{images} JPEGs, on average {size:.1f} kB', flush=True)
-    # Each worker has one more, done, on its way to this process.
     threads = 1 if workers else os.cpu_count()
-    ahead = 2 * workers or threads
+    ahead = 2 * workers or threads  # Each worker has one more on its way.
     crop = dict(area=AREA, ratio=RATIO, interpolation=interpolation)
-    options = dict(name=f'folder:{folder}', num_workers=workers)
-    options |= dict(image_size=side, eval_image_size=side)
-    options |= dict(num_threads=threads, prefetch=threads)
-    options['augment'] = (('random_resized_crop', crop), ('flip', {}))
+    options = dict(
+        name=f'folder:{folder}',
+        augment=(('random_resized_crop', crop), ('flip', {})),
+        **dict.fromkeys(('image_size', 'eval_image_size'), side),
+        **dict.fromkeys(('num_threads', 'prefetch'), threads),
+        num_workers=workers,
+    )
+    create = partial(pipelines.create, options, train=True, seed=seed)
     consumers = dict(mean=_mean, training=_training(mesh, side, seed))
     for batch in batches:
-      start = functools.partial(
-          pipelines.create, options, train=True, batch_size=batch, seed=seed
-      )
+      start = partial(create, batch_size=batch)
       cases = [Case('ours', n, start, ahead, c) for n, c in consumers.items()]
       if importlib.util.find_spec('tensorflow'):
-        start = functools.partial(tf_batches, files, batch, side, seed)
+        start = partial(tf_batches, files, batch, side, seed)
         cases.append(Case(TF, 'mean', start, _TF_AHEAD, _mean))
       else:
         print('tf.data is not measured: TensorFlow is not installed')
@@ -142,11 +133,10 @@ def write_jpegs(path: str, number: int, seed: int) -> list[str]:
     part = photograph[top : top + high, left : left + wide]
     image = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)
     image = image + rng.normal(0, _NOISE, image.shape)
-    image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    image = np.clip(np.rint(image), 0, 255).astype(np.uint8)[..., ::-1]
     file = pathlib.Path(path, 'train', f'class{i % _CLASSES}', f'{i:05}.jpg')
     file.parent.mkdir(parents=True, exist_ok=True)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-    cv2.imwrite(str(file), image[..., ::-1], quality)
+    cv2.imwrite(str(file), image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     files.append(str(file))
   return files
 
@@ -156,9 +146,8 @@ def tf_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields endless batches of tf.data, image float32 [B, S, S, 3].
 
-  The steps are those of Flax's ImageNet example: a distorted bounding box, of
-  which alone is decoded; bicubic resizing without antialiasing; flip; mean and
-  standard deviation. Beyond it, the order may vary, by which it can only gain.
+  As Flax's ImageNet example: a distorted bounding box, which alone is decoded;
+  bicubic resizing; flip. Beyond it, the order may vary: it can only gain.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   import tensorflow as tf
@@ -171,10 +160,10 @@ def tf_batches(
         tf.io.extract_jpeg_shape(encoded),
         bounding_boxes=tf.zeros((1, 0, 4)),
         min_object_covered=0.1,
-        aspect_ratio_range=RATIO,
-        area_range=AREA,
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,
+        area_range=AREA,
+        aspect_ratio_range=RATIO,
     )
     window = tf.concat([begin[:2], extent[:2]], axis=0)
     image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
@@ -196,16 +185,15 @@ def tf_batches(
 
 @jax.jit
 def _normal(images):
-  """Returns normalised floats; floats are so already."""
-  if images.dtype != jnp.uint8:
+  if images.dtype != jnp.uint8:  # Floats are normalised already.
     return images
   return (images.astype(jnp.float32) - _MEAN) / _STD
 
 
 @jax.jit
 def _means(images):
-  # One after the other: where a whole batch becomes floats at once, the CPU
-  # spends as long on new memory for them as on a quarter of the reading.
+  # One after the other: floats of a whole batch would cost the CPU as long for
+  # new memory as a quarter of the reading.
   return jax.lax.map(lambda image: _normal(image).mean((0, 1)), images)
 
 
@@ -223,8 +211,7 @@ def _training(mesh, side, seed):
     nonlocal state
     rows = {name: batch[name] for name in ('image', 'label')}
     rows = partition.shard_batch(mesh, rows)
-    rows['image'] = _normal(rows['image'])
-    state, loss = step(state, rows)
+    state, loss = step(state, rows | {'image': _normal(rows['image'])})
     return loss
 
   return consume
@@ -237,17 +224,12 @@ def measure(
   seen = [[] for _ in cases]
   for _ in range(ROUNDS):
     for case, found in zip(cases, seen, strict=True):
-      opened = case.open()
-      try:
-        # What was made while nobody took it is not counted, and tf.data adjusts
-        # its threads meanwhile.
+      with contextlib.closing(case.open()) as opened:
+        # What was made while nobody took it is not counted.
         _consume(case, opened, seconds / 2 / ROUNDS, 2 * case.ahead)
         number, took, waited = _consume(case, opened, seconds / ROUNDS, 2)
-        # By way of JAX, whose memory has the alignment that TensorFlow's has,
-        # too: what has it not is copied with every call.
+        # By way of JAX, whose memory is aligned: other is copied by every call.
         first = {k: np.asarray(jnp.array(v)) for k, v in next(opened).items()}
-      finally:
-        opened.close()
       start = time.monotonic()
       jax.block_until_ready(case.consume(first))
       alone = 1e3 * (time.monotonic() - start)
@@ -263,19 +245,15 @@ def measure(
 
 
 def _consume(case, batches, seconds, least):
-  """Takes batches for a time, and at least some.
-
-  Returns how many, the seconds it took, and those in which none was there.
-  """
+  """Takes some batches; returns how many, the seconds, and those of waiting."""
   number, waited, newest = 0, 0.0, None
   start = time.monotonic()
   while number < least or time.monotonic() - start < seconds:
     before = time.monotonic()
     batch = next(batches)
     waited += time.monotonic() - before
-    # As in the train loop: one computing, one about to.
     older, newest = newest, case.consume(batch)
-    jax.block_until_ready(older)
+    jax.block_until_ready(older)  # As in the train loop.
     number += 1
   jax.block_until_ready(newest)
   return number, time.monotonic() - start, waited

@@ -1,12 +1,11 @@
 """The operation alone: every form of it at the 3x3 convolutions of ResNet-50.
 
-'plain' is the convolution without attention; where PyTorch is installed, its
-grouped convolution is measured beside its plain one on the CPU, since that is
-how PyTorch's users write kernels of each sample.
+'plain' is the convolution without attention. PyTorch's grouped convolution, by
+which its users write kernels of each sample, stands beside its plain one.
 """
 
 from collections.abc import Iterator, Sequence
-import functools
+from functools import partial
 import importlib.util
 import itertools
 import os
@@ -23,16 +22,14 @@ from benchmarks import timing
 # Channels, height = width of the input, and stride, v1.5 at 224x224 pixels.
 SHAPES = ((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1))
 STRIDED = ((128, 56, 2), (256, 28, 2), (512, 14, 2))
-PASSES = ('forward', 'both')
-# Relative differences between the forms that are rounding, on CPU. Matrix units
-# of other devices round what they multiply, so that there float32 is no better.
+# Relative differences that are rounding, on CPU. Matrix units of other devices
+# round what they multiply: float32 is no better there.
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
 FORMS = ('auto', *IMPLEMENTATIONS, 'torch')
 # Where forms are a measure; elsewhere they only run.
 PLACES = {'fused': 'gpu', 'torch': 'cpu'}
-TORCH = ('torch:plain', 'torch:grouped')
-# What is compared, and what is drawn of it; see `plot` of the command.
-BAR, HEIGHT = 'implementation', 'ratio'
+# What PyTorch's are compared with.
+TORCH = {'torch:plain': 'plain', 'torch:grouped': 'vmap'}
 
 
 def run(
@@ -53,47 +50,37 @@ def run(
     batches: batch sizes.
     expansion: e, input channels that share a value of the maps.
     strided: whether to measure the convolutions of stride 2, too.
-    dtype: of everything.
+    dtype, seed: of all inputs.
     seconds: time for each measurement.
-    seed: of the inputs.
 
   Yields:
-    The input [batch, side, side, channels] and the stride, the direction
-    ('forward', or 'both' for forward and backward), the implementation, and
-    the columns of `timing.Program`. 'ratio' is to 'plain', PyTorch's to
-    'torch:plain'; 'error' to 'vmap', that of 'torch:plain' to 'plain'.
-
-  Raises:
-    InputError: a form is no measure on this device.
-    ReportedError: a form does not compute what the vmapped one does.
+    The input is [batch, side, side, channels], the direction 'forward', or
+    'both' for forward and backward. 'ratio' is to 'plain', PyTorch's to
+    'torch:plain'; 'error' to 'vmap', that of 'torch:plain' to 'plain'. See
+    `timing.Program` for the other columns.
   """
   backend = jax.default_backend()
-  chosen = implementations or [
-      name
-      for name in FORMS
-      if PLACES.get(name, backend) == backend
-      and (name != 'torch' or importlib.util.find_spec('torch'))
-  ]
-  for name in chosen:
-    if (place := PLACES.get(name, backend)) != backend:
+  here = [name for name in FORMS if PLACES.get(name, backend) == backend]
+  for name in implementations:
+    if name not in here:
       raise errors.InputError(
-          f'--implementations: {name!r} is no measure on {backend}, it is for '
-          f'{place}; leave it out'
+          f'--implementations: {name!r} is no measure on {backend}, but on '
+          f'{PLACES[name]}; leave it out'
       )
-  names = [name for name in dict.fromkeys(['vmap', *chosen]) if name != 'torch']
-  reference = {name: 'vmap' for name in names if name != 'vmap'}
+  found = importlib.util.find_spec
+  chosen = implementations or [n for n in here if n != 'torch' or found(n)]
+  reference = {n: 'vmap' for n in chosen if n not in ('vmap', 'torch')}
   if 'torch' in chosen:
-    names += TORCH
-    reference |= dict(zip(TORCH, ('plain', 'vmap'), strict=True))
+    reference |= TORCH
   for direction, batch, (channels, side, stride) in itertools.product(
-      PASSES, batches, SHAPES + STRIDED * strided
+      ('forward', 'both'), batches, SHAPES + STRIDED * strided
   ):
     shape = (channels, side, stride, batch, expansion)
     inputs = [_inputs(*shape, dtype, (seed, i)) for i in range(2)]
     programs = {}
-    for name in ('plain', *names):
+    for name in ('plain', 'vmap', *reference):
       make = _torch_program if name in TORCH else _jax_program
-      programs[name] = functools.partial(make, name, direction, stride, inputs)
+      programs[name] = partial(make, name, direction, stride, inputs)
     measured = timing.measure(
         programs,
         reference=reference,
@@ -103,11 +90,11 @@ def run(
     row = dict(channels=channels, side=side, stride=stride, batch=batch)
     for name, program in measured.items():
       base = measured['torch:plain' if name in TORCH else 'plain']
-      names_of = dict(direction=direction, implementation=name)
-      yield row | names_of | program.columns(base)
+      row |= dict(direction=direction, implementation=name)
+      yield row | program.columns(base)
 
 
-def _inputs(channels, side, stride, batch, expansion, dtype, seed) -> tuple:
+def _inputs(channels, side, stride, batch, expansion, dtype, seed):
   """Returns random x, kernel, attention and gradient of the output."""
   rng = np.random.default_rng(seed)
   out = -(-side // stride)
@@ -120,18 +107,15 @@ def _inputs(channels, side, stride, batch, expansion, dtype, seed) -> tuple:
   return tuple(jnp.asarray(a, dtype) for a in arrays)
 
 
-def _plain(x, kernel, *, strides):
-  return jax.lax.conv_general_dilated(
-      x, kernel, strides, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
-
-
 def _jax_program(name, direction, stride, inputs) -> timing.Program:
   """Compiles a form, or its output with all gradients."""
-  form, used = functools.partial(aw_conv, implementation=name), 3
+  strides = (stride, stride)
+  form, used = partial(aw_conv, implementation=name, strides=strides), 3
   if name == 'plain':  # It has no maps.
-    form, used = _plain, 2
-  form = functools.partial(form, strides=(stride, stride))
+    form, used = jax.lax.conv_general_dilated, 2
+    axes = ('NHWC', 'HWIO', 'NHWC')
+    how = dict(window_strides=strides, padding='SAME', dimension_numbers=axes)
+    form = partial(form, **how)
 
   def function(*operands):
     if direction == 'forward':
@@ -146,8 +130,7 @@ def _torch_program(name, direction, stride, inputs) -> timing.Program:
   """Returns PyTorch's plain or grouped convolution with all cores.
 
   The batch becomes channel groups: x as [1, N * C, H, W], the kernels
-  K * (1 + A) as [N * D, C, 3, 3], groups=N. What comes in is brought into
-  PyTorch's layout beforehand, so that no call copies it.
+  K * (1 + A) as [N * D, C, 3, 3]. No call copies x into PyTorch's layout.
   """
   import torch
 
@@ -157,11 +140,11 @@ def _torch_program(name, direction, stride, inputs) -> timing.Program:
   out = inputs[0][3].shape[1:3]
   grouped = name == 'torch:grouped'
   groups = n if grouped else 1
-  # Axes that lead to PyTorch's layout, of x, kernel, maps and output.
+  # To PyTorch's layout, of x, kernel, maps and output.
   axes = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 4, 3, 1, 2), (0, 3, 1, 2))
   # 'SAME' puts the odd row and column at the end.
-  below = [max(3 - (side % stride or stride), 0) for side in (width, height)]
-  pads = [part for p in below for part in (p // 2, p - p // 2)]
+  both = [max(3 - (side % stride or stride), 0) for side in (width, height)]
+  pads = [part for p in both for part in (p // 2, p - p // 2)]
 
   def tensor(array, to):
     moved = np.ascontiguousarray(np.asarray(array, np.float32).transpose(to))
@@ -172,10 +155,9 @@ def _torch_program(name, direction, stride, inputs) -> timing.Program:
       split = kernel.reshape(1, d, g, c // g, 3, 3)
       kernel = (split * (1 + maps[:, :, :, None])).reshape(n * d, c, 3, 3)
     x = x.reshape(n // groups, groups * c, height, width)
-    pad = dict(padding=1) if stride == 1 else dict(stride=stride)
+    how = dict(groups=groups, stride=stride, padding=int(stride == 1))
     x = x if stride == 1 else torch.nn.functional.pad(x, pads)
-    result = torch.nn.functional.conv2d(x, kernel, groups=groups, **pad)
-    return result.reshape(n, d, *out)
+    return torch.nn.functional.conv2d(x, kernel, **how).reshape(n, d, *out)
 
   operands = [list(map(tensor, arrays, axes)) for arrays in inputs]
   used = 3 if grouped else 2  # The plain one has no maps.

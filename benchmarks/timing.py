@@ -1,10 +1,6 @@
-"""Timing that can be trusted: checked, warm, in turn, on changing inputs.
+"""Timing that can be trusted: checked, warm, in turn, on changing inputs."""
 
-What is measured beside each other is called in turn in one process, so that all
-meet the same state of the machine, and only after results were compared.
-"""
-
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -19,9 +15,7 @@ import numpy as np
 
 from awconv_jax import errors
 
-# Off CPU, calls are timed together until they take so long, or are so many: one
-# alone includes the way to the device; together they are as dense as in a
-# network.
+# Off CPU, where one includes the way to the device, so many are timed together.
 _LEAST_SECONDS, _MOST_TOGETHER = 0.02, 100
 
 
@@ -29,27 +23,17 @@ _LEAST_SECONDS, _MOST_TOGETHER = 0.02, 100
 class Program:
   """What is compiled, with its inputs where it wants them, and what it takes.
 
-  Attributes:
-    run: `(turn, calls=1) -> results`; computes that often, with the sets of
-      inputs from number `turn` on, and returns the last results once all of it
-      is done.
-    fetch: returns results as a tree of arrays on the host, the same tree for
-      all that is compared.
-    temporary_mib: memory besides arguments and results, MiB of each device;
-      None where it is not known.
-    text: of the compiled program; '' where there is none.
-    error: norm of the difference to the reference over the reference's norm,
-      the largest of all results; 0 for what is compared with nothing.
-    first: seconds of the call that was compared.
-    times: of the others, pairs of how many calls took how many seconds.
+  `run(turn, calls=1)` returns the results of the last of so many calls, with
+  inputs from number `turn` on, and `fetch` makes them arrays on the host.
   """
 
   run: Callable[..., Any]
   fetch: Callable[[Any], Any]
-  temporary_mib: float | None = None
-  text: str = ''
-  error: float = 0.0
-  first: float = 0.0
+  temporary_mib: float | None = None  # Of a device, beside inputs and results.
+  text: str = ''  # Of the compiled program.
+  error: float = 0.0  # See `relative_error`.
+  first: float = 0.0  # Seconds of the call that was compared.
+  # Of the others, how many took how many seconds together.
   times: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
   @property
@@ -94,7 +78,7 @@ def compile_jax(
 
 
 def relative_error(result: Any, reference: Any) -> float:
-  """Returns the largest relative difference of two trees of arrays.
+  """Returns the largest |a - b| / |b| of the arrays in two trees.
 
   It is NaN if the reference holds an array of zeros, or anything not finite.
   """
@@ -107,7 +91,7 @@ def relative_error(result: Any, reference: Any) -> float:
     return float(np.max(jax.tree.leaves(jax.tree.map(one, result, reference))))
 
 
-def _time_in_turn(programs: Iterable[Program], seconds: float) -> None:
+def _time_in_turn(programs, seconds):
   """Fills `times` until each program was timed for so many seconds."""
   turn, waiting = 0, list(programs)
   while waiting:
@@ -131,11 +115,11 @@ def measure(
     seconds: float,
     untimed: Collection[str] = (),
 ) -> dict[str, Program]:
-  """Times programs in turn, after comparing their results.
+  """Returns programs, timed in turn after their results were compared.
 
-  Every timed call follows one that is not timed, since what ran before may have
-  left the caches to itself; inputs change from turn to turn. What took longer
-  than `seconds` when it was compared was warmed by that, on other inputs.
+  So all meet the same state of the machine. Every timed call follows one that
+  is not timed, since what ran before may have filled the caches; inputs change
+  from turn to turn. What took longer than `seconds` is warm by being compared.
 
   Args:
     programs: what compiles each, by name; 'plain' among them. What cannot be
@@ -145,12 +129,8 @@ def measure(
     seconds: time for each program; 0 for one timed call of each.
     untimed: names of what others are compared with, and that is all.
 
-  Returns:
-    By name, in the order given.
-
   Raises:
-    ReportedError: a result is wrong, zero or not finite, or what others are
-      measured against cannot run.
+    ReportedError: a result is wrong or says nothing, or no reference can run.
   """
   ready, results = {}, {}
   for name in sorted(programs, key=lambda name: name in reference):
@@ -159,7 +139,7 @@ def measure(
       result, program.first = program.time(0)
     except jax.errors.JaxRuntimeError as error:
       reason = f'{name} cannot run here: {str(error).strip().splitlines()[0]}'
-      if name == 'plain' or name in reference.values():
+      if name in ('plain', *reference.values()):
         reason += '; others are measured against it'
         raise errors.ReportedError(reason) from error
       print(f'left out: {reason}', flush=True)
@@ -184,12 +164,11 @@ def measure(
 def environment() -> dict[str, Any]:
   """Returns what all numbers depend on: device, processor and versions."""
   device = jax.devices()[0]
-  modules = {m.__name__: m.__version__ for m in (jax, jaxlib, flax)}
-  return modules | {
-      'device': device.device_kind,
-      'devices': jax.device_count(),
-      'backend': jax.default_backend(),
-      'platform': device.client.platform_version,
-      'cores': os.cpu_count(),
-      'python': platform.python_version(),
-  }
+  return {m.__name__: m.__version__ for m in (jax, jaxlib, flax)} | dict(
+      device=device.device_kind,
+      devices=jax.device_count(),
+      backend=jax.default_backend(),
+      platform=device.client.platform_version,
+      cores=os.cpu_count(),
+      python=platform.python_version(),
+  )

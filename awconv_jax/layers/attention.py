@@ -16,7 +16,7 @@ and those with batch norms also
 A new one is a file beside this and a line here.
 """
 
-import functools
+from functools import partial
 from typing import Any
 
 from awconv_jax.layers.attention_augmented import AugmentedConv
@@ -35,10 +35,8 @@ AS_CONV = {'aa': AugmentedConv}
 ATTENTION = IN_BLOCK | AFTER_STAGE | AS_CONV
 
 
-def partial_of(
-    layer: type, *, train: bool | None, **fields: Any
-) -> functools.partial:
+def partial_of(layer: type, train: bool | None, **fields: Any) -> partial:
   """Returns a layer with fields; `train` where it has that."""
   if 'train' in layer.__dataclass_fields__:
     fields['train'] = train
-  return functools.partial(layer, **fields)
+  return partial(layer, **fields)

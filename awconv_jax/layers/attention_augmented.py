@@ -44,7 +44,6 @@ class RelativeSelfAttention(nn.Module):
     """Returns the embeddings of an axis' offsets, for the length at init."""
     rows = 2 * length - 1
     if self.has_variable('params', name):
-      # The image may have another size now than it had at init.
       rows = len(self.get_variable('params', name))
     init = nn.initializers.normal(self.key_dims**-0.5)
     table = self.param(name, init, (rows, self.key_dims), self.param_dtype)
@@ -56,19 +55,20 @@ class RelativeSelfAttention(nn.Module):
     keys, values = self.heads * self.key_dims, self.heads * self.value_dims
     # Biases here would take the networks away from their published sizes. One
     # of the keys cancels in the softmax, one of the values is the output's.
-    qkv = self.dense(2 * keys + values, use_bias=False, name='qkv')(x)
+    dense = functools.partial(self.dense, param_dtype=self.param_dtype)
+    qkv = dense(2 * keys + values, use_bias=False, name='qkv')(x)
     query, key, value = (
         part.reshape(*x.shape[:-1], self.heads, -1)
         for part in jnp.split(qkv, (keys, 2 * keys), axis=-1)
     )
-    rows = columns = None
+    tables = []
     if self.relative:
-      rows = self._table('relative_rows', x.shape[1], query.dtype)
-      columns = self._table('relative_columns', x.shape[2], query.dtype)
+      tables.append(self._table('relative_rows', x.shape[1], query.dtype))
+      tables.append(self._table('relative_columns', x.shape[2], query.dtype))
     out = relative_attention.relative_attention(
-        query, key, value, rows, columns, valid_size=valid_size
+        query, key, value, *tables, valid_size=valid_size
     ).reshape(*x.shape[:-1], -1)
-    return self.dense(values, use_bias=self.use_bias, name='project')(out)
+    return dense(values, use_bias=self.use_bias, name='project')(out)
 
 
 _Ratio = Annotated[float, Bound(gt=0, lt=1)]
@@ -78,9 +78,9 @@ class AugmentedConv(nn.Conv, kw_only=True):
   """A convolution and self-attention side by side, joined along the channels.
 
   Takes the place of `nn.Conv`: the same fields, call and output shape. The
-  convolution lies under `conv` and makes the first D - dv features, attention
-  lies under `attention` and makes the last dv. Queries, keys and values have no
-  biases; `use_bias` gives one to every feature of the output, in both branches.
+  convolution, `conv`, makes the first D - dv features, and `attention` the last
+  dv. Queries, keys and values have no biases; `use_bias` gives one to every
+  feature of the output, in both branches.
 
   Attention runs at the resolution of the convolution's output. For strides s
   its input is averaged over windows of 2 s - 1 around the positions that the
@@ -88,11 +88,9 @@ class AugmentedConv(nn.Conv, kw_only=True):
   result is interpolated bilinearly.
 
   The tables of relative positions are made for the size of image seen at init,
-  and serve any: a smaller image takes their central rows, in a larger one the
-  offsets beyond them take the outermost row.
+  and serve any, see `ops.relative_attention`.
 
-  Fields of `nn.Conv` are those of the convolution; use_bias, kernel_init and
-  the dtypes those of the attention, too.
+  Its fields use_bias, kernel_init and the dtypes are the attention's, too.
 
   Attributes:
     heads: of the attention.
@@ -106,8 +104,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     convolution: `Conv` or `AWConv`, or a partial of one, whose fields then go
       before those of this layer.
 
-  Source: arXiv 1904.09925, section 3; the ratios, pooling by 3x3 and bilinear
-  interpolation from section 4.
+  Source: section 3; the ratios, pooling and interpolation from section 4.
   """
 
   heads: PositiveInt = 8
@@ -154,12 +151,10 @@ class AugmentedConv(nn.Conv, kw_only=True):
     """
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, x.shape)
+    least = (self.key_ratio, self.min_key_dims), (self.value_ratio, 1)
     key_dims, value_dims = (  # Of each head, to the nearest.
-        max(math.floor(ratio * self.features / self.heads + 0.5), least)
-        for ratio, least in (
-            (self.key_ratio, self.min_key_dims),
-            (self.value_ratio, 1),
-        )
+        max(math.floor(ratio * self.features / self.heads + 0.5), dims)
+        for ratio, dims in least
     )
     taken = self.heads * value_dims
     if taken >= self.features:
@@ -167,14 +162,10 @@ class AugmentedConv(nn.Conv, kw_only=True):
           f'AugmentedConv: {self.heads} heads take {taken} of '
           f'{self.features} features; use fewer heads or a smaller value_ratio'
       )
-    fields = {
-        field.name: getattr(self, field.name)
-        for field in dataclasses.fields(nn.Conv)
-        if field.name not in ('parent', 'name')
-    }
-    fields |= dict(
-        features=self.features - taken, kernel_size=pair(self.kernel_size)
-    )
+    names = {f.name for f in dataclasses.fields(nn.Conv)} - {'parent', 'name'}
+    fields = {name: getattr(self, name) for name in names}
+    fields['features'] -= taken
+    fields['kernel_size'] = pair(self.kernel_size)
     fields |= getattr(self.convolution, 'keywords', {})
     conv = self.convolution(**fields, name='conv')
     out = conv(x, valid_size=valid_size)
@@ -189,16 +180,14 @@ class AugmentedConv(nn.Conv, kw_only=True):
           x, coarse, (factor,) * 2, valid_size=valid_size
       )
       cells = None if valid_size is None else -(-valid_size // factor)
-    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    shared = dict(kernel_init=self.kernel_init, dtype=self.dtype)
     attended = RelativeSelfAttention(
         heads=self.heads,
         key_dims=key_dims,
         value_dims=value_dims,
         relative=self.relative,
         use_bias=self.use_bias,
-        dense=functools.partial(
-            nn.Dense, kernel_init=self.kernel_init, **dtypes
-        ),
+        dense=functools.partial(nn.Dense, **shared),
         param_dtype=self.param_dtype,
         name='attention',
     )(x, valid_size=cells)

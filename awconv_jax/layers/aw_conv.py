@@ -37,11 +37,7 @@ GATES = {
 IDENTITY_GATES = ('tanh', 'none')
 NORMS = {'batch': nn.BatchNorm, 'layer': nn.LayerNorm, 'none': None}
 # Whether consecutive input, and output, channels share values of A.
-EXPANSION_AXES = {
-    'in': (True, False),
-    'out': (False, True),
-    'none': (False, False),
-}
+EXPANSION_AXES = {'in': (1, 0), 'out': (0, 1), 'none': (0, 0)}
 # Fields of nn.Conv that compute another convolution.
 _OTHERS = ('input_dilation', 'conv_general_dilated', 'conv_general_dilated_cls')
 
@@ -66,9 +62,8 @@ class AttentionMaps(nn.Module):
   @nn.compact
   def __call__(self, x, valid_size=None):
     """Returns A [N, kh, kw, G, D'] for x [N, H, W, C]."""
-    dense = functools.partial(
-        nn.Dense, use_bias=self.norm is None, **self.dtypes
-    )
+    bias = self.norm is None
+    dense = functools.partial(nn.Dense, use_bias=bias, **self.dtypes)
     norm = self.norm or (lambda **_: lambda a: a)
     # What an identity start has as zero: the last scale, or without a norm the
     # second convolution.
@@ -79,9 +74,9 @@ class AttentionMaps(nn.Module):
       kernel_init = kernel_init if self.norm else nn.initializers.zeros
     a = adaptive_average_pool(x, self.grid, valid_size=valid_size)
     a = dense(self.hidden, name='pointwise1')(a.astype(x.dtype))
-    a = dense(
-        math.prod(self.values), kernel_init=kernel_init, name='pointwise2'
-    )(nn.relu(norm(name='norm1')(a)))
+    a = nn.relu(norm(name='norm1')(a))
+    values = math.prod(self.values)
+    a = dense(values, kernel_init=kernel_init, name='pointwise2')(a)
     a = self.gate(norm(scale_init=scale_init, name='norm2')(a))
     for axis, (cells, taps) in enumerate(zip(self.grid, self.taps), start=1):  # noqa: B905
       if cells != taps:
@@ -96,16 +91,14 @@ class AWConv(nn.Conv, kw_only=True):
 
   Takes the place of `nn.Conv`: the same fields, call and output shape, and
   `kernel` and `bias` under the same names, so that plain weights load. The
-  parameters of the attention branch are added under `attention`, its running
-  statistics in the collection 'batch_stats'. The maps are sown as
-  'attention_maps' in 'intermediates': pass `mutable=['intermediates']` to see
-  them.
+  attention branch lies under `attention`, with running statistics in the
+  collection 'batch_stats'. The maps are sown as 'attention_maps' in
+  'intermediates': pass `mutable=['intermediates']` to see them.
 
   It trains at batch size 1: batch statistics are then taken over the cells of
   the pooled grid. But where that is a single cell (a 1x1 kernel or pool_size=1)
-  a batch norm in training returns its bias whatever the input, and of the
-  branch only the bias of `norm2` learns. Use norm='layer' there, which
-  normalises over the channels and trains all of it.
+  a batch norm in training returns its bias, and of the branch only the bias of
+  `norm2` learns. Use norm='layer' there, which normalises over the channels.
 
   Fields of `nn.Conv` are as there, but kernel_size may be one number for both
   axes, and input_dilation and conv_general_dilated must be left out.
@@ -135,8 +128,8 @@ class AWConv(nn.Conv, kw_only=True):
     train: whether batch statistics are used; may be given in the call instead.
       None in both: True if the call may update 'batch_stats'.
 
-  Source: arXiv 2108.08205. Where the paper's text leaves a choice open, it is a
-  field here; see docs/ambiguities.md.
+  Where the paper's text leaves a choice open, it is a field here; see
+  docs/ambiguities.md.
   """
 
   reduction: PositiveInt = 16
@@ -164,9 +157,8 @@ class AWConv(nn.Conv, kw_only=True):
     norm = look_up('norm', self.norm, NORMS)
     options = dict(epsilon=self.norm_epsilon, **dtypes)
     if self.norm == 'batch':
-      options |= dict(
-          use_running_average=not train, momentum=self.norm_momentum
-      )
+      options['use_running_average'] = not train
+      options['momentum'] = self.norm_momentum
     maps = AttentionMaps(
         taps=kernel_size,
         grid=kernel_size if self.pool_size is None else pair(self.pool_size),
@@ -216,13 +208,11 @@ class AWConv(nn.Conv, kw_only=True):
       ValueError: shapes do not fit, a name is unknown, or fields exclude each
         other; says which.
     """
-    if self.identity_start and not (
-        self.residual and self.gate in IDENTITY_GATES
-    ):
+    keeps = self.residual and self.gate in IDENTITY_GATES
+    if self.identity_start and not keeps:
       raise InputError(
-          'model.aw_options.identity_start needs residual=True and a gate that '
-          f'is 0 at 0, {IDENTITY_GATES}, not residual={self.residual} and '
-          f'gate={self.gate!r}'
+          'model.aw_options.identity_start needs residual=True and a gate of '
+          f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
       )
     for name in _OTHERS:
       if getattr(self, name) not in (None, 1, (1, 1), [1, 1]):
@@ -239,12 +229,10 @@ class AWConv(nn.Conv, kw_only=True):
       kernel = kernel * self.mask  # Not in place: it may be NumPy's.
     bias = None
     if self.use_bias:
-      bias = self.param(
-          'bias', self.bias_init, (self.features,), self.param_dtype
-      )
-    inputs, kernel, bias = self.promote_dtype(
-        inputs, kernel, bias, dtype=self.dtype
-    )
+      shape = (self.features,)
+      bias = self.param('bias', self.bias_init, shape, self.param_dtype)
+    arrays = inputs, kernel, bias
+    inputs, kernel, bias = self.promote_dtype(*arrays, dtype=self.dtype)
     x = inputs.reshape(-1, *inputs.shape[-3:])
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, inputs.shape).reshape(-1, 2)
@@ -254,9 +242,8 @@ class AWConv(nn.Conv, kw_only=True):
     spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
     padding = explicit_padding(self.padding, x.shape[1:3], spans, strides)
     if self.padding in list(WRAPS):
-      mode = WRAPS[self.padding]
-      x = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode=mode)
-      padding = 'VALID'
+      pads = (0, 0), *padding, (0, 0)
+      x, padding = jnp.pad(x, pads, mode=WRAPS[self.padding]), 'VALID'
     out = aw_conv(
         x,
         kernel,

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from awconv_jax import options
 from awconv_jax.errors import look_up
+from awconv_jax.layers.conv import batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
 
@@ -30,9 +31,8 @@ COMBINE = {'product': operator.mul, 'sum': operator.add}
 class BAM(nn.Module):
   """Scales every value of x by 1 to 2.
 
-  Meant to stand once after each stage but the last. It trains at batch size 1,
-  but the channel branch does not see the image then: a batch norm over one
-  value per channel returns its bias.
+  Meant to stand once after each stage but the last. At batch size 1 the channel
+  branch does not see the image: a norm over one value returns its bias.
 
   Attributes:
     reduction: r; both branches have C // r channels inside, at least one.
@@ -52,19 +52,9 @@ class BAM(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
-    train = self.train
-    if train is None:
-      train = self.is_mutable_collection('batch_stats')
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     dense = functools.partial(nn.Dense, **dtypes)
-    conv = functools.partial(nn.Conv, **dtypes)
-    norm = functools.partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=self.norm_momentum,
-        epsilon=self.norm_epsilon,
-        **dtypes,
-    )
+    conv, norm = functools.partial(nn.Conv, **dtypes), batch_norm(self)
     channels = x.shape[-1]
     hidden = max(channels // self.reduction, 1)
     a = adaptive_average_pool(x, (1, 1), valid_size=valid_size).astype(x.dtype)
@@ -74,13 +64,10 @@ class BAM(nn.Module):
 
     a = x
     for i, size in enumerate((1, 3, 3), start=1):
-      a = conv(
-          hidden,
-          (size, size),
-          kernel_dilation=self.dilation,
-          padding=size // 2 * self.dilation,
-          name=f'spatial_conv{i}',
-      )(mask_padding(a, valid_size))
+      pads = size // 2 * self.dilation
+      how = dict(kernel_dilation=self.dilation, padding=pads)
+      layer = conv(hidden, (size, size), name=f'spatial_conv{i}', **how)
+      a = layer(mask_padding(a, valid_size))
       a = nn.relu(norm(name=f'spatial_norm{i}')(a))
     of_position = conv(1, (1, 1), name='spatial_conv4')(a)
 

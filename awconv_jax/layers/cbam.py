@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax import options
+from awconv_jax.layers.conv import batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
 
@@ -23,19 +24,16 @@ from awconv_jax.ops.valid_area import mask_padding
 def largest(x: jax.Array, axis: int) -> jax.Array:
   """Returns the largest values along an axis, which is kept with length one.
 
-  The gradient goes to the first of equal values. That of `x.max` looks for the
-  places where x equals it; where the compiler computes x anew for that, and
-  rounds otherwise, there are none, and it divides zero by zero.
+  The gradient goes to the first of equal values. That of `x.max` looks for them
+  in x; where the compiler computes x anew, and rounds otherwise, there are
+  none, and it divides zero by zero.
   """
   places = jnp.expand_dims(jnp.argmax(x, axis), axis)
   return jnp.take_along_axis(x, places, axis)
 
 
 class CBAM(nn.Module):
-  """Scales the channels of x, and then its positions.
-
-  The scale of the norm starts as zero, so that the gate of the positions starts
-  as 1/2 everywhere.
+  """Scales the channels of x, and then its positions, at first by 1/2.
 
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
@@ -68,15 +66,6 @@ class CBAM(nn.Module):
     gate = jnp.concatenate([largest(x, 3), x.mean(-1, keepdims=True)], axis=-1)
     size = (self.spatial_size,) * 2
     conv = nn.Conv(1, size, use_bias=False, name='spatial_conv', **dtypes)
-    train = self.train
-    if train is None:
-      train = self.is_mutable_collection('batch_stats')
-    norm = nn.BatchNorm(
-        use_running_average=not train,
-        momentum=self.norm_momentum,
-        epsilon=self.norm_epsilon,
-        scale_init=nn.initializers.zeros,
-        name='spatial_norm',
-        **dtypes,
-    )
+    start = nn.initializers.zeros
+    norm = batch_norm(self)(scale_init=start, name='spatial_norm')
     return x * nn.sigmoid(norm(conv(mask_padding(gate, valid_size))))

@@ -1,6 +1,7 @@
-"""The plain convolution, callable in every place an AWConv is."""
+"""The plain convolution, callable in every place an AWConv is, and the norm."""
 
 from collections.abc import Sequence
+import functools
 import operator
 from typing import Any
 
@@ -39,6 +40,21 @@ def explicit_padding(
     return [(span // 2, (span + 1) // 2) for span in spans]
   windows = [span + 1 for span in spans]
   return lax.padtype_to_pads(size, windows, strides, padding)
+
+
+def batch_norm(layer: Any, train: bool | None = None) -> functools.partial:
+  """Returns the batch norm that a layer's fields (or `train`) describe."""
+  train = layer.train if train is None else train
+  if train is None:
+    train = layer.is_mutable_collection('batch_stats')
+  return functools.partial(
+      nn.BatchNorm,
+      use_running_average=not train,
+      momentum=layer.norm_momentum,
+      epsilon=layer.norm_epsilon,
+      dtype=layer.dtype,
+      param_dtype=layer.param_dtype,
+  )
 
 
 class Conv(nn.Conv):

@@ -28,11 +28,9 @@ class SqueezeExcite(nn.Module):
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     channels = x.shape[-1]
-    dense = functools.partial(
-        nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype
-    )
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dense = functools.partial(nn.Dense, **dtypes)
+    hidden = max(channels // self.reduction, 1)
     gate = adaptive_average_pool(x, (1, 1), valid_size=valid_size)
-    gate = dense(max(channels // self.reduction, 1), name='reduce')(
-        gate.astype(x.dtype)
-    )
+    gate = dense(hidden, name='reduce')(gate.astype(x.dtype))
     return x * nn.sigmoid(dense(channels, name='expand')(nn.relu(gate)))

@@ -1,7 +1,4 @@
-"""Networks by name: `create('resnet50', num_classes=1000, aw_conv=True)`.
-
-And detectors over them: `create_detector(backbone='resnet50', num_classes=80)`.
-"""
+"""Networks and detectors by name: `create('resnet50', aw_conv=True)`."""
 
 from collections.abc import Mapping
 import functools
@@ -31,9 +28,8 @@ def _check_names(target: Any, options: Mapping[str, Any], kind: str) -> None:
       if isinstance(group, Options) and value:
         by = group.by and options.get(group.by)
         if group.by and by is None:
-          raise errors.InputError(
-              f'{name}={dict(value)} needs {group.by}, which is None'
-          )
+          needs = f'needs {group.by}, which is None'
+          raise errors.InputError(f'{name}={dict(value)} {needs}')
         _check_names(group.target(by) if by else group.of, value, name)
 
 
@@ -42,8 +38,8 @@ def create(name: str, **options: Any) -> nn.Module:
 
   Args:
     name: one of `MODELS`, such as 'resnet50'.
-    **options: fields of the network; see its class, such as
-      `models.resnet.ResNet`, and `models.network.Network`.
+    **options: fields of its class, such as `models.resnet.ResNet`, and of
+      `models.network.Network`.
 
   Raises:
     InputError: the name or an option is unknown, or options do not fit.
@@ -83,13 +79,8 @@ def create_detector(
 def shapes_of(model: nn.Module, side: int = 64, channels: int = 3) -> Any:
   """Returns the shapes of a network's or a detector's variables.
 
-  Args:
-    model: of `create` or `create_detector`; nothing is computed.
-    side: height and width of the images.
-    channels: of the images.
-
-  Returns:
-    A tree of `jax.ShapeDtypeStruct`: 'params' and 'batch_stats'.
+  Nothing is computed. They are a tree of `jax.ShapeDtypeStruct`, 'params' and
+  'batch_stats', for images [side, side, channels].
   """
   arrays = [jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)]
   init = model.init

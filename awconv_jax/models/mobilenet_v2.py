@@ -29,16 +29,10 @@ def scaled(channels: int, factor: float) -> int:
 
 
 class InvertedResidual(network.Block):
-  """1x1, depthwise 3x3 and linear 1x1, plus the input where shapes are equal.
+  """1x1, depthwise 3x3 and linear 1x1, plus the input of equal shape."""
 
-  Attributes:
-    features: output channels.
-    widen: factor of the channels inside; 1 has no first convolution.
-    stride: of the block.
-  """
-
-  features: int
-  widen: int
+  features: int  # Output channels.
+  widen: int  # Factor of the channels inside; 1 has no first convolution.
   stride: int
 
   @nn.compact
@@ -53,9 +47,7 @@ class InvertedResidual(network.Block):
     y, size = self.conv('conv3', y, self.features, 1, 1, size)
     y = self.gate(self.norm(name='norm3')(y), size)
     # Without a shortcut nothing would be left.
-    if x.shape != y.shape:
-      return y
-    return x + self.drop()(y)
+    return x + self.drop()(y) if x.shape == y.shape else y
 
 
 class MobileNetV2(network.Network):

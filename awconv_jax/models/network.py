@@ -1,8 +1,4 @@
-"""What all networks share: their fields, and the layers made by these.
-
-Every network is a file that reads from the stem to the head. The methods here
-make, as partials, what it puts in the slots of its blocks.
-"""
+"""What all networks share: fields, and methods that fill blocks' slots."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,7 +12,7 @@ from awconv_jax import options
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention as layers
 from awconv_jax.layers.aw_conv import AWConv
-from awconv_jax.layers.conv import Conv
+from awconv_jax.layers.conv import Conv, batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 
@@ -32,14 +28,9 @@ def strided_size(size: Size, stride: int) -> Size:
 
 
 class Block(nn.Module):
-  """The slots that all blocks have; the methods of `Network` fill them.
+  """The slots that all blocks have."""
 
-  Attributes:
-    conv: see `Network.conv`, for the slots 'conv1', ...
-    norm, gate, drop: see `Network.parts`.
-  """
-
-  conv: Layer
+  conv: Layer  # See `Network.conv`; of the others, see `Network.parts`.
   norm: Layer
   gate: Layer
   drop: Layer
@@ -53,12 +44,10 @@ class Network(nn.Module):
     images: [N, H, W, 3] (or any channels), normalised.
     train: whether norms use (and update) the batch's statistics, and dropout
       and stochastic depth are on.
-    valid_size: int [N, 2], height and width of each image from the top left
-      where the rest of it is padding, of any content. With `train=False` logits
-      and features are those of the image alone; features outside of its area
-      (whose size is rounded up at every stride) mean nothing. With `train=True`
-      the padding still counts in the batch statistics. None means no padding,
-      and costs nothing. Another shape is a ValueError.
+    valid_size: see `ops.valid_area`. With `train=False` logits and features are
+      those of the image alone; features outside of its area (whose size is
+      rounded up at every stride) mean nothing. With `train=True` the padding
+      still counts in the batch statistics.
 
   It returns logits [N, num_classes] in float32 or, for `num_classes=None`, the
   output of every stage, 'c2', 'c3', ...; of a ResNet {'c2': [N, H/4, W/4, ...],
@@ -111,10 +100,7 @@ class Network(nn.Module):
   param_dtype: options.Dtype = jnp.float32
 
   def check_places(self, stages: int, *, dense_3x3: bool) -> None:
-    """Raises InputError where options name places that the network has not.
-
-    It has so many stages, and 3x3 convolutions without groups or not.
-    """
+    """Raises InputError where options name places that the network has not."""
     if self.attention is not None:
       look_up('attention', self.attention, layers.ATTENTION)
     if self.attention in layers.AS_CONV and not dense_3x3:
@@ -144,8 +130,7 @@ class Network(nn.Module):
   ) -> Layer:
     """Returns what convolves in the slots of a stage's blocks.
 
-    It pads as torch does, which converted weights need: symmetrically, where
-    'SAME' pads a stride of 2 on one side more.
+    It pads symmetrically, as torch does, which converted weights need.
 
     Args:
       stage: counted from 1.
@@ -158,18 +143,14 @@ class Network(nn.Module):
     common = dict(use_bias=False, kernel_init=kernel_init) | dtypes
     plain, slots = partial(Conv, **common), {}
     if self.aw_conv and (self.aw_stages is None or stage in self.aw_stages):
-      fields = common | dict(
-          norm_momentum=self.norm_momentum, norm_epsilon=self.norm_epsilon
-      )
+      norms = ('norm_momentum', 'norm_epsilon')
+      fields = common | {name: getattr(self, name) for name in norms}
       fields |= self.aw_options or {}
       slots = dict.fromkeys(aw, partial(AWConv, train=train, **fields))
     if augmented and (attend := self.attend(layers.AS_CONV, train)):
-      slots[augmented] = partial(
-          attend,
-          **common,
-          convolution=slots.get(augmented, plain),
-          downsample=downsample,
-      )
+      inner = slots.get(augmented, plain)
+      attend = partial(attend, convolution=inner, downsample=downsample)
+      slots[augmented] = partial(attend, **common)
 
     def convolve(slot, x, features, size, stride=1, valid_size=None, groups=1):
       """Returns [N, H / stride, W / stride, features], and its valid size."""
@@ -191,26 +172,15 @@ class Network(nn.Module):
 
   def norm(self, train: bool) -> partial:
     """Returns the batch norm."""
-    return partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=self.norm_momentum,
-        epsilon=self.norm_epsilon,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-    )
+    return batch_norm(self, train)
 
   def attend(self, place: Mapping[str, type], train: bool) -> partial | None:
     """Returns the attention layer if it has that place, or None."""
     if self.attention not in place:
       return None
-    return layers.partial_of(
-        place[self.attention],
-        train=train,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        **self.attention_options or {},
-    )
+    fields = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    fields |= self.attention_options or {}
+    return layers.partial_of(place[self.attention], train=train, **fields)
 
   def gate(self, name: str, train: bool, place=layers.AFTER_STAGE) -> Layer:
     """Returns what gates (x, valid_size) where attention has that place."""
@@ -223,9 +193,8 @@ class Network(nn.Module):
     """Yields the norm, gate and drop of each of so many blocks.
 
     The drop leaves out the branch of whole samples at random, and divides those
-    kept by the chance of that. (The paper scales in evaluation instead, drops
-    one layer for all of a batch, and begins with a small chance at the first
-    block; the recipes that are in use do this.)
+    kept by the chance of that, as recipes in use do. (The paper scales in
+    evaluation, drops for all of a batch, and at the first block, too.)
     """
     for before in range(blocks):
       yield dict(

@@ -3,9 +3,7 @@
 "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385;
 "Aggregated Residual Transformations for Deep Neural Networks" (ResNeXt),
 https://arxiv.org/abs/1611.05431; "Wide Residual Networks",
-https://arxiv.org/abs/1605.07146 (bottlenecks of twice the width inside). The AW
-variants replace convolutions of the blocks by AW-convolutions and change
-nothing else, https://arxiv.org/abs/2108.08205.
+https://arxiv.org/abs/1605.07146 (bottlenecks of twice the width inside).
 """
 
 from functools import partial
@@ -42,9 +40,8 @@ class Block(network.Block):
     """Gates and drops the branch y, adds the shortcut of x, applies ReLU."""
     y = self.gate(y, out_valid_size)
     if x.shape != y.shape:
-      x, _ = self.conv(
-          'downsample_conv', x, y.shape[-1], 1, self.stride, valid_size
-      )
+      shape = y.shape[-1], 1, self.stride
+      x, _ = self.conv('downsample_conv', x, *shape, valid_size)
       x = self.norm(name='downsample_norm')(x)
     return nn.relu(x + self.drop()(y))
 
@@ -69,11 +66,10 @@ class Bottleneck(Block):
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H / stride, W / stride, 4 * width] for x [N, H, W, C]."""
     width = self.width * self.group_width // 64 * self.groups
-    strides = {self.strided: self.stride}
-    stride = strides.get('conv1', 1)
-    y, size = self.conv('conv1', x, width, 1, stride, valid_size)
+    first = self.stride if self.strided == 'conv1' else 1
+    y, size = self.conv('conv1', x, width, 1, first, valid_size)
     y = nn.relu(self.norm(name='norm1')(y))
-    stride = strides.get('conv2', 1)
+    stride = self.stride // first
     y, size = self.conv('conv2', y, width, 3, stride, size, self.groups)
     y = nn.relu(self.norm(name='norm2')(y))
     y, size = self.conv('conv3', y, 4 * self.width, 1, 1, size)
@@ -145,9 +141,7 @@ class ResNet(network.Network):
     x, valid_size = stem('stem_conv', x, self.width, size, stride, valid_size)
     x = nn.relu(self.norm(train)(name='stem_norm')(x))
     if self.stem == 'imagenet':
-      # No value is negative after the ReLU, so that zeros in the padding are to
-      # the maximum what the border's minus infinity is.
-      x = mask_padding(x, valid_size)
+      x = mask_padding(x, valid_size)  # Nothing is below 0 after a ReLU.
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
       valid_size = network.strided_size(valid_size, 2)
 

@@ -22,30 +22,24 @@ AW_WHERE = {'3x3': ('conv1', 'conv2'), 'first_3x3': ('conv1',)}
 class WideBlock(network.Block):
   """norm, ReLU, 3x3; norm, ReLU, dropout, 3x3; plus the shortcut.
 
-  Attributes:
-    features: output channels.
-    stride: of the block.
-    dropout: what drops values between the convolutions.
+  The dropout is what drops values between the convolutions.
   """
 
-  features: int
+  features: int  # Output channels.
   stride: int
   dropout: network.Layer
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
     """Returns [N, H / stride, W / stride, features] for x [N, H, W, C]."""
-    seen = nn.relu(self.norm(name='norm1')(x))
-    y, size = self.conv(
-        'conv1', seen, self.features, 3, self.stride, valid_size
-    )
+    seen, stride = nn.relu(self.norm(name='norm1')(x)), self.stride
+    y, size = self.conv('conv1', seen, self.features, 3, stride, valid_size)
     y = self.dropout()(nn.relu(self.norm(name='norm2')(y)))
     y, size = self.conv('conv2', y, self.features, 3, 1, size)
     y = self.gate(y, size)
     if x.shape != y.shape:
-      x, _ = self.conv(
-          'downsample_conv', seen, self.features, 1, self.stride, valid_size
-      )
+      shape = self.features, 1, stride
+      x, _ = self.conv('downsample_conv', seen, *shape, valid_size)
     return x + self.drop()(y)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from awconv_jax.ops.valid_area import as_valid_size
 
 
-def _bins(size: jax.Array, length: int, bins: int) -> jax.Array:
+def _bins(size, length, bins):
   """Returns which positions lie in each bin: bool [..., bins, length]."""
   i = jnp.arange(bins)
   size = size[..., None]

@@ -18,15 +18,10 @@ import jax.numpy as jnp
 
 
 class Mix(NamedTuple):
-  """How a batch is mixed.
+  """How a batch is mixed."""
 
-  Attributes:
-    weights: M, float32 [H, W, 1], share of a row's pixel that stays.
-    share: s, float32 [], share of a row's target that stays.
-  """
-
-  weights: jax.Array
-  share: jax.Array
+  weights: jax.Array  # M, float32 [H, W, 1], share of a row's pixel that stays.
+  share: jax.Array  # s, float32 [], share of a row's target that stays.
 
 
 def draw(

@@ -22,11 +22,10 @@ from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 
 
 def _by_offset(table: jax.Array, length: int) -> jax.Array:
-  """Returns the embeddings of pairs of positions along an axis, [n, n, d].
+  """Returns the embeddings of pairs of queries and keys on an axis, [n, n, d].
 
-  They are indexed by query and key. Offsets that the table, of 1 - L to L - 1,
-  does not reach take its outermost row. So the row of an offset does not depend
-  on the length, and a padded image keeps its rows.
+  Offsets that the table, of 1 - L to L - 1, does not reach take its outermost
+  row, so that the row of an offset does not depend on the length.
   """
   reach = table.shape[0] // 2
   position = jnp.arange(length)
@@ -80,12 +79,12 @@ def relative_attention(
 
 def _window_sums(x, size, strides, offsets):
   """Sums x over the windows of `strided_average`."""
-  pads = []
-  for length, count, s, offset in zip(
-      x.shape[1:3], size, strides, offsets, strict=True
-  ):
+
+  def pad(length, count, s, offset):
     low = s - 1 - offset
-    pads.append((low, (count + 1) * s - 1 - low - length, 0))
+    return low, (count + 1) * s - 1 - low - length, 0
+
+  pads = map(pad, x.shape[1:3], size, strides, offsets)
   # Unlike jnp.pad this can crop, for windows that start inside of the image.
   x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
   if tuple(strides) == (1, 1):

@@ -164,9 +164,8 @@ def _create_grid(
 
 
 def _end(grid, axis, end, output):
-  """Returns one of the 2 n positions that each bin reads along an axis.
+  """Returns the lower (end = 2 s) or upper (2 s + 1) neighbour of sample s.
 
-  It is the lower (end = 2 s) or upper (2 s + 1) neighbour of the sample s:
   int32 [K, P], always within the map, and float32 weights [K, P].
   """
   size, start, step, samples = (
@@ -237,15 +236,11 @@ def _backward(shapes, output, sampling, grid, grad):
       added.append(total.at[index].add(update, mode='drop'))
     return added
 
-  totals = [
-      jnp.zeros((height * width, channels), grad.dtype)
-      for height, width, channels in (s.shape for s in shapes)
-  ]
+  flat = [(s.shape[0] * s.shape[1], s.shape[2]) for s in shapes]
+  totals = [jnp.zeros(shape, grad.dtype) for shape in flat]
   totals = lax.fori_loop(0, (2 * sampling) ** 2, add, totals)
   pairs = zip(totals, shapes, strict=True)
   return [t.reshape(s.shape).astype(s.dtype) for t, s in pairs], None
 
 
-_pool.defvjp(
-    lambda f, grid, *static: (_pool(f, grid, *static), grid), _backward
-)
+_pool.defvjp(lambda f, grid, *how: (_pool(f, grid, *how), grid), _backward)

@@ -134,7 +134,6 @@ def detections(
 ) -> dict[str, jax.Array]:
   """Returns the detections of one image, as section 2.2 has it.
 
-  Non-maximum suppression for each class by itself, and the best of all classes.
   No region is left out for speed, so that the result is that of the loops in
   other frameworks.
 
@@ -162,8 +161,8 @@ def detections(
       batch_size=min(CLASSES_AT_ONCE, scores.shape[1]),
   ).T
   ranked = jnp.where(keep, scores, -1).reshape(-1)
-  spare = max(number - len(ranked), 0)
-  ranked = jnp.pad(ranked, (0, spare), constant_values=-1)
+  spare = 0, max(number - len(ranked), 0)
+  ranked = jnp.pad(ranked, spare, constant_values=-1)
   best, index = lax.top_k(ranked, number)
   found = best >= 0
   return dict(

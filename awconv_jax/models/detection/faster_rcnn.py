@@ -126,28 +126,22 @@ class FasterRCNN(nn.Module):
   def features(
       self, images: jax.Array, image_size: jax.Array, *, train: bool = False
   ) -> tuple[jax.Array, ...]:
-    """Computes the pyramid.
+    """Returns the pyramid, [N, h, w, features], the finest level first.
 
-    Args:
-      images, image_size: see `detect`.
-      train: whether the backbone trains its norms, if `norm_train`.
-
-    Returns:
-      [N, h, w, features] of every level, the finest first.
+    Images and their sizes are as in `detect`; `train` is whether the backbone
+    trains its norms, if `norm_train`.
     """
     canvas, strides = images.shape[1:3], self._anchors.strides
     pixels, *sizes = self._valid_sizes(image_size, (1, *strides))
-    stages = self.backbone(
-        images, train=train and self.norm_train, valid_size=pixels
-    )
+    train = train and self.norm_train
+    stages = self.backbone(images, train=train, valid_size=pixels)
     want = [tuple(-(-n // s) for n in canvas) for s in strides]
     got = [x.shape[1:3] for x in stages.values()]
     got.append(tuple(-(-n // 2) for n in got[-1]))
     if want != got:
       raise InputError(
-          f'model.anchors.strides={strides} do not fit the backbone: its '
-          f'pyramid over {canvas[0]}x{canvas[1]} pixels has levels {got}, not '
-          f'{want}; give the stride of each level'
+          f'model.anchors.strides={strides} do not fit the backbone, whose '
+          f'levels over {canvas[0]}x{canvas[1]} are {got}, not {want}'
       )
     return tuple(self.fpn(stages, sizes[:-1]).values())
 
@@ -168,19 +162,14 @@ class FasterRCNN(nn.Module):
     levels, strides = levels[:-1], self._anchors.strides[:-1]
     sizes = self._valid_sizes(image_size, strides)
     places = roi_ops.assign_levels(rois, len(strides), **self.roi_levels)
-    pooled = per_image(
-        roi_ops.roi_align,
-        *(levels, rois, places, sizes),
-        **dict(strides=strides, **self.roi_align),
-    )
+    fields = dict(strides=strides, **self.roi_align)
+    pooled = per_image(roi_ops.roi_align, levels, rois, places, sizes, **fields)
     return self.box_predictor(self.box_head(pooled))
 
   def __call__(
       self, images: jax.Array, image_size: jax.Array, rois: jax.Array
   ) -> dict[str, Any]:
-    """Computes all outputs, for regions that are given: no proposals are made.
-
-    What has parameters is all here, to make them and to count them.
+    """Computes with all parameters, for given regions in place of proposals.
 
     Args:
       images, image_size: see `detect`.

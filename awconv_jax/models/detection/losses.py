@@ -57,9 +57,9 @@ def choose_targets(
 class Sums(NamedTuple):
   """Losses of classes and of boxes, summed over the samples of each image.
 
-  Divided by the number of samples only at the end, over all images of a batch
-  and so over all devices: an image with few samples weighs little. Where a
-  batch is computed in parts (`accumulation_steps`), each part is by itself.
+  Divided only at the end by the samples of all images of a batch, and so of all
+  devices: an image with few weighs little. With `accumulation_steps`, each part
+  of a batch is by itself.
   """
 
   classes: jax.Array
@@ -67,7 +67,7 @@ class Sums(NamedTuple):
   samples: jax.Array
 
   def means(self) -> tuple[jax.Array, jax.Array]:
-    """Returns both losses of a batch, each divided by all samples."""
+    """Returns both losses of a batch."""
     samples = jnp.maximum(self.samples.sum(), 1)
     return self.classes.sum() / samples, self.boxes.sum() / samples
 

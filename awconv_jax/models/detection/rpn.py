@@ -32,16 +32,12 @@ sample_anchors = functools.partial(sample, number=256, fraction=0.5)
 class RPNHead(nn.Module):
   """A 3x3 convolution and two 1x1, the same ones for every level.
 
-  Attributes:
-    anchors: of each cell.
-    features: channels between.
-    dtype: of the computation, but for the predictions: in bfloat16 thousands of
-      logits would be equal, and of equals the anchors at the top left go first.
-    param_dtype: of the parameters.
+  Predictions are in float32: in bfloat16 thousands of logits would be equal,
+  and of equals the anchors at the top left go first.
   """
 
-  anchors: int
-  features: int
+  anchors: int  # Of each cell.
+  features: int  # Channels between.
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 

@@ -26,9 +26,6 @@ from awconv_jax.ops.aw_conv.fused import fused
 from awconv_jax.ops.aw_conv.loops import loop_conv, loop_dot
 from awconv_jax.ops.data_shards import over_data_shards
 
-Padding = str | Sequence[tuple[int, int]]
-
-
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     'vmap': forms.vmap,
     'map': forms.map_samples,
@@ -38,10 +35,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     'loop_conv': loop_conv,
     'fused': fused,
 }
-
 # Forms that can take the samples in chunks.
 CHUNKED = ('vmap', 'im2col', 'taps')
-
 # Backends whose choices are measured: docs/performance.md.
 _MEASURED = ('cpu',)
 _UNMEASURED_BYTES = 2**28
@@ -61,10 +56,7 @@ def choose(
   if groups > 1 and kernel_shape[2] == 1:  # Depthwise.
     return 'taps'
   if backend not in _MEASURED:
-    # A loop over single samples would leave the matrix units idle; the
-    # reasoned default are batched products, over as many samples at a time as
-    # take `_UNMEASURED_BYTES` for their patches and kernels.
-    return 'im2col'
+    return 'im2col'  # A loop would leave the matrix units idle.
   if groups > 1 or tuple(kernel_shape[:2]) == (1, 1):
     return 'map'
   return 'loop_dot' if positions <= 400 else 'loop_conv'
@@ -77,9 +69,8 @@ def _auto(samples, kernel, groups, positions):
   if backend in _MEASURED:
     return name, None
   warnings.warn(
-      f"aw_conv: nothing is measured on {backend!r} yet; 'auto' takes batched "
-      "products there ('im2col', or 'taps' for depthwise kernels), in chunks "
-      f'of {_UNMEASURED_BYTES / 2**20:.0f} MiB at most',
+      f"aw_conv: nothing is measured on {backend!r} yet; 'auto' takes {name!r} "
+      f'in chunks of {_UNMEASURED_BYTES / 2**20:.0f} MiB at most there',
       stacklevel=3,
   )
   patches = positions * math.prod(kernel.shape[:3]) * groups
@@ -126,7 +117,7 @@ def aw_conv(
     attention: jax.Array,
     *,
     strides: tuple[int, int] = (1, 1),
-    padding: Padding = 'SAME',
+    padding: str | Sequence[tuple[int, int]] = 'SAME',
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     residual: bool = True,
@@ -140,8 +131,7 @@ def aw_conv(
     x: input I, [N, H, W, C].
     kernel: shared kernel K, [kh, kw, C/groups, D].
     attention: maps A in compact form, [N, kh, kw, G, D'], where G divides
-      C/groups and D' divides D; each value stands for a run of consecutive
-      input (output) channels.
+      C/groups and D' divides D.
     strides: vertical and horizontal stride.
     padding: as in `lax.conv_general_dilated`: 'SAME', 'VALID', 'SAME_LOWER' or
       pairs (low, high) for height and width, where a negative number crops.
@@ -167,8 +157,6 @@ def aw_conv(
   Raises:
     ValueError: the shapes do not fit, the implementation is unknown, or takes
       no chunks.
-
-  Source: arXiv 2108.08205; the residual form keeps K when A is 0.
   """
   _check_shapes(x, kernel, attention, groups)
   if implementation != 'auto':

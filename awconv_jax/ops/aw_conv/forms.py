@@ -19,16 +19,7 @@ MULTIPLY_ADDS = 'multiply_adds'
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What `ops.aw_conv.aw_conv` is told beside its operands.
-
-  Attributes:
-    strides, dilation: vertical and horizontal.
-    padding: (low, high) of both axes; negative numbers crop.
-    groups: channel groups.
-    residual: True for K * (1 + A), False for K * A.
-    precision: as in `lax.conv_general_dilated`.
-    chunk: samples at a time, in the forms that take chunks; None for all.
-  """
+  """Those of `ops.aw_conv.aw_conv`, with the padding as (low, high) of axes."""
 
   strides: tuple[int, int]
   padding: tuple[tuple[int, int], tuple[int, int]]
@@ -64,9 +55,8 @@ def modulate(
   """
   kh, kw, c, d = kernel.shape
   g, p = attention.shape[-2:]
-  # The product is formed in at least float32, so that a bfloat16 kernel is
-  # rounded once, and as an einsum, whose transpose is a plain reduction: the
-  # gradient of a broadcast product is many times slower on CPU.
+  # As an einsum, whose transpose is a plain reduction: the gradient of a
+  # broadcast product is many times slower on CPU.
   wide = accumulator(kernel.dtype)
   scale = scale_of(attention, wide, residual)
   # A last axis of one would keep XLA from vectorising over the outputs.
@@ -83,10 +73,7 @@ def scale_of(maps: jax.Array, dtype, residual: bool) -> jax.Array:
 
 
 def tap_views(image: jax.Array, kernel_size, options: Options):
-  """Returns what each tap sees of an image [H, W, C].
-
-  Those are kh * kw arrays [H', W', C], row by row of the kernel.
-  """
+  """Returns what each tap sees of an image [H, W, C]: arrays [H', W', C]."""
   counts = np.array(options.output_size(image.shape[:2], kernel_size))
   config = [(*pair, 0) for pair in options.padding] + [(0, 0, 0)]
   image = lax.pad(image, jnp.zeros((), image.dtype), config)
@@ -133,11 +120,7 @@ def accumulator(dtype) -> jnp.dtype:
 
 
 def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
-  """Returns the products of lhs and rhs, [groups, ., .], in every group.
-
-  contract is the axis of each matrix to sum over, 0 or 1. The result is in the
-  accumulator's dtype.
-  """
+  """Returns products of matrices [groups, ., .], over an axis of each."""
   product = functools.partial(
       lax.dot_general,
       dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),
@@ -174,11 +157,9 @@ def multiply_one(image, kernel, options: Options):
 
 
 def scale_channels(image: jax.Array, factors: jax.Array) -> jax.Array:
-  """Returns each channel times its factors, [H, W, C] and [D] to [H, W, D].
-
-  In plain products: as an einsum the backward pass takes 1.4 times as long on
-  CPU. Their scope tells that they are the multiply-adds of a convolution.
-  """
+  """Returns each channel times its factors, [H, W, C] and [D] to [H, W, D]."""
+  # In plain products: as an einsum the backward pass takes 1.4 times as long on
+  # CPU. Their scope tells that they are the multiply-adds of a convolution.
   channels = image.shape[2]
   with jax.named_scope(MULTIPLY_ADDS):
     if factors.size == channels:  # A last axis of one would not be vectorised.
@@ -248,12 +229,9 @@ taps = functools.partial(_batched, add_taps_one)
 
 
 def map_samples(x, kernel, attention, options: Options):
-  """One sample after the other, each as patches times its own kernel.
-
-  A matrix product is used in place of a convolution since XLA has no fast
-  backward pass for convolutions in loops on CPU; `jax.checkpoint` keeps only
-  one sample's patches and kernel alive.
-  """
+  """One sample after the other, each as patches times its own kernel."""
+  # XLA has no fast backward pass for convolutions in loops on CPU. Only one
+  # sample's patches and kernel are kept alive.
   one = jax.checkpoint(with_own_kernel(multiply_one, kernel, options))
   return lax.map(lambda operands: one(*operands), (x, attention))
 

@@ -1,9 +1,8 @@
 """AW-convolution fused: kernels scaled on their way to the matrix unit.
 
-A form for GPU, in three Pallas kernels (`kernels.py`), with a
-backward pass of its own. What they have no tiles for, and other devices, take
-`im2col`; on CPU they run in Pallas' interpreter, which is slow and there for
-tests.
+A form for GPU, in three Pallas kernels (`kernels.py`). What they have no tiles
+for, and other devices, take `im2col`; on CPU they run in Pallas' interpreter,
+which is slow and there for tests.
 """
 
 import functools
@@ -15,7 +14,6 @@ from awconv_jax.ops.aw_conv import forms
 
 
 def _by_platform(in_tiles, otherwise, operands):
-  """Runs in_tiles(*operands, interpret=...) where there are such kernels."""
   return lax.platform_dependent(
       *operands,
       cpu=functools.partial(in_tiles, interpret=True),

@@ -11,7 +11,7 @@ unit. So neither patches nor a sample's own kernel ever lie in device memory.
                    dK += dKn * (1 + A[n]),  dA[n] = sum over runs of dKn * K
 
 with Kn = K * (1 + A[n]) and G the gradient of the output. Sums are in float32.
-Positions are numbered row by row; taps, too. So the operands are
+The operands, with positions and taps numbered row by row, are
 
   x, I: [N, H * W, C]         kernel, K: [taps, C, D], of the dtype of x
   grad, G: [N, H' * W', D]    maps, A: [N, taps, G, D']
@@ -37,19 +37,18 @@ _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 _LEAST = 16
 
 
-def _largest_power(number: int, most: int) -> int:
+def _largest_power(number, most):
   """Returns the largest power of two, up to `most`, that divides a number."""
   return min(number & -number, most)
 
 
 def has_tiles(x, kernel, options) -> bool:
   """Tells whether the kernels take operands of `ops.aw_conv.aw_conv`."""
-  windows = zip(options.strides, options.dilation, strict=True)
   return (
       options.groups == 1
       and x.dtype in _DTYPES
       and all(channels % _LEAST == 0 for channels in kernel.shape[2:])
-      and all(min(pair) == 1 for pair in windows)
+      and all(1 in pair for pair in zip(options.strides, options.dilation))  # noqa: B905
       # A size may be symbolic, in what is exported.
       and all(isinstance(size, numbers.Integral) for size in x.shape)
   )
@@ -71,11 +70,9 @@ def _warps(sums):
 
 
 def _samples_together(kernel, maps, positions):
-  """Returns how many samples share a loaded tile of K.
-
-  At 7x7 a sample has one tile of positions, so that reading all of K for each
-  would take longer than the products. Maps wider than K leave no room for two.
-  """
+  """Returns how many samples share a loaded tile of K."""
+  # At 7x7 a sample has one tile of positions, so that to read all of K for each
+  # takes longer than the products. Maps wider than K leave no room for two.
   fits = maps.dtype.itemsize <= kernel.dtype.itemsize and positions <= 64
   return 2 if fits and maps.shape[0] % 2 == 0 else 1
 
@@ -96,8 +93,7 @@ def _add_products(sums, image, shared, maps, first, at, plan, trans_b=False):
   """Adds a step's product to the sums of each sample, which share a tile of K.
 
   From sample `first` on there are sums [rows, columns]. `at` holds what
-  `tiles.read` takes after image and sample, and what `tiles.factors_of` takes
-  after maps and sample. `trans_b` tells whether the tile is transposed.
+  `tiles.read` and `tiles.factors_of` take after array and sample.
   """
   seen, tile = at
   for s in range(len(sums)):
@@ -168,10 +164,7 @@ def _input_gradient(grad, kernel, maps, out, *, plan, tile):
   def add(step, sums):
     index, block = tiles.divide(step, blocks)
     turns = lax.div(index, counts[1]), lax.rem(index, counts[1])
-    taps = [
-        first + turn * stride
-        for first, turn, stride in zip(firsts, turns, plan.strides, strict=True)
-    ]
+    taps = [f + t * s for f, t, s in zip(firsts, turns, plan.strides)]  # noqa: B905
     tap = taps[0] * plan.kernel_size[1] + taps[1]
     source, inside = tiles.seen_back(plan, places, taps, valid)
     outputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
@@ -245,21 +238,16 @@ def _kernel_gradient(
     factors = tiles.factors_of(
         maps, sample, tap, inputs, outputs, shape, plan.residual
     )
-    by_runs = (products * shared).reshape(
-        rows // run, run, columns // part, part
-    )
-    triton.store(
-        maps_grad.at[sample, tap, here_runs, here_parts],
-        by_runs.sum(3).sum(1).astype(maps_grad.dtype),
-    )
+    split = rows // run, run, columns // part, part
+    by_runs = (products * shared).reshape(split).sum(3).sum(1)
+    here = maps_grad.at[sample, tap, here_runs, here_parts]
+    triton.store(here, by_runs.astype(maps_grad.dtype))
     return total + products * factors
 
   count = jnp.minimum(samples, x.shape[0] - group * samples)
   total = lax.fori_loop(0, count, add_sample, zeros)
-  triton.store(
-      kernel_grad.at[group, tap, here_in, here_out],
-      total.astype(kernel_grad.dtype),
-  )
+  here = kernel_grad.at[group, tap, here_in, here_out]
+  triton.store(here, total.astype(kernel_grad.dtype))
 
 
 def kernel_gradient(x, kernel, maps, grad, plan: Plan):
@@ -281,19 +269,14 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   # Where the terms are positions: what wastes the fewest.
   most, terms = _depth(x.dtype), math.prod(plan.output)
   depth = min((most, most // 2), key=lambda d: pl.cdiv(terms, d) * d)
+  tile = rows, columns, depth, samples, run, part
+  wide, maps_shape = jnp.float32, (number, taps, c // run, d // part)
   kernel_grad, maps_grad = _call(
-      functools.partial(
-          _kernel_gradient,
-          plan=plan,
-          tile=(rows, columns, depth, samples, run, part),
-      ),
+      functools.partial(_kernel_gradient, plan=plan, tile=tile),
       (x, kernel, maps, grad),
       (
-          jax.ShapeDtypeStruct((groups, taps, c, d), jnp.float32),
-          jax.ShapeDtypeStruct(
-              (number, taps, c // run, d // part),
-              maps.dtype if whole else jnp.float32,
-          ),
+          jax.ShapeDtypeStruct((groups, taps, c, d), wide),
+          jax.ShapeDtypeStruct(maps_shape, maps.dtype if whole else wide),
       ),
       (taps, programs, groups),
       plan,

@@ -42,22 +42,16 @@ def _input_gradient_dot(grad, kernel, image, options):
 
 
 def _input_gradient_conv(grad, kernel, image, options):
-  """Returns dI [H, W, C] of one sample as a convolution of stride 1.
-
-  Written out with the flipped, transposed kernel: in this form XLA has a fast
-  convolution in loops on CPU, and in that of its own transpose rule not.
-  """
+  """Returns dI [H, W, C] of one sample as a convolution of stride 1."""
+  # In this form XLA has a fast convolution in loops on CPU, and in that of its
+  # own transpose rule not.
   kh, kw, c, d = kernel.shape
   groups = options.groups
   flipped = kernel[::-1, ::-1].reshape(kh, kw, c, groups, d // groups)
   flipped = flipped.transpose(0, 1, 4, 3, 2).reshape(kh, kw, -1, c * groups)
   spans = [(k - 1) * s for k, s in zip((kh, kw), options.dilation)]  # noqa: B905
-  padding = [
-      (span - low, n - m + low)
-      for span, (low, _), n, m in zip(
-          spans, options.padding, image.shape, grad.shape, strict=False
-      )
-  ]
+  parts = zip(spans, options.padding, image.shape, grad.shape, strict=False)
+  padding = [(span - low, n - m + low) for span, (low, _), n, m in parts]
   back = dataclasses.replace(options, padding=padding)
   return forms.convolve_one(grad, flipped, back)
 
@@ -104,18 +98,14 @@ class _Layout:
 
   def gradient(self, grad, seen, precision):
     """Returns dKn, split."""
-    if self._outputs:  # [groups, k, D / groups] to [k, D].
-      return self.split(
-          jnp.moveaxis(forms.dot(seen, grad, (0, 0), precision), 0, 1)
-      )
-    return self.split(forms.dot(grad, seen, (0, 0), precision))
+    if not self._outputs:
+      return self.split(forms.dot(grad, seen, (0, 0), precision))
+    product = forms.dot(seen, grad, (0, 0), precision)
+    return self.split(jnp.moveaxis(product, 0, 1))  # To [k, D].
 
 
 def _count_blocks(kernel, runs):
-  """Returns in how many blocks of input channels a backward pass is best made.
-
-  A block is a whole number of the runs, G, that share a value of the maps.
-  """
+  """Returns into how many blocks, of whole runs of inputs, a pass is split."""
   size = kernel.size * forms.accumulator(kernel.dtype).itemsize
   counts = [b for b in range(1, runs + 1) if runs % b == 0]
   return next((b for b in counts if size <= b * _BLOCK_BYTES), 1)
@@ -138,10 +128,7 @@ def _write(array, values, n, block):
 
 
 def _backward(layout, input_gradient, options, x, kernel, attention, grad):
-  """Returns the gradients of x, kernel and attention, by that of the output.
-
-  layout names the axes of a `_Layout`, input_gradient that of one sample.
-  """
+  """Returns the gradients of x, kernel and attention, by that of the output."""
   wide = forms.accumulator(x.dtype)
   # A block of input channels is a slice of the kernel without channel groups
   # only; they are small in any case.
@@ -171,12 +158,10 @@ def _backward(layout, input_gradient, options, x, kernel, attention, grad):
       # Split in here: outside, the loop would hold the kernel a second time.
       split = parts.split(arranged).astype(wide)
       image_grad = input_gradient(out_grad, scaled, image, options)
-      carry = (
-          total + scaled_grad * scale,
-          _write(x_grad, image_grad, n, block),
-          _write(attention_grad, parts.reduce(scaled_grad * split), n, block),
-      )
-      return carry, None
+      maps_grad = parts.reduce(scaled_grad * split)
+      x_grad = _write(x_grad, image_grad, n, block)
+      attention_grad = _write(attention_grad, maps_grad, n, block)
+      return (total + scaled_grad * scale, x_grad, attention_grad), None
 
     zeros = jnp.zeros_like(parts.split(arranged), wide)
     (total, *gradients), _ = lax.scan(

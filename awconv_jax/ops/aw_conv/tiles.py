@@ -6,6 +6,7 @@ Positions of an image are numbered row by row; taps of a kernel, too.
 
 import dataclasses
 import math
+import operator
 
 from jax import lax
 from jax.experimental import pallas as pl
@@ -17,19 +18,11 @@ from awconv_jax.ops.aw_conv.forms import Options
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(Options):
-  """The options, and what else the kernels must know.
+  """The options, of whose strides and dilation one is 1 on each axis."""
 
-  Of the strides and dilation one is 1 on each axis.
-
-  Attributes:
-    size: (H, W) of the input.
-    kernel_size: (kh, kw).
-    interpret: True to run in Pallas' interpreter, on any device.
-  """
-
-  size: tuple[int, int]
+  size: tuple[int, int]  # (H, W) of the input.
   kernel_size: tuple[int, int]
-  interpret: bool
+  interpret: bool  # Whether in Pallas' interpreter, on any device.
 
   @property
   def output(self) -> tuple[int, int]:
@@ -59,13 +52,9 @@ def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
 
   inputs and outputs are the tile's channels, shape is (C, D) of the kernel.
   """
-  runs = [
-      lax.div(places, jnp.int32(channels // number))
-      for places, channels, number in zip(
-          (inputs, outputs), shape, maps.shape[2:], strict=True
-      )
-  ]
-  here = sample, tap, runs[0][:, None], runs[1][None, :]
+  lengths = map(jnp.int32, map(operator.floordiv, shape, maps.shape[2:]))
+  runs, parts = map(lax.div, (inputs, outputs), lengths)
+  here = sample, tap, runs[:, None], parts[None, :]
   factors = triton.load(maps.at[here]).astype(jnp.float32)
   return 1 + factors if residual else factors
 
@@ -93,23 +82,18 @@ def write(image, sample, place, inside, channels, values):
 
   Other positions must lie beyond the image: no two may be the same.
   """
-  triton.store(
-      image.at[sample, place[:, None], channels[None, :]],
-      values.astype(image.dtype),
-      mask=inside[:, None],
-  )
+  here = image.at[sample, place[:, None], channels[None, :]]
+  triton.store(here, values.astype(image.dtype), mask=inside[:, None])
 
 
 def seen(plan, row, column, tap, valid):
   """Returns where a tap sees the input, for positions of the output."""
-  tap = divide(tap, plan.kernel_size[1])
-  axes = zip(plan.strides, tap, plan.dilation, plan.before, strict=True)
-  moved = [
-      place * stride + index * gap - before
-      for place, (stride, index, gap, before) in zip(
-          (row, column), axes, strict=True
-      )
-  ]
+
+  def move(place, stride, index, gap, before):
+    return place * stride + index * gap - before
+
+  steps = plan.strides, divide(tap, plan.kernel_size[1]), plan.dilation
+  moved = map(move, (row, column), *steps, plan.before)
   return place_of(*moved, plan.size, valid)
 
 
@@ -123,12 +107,9 @@ def phase_of(plan, rows):
   phase, tile = divide(pl.program_id(1), tiles)
   phase = divide(phase, plan.strides[1])
   across = pl.cdiv(plan.size[1], plan.strides[1])
-  places = divide(span(tile, rows), across)
-  places = [
-      place * stride + first
-      for place, stride, first in zip(places, plan.strides, phase, strict=True)
-  ]
-  return phase, places
+  row, column = divide(span(tile, rows), across)
+  down, right = plan.strides
+  return phase, (row * down + phase[0], column * right + phase[1])
 
 
 def taps_of(plan, phase):
@@ -136,27 +117,22 @@ def taps_of(plan, phase):
 
   Both are pairs, vertical and horizontal.
   """
-  firsts, counts = [], []
-  for offset, stride, before, size in zip(
-      phase, plan.strides, plan.before, plan.kernel_size, strict=True
-  ):
+
+  def one(offset, stride, before, size):
     first = lax.rem(offset + before, jnp.int32(stride))
-    firsts.append(first)
     most = jnp.maximum(size - first + stride - 1, 0)
-    counts.append(lax.div(most, jnp.int32(stride)))
-  return firsts, counts
+    return first, lax.div(most, jnp.int32(stride))
+
+  axes = map(one, phase, plan.strides, plan.before, plan.kernel_size)
+  return tuple(zip(*axes, strict=True))
 
 
 def seen_back(plan, places, taps, valid):
-  """Returns which outputs see positions of the input by a tap of their phase.
+  """Returns which outputs see positions of the input by a tap of a phase."""
 
-  places are rows and columns of the positions, taps row and column of the tap,
-  and valid tells which of the positions there are.
-  """
-  axes = zip(plan.strides, taps, plan.dilation, plan.before, strict=True)
-  source = [
-      # A multiple of the stride, by the choice of the taps.
-      lax.div(place + before - tap * gap, jnp.int32(stride))
-      for place, (stride, tap, gap, before) in zip(places, axes, strict=True)
-  ]
-  return place_of(*source, plan.output, valid)
+  def move(place, stride, tap, gap, before):
+    # A multiple of the stride, by the choice of the taps.
+    return lax.div(place + before - tap * gap, jnp.int32(stride))
+
+  steps = plan.strides, taps, plan.dilation, plan.before
+  return place_of(*map(move, places, *steps), plan.output, valid)
