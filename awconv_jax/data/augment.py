@@ -110,13 +110,7 @@ def color_jitter(
 
 
 def random_box(
-    height: int,
-    width: int,
-    rng: Rng,
-    area: options.ShareInterval,
-    ratio: options.Interval,
-    *,
-    tall: bool = False,
+    height, width, rng, area, ratio, *, tall=False
 ) -> decode.Box | None:
   """Returns a box in an image, or None where none of 10 has fitted.
 

@@ -174,9 +174,7 @@ class Unreadable:
 class _Batches:
   """What `data.create` says that all batches have, of a stream of rows."""
 
-  def __init__(
-      self, reader: Reader, source: Any, num_examples: int, stream: Any
-  ):
+  def __init__(self, reader: Reader, source: Any, number: int, stream: Any):
     hosts = reader.process_count
     if reader.batch_size % hosts:
       raise InputError(
@@ -192,8 +190,7 @@ class _Batches:
     met = len(source) / (1 if reader.train else hosts)
     most = reader.max_bad_fraction * met
     self.unreadable = Unreadable(source, most, prompt=hosts == 1)
-    self.num_examples = num_examples
-    self.num_left_out = len(source) - num_examples
+    self.num_examples, self.num_left_out = number, len(source) - number
     self.num_classes = len(source.class_names)
     self.class_names = source.class_names
     self.category_ids = source.category_ids
@@ -207,9 +204,8 @@ class TrainBatches(_Batches):
       self, reader: Reader, source: Any, order: Any, make_row: Any, seed: int
   ):
     """Takes what reads; `seed` and position fix a row's random numbers."""
-    positions = grain.MapDataset.range(sys.maxsize)
-    row = ReadRow(source, order, make_row)
-    stream = positions.random_map(row, seed=int(seed))
+    places = grain.MapDataset.range(sys.maxsize)
+    stream = places.random_map(ReadRow(source, order, make_row), seed=int(seed))
     super().__init__(reader, source, order.num_examples, stream)
     if reader.batch_size > order.num_examples:
       raise InputError(

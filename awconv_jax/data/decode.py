@@ -93,11 +93,8 @@ def center_crop(
 ) -> np.ndarray:
   """Cuts the central square and resizes it to uint8 [size, size, C].
 
-  Args:
-    pixels: uint8 [H, W, C]. All of them: evaluation takes no short cuts.
-    size: in pixels.
-    share: side of the square over the image's shorter side.
-    interpolation: a key of `INTERPOLATIONS`.
+  Of all pixels, [H, W, C], as evaluation takes no short cuts. `share` is the
+  square's side over the image's shorter side; see `resize`.
   """
   height, width = pixels.shape[:2]
   side = max(round(min(height, width) * share), 1)

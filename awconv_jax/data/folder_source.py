@@ -58,11 +58,9 @@ class FolderSource:
         name: [*filter(_is_image, os.listdir(os.path.join(self._root, name)))]
         for name in _subfolders(self._root)
     }
-    kinds = ' '.join(sorted(EXTENSIONS))
+    empty = f'has no images ({" ".join(sorted(EXTENSIONS))})'
     wrong = [f'{first} has no class {n}' for n in found if n not in numbers]
-    wrong += [
-        f'class {n} has no images ({kinds})' for n in found if not found[n]
-    ]
+    wrong += [f'class {n} {empty}' for n in found if not found[n]]
     if wrong or not found:
       reasons = '; '.join(wrong) or f'want {self._root}/<class>/<image>'
       raise InputError(f'{self._root} cannot be used: {reasons}')
@@ -101,5 +99,4 @@ def _is_image(name: str) -> bool:
 
 
 def _mixed(file: tuple[str, str]) -> bytes:
-  text = os.fsencode('/'.join(file))
-  return hashlib.blake2b(text, digest_size=16).digest()
+  return hashlib.blake2b(os.fsencode('/'.join(file)), digest_size=16).digest()

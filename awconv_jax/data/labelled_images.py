@@ -60,9 +60,7 @@ class LabelledImages(batches.Reader):
     seed = np.random.SeedSequence(self.seed).generate_state(2)[1]
     return batches.TrainBatches(self, source, order, self._row, seed)
 
-  def _row(
-      self, source: Any, index: int, group: int, rng: batches.Rng
-  ) -> batches.Row:
+  def _row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
     """Makes a row; see `batches`."""
     del group
     size = self.eval_image_size

@@ -18,6 +18,7 @@ OpenCV and numpy take a fraction of Pillow's time.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -119,9 +120,7 @@ def _equalizing(plane: np.ndarray) -> np.ndarray:
   return np.minimum((below + step // 2) // step, 255)
 
 
-def _looked_up(
-    image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _looked_up(image: np.ndarray, table: Callable[..., Any]) -> np.ndarray:
   """Replaces the intensities of each channel by the table made of it."""
   # One by one: OpenCV takes twice as long for all channels at once.
   planes = [

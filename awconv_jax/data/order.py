@@ -12,6 +12,7 @@ holds those of one group only: landscapes or portraits.
 
 from collections.abc import Sequence
 import functools
+from typing import Any
 
 import grain
 import numpy as np
@@ -76,9 +77,7 @@ class GroupedOrder:
 
   repeats = 1
 
-  def __init__(
-      self, examples: Sequence[np.ndarray], batch_size: int, seed: int
-  ):
+  def __init__(self, examples: Sequence[Any], batch_size: int, seed: int):
     """Takes the numbers of the examples by group, at least a batch in all."""
     self._examples, self._batch_size, self._seed = examples, batch_size, seed
     self._counts = np.array([len(e) for e in examples])

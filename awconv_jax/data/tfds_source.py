@@ -226,8 +226,7 @@ def open_tfds(
   from tensorflow_datasets.core import constants
   from tensorflow_datasets.core.utils import version
 
-  data_dir = os.path.expanduser(data_dir or constants.DATA_DIR)
-  data_dir = os.path.abspath(data_dir)
+  data_dir = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
   root = os.path.join(data_dir, name)
   entries = os.listdir(root) if os.path.isdir(root) else []
   versions = filter(version.Version.is_valid, entries)

@@ -1,7 +1,6 @@
 """Batches of images with boxes; `data.detection` says what is in them."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -64,9 +63,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
     return batches.TrainBatches(self, source, order, self._row, seed)
 
-  def _row(
-      self, source: Any, index: int, group: int, rng: batches.Rng
-  ) -> batches.Row:
+  def _row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
     """Makes a row; see `batches`."""
     # If blank, of one pixel, as an image without any divides by zero.
     pixels, objects = np.zeros((1, 1, 3), np.uint8), NOTHING

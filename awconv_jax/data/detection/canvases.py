@@ -135,11 +135,7 @@ def crop(
 
 
 def jitter(
-    pixels: np.ndarray,
-    objects: Objects,
-    canvas: Size,
-    scales: tuple[float, float],
-    rng: Rng,
+    pixels: np.ndarray, objects: Objects, canvas: Size, scales: Any, rng: Rng
 ) -> Pair:
   """Large-scale jitter, https://arxiv.org/abs/2012.07177.
 

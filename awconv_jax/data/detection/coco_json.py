@@ -230,18 +230,16 @@ def _file_fault(folder: str, entry: _Image) -> str | None:
 
 def _box_fault(box: list[float], image: _Image | None) -> str | None:
   """Returns what is wrong with a box; `image` is None if it is left out."""
-  left, top, width, height = box
   shown = f'bbox [{", ".join(f"{value:g}" for value in box)}]'
-  if width <= 0 or height <= 0:
+  if min(box[2:]) <= 0:
     return f'{shown} has no width or no height'
   if image is None:
     return None
-  sides = (left, width, image.width), (top, height, image.height)
+  size = image.width, image.height
   # Inside of the tolerance altogether, nothing of it would be left.
   if all(
       -_TOLERANCE <= low < side and 0 < low + length <= side + _TOLERANCE
-      for low, length, side in sides
+      for low, length, side in zip(box[:2], box[2:], size, strict=True)
   ):
     return None
-  size = f'{image.width} x {image.height} pixels'
-  return f'{shown} reaches outside of its image of {size}'
+  return f'{shown} reaches outside of its image of {size[0]} x {size[1]} pixels'

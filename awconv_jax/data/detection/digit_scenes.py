@@ -52,9 +52,7 @@ def record(number: int) -> dict[str, Any]:
   """Draws scene `number`, as a record of `objects`; the test's are the last."""
   rng = np.random.default_rng(number)
   image, drawn = scene(*materials(number < NUM_TRAIN), rng)
-  _, jpeg = cv2.imencode(
-      '.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]
-  )
+  _, jpeg = cv2.imencode('.jpg', image[..., ::-1])
   # By way of shares of the sides, as TFDS keeps boxes.
   sides = np.float32([image.shape[1], image.shape[0]] * 2)
   boxes = np.reshape([d.box for d in drawn], (-1, 4))[:, [1, 0, 3, 2]]
@@ -103,12 +101,7 @@ class Drawn(NamedTuple):
   is_crowd: bool = False
 
 
-def scene(
-    scans: np.ndarray,
-    labels: np.ndarray,
-    photos: list[np.ndarray],
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, list[Drawn]]:
+def scene(scans, labels, photos, rng) -> tuple[np.ndarray, list[Drawn]]:
   """Draws a scene of `materials`, uint8 [h, w, 3]; also says what is on it."""
   size = SIZES[rng.integers(len(SIZES))]
   image = _background(photos[rng.integers(len(photos))], size, rng)
@@ -142,9 +135,7 @@ def _background(photo, size, rng) -> np.ndarray:
   return np.ascontiguousarray(mean + (cut - mean) * rng.uniform(0.4, 0.8))
 
 
-def opacity(
-    scan: np.ndarray, heights: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
+def opacity(scan, heights, rng) -> np.ndarray:
   """Returns a digit's opacity in 0..1, [height, width], stretched a little.
 
   The logarithm of its height is uniform, from the least to the greatest.
@@ -153,8 +144,7 @@ def opacity(
   # Enlarged twice as much as needed, so that cutting it loses no sharpness.
   ink = scan.astype(np.float32) / 16
   large = cv2.resize(ink, (16 * 8, 16 * 8), interpolation=cv2.INTER_CUBIC)
-  inked = large >= 0.2 + 0.5 * _INK
-  top, left, bottom, right = _extent(inked)
+  top, left, bottom, right = _extent(large >= 0.2 + 0.5 * _INK)
   large = large[top:bottom, left:right]
   width = large.shape[1] / large.shape[0] * height * rng.uniform(0.85, 1.2)
   shape = (max(round(width), 4), height)
