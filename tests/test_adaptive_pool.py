@@ -7,46 +7,34 @@ import jax.numpy as jnp
 import naive
 import numpy as np
 import pytest
+import random_values
 
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
 
+images = functools.partial(random_values.images, dtype=np.float64)
 GRIDS = [(1, 1), (3, 3), (1, 3), (5, 4), (7, 7)]
 
 
-def images(n, size, dtype=np.float32):
-  return np.random.default_rng(0).normal(size=(n, *size, 2)).astype(dtype)
-
-
-def pooled(x, valid_size=None):
-  """Returns the result for every grid, compiled at once to save time."""
-  return jax.jit(
-      lambda x: [
-          adaptive_average_pool(x, grid, valid_size=valid_size)
-          for grid in GRIDS
-      ]
-  )(x)
-
-
-def check(x, outs, valid_size=None, tolerance=1e-5):
+def check(x, valid_size=None, meant=None):
+  """Compares every grid with the loop, compiled at once to save time."""
+  pool = functools.partial(adaptive_average_pool, valid_size=valid_size)
+  with jax.enable_x64(True):
+    outs = jax.jit(lambda x: [pool(x, grid) for grid in GRIDS])(x)
   for grid, out in zip(GRIDS, outs, strict=True):
-    expected = naive.adaptive_pool(x, grid, valid_size)
-    np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance)
+    assert out.dtype == np.float64
+    expected = naive.adaptive_pool(x, grid, meant)
+    np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 5), (9, 2), (11, 13)])
 def test_equals_the_loop_for_any_size_and_grid(size):
-  x = images(2, size)
-  check(x, pooled(x))
+  check(images(2, *size, 2))
 
 
 def test_equals_the_loop_for_every_valid_size():
   valid = np.array([(h, w) for h in range(1, 6) for w in range(1, 7)])
-  x = images(len(valid), (5, 6), np.float64)
-  with jax.enable_x64(True):
-    outs = jax.tree.map(np.asarray, pooled(x, valid))
-  assert {out.dtype for out in outs} == {np.dtype('float64')}
-  check(x, outs, valid, 1e-12)
+  check(images(len(valid), 5, 6, 2), valid, valid)
 
 
 def test_gradient_reaches_valid_positions_only_and_by_their_share():
@@ -59,13 +47,13 @@ def test_gradient_reaches_valid_positions_only_and_by_their_share():
   # Columns 0-1 and 1-2: the middle one lies in both bins.
   expected = np.zeros((1, 5, 6, 2))
   expected[0, :4, :3] = np.array([1, 2, 1])[:, None] / 4
-  np.testing.assert_allclose(gradient(images(1, (5, 6))), expected, rtol=1e-6)
+  np.testing.assert_allclose(gradient(images(1, 5, 6, 2)), expected, rtol=1e-6)
 
 
 def test_bfloat16_is_summed_and_returned_in_float32():
   # 1025 values: a bfloat16 sum or count would stop growing at 256.
   x = jnp.ones((1, 25, 41, 1), jnp.bfloat16) * 1.5
-  out = pooled(x)[0]
+  out = adaptive_average_pool(x, (1, 1))
   assert out.dtype == jnp.float32
   np.testing.assert_array_equal(out, 1.5)
 
@@ -78,8 +66,8 @@ def test_bfloat16_is_summed_and_returned_in_float32():
     ],
 )
 def test_valid_size_is_clipped_to_the_image(given, meant):
-  x = images(2, (5, 5))
-  check(x, pooled(x, given), meant)
+  x = images(2, 5, 5, 2)
+  check(x, given, meant)
   mask = np.zeros((2, 5, 5, 1), bool)
   for n, (h, w) in enumerate(meant):
     mask[n, :h, :w] = True
@@ -87,20 +75,17 @@ def test_valid_size_is_clipped_to_the_image(given, meant):
 
 
 @pytest.mark.parametrize('shape', [(1, 2), (2,), (2, 3)])
-@pytest.mark.parametrize(
-    'take_part',
-    [mask_padding, functools.partial(adaptive_average_pool, grid=(1, 1))],
-)
-def test_valid_size_of_another_shape_is_refused(shape, take_part):
-  with pytest.raises(ValueError) as error:
-    take_part(images(2, (5, 4)), valid_size=np.ones(shape, int))
-  for named in (shape, (2, 5, 4, 2)):
-    assert str(named) in str(error.value)
+def test_valid_size_of_another_shape_is_refused(shape):
+  for take_part in (mask_padding, adaptive_average_pool):
+    grid = () if take_part is mask_padding else ((1, 1),)
+    with pytest.raises(ValueError) as error:
+      take_part(images(2, 5, 4, 2), *grid, valid_size=np.ones(shape, int))
+    assert str(shape) in str(error.value) and '(2, 5, 4, 2)' in str(error.value)
 
 
 @pytest.mark.parametrize('dtype, fill', [('float32', 0), ('bfloat16', -np.inf)])
 def test_mask_replaces_whatever_is_in_the_padding(dtype, fill):
-  x = images(2, (5, 4))
+  x = images(2, 5, 4, 2)
   x[0, 3:] = np.nan
   x[1, :, 1:] = np.inf
   x = jnp.asarray(x, dtype)

@@ -1,69 +1,36 @@
-"""The AW-convolution's identities, transformations, errors and sharding."""
+"""The AW-convolution's transformations, choice, memory, errors and sharding."""
 
 import functools
+import warnings
 
-from aw_conv_cases import (
-    BASE,
-    CASES,
-    IMPLEMENTATIONS,
-    WIDE,
-    floats,
-    options_of,
-    plain_conv,
-    with_gradients,
-)
 import jax
 import jax.numpy as jnp
 from layer_cases import close
 import naive
 import numpy as np
 import pytest
+from test_aw_conv_agreement import (
+    BASE,
+    CASES,
+    IMPLEMENTATIONS,
+    WIDE,
+    draw,
+    floats,
+    form,
+    options_of,
+    with_gradients,
+)
 
 from awconv_jax.ops import aw_conv as op
-from awconv_jax.ops.aw_conv import aw_conv
-from awconv_jax.ops.aw_conv.forms import modulate
+from awconv_jax.ops.aw_conv import aw_conv, forms, loops
 
 # Backward passes of their own; JAX derives the others forward, too.
 REVERSE_ONLY = ('loop_dot', 'loop_conv', 'fused')
+MANY = BASE | dict(n=7, size=(5, 5), channels=8, g=4)
 
 
 def case_of(implementation):
   return WIDE if implementation == 'fused' else BASE
-
-
-def form(implementation, **options):
-  return functools.partial(aw_conv, implementation=implementation, **options)
-
-
-def test_maps_that_scale_the_convolution_its_input_or_its_output():
-  x, kernel, maps = floats()
-  plain = plain_conv(x, kernel)
-  close(aw_conv(x, kernel, 0 * maps), plain)
-  close(aw_conv(x, kernel, np.full_like(maps, 0.75)), 1.75 * plain)
-  close(aw_conv(x, kernel, np.ones_like(maps), residual=False), plain)
-  scale = np.random.default_rng(3).normal(size=(2, 4)).astype(x.dtype)
-  # Of input channels alone, constant over the taps; and of outputs alone.
-  of_inputs = np.broadcast_to(scale[:, None, None, :, None], (2, 3, 3, 4, 1))
-  out = aw_conv(x, kernel, of_inputs, residual=False)
-  close(out, plain_conv(x * scale[:, None, None], kernel))
-  of_outputs = np.broadcast_to(scale[:, None, None, None], (2, 3, 3, 1, 4))
-  out = aw_conv(x, kernel, of_outputs, residual=False)
-  close(out, plain_conv(x, kernel) * scale[:, None, None])
-
-
-def test_samples_do_not_see_each_other_nor_their_order():
-  x, kernel, maps = floats(BASE | dict(n=7))
-  order = np.array([3, 0, 6, 1, 5, 2, 4])
-  out = aw_conv(x, kernel, maps)
-  close(aw_conv(x[order], kernel, maps[order]), out[order])
-  # In copies: JAX may still be reading the first arrays.
-  moved, moved_maps = x.copy(), maps.copy()
-  moved[1] *= -3
-  moved_maps[1] += 5
-  other = aw_conv(moved, kernel, moved_maps)
-  rest = np.arange(7) != 1
-  np.testing.assert_array_equal(out[rest], other[rest])
-  assert not np.allclose(out[1], other[1])
 
 
 @pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
@@ -79,25 +46,10 @@ def test_derivatives_forward_where_there_are_any(implementation):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-def test_jvp():
-  x, kernel, maps = floats()
-  moved = floats(seed=1)
-  derive = jax.jit(functools.partial(jax.jvp, form('map')))
-  slopes = (
-      naive.aw_conv(moved[0], kernel, maps),
-      naive.aw_conv(x, moved[1], maps),
-      naive.aw_conv(x, kernel, moved[2], residual=False),
-  )
-  expected = naive.aw_conv(x, kernel, maps), sum(slopes)
-  close(derive((x, kernel, maps), tuple(moved)), expected, 1e-4)
-
-
-@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('implementation', [*IMPLEMENTATIONS[1:], 'fused'])
 def test_export_with_a_symbolic_batch_size(implementation):
-  case = case_of(implementation) | CASES['stride_2']
-  options = options_of(case)
-  operands = floats(case | dict(n=3))
+  case = case_of(implementation) | CASES['stride_2'] | dict(n=3)
+  options, operands = options_of(case), floats(case)
   (n,) = jax.export.symbolic_shape('n')
   shapes = [jax.ShapeDtypeStruct((n, *o.shape[1:]), o.dtype) for o in operands]
   shapes[1] = operands[1]
@@ -117,12 +69,10 @@ def test_gradient_of_gradient(implementation):
     return jnp.sum(form(implementation)(x, kernel, maps) ** 2)
 
   @jax.jit
+  @functools.partial(jax.grad, argnums=(0, 1))
   def second(x, maps):
-    def slope(x, maps):
-      own = jax.grad(loss, argnums=(0, 1))(x, maps)
-      return jnp.vdot(own[0], x2) + jnp.vdot(own[1], maps2)
-
-    return jax.grad(slope, argnums=(0, 1))(x, maps)
+    own = jax.grad(loss, argnums=(0, 1))(x, maps)
+    return jnp.vdot(own[0], x2) + jnp.vdot(own[1], maps2)
 
   def naive_loss(t):
     # Along one line the loss is a polynomial of degree 4.
@@ -159,34 +109,35 @@ def test_nothing_to_compute(implementation, empty):
 
 def test_bfloat16_kernel_is_rounded_once():
   rng = np.random.default_rng(0)
-  kernel = jnp.asarray(rng.normal(size=(3, 3, 8, 8)), jnp.bfloat16)
-  maps = jnp.asarray(rng.uniform(size=(3, 3, 8, 8)), jnp.bfloat16)
+  kernel, maps = jnp.asarray(rng.normal(size=(2, 3, 3, 8, 8)), jnp.bfloat16)
   exact = np.float64(kernel) * (1 + np.float64(maps))
   wanted = exact.astype(np.float32).astype(jnp.bfloat16)
-  for function in (modulate, jax.jit(modulate)):
+  for function in (forms.modulate, jax.jit(forms.modulate)):
     np.testing.assert_array_equal(function(kernel, maps), wanted)
   # The test would see a sum rounded before the product.
   assert np.any(wanted != np.asarray(kernel * (jnp.bfloat16(1) + maps)))
 
 
+SHAPES = (1, 4, 4, 4), (3, 3, 2, 4), (1, 3, 3, 2, 2)  # In two groups.
+
+
 @pytest.mark.parametrize(
-    'x, kernel, maps, groups',
+    'number, shape',
     [
-        ((4, 4, 2), (3, 3, 2, 2), (1, 3, 3, 1, 1), 1),
-        ((1, 4, 4, 3), (3, 3, 2, 2), (1, 3, 3, 1, 1), 1),
-        ((1, 4, 4, 4), (3, 3, 2, 3), (1, 3, 3, 1, 1), 2),
-        ((1, 4, 4, 2), (3, 3, 2, 2), (2, 3, 3, 1, 1), 1),
-        ((1, 4, 4, 2), (3, 3, 2, 2), (1, 3, 1, 1, 1), 1),
-        ((1, 4, 4, 4), (3, 3, 4, 2), (1, 3, 3, 3, 1), 1),
-        ((1, 4, 4, 2), (3, 3, 2, 4), (1, 3, 3, 1, 3), 1),
-        ((1, 4, 4, 2), (3, 3, 2, 2), (1, 3, 3, 0, 1), 1),
+        (0, (4, 4, 4)),
+        (0, (1, 4, 4, 3)),
+        (1, (3, 3, 2, 3)),
+        *[(2, (2, 3, 3, 2, 2)), (2, (1, 3, 1, 2, 2)), (2, (1, 3, 3, 3, 2))],
+        *[(2, (1, 3, 3, 2, 3)), (2, (1, 3, 3, 0, 2))],
     ],
 )
-def test_shapes_that_do_not_fit_are_named(x, kernel, maps, groups):
-  operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (x, kernel, maps)]
+def test_shapes_that_do_not_fit_are_named(number, shape):
+  shapes = [*SHAPES]
+  shapes[number] = shape
+  operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
   with pytest.raises(ValueError) as error:
-    jax.eval_shape(functools.partial(aw_conv, groups=groups), *operands)
-  assert all(str(s) in str(error.value) for s in (x, kernel, maps))
+    jax.eval_shape(functools.partial(aw_conv, groups=2), *operands)
+  assert all(str(s) in str(error.value) for s in shapes)
 
 
 def test_lists_and_numpy_integers_will_do():
@@ -195,14 +146,20 @@ def test_lists_and_numpy_integers_will_do():
   close(aw_conv(*floats(), **options), naive.aw_conv(*floats(), **options))
 
 
-def test_unknown_implementation_lists_the_known_ones():
-  with pytest.raises(ValueError, match="'loop'.*known: fused, im2col"):
-    aw_conv(*floats(), implementation='loop')
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(implementation='loop'), "'loop'.*known: fused, im2col"),
+        (dict(implementation='map', chunk=2), "chunk=2: 'map' takes no .*taps"),
+    ],
+)
+def test_forms_and_chunks_that_there_are_not(options, words):
+  with pytest.raises(ValueError, match=words):
+    aw_conv(*floats(), **options)
 
 
 @pytest.mark.parametrize('implementation', ['auto', 'im2col', 'fused'])
 def test_a_sharded_batch_is_not_gathered(implementation):
-  assert jax.device_count() == 8
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   batch = jax.sharding.NamedSharding(mesh, jax.P('data'))
   shared = jax.sharding.NamedSharding(mesh, jax.P())
@@ -222,8 +179,106 @@ def test_a_sharded_batch_is_not_gathered(implementation):
 
 @pytest.mark.parametrize('axis, number', [('data', 3), ('model', 2)])
 def test_a_batch_that_no_mesh_divides_still_works(axis, number):
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), (axis,))
   operands = floats(BASE | dict(n=number))
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()), (axis,))):
     out = jax.jit(aw_conv)(*operands)
   close(out, naive.aw_conv(*operands), 1e-4)
+
+
+def pulled(function, arrays):
+  """Returns the value, and the gradients of half its squared norm."""
+  with jax.enable_x64(True):
+    return jax.tree.map(np.asarray, jax.jit(with_gradients(function))(*arrays))
+
+
+def same(own, expected):
+  jax.tree.map(functools.partial(close, tolerance=1e-9), own, expected)
+
+
+@pytest.mark.parametrize(
+    'kernel_shape, groups, positions, on_cpu, elsewhere',
+    [
+        ((3, 3, 64, 64), 1, 56 * 56, 'loop_conv', 'im2col'),
+        ((3, 3, 512, 512), 1, 400, 'loop_dot', 'im2col'),
+        ((3, 3, 4, 128), 32, 56 * 56, 'map', 'im2col'),
+        ((1, 1, 64, 256), 1, 56 * 56, 'map', 'im2col'),
+        ((3, 3, 1, 96), 96, 56 * 56, 'taps', 'taps'),
+    ],
+)
+def test_the_choice(kernel_shape, groups, positions, on_cpu, elsewhere):
+  assert op.choose(kernel_shape, groups, positions, 'cpu') == on_cpu
+  assert op.choose(kernel_shape, groups, positions, 'gpu') == elsewhere
+
+
+def test_an_unmeasured_backend_says_so_and_bounds_its_memory(monkeypatch):
+  arrays, chunks = draw(MANY), []
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    expected = pulled(aw_conv, arrays)
+
+  def spy(*operands):
+    chunks.append(operands[-1].chunk)
+    return forms.im2col(*operands)
+
+  monkeypatch.setitem(op.IMPLEMENTATIONS, 'im2col', spy)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  # All of it; and patches and kernel of two samples in float64.
+  for most in (op._UNMEASURED_BYTES, 2 * 8 * (25 * 9 * 8 + 9 * 8 * 4) + 1):
+    monkeypatch.setattr(op, '_UNMEASURED_BYTES', most)
+    with pytest.warns(UserWarning, match="nothing is measured on 'gpu'"):
+      same(pulled(aw_conv, arrays), expected)
+  assert set(chunks) == {None, 2} and chunks[0] is None
+
+
+@pytest.mark.parametrize('implementation', op.CHUNKED)
+@pytest.mark.parametrize('chunk', [3, 9])
+def test_chunks_change_nothing(implementation, chunk):
+  arrays = draw(MANY)
+  own = pulled(form(implementation, chunk=chunk), arrays)
+  same(own, pulled(form('map'), arrays))
+
+
+def temporary_bytes(function, arrays):
+  lowered = jax.jit(with_gradients(function)).lower(*arrays)
+  return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_chunks_bound_the_memory():
+  arrays = floats(MANY | dict(n=16, size=(16, 16)))
+  whole = temporary_bytes(form('im2col'), arrays)
+  assert temporary_bytes(form('im2col', chunk=2), arrays) < whole / 3
+
+
+@pytest.mark.parametrize('channels, side', [(64, 28), (256, 14)])
+def test_auto_takes_little_more_memory_than_a_plain_convolution(channels, side):
+  def plain(x, kernel, maps):
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), 'SAME', dimension_numbers=numbers
+    )
+
+  shapes = [
+      (8, side, side, channels),
+      (3, 3, channels, channels),
+      (8, 3, 3, channels // 16, channels),
+  ]
+  arrays = [jax.ShapeDtypeStruct(s, 'float32') for s in shapes]
+  most = 1.5 * temporary_bytes(plain, arrays)
+  assert temporary_bytes(aw_conv, arrays) <= most
+
+
+@pytest.mark.parametrize('implementation', ['loop_dot', 'loop_conv'])
+def test_backward_in_blocks_of_input_channels(implementation, monkeypatch):
+  arrays = draw(MANY)
+  expected = pulled(form('map'), arrays)
+  for runs, blocks in ((8, 8), (1, 1), (4, 2)):
+    monkeypatch.setattr(loops, '_BLOCK_BYTES', arrays[1].nbytes / blocks)
+    assert loops._count_blocks(arrays[1], runs) == blocks
+  same(pulled(form(implementation), arrays), expected)
+
+
+def test_depthwise_taps_are_no_matrix_products():
+  arrays = floats(BASE | CASES['depthwise_two_outputs_each'])
+  # One for K * (1 + A), none for the taps.
+  traced = jax.make_jaxpr(form('taps', groups=4))(*arrays)
+  assert str(traced).count('= dot_general') == 1
