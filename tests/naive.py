@@ -1,8 +1,7 @@
 """Numpy float64 references for the tests, written from the papers' equations.
 
-Nothing here calls JAX or the package, and nothing is clever: explicit loops
-over samples, positions, taps and groups, so that a mistake in the package is
-not repeated here.
+Nothing here calls JAX or the package: explicit loops over samples, positions,
+taps and groups, so that a mistake in the package is not repeated here.
 """
 
 import itertools
@@ -27,12 +26,8 @@ def pads(padding, size, kernel_size, strides, dilation):
 
 def expand(attention, c, d):
   """Returns maps [N, kh, kw, c, d] from the compact [N, kh, kw, G, D']."""
-  n, kh, kw, g, p = attention.shape
-  full = np.zeros((n, kh, kw, c, d))
-  for i in range(c):
-    for j in range(d):
-      full[..., i, j] = attention[..., i // (c // g), j // (d // p)]
-  return full
+  g, p = attention.shape[3:]
+  return attention.repeat(c // g, 3).repeat(d // p, 4)
 
 
 def output_size(size, kernel_size, strides, window, dilation):
@@ -98,7 +93,6 @@ def aw_conv_gradients(
   c, d = kernel.shape[2:]
   places = windows(x, kernel, **options)
   dx, dkernel, dattention = map(np.zeros_like, (x, kernel, attention))
-  run_in, run_out = c // attention.shape[3], d // attention.shape[4]
   scale = expand(attention, c, d) + (1 if residual else 0)
   per = d // groups
   for n in range(len(x)):
@@ -111,29 +105,24 @@ def aw_conv_gradients(
         down[tap][:, made] += np.outer(x[n][pixel][seen], grad[n][at][made])
     dkernel += down * scale[n]
     # A value of the maps acts on its whole run of channels.
-    for i in range(c):
-      for j in range(d):
-        share = down[:, :, i, j] * kernel[:, :, i, j]
-        dattention[n, :, :, i // run_in, j // run_out] += share
+    *taps, g, p = attention.shape[1:]
+    shares = (down * kernel).reshape(*taps, g, c // g, p, d // p)
+    dattention[n] = shares.sum((3, 5))
   return dx, dkernel, dattention
 
 
 def adaptive_pool(x, grid, valid_size=None):
   """Averages over bins floor(i n / k) to ceil((i + 1) n / k)."""
   x = np.asarray(x, np.float64)
-  n, height, width, channels = x.shape
   if valid_size is None:
-    valid_size = [(height, width)] * n
-  out = np.zeros((n, *grid, channels))
-  for sample, (h, w) in enumerate(valid_size):
-    for i in range(grid[0]):
-      top = int(np.floor(i * h / grid[0]))
-      bottom = int(np.ceil((i + 1) * h / grid[0]))
-      for j in range(grid[1]):
-        left = int(np.floor(j * w / grid[1]))
-        right = int(np.ceil((j + 1) * w / grid[1]))
-        cell = x[sample, top:bottom, left:right]
-        out[sample, i, j] = cell.mean((0, 1))
+    valid_size = [x.shape[1:3]] * len(x)
+  out = np.zeros((len(x), *grid, x.shape[3]))
+  bins = lambda n, k: [(i * n // k, -(-(i + 1) * n // k)) for i in range(k)]  # noqa: E731
+  for image, means, size in zip(x, out, valid_size, strict=True):
+    rows, columns = map(bins, size, grid)
+    for i, (top, bottom) in enumerate(rows):
+      for j, (left, right) in enumerate(columns):
+        means[i, j] = image[top:bottom, left:right].mean((0, 1))
   return out
 
 

@@ -95,53 +95,35 @@ def test_it_is_the_model_edited_by_hand():
   variables = randomize(variables)
   out = run(model, variables, x)
   np.testing.assert_array_equal(out, run(edited, variables, x))
-  assert np.abs(out - run(Compact(), variables, x)).max() > 1e-2
   # A subclass of the same name and fields, also if it is copied.
   assert isinstance(model, Compact) and type(model).__name__ == 'Compact'
-  assert model.conv is nn.Conv
   assert owners(model.copy(parent=None), x) == {'middle', 'last'}
-  assert not owners(Compact(), x)  # The plain one is as ever.
+  # What is before a replaced one is as ever; each output is captured once.
+  _, seen = run(model, variables, x, capture_intermediates=True)
+  _, want = run(Compact(), variables, x, capture_intermediates=True)
+  seen, want = seen['intermediates'], want['intermediates']
+  jax.tree.map(np.testing.assert_array_equal, seen['stem'], want['stem'])
+  assert len(seen['last']['__call__']) == len(seen['__call__']) == 1
+  assert seen['last']['attention_maps'][0].shape == (2, 3, 3, 1, 4)
 
 
 @pytest.mark.parametrize(
     'where, expected',
     [
-        (lambda path, conv: path[-1] == 'last', {'last'}),
         (lambda path, conv: not conv.use_bias, {'middle'}),
-        (lambda path, conv: 'stem' in path or conv.strides == 2, TWO),
+        (lambda path, conv: path[0] == 'stem' or conv.strides == 2, TWO),
     ],
 )
 def test_path_and_fields_decide(where, expected):
   assert owners(replace_conv(Compact(), where), images(1, 4, 4, 2)) == expected
 
 
-def test_what_is_left_out_does_not_change_by_a_bit():
-  x = images(2, 5, 5, 3)
-  plain = Compact()
-  model = replace_conv(plain, lambda path, conv: path == ('last',))
-  variables = start(model, x)
-  out, seen = run(model, variables, x, capture_intermediates=True)
-  old, expected = run(plain, variables, x, capture_intermediates=True)
-  seen, expected = (s['intermediates'] for s in (seen, expected))
-  for name in ('stem', 'middle'):
-    np.testing.assert_array_equal(
-        seen[name]['__call__'], expected[name]['__call__']
-    )
-  assert not np.array_equal(out, old)
-  # Every output is captured once, and the maps beside them.
-  assert len(seen['last']['__call__']) == len(seen['__call__']) == 1
-  assert seen['last']['attention_maps'][0].shape == (2, 3, 3, 1, 4)
-
-
 def test_identity_start_is_the_plain_model():
   x = images(2, 6, 6, 3)
-  plain, model = Compact(), replace_conv(
-      Compact(), gate='tanh', identity_start=True
-  )
-  pretrained = randomize(shapes(plain, x))
+  model = replace_conv(Compact(), gate='tanh', identity_start=True)
+  pretrained = randomize(shapes(Compact(), x))
   variables = merge_variables(start(model, x), pretrained)
-  out, expected = run(model, variables, x), run(plain, pretrained, x)
-  close(out, expected, 1e-6)
+  close(run(model, variables, x), run(Compact(), pretrained, x), 1e-6)
   # The statistics move, but for a layer that must not train.
   for train, moves in ((None, True), (False, False)):
     model = replace_conv(Setup(), train=train)
@@ -159,31 +141,23 @@ def test_every_way_into_the_model():
   assert owners(model, x) == {'first', 'second'}
   out, seen = run(model, variables, x, mutable=['intermediates'])
   # The shared convolution ran twice, the other once.
-  counts = {
-      k: len(v['attention_maps']) for k, v in seen['intermediates'].items()
-  }
-  assert counts == {'first': 2, 'second': 1}
-  encode = run(model, variables, x, method='encode')
-  bound = jax.eval_shape(lambda v: model.bind(v).encode(x), variables)
-  assert bound.shape == encode.shape
+  for name, count in (('first', 2), ('second', 1)):
+    assert len(seen['intermediates'][name]['attention_maps']) == count
+  encode = jax.jit(lambda v: model.bind(v).encode(x))(variables)
   decode = run(model, variables, encode, method=lambda m, y: m.second(y))
   np.testing.assert_array_equal(decode, out)
-  half = shapes(model, x, method='encode')
-  assert half['params'].keys() == {'first'}
-  assert half['params']['first'].keys() == {'kernel', 'bias', 'attention'}
-
-
-class Borrower(nn.Module):
-  """Calls a convolution it has made, and one of somebody else."""
-
-  borrowed: nn.Module
-
-  @nn.compact
-  def __call__(self, x):
-    return self.borrowed(nn.Conv(3, (3, 3), name='own')(x))
+  half = shapes(model, x, method='encode')['params']
+  assert half.keys() == {'first'} and 'attention' in half['first']
 
 
 def test_only_what_a_replaced_model_owns_and_by_any_of_its_methods():
+  class Borrower(nn.Module):
+    borrowed: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+      return self.borrowed(nn.Conv(3, (3, 3), name='own')(x))
+
   class Outer(nn.Module):
 
     def setup(self):
@@ -201,16 +175,15 @@ def test_only_what_a_replaced_model_owns_and_by_any_of_its_methods():
 
 def test_a_second_choice_is_among_what_is_left():
   first = replace_conv(Compact(), lambda path, _: 'last' in path, min_hidden=5)
-  model = replace_conv(first, min_hidden=7)
-  params = shapes(model, images(1, 4, 4, 2))['params']
+  params = shapes(replace_conv(first, min_hidden=7), images(1, 4, 4, 2))[
+      'params'
+  ]
   for name, hidden in (('last', 5), ('middle', 7)):
     kernel = params[name]['attention']['pointwise1']['kernel']
     assert kernel.shape[-1] == hidden
 
 
 class Blocks(nn.Module):
-  """Two equal blocks."""
-
   block: type[nn.Module] = Small
 
   @nn.compact
@@ -256,83 +229,62 @@ def test_blocks_that_nn_jit_takes_for_one_are_not_told_apart():
     shapes(model, x)
 
 
-def lift(cls, axes, lift, **options):
-  axes = dict.fromkeys(axes, 0)
-  return lift(cls, variable_axes=axes, split_rngs={'params': True}, **options)
+class Lifted(nn.Module):
+  """Two layers, one after the other by nn.scan or each of an image."""
+
+  scan: bool
+  collections: tuple[str, ...] = ('params', 'batch_stats')
+
+  @nn.compact
+  def __call__(self, x):
+    options = dict(variable_axes=dict.fromkeys(self.collections, 0))
+    options['split_rngs'] = {'params': True}
+    if not self.scan:
+      return nn.vmap(Small, in_axes=0, **options)(name='layers')(x)
+    step = lambda block, x, _: (block(x), None)  # noqa: E731
+    return nn.scan(step, length=2, **options)(Small(name='layers'), x, None)[0]
 
 
-def scanned(axes):
-  class Scanned(nn.Module):
-
-    @nn.compact
-    def __call__(self, x):
-      step = lambda block, x, _: (block(x), None)  # noqa: E731
-      scan = lift(step, axes, nn.scan, length=2)
-      return scan(Small(name='layers'), x, None)[0]
-
-  return Scanned()
-
-
-def mapped(axes):
-  return lift(Small, axes, nn.vmap, in_axes=0)()
-
-
-@pytest.mark.parametrize('make', [scanned, mapped])
-def test_scan_and_vmap(make):
+@pytest.mark.parametrize('scan', [True, False])
+def test_scan_and_vmap(scan):
   x = images(2, 2, 4, 4, 2)
-  model = replace_conv(make(['params', 'batch_stats']), reduction=1)
+  model = replace_conv(Lifted(scan), reduction=1)
   variables = randomize(shapes(model, x))
   out, updated = run(model, variables, x, mutable=['batch_stats'])
-
-  # The same, layer after layer or image after image.
   single = replace_conv(Small(), reduction=1)
-  is_scan = make is scanned
-  stacked = {k: v['layers'] if is_scan else v for k, v in variables.items()}
   y, outs = x, []
   for i in range(2):
-    layer = jax.tree.map(lambda a, i=i: a[i], stacked)
-    y, _ = run(single, layer, y if is_scan else x[i], mutable=['batch_stats'])
+    layer = {
+        k: jax.tree.map(lambda a, i=i: a[i], v['layers'])
+        for k, v in variables.items()
+    }
+    y, _ = run(single, layer, y if scan else x[i], mutable=['batch_stats'])
     outs.append(y)
-  expected = y if is_scan else np.stack(outs)
-  close(out, expected, 1e-4)
+  close(out, y if scan else np.stack(outs), 1e-4)
   assert set(leaves(updated)) < set(leaves(variables))
 
-  bare = make(['params'])
+  bare = Lifted(scan, ('params',))
   shapes(replace_conv(bare, norm='layer'), x)
   with pytest.raises(ValueError, match='batch_stats.*variable_axes'):
     shapes(replace_conv(bare), x)
 
 
-def test_tabulate_lists_the_branch_and_counts_it_once():
-  x = images(1, 4, 4, 2)
-  model = replace_conv(Small(), norm='none')
-  table = model.tabulate(KEY, x, console_kwargs=dict(width=300))
-  count = sum(leaf.size for leaf in leaves(shapes(model, x)).values())
-  assert 'Conv_0/attention/pointwise1' in table
-  assert f'Total Parameters: {count}' in table
-
-
 class Halved(nn.Conv):
-  """Calls nn.Conv."""
 
   def __call__(self, x):
     return super().__call__(x) / 2
 
 
 class Own(nn.Conv):
-  """Computes something else."""
 
-  @nn.compact
   def __call__(self, x):
-    return self.param('kernel', self.kernel_init, (3, 3, 1, 1)).sum() * x
+    return 2 * x
 
 
 class Standardized(nn.Conv):
-  """Computes with other parameters than it has."""
 
-  def param(self, name, *args, **kwargs):
-    value = super().param(name, *args, **kwargs)
-    return value - value.mean() if name == 'kernel' else value
+  def param(self, *args):
+    return super().param(*args) / 2
 
 
 def test_a_subclass_that_calls_nn_conv():
@@ -350,8 +302,8 @@ def test_a_subclass_that_calls_nn_conv():
         (Own(2, (3, 3)), 'layers_1: Own does not call nn.Conv.__call__'),
         (Standardized(2, (3, 3)), 'layers_1: Standardized .*another `param`'),
         (
-            nn.Conv(2, (3, 3), padding=1, input_dilation=2),
-            'layers_1: AWConv: input_dilation must be left out',
+            nn.Conv(2, (3, 3), input_dilation=2),
+            '_1: AWConv: input_dilation must',
         ),
         (nn.Conv(2, (3,)), r'layers_1: want a number .*not \(3,\)'),
     ],
@@ -359,9 +311,8 @@ def test_a_subclass_that_calls_nn_conv():
 def test_what_cannot_be_replaced_is_named(conv, message):
   plain = nn.Sequential([nn.Conv(2, (3, 3)), conv])
   x = images(1, 4, 4, 2)
-  model = replace_conv(plain, everything)
   with pytest.raises(ValueError, match=message):
-    shapes(model, x)
+    shapes(replace_conv(plain, everything), x)
   rest = replace_conv(plain, lambda path, conv: path == ('layers_0',))
   assert owners(rest, x) == {'layers_0'}
 
@@ -389,9 +340,6 @@ def test_plain_variables_alone_are_refused_with_the_remedy():
   for mutable in (False, ['batch_stats']):
     with pytest.raises(ValueError, match='Conv_0: .*merge_variables'):
       run(model, plain, x, mutable=mutable)
-  params = {'params': shapes(model, x)['params']}
-  with pytest.raises(ValueError, match='Conv_0: .*batch_stats'):
-    jax.eval_shape(model.apply, params, x)
 
 
 def test_merging_names_all_that_does_not_fit():
@@ -414,17 +362,14 @@ def test_merging_names_all_that_does_not_fit():
 
 
 def test_merging_a_foreign_module_named_attention_asks_for_its_weights():
-  class Pointwise(nn.Module):
-
-    @nn.compact
-    def __call__(self, x):
-      return nn.Dense(3, name='pointwise1')(x)
-
   class Foreign(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-      return Pointwise(name='attention')(Small(name='conv')(x))
+      x = Small(name='conv')(x)
+      return nn.Sequential(
+          [nn.Dense(3, name='pointwise1', parent=None)], name='attention'
+      )(x)
 
   x = images(1, 4, 4, 2)
   initial = shapes(replace_conv(Foreign()), x)

@@ -1,26 +1,17 @@
 """Writes files as torch.save does, and as it did before torch 1.6.
 
-The pickle is of protocol 2, put together opcode by opcode: the names in it are
-of functions that are not installed here.
+Opcode by opcode, since what the pickles name is not installed here.
 """
 
 from collections import namedtuple
 import pickle
 import struct
-from typing import Any
 import zipfile
 
 import numpy as np
 
-KINDS = dict(
-    float64='DoubleStorage',
-    float32='FloatStorage',
-    float16='HalfStorage',
-    bfloat16='BFloat16Storage',
-    int64='LongStorage',
-    uint8='ByteStorage',
-    bool='BoolStorage',
-)
+KINDS = dict(float64='Double', float32='Float', float16='Half')
+KINDS |= dict(bfloat16='BFloat16', int64='Long', uint8='Byte', bool='Bool')
 # A function or class; a call of it.
 Global = namedtuple('Global', 'module name')
 Call = namedtuple('Call', 'function arguments')
@@ -40,7 +31,7 @@ class Writer:
     self.storages = []
     self.legacy = legacy  # Names of storages end with a view, then.
 
-  def emit(self, value: Any) -> bytes:
+  def emit(self, value):
     """Returns the opcodes that leave a value on the stack."""
     return EMIT[type(value)](self, value)
 
@@ -48,19 +39,18 @@ class Writer:
     if not any(storage is known for known in self.storages):
       self.storages.append(storage)
     key = next(i for i, s in enumerate(self.storages) if s is storage)
-    kind = Global('torch', KINDS[storage.array.dtype.name])
+    kind = Global('torch', KINDS[storage.array.dtype.name] + 'Storage')
     name = ('storage', kind, str(key), 'cpu', storage.array.size)
     name += (None,) * self.legacy
     return self.emit(name) + pickle.BINPERSID
 
   def _array(self, array):
     stride = tuple(s // array.itemsize for s in array.strides)
-    return self.emit(View(Storage(array), 0, array.shape, stride))
+    return self._view((Storage(array), 0, array.shape, stride))
 
   def _view(self, view):
-    empty = Call(ORDERED_DICT, ())
     function = Global('torch._utils', '_rebuild_tensor_v2')
-    return self.emit(Call(function, (*view, False, empty)))
+    return self.emit(Call(function, (*view, False, Call(ORDERED_DICT, ()))))
 
   def _items(self, tree):
     items = b''.join(self.emit(k) + self.emit(v) for k, v in tree.items())
