@@ -136,11 +136,11 @@ def test_nothing_is_written_over_or_to_another_suffix(shapes, state, tmp_path):
   source = torch_zip.save(tmp_path / 'weights.pth', state)
   # A directory's name may have a dot.
   convert.convert(source, tmp_path / 'v1.5', shapes)
-  suffix = 'suffix of --output: .*safetensors'
+  kinds, suffix = ('.npz', '.pth', '.SafeTensors'), 'suffix of --output: .*safe'
   (tmp_path / 'empty').mkdir()
   for input, output, message in (
       (source, 'v1.5', 'already holds checkpoint 0'),
-      *((source, f'out{kind}', suffix) for kind in ('.npz', '.SafeTensors')),
+      *((source, f'out{kind}', suffix) for kind in kinds),
       (tmp_path / 'empty', 'out.safetensors', 'no checkpoint'),
   ):
     with pytest.raises(InputError, match=message):

@@ -27,12 +27,9 @@ FLAGS = flags.FLAGS
 
 
 def count(model: Any, side: int, channels: int = 3) -> list[dict[str, Any]]:
-  """Returns `macs.rows` of a network for one image; computes nothing.
+  """Returns `macs.rows` of a network for one image [side, side, channels].
 
-  Args:
-    model: a network of `models.create`.
-    side: height and width of the image.
-    channels: of the image.
+  It computes nothing.
   """
   image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
   variables = models.shapes_of(model, side, channels)
@@ -101,17 +98,13 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  command_line.define_config(
-      'Count the network of this config, module by module.'
-  )
-  flags.DEFINE_list(
-      'models', ['resnet18', 'resnet50', 'resnet101'], 'Networks to compare.'
-  )
+  command_line.define_config('Count this network, module by module.')
+  networks = ['resnet18', 'resnet50', 'resnet101']
+  flags.DEFINE_list('models', networks, 'Networks to compare.')
   flags.DEFINE_list('attention', ['none'], 'Attention modules, or none.')
   flags.DEFINE_integer('num_classes', None, 'Classes (of --models).', 1)
   flags.DEFINE_string('stem', None, "'imagenet' or 'cifar' (of --models).")
-  flags.DEFINE_integer(
-      'side', models.IMAGENET_SIDE, 'Height and width (of --models).', 1
-  )
+  text = 'Height and width (of --models).'
+  flags.DEFINE_integer('side', models.IMAGENET_SIDE, text, 1)
   flags.DEFINE_integer('channels', 3, 'Of the image (of --config).', 1)
   command_line.run(main)

@@ -146,7 +146,5 @@ if __name__ == '__main__':
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
   flags.DEFINE_integer('num_classes', None, 'Number of its classes.', 1)
   flags.DEFINE_integer('channels', None, 'Channels of its images.', 1)
-  command_line.define_config(
-      'Config that holds the network, instead of --model.'
-  )
+  command_line.define_config('Config of the network, instead of --model.')
   command_line.run(main)

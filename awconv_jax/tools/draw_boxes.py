@@ -9,13 +9,12 @@ from PIL import Image, ImageDraw, ImageFont
 # Small images are enlarged to this, or the names could not be read.
 LEAST_SIDE = 480
 TRUTH_COLOR = (255, 255, 255)
-# Hues that are far apart for any two classes in succession.
-_GOLDEN_RATIO = 0.6180339887
 
 
 def color_of(label: int) -> tuple[int, int, int]:
   """Returns the colour of a class, the same in every picture."""
-  hue = (label * _GOLDEN_RATIO) % 1
+  # By the golden ratio, so that those of neighbours are far apart.
+  hue = (label * 0.6180339887) % 1
   return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, 0.95))
 
 

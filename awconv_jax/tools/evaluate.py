@@ -136,14 +136,14 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   metrics = evaluator.compute()
   # Images, whether of a label or of boxes.
   counted = metrics.get('num_examples', metrics.get('num_images'))
-  left = batches.num_examples - counted - len(batches.unreadable)
+  unreadable = len(batches.unreadable)
   return {
       'run': str(source),
       'weights': model.weights,
       'data': config.data.name,
       'split': config.data.eval_split,
-      'num_unreadable': len(batches.unreadable),
-      'num_unlabelled': left,
+      'num_unreadable': unreadable,
+      'num_unlabelled': batches.num_examples - counted - unreadable,
       **metrics,
   }
 
@@ -177,9 +177,7 @@ def define_flags() -> None:
   flags.DEFINE_string('split', None, 'Of the data set; the eval split.')
   flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's.")
   flags.DEFINE_integer('batch_size', None, "Images at a time; the run's.", 1)
-  command_line.define_config(
-      'Config, in place of the one that the run was made with.'
-  )
+  command_line.define_config('Config, in place of that of the run.')
 
 
 def chosen_config() -> ml_collections.ConfigDict:

@@ -36,7 +36,8 @@ def find(inputs: Sequence[str]) -> list[str]:
   for path in map(pathlib.Path, inputs):
     # Nothing whose name, or whose folder's, begins with a dot.
     names = glob.iglob('**', root_dir=path, recursive=True)
-    inside = {p for p in map(path.joinpath, names) if _is_image(p)}
+    inside = {p for p in map(path.joinpath, names) if p.is_file()}
+    inside = {p for p in inside if p.suffix.lower() in EXTENSIONS}
     if not inside and not path.is_file():
       kinds = ' '.join(sorted(EXTENSIONS))
       raise InputError(f'--input={path} is no file and holds none of {kinds}')
@@ -44,18 +45,13 @@ def find(inputs: Sequence[str]) -> list[str]:
   return sorted(map(str, files))
 
 
-def _is_image(path: pathlib.Path) -> bool:
-  return path.suffix.lower() in EXTENSIONS and path.is_file()
-
-
 class ImageFiles(objects.Source):
-  """Files as a source of images without objects; see `objects.Source`.
+  """Files, with the ids 1, 2, ..., as a source of images without objects.
 
-  Their ids are 1, 2, ... in the order given.
+  The ids and names given are of the categories that labels stand for.
   """
 
   def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
-    """Takes the files, and what the network's labels stand for."""
     self.paths, self.category_ids, self.class_names = paths, ids, names
 
   def __len__(self) -> int:

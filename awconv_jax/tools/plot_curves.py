@@ -25,14 +25,11 @@ PANELS = {
 
 
 def plot(workdirs: Sequence[str], output: str) -> str:
-  """Draws loss, quality (such as top-1) and learning rate over the steps.
+  """Draws `PANELS` over the steps, and returns the path of the picture.
 
   Args:
     workdirs: directories of runs, each with a metrics.jsonl.
     output: path of the picture; its suffix gives the format.
-
-  Returns:
-    The path of the picture.
 
   Raises:
     InputError: a directory holds no metrics, or the picture cannot be written.
@@ -48,8 +45,8 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   for title, names in PANELS.items():
     for (number, rows), name in itertools.product(enumerate(runs), names):
       points = [(row['step'], row[name]) for row in rows if name in row]
-      if name.startswith('eval/AP'):  # -1 is of a split without any object.
-        points = [(step, value) for step, value in points if value != -1]
+      # It is -1 of a split without any object.
+      points = [p for p in points if p[1] != -1 or 'eval/AP' not in name]
       if points:
         split = name.partition('/')[0]
         panels.setdefault(title, []).append((number, split, np.array(points)))

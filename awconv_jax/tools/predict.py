@@ -118,12 +118,11 @@ def _write(folder, files, evaluator: CocoEvaluator) -> dict[str, Any]:
     written['images'] = {key: dataset[key] for key in ('images', 'categories')}
   else:
     ap = evaluator.per_class()
-    metrics = evaluator.compute() | {
-        'per_class': [
-            {'category_id': c['id'], 'name': c['name'], 'AP': ap[c['id']]}
-            for c in dataset['categories']
-        ]
-    }
+    per_class = [
+        {'category_id': c['id'], 'name': c['name'], 'AP': ap[c['id']]}
+        for c in dataset['categories']
+    ]
+    metrics = evaluator.compute() | {'per_class': per_class}
     written |= {'ground_truth': dataset, 'metrics': metrics}
     (folder / 'metrics.txt').write_text(f'{evaluate.table(metrics)}\n')
   for name, content in written.items():
