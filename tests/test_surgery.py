@@ -302,8 +302,8 @@ def test_a_subclass_that_calls_nn_conv():
         (Own(2, (3, 3)), 'layers_1: Own does not call nn.Conv.__call__'),
         (Standardized(2, (3, 3)), 'layers_1: Standardized .*another `param`'),
         (
-            nn.Conv(2, (3, 3), input_dilation=2),
-            '_1: AWConv: input_dilation must',
+            nn.Conv(2, (3, 3), 1, 1, 2),
+            'layers_1: AWConv: input_dilation must be left out',
         ),
         (nn.Conv(2, (3,)), r'layers_1: want a number .*not \(3,\)'),
     ],
