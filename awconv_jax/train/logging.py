@@ -161,10 +161,11 @@ class Log(contextlib.AbstractContextManager):
     for step, row in zip(steps, rows, strict=True):
       for name in ('loss', 'grad_norm', 'param_norm'):
         if not np.isfinite(row[name]):
+          kept = rundir.last_checkpoint(self._workdir)
           raise DivergenceError(
-              f'{name} is {row[name]} at step {step}; earlier checkpoints are '
-              'kept; lower config.optimizer.learning_rate, warm up longer or '
-              'set clip_norm, in another --workdir'
+              f'{name} is {row[name]} at step {step}; the last checkpoint in '
+              f'{self._workdir} is of step {kept}; in another --workdir, lower '
+              'config.optimizer.learning_rate, warm up longer or set clip_norm'
           )
     step, seconds = steps[-1], max(time.monotonic() - self._since, 1e-9)
     means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}

@@ -174,6 +174,13 @@ def create(
         f'config.optimizer: the warm-up of {warmup} steps ({warmup_epochs=}, '
         f'{warmup_steps=}) is longer than the run of {total_steps}'
     )
+  boundaries = (schedule_options or {}).get('boundaries_epochs', ())
+  times = [warmup / steps_per_epoch, *boundaries]
+  if times != sorted(set(times)):
+    raise InputError(
+        f'config.optimizer.schedule_options.boundaries_epochs={times[1:]} must '
+        f'rise, and come after the warm-up of {times[0]:g} epochs'
+    )
   highest = learning_rate * batch_size / base_batch_size
   falling = functools.partial(
       look_up('schedule', schedule, SCHEDULES), **(schedule_options or {})
