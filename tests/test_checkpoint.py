@@ -276,7 +276,7 @@ def one_of_two(directory, port, index):
     check(2)
     for step in (3, 4):
       checkpointer.save(step, place(make_state(step)), ITERATOR)
-    checkpointer.wait()
+    assert checkpointer.steps() == [2, 3, 4]
     multihost_utils.sync_global_devices('saved')
     if index == 0:
       flip(pathlib.Path(directory) / '4' / 'meta' / 'metadata')

@@ -22,10 +22,10 @@ def detections(boxes, scores, labels):
   }
 
 
-def listed(merged):
+def merged(one, two, threshold):
   """Returns (score, label, box) of what is valid, in order."""
-  rows = (np.asarray(merged[k]).tolist() for k in flipped.DETECTIONS)
-  rows = zip(*rows, strict=True)
+  found = jax.device_get(flipped.merge(one, two, threshold))
+  rows = zip(*(found[k].tolist() for k in flipped.DETECTIONS), strict=True)
   return [(s, label, box) for box, s, label, valid in rows if valid]
 
 
@@ -43,13 +43,13 @@ def test_images_are_mirrored_within_their_width():
 def test_the_better_of_two_stays_within_a_class():
   one = detections([[0, 0, 10, 10], [20, 0, 30, 10]], [0.5, 0.75], [1, 1])
   two = detections([[0, 0, 10, 11], [20, 0, 30, 11]], [0.875, 0.25], [1, 2])
-  assert listed(flipped.merge(one, two, 0.5)) == [
+  assert merged(one, two, 0.5) == [
       (0.875, 1, [0, 0, 10, 11]),
       (0.75, 1, [20, 0, 30, 10]),
       (0.25, 2, [20, 0, 30, 11]),
   ]
   # By the threshold: they overlap by 10 / 11.
-  assert len(listed(flipped.merge(one, two, 0.95))) == 4
+  assert len(merged(one, two, 0.95)) == 4
 
 
 def test_there_are_never_more_than_before_and_the_best_stay():
@@ -59,28 +59,25 @@ def test_there_are_never_more_than_before_and_the_best_stay():
   scores = rng.permutation(2 * MOST) / 64
   parts = slice(0, MOST), slice(MOST, None)
   halves = [detections(boxes[i], scores[i], [0] * MOST) for i in parts]
-  got = [score for score, _, _ in listed(flipped.merge(*halves, 0.5))]
+  got = [score for score, _, _ in merged(*halves, 0.5)]
   assert got == sorted(scores, reverse=True)[:MOST]
 
 
 class _Bright:
-  """Finds the bright pixels of an image one row high, as one box.
-
-  Its score is larger the further left the box begins.
-  """
+  """Finds the bright pixels of an image one row high, best on the left."""
 
   def predict(self, variables, batch):
     del variables
     columns = jnp.arange(batch['image'].shape[2])
-    on = columns < batch['image_size'][:, 1, None]
-    bright = (batch['image'][:, 0, :, 0] > 128) & on
+    bright = batch['image'][:, 0, :, 0] > 128
+    bright &= columns < batch['image_size'][:, 1, None]
     x1 = jnp.where(bright, columns, 99).min(1)
     x2 = jnp.where(bright, columns + 1, 0).max(1)
     boxes = jnp.stack([x1, x1 * 0, x2, x1 * 0 + 1], -1).astype(jnp.float32)
     return {
         'boxes': boxes[:, None],
         'scores': 1 / (1 + x1)[:, None],
-        'labels': jnp.zeros((len(on), 1), jnp.int32),
+        'labels': jnp.zeros((len(x1), 1), jnp.int32),
         'valid': bright.any(1)[:, None],
         'image_id': batch['image_id'],
     }

@@ -15,13 +15,13 @@ from awconv_jax.tools import evaluate, predict
 from awconv_jax.train import rundir
 from configs import digit_scenes
 
-# One process has the run that all of them look at.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('overfitting')]
 SCENES = 8
 
 
-def by_heart():
-  """Returns the shipped network, and another recipe for eight images."""
+@pytest.fixture(scope='module')
+def learnt(tmp_path_factory):
+  """The shipped network after another recipe for eight images."""
   config = digit_scenes.get_config()
   with config.unlocked():
     config.num_epochs = config.eval_every_epochs = 200.0
@@ -34,13 +34,8 @@ def by_heart():
     config.optimizer.update(
         weight_decay=0.0, base_batch_size=SCENES, warmup_epochs=20.0
     )
-  return config
-
-
-@pytest.fixture(scope='module')
-def learnt(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('learnt')
-  return watched_run.train(by_heart(), workdir, devices=1)
+  return watched_run.train(config, workdir, devices=1)
 
 
 def test_eight_images_are_learnt_by_heart(learnt):

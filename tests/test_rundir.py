@@ -1,21 +1,23 @@
-"""The directory of a run: whose it is, and what labels stand for in it."""
+"""The directory of a run and its log: whose it is, files, lines, the bar."""
 
+import io
 import json
 import pathlib
+import sys
 
+import jax
+import numpy as np
 import pytest
 import tiny
 
-from awconv_jax import errors
-from awconv_jax.train import rundir
+from awconv_jax.errors import InputError
+from awconv_jax.train import logging, rundir
 
 
 def claim(workdir, **changes):
   """Has the directory for a moment, for a run of digits."""
   config = tiny.get_config()
-  config.update_from_flattened_dict(
-      {k.replace('__', '.'): v for k, v in changes.items()}
-  )
+  config.update_from_flattened_dict(changes)
   with rundir.claim(workdir, config):
     pass
 
@@ -30,13 +32,14 @@ def workdir(tmp_path):
 
 
 def test_a_workdir_names_the_keys_that_differ(workdir):
-  claim(workdir, data__num_threads=2)  # Of no bearing on the result.
-  with pytest.raises(errors.InputError, match='seed is 0 there and 2 here'):
+  claim(workdir, **{'data.num_threads': 2})  # Of no bearing on the result.
+  with pytest.raises(InputError, match='seed is 0 there and 2 here'):
     claim(workdir, seed=2)
-  with pytest.raises(errors.InputError, match='width is 4 there .* and 1 more'):
-    claim(workdir, seed=2, batch_size=8, model__width=8, model__stem='imagenet')
+  model = {'model.width': 8, 'model.stem': 'imagenet'}
+  with pytest.raises(InputError, match='width is 4 there .* and 1 more'):
+    claim(workdir, seed=2, batch_size=8, **model)
   claim(workdir)
-  with pytest.raises(errors.InputError, match='/dev/null/x cannot be written'):
+  with pytest.raises(InputError, match='/dev/null/x cannot be written'):
     claim(pathlib.Path('/dev/null/x'))
 
 
@@ -50,18 +53,109 @@ def test_the_config_of_an_older_run_is_completed(workdir):
   assert rundir.read_config(workdir).accumulation_steps == 1
   for text in ('{', '[]', '{"seed": 0}'):
     path.write_text(text)
-    with pytest.raises(errors.InputError, match='json does not hold the conf'):
+    with pytest.raises(InputError, match='json does not hold the conf'):
       claim(workdir)
 
 
 @pytest.mark.parametrize('numbers', [(3, 20), None])
-def test_a_run_keeps_names_of_classes_and_their_numbers_if_any(
-    tmp_path, numbers
-):
+def test_names_of_classes_are_kept_and_their_numbers_if_any(tmp_path, numbers):
   rundir.write_classes(tmp_path, ('heron', 'gull'), numbers)
   found = {p.name: json.loads(p.read_text()) for p in tmp_path.iterdir()}
-  want = {'classes.json': ['heron', 'gull']}
-  if numbers:
-    rows = [{'id': 3, 'name': 'heron'}, {'id': 20, 'name': 'gull'}]
-    want['categories.json'] = rows
-  assert found == want
+  rows = [{'id': 3, 'name': 'heron'}, {'id': 20, 'name': 'gull'}]
+  more = {'categories.json': rows} if numbers else {}
+  assert found == {'classes.json': ['heron', 'gull']} | more
+
+
+def make_log(workdir, first=0):
+  return logging.Log(workdir, first, 10, steps_per_epoch=5.0, batch_size=4)
+
+
+def take(log, step, loss=1.5):
+  metrics = dict(loss=loss, grad_norm=1.0, param_norm=1.0, learning_rate=0.1)
+  log.step(step, {k: np.float32(v) for k, v in metrics.items()})
+
+
+def rows(workdir):
+  return logging.read(workdir / 'metrics.jsonl')
+
+
+def test_rows_after_the_checkpoint_are_written_anew(tmp_path):
+  for start, steps in ((0, (1, 2, 3)), (2, (2, 3))):
+    with make_log(tmp_path, start) as log:
+      for step in steps:
+        log.evaluation(step, {'loss': start + step / 10})
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+      file.write('{"step": 4, "ev')  # As a kill leaves it.
+  losses = [(row['step'], row['eval/loss']) for row in rows(tmp_path)]
+  assert losses == [(1, 0.1), (2, 0.2), (3, 2.3)]
+
+
+def test_a_broken_row_and_a_missing_file_are_named(tmp_path):
+  with pytest.raises(InputError, match='does not exist'):
+    rows(tmp_path)
+  lines = '{"step": 1}\nnonsense\n{"step": 2}\n'
+  (tmp_path / 'metrics.jsonl').write_text(lines)
+  with pytest.raises(InputError, match='line 2 is not JSON'):
+    rows(tmp_path)
+
+
+def test_plain_lines_when_piped_and_silence_of_other_processes(
+    tmp_path, capsys, monkeypatch
+):
+  for process in (1, 0):
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    with make_log(tmp_path) as log:
+      take(log, 5)
+      log.flush()
+      logging.info('a remark')
+      log.evaluation(5, {'top1': 0.25, 'num_examples': 1000})
+    first, *others = capsys.readouterr().out.splitlines() or ['']
+    assert bool(first) == (process == 0)
+  assert first.startswith('step 5/10  loss 1.5000  lr 1.00e-01')
+  assert 'images/s' in first and first.endswith(' left')
+  evaluated = 'step 5/10  evaluation: top1 0.2500  num_examples 1,000'
+  assert others == ['a remark', evaluated]
+  train, evaluation = rows(tmp_path)
+  assert train['train/epoch'] == 1 and train['train/loss'] == 1.5
+  assert evaluation == {'step': 5, 'eval/top1': 0.25, 'eval/num_examples': 1000}
+
+
+def test_rows_are_means_and_speeds_between_pauses(tmp_path, monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(logging.time, 'monotonic', lambda: clock[0])
+  log = make_log(tmp_path)
+
+  def wait(seconds):
+    with log.waiting():
+      clock[0] += seconds
+
+  wait(5.0)
+  take(log, 1, loss=1.0)  # It compiles: what was before does not count.
+  wait(0.75)
+  clock[0] += 2.25
+  for step in (2, 3, 4):
+    take(log, step, loss=float(step))
+  log.flush()
+  clock[0] += 9.0
+  log.evaluation(4, {})
+  clock[0] += 1.0
+  take(log, 5)
+  log.flush()
+  first, _, second = rows(tmp_path)
+  assert first['train/loss'] == 2.5
+  for row, waited in ((first, 0.25), (second, 0)):
+    assert row['train/images_per_second'] == 4.0
+    assert row['train/data_wait'] == waited
+
+
+def test_a_live_bar_on_a_terminal(tmp_path, monkeypatch):
+  terminal = io.StringIO()
+  terminal.isatty = lambda: True
+  monkeypatch.setattr(sys, 'stdout', terminal)
+  with make_log(tmp_path, 8) as log:
+    take(log, 9)
+    log.flush()
+    logging.info('a remark')
+    take(log, 10)
+  for text in ('\r', '100%', '10/10', 'loss 1.5000', 'images/s', 'a remark'):
+    assert text in terminal.getvalue()

@@ -1,28 +1,27 @@
 """train.py as a user runs it: devices, processes, kills, signals, mistakes."""
 
 import pathlib
-import random
 import re
 import signal
-import time
 
 import commands
 import pytest
 from watched_run import assert_same_runs
 
-from awconv_jax.train import logging, rundir
+from awconv_jax.errors import InputError
+from awconv_jax.train import logging, partition, rundir
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 # Thirty steps of float32; the learning rate of a usual start, so that rounding
 # differences between the ways to sum are not blown up by the training itself.
-THIRTY = (
-    '--config.num_epochs=0.668',
-    '--config.eval_every_epochs=0.334',
-    '--config.checkpoint_every_epochs=0.1',
-    '--config.optimizer.learning_rate=0.02',
-    '--config.batch_size=32',
-)
+THIRTY = [
+    f'--config.{option}'
+    for option in (
+        *('num_epochs=0.668', 'eval_every_epochs=0.334', 'batch_size=32'),
+        *('checkpoint_every_epochs=0.1', 'optimizer.learning_rate=0.02'),
+    )
+]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -46,14 +45,13 @@ def train(workdir, *arguments, **options):
 
 def start_two(workdir, *arguments, devices=4):
   """Starts the two processes of one run."""
+  joined = (
+      f'--coordinator=127.0.0.1:{commands.free_port()}',
+      '--num_processes=2',
+  )
+  command = 'train.py', commands.TINY, f'--workdir={workdir}', *arguments
   return [
-      commands.start(
-          *('train.py', commands.TINY, f'--workdir={workdir}', *arguments),
-          f'--coordinator=127.0.0.1:{port}',
-          *('--num_processes=2', f'--process_id={i}'),
-          devices=devices,
-      )
-      for port in [commands.free_port()]
+      commands.start(*command, *joined, f'--process_id={i}', devices=devices)
       for i in range(2)
   ]
 
@@ -88,24 +86,17 @@ def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
 
 def test_the_end_says_where_everything_is(one_device):
   workdir, out = one_device
-  for words in ('checkpoints', 'tensorboard', 'curves', 'compare'):
+  for words in ('checkpoints', 'tensorboard', 'compare', 'multiply_adds'):
     assert words in out
   top1 = rows_of(workdir)[-1]['eval/top1']
   assert re.fullmatch(rf'done: .*top1 {top1:.4f} .*', out.splitlines()[-1])
-  png = (workdir / 'curves.png').read_bytes()
-  assert png.startswith(b'\x89PNG') and len(png) > 10_000
-  assert 'multiply_adds' in out
+  assert (workdir / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
-  # Seeded, so that a failure can be repeated; as far as a kill can.
-  rng = random.Random(0)
-  process = commands.start(
-      'train.py', commands.TINY, f'--workdir={tmp_path}', *THIRTY
-  )
-  last = f'step {rng.randint(8, 20)}/'
-  assert any(line.startswith(last) for line in process.stdout)
-  time.sleep(rng.random() * 0.05)
+  command = 'train.py', commands.TINY, f'--workdir={tmp_path}', *THIRTY
+  process = commands.start(*command)
+  assert any(line.startswith('step 14/') for line in process.stdout)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL, 'it ended before the kill'
@@ -144,12 +135,7 @@ def test_a_signal_stops_two_processes_after_the_same_step(
 
 def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
   """Names bring their options; what is None, and tuples, are overridden."""
-  trap = tmp_path / 'trap/tensorflow'
-  trap.mkdir(parents=True)
-  marker = tmp_path / 'imported'
-  (trap / '__init__.py').write_text(
-      f'open({str(marker)!r}, "w").close()\nraise ImportError("a trap")\n'
-  )
+  (tmp_path / 'tensorflow.py').write_text('raise SystemExit("imported")')
   train(
       tmp_path / 'run',
       '--config.num_epochs=0.1',
@@ -159,9 +145,8 @@ def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
       '--config.model.aw_stages=(1,)',
       '--config.optimizer.name=adamw',
       '--config.init_from=None',
-      env={'PYTHONPATH': str(trap.parent)},
+      env={'PYTHONPATH': str(tmp_path)},
   )
-  assert not marker.exists()
   config = rundir.read_config(tmp_path / 'run')
   assert config.model.attention_options.to_dict() == dict(reduction=8)
   assert config.model.aw_stages == (1,) and config.init_from is None
@@ -174,8 +159,7 @@ def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
         ([commands.TINY], ['--config or --workdir is missing']),
         ([commands.TINY, '--confg=x'], ["flag 'confg'. Did you mean: config"]),
         ([commands.TINY, 'more'], ["unexpected argument 'more'"]),
-        (
-            # All at once, each by itself.
+        (  # All at once, each by itself.
             [
                 *(commands.TINY, '--config.batch_size=abc'),
                 *('--config.optimizer.lerning_rate=1', '--config.seed', '-1'),
@@ -201,8 +185,7 @@ def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
     'program, flags',
     [
         ('train', ('config', 'workdir', 'coordinator', 'num_processes')),
-        # Some of which are defined by another tool.
-        ('predict', ('config', 'run', 'split')),
+        ('predict', ('config', 'run', 'split')),  # Some are another tool's.
     ],
 )
 def test_help_lists_the_flags(program, flags):
@@ -210,3 +193,37 @@ def test_help_lists_the_flags(program, flags):
   assert code == 0
   for flag in flags:
     assert f'  --{flag}:' in out
+
+
+def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
+  called = []
+  initialize = 'jax.distributed.initialize'
+  monkeypatch.setattr(initialize, lambda *args: called.append(args))
+  partition.initialize_distributed()
+  monkeypatch.setenv('SLURM_PROCID', '0')
+  monkeypatch.setenv('SLURM_NTASKS', '1')
+  partition.initialize_distributed()
+  assert not called
+  monkeypatch.setenv('SLURM_NTASKS', '2')
+  partition.initialize_distributed()
+  partition.initialize_distributed('host:1', 2, 0)
+  assert called == [(), ('host:1', 2, 0)]
+  for wrong in (('host:1', 2, None), ('host:1', 2, 2), ('host', 2, 0)):
+    with pytest.raises(InputError, match='several processes need'):
+      partition.initialize_distributed(*wrong)
+
+
+def test_signals_are_noted_and_a_second_interrupt_interrupts_at_once():
+  # In a process of its own, where it can reach no other test.
+  code = (
+      'import os\n'
+      'from awconv_jax.train import preemption\n'
+      'for number, name in (15, "SIGTERM"), (2, "SIGINT"):\n'
+      '  with preemption.stop_requests() as reason:\n'
+      '    assert reason(1) is None\n'
+      '    os.kill(os.getpid(), number)\n'
+      '    assert reason(1) == name\n'
+      '    if number == 2: os.kill(os.getpid(), 2)\n'
+  )
+  code, _, err = commands.run('-c', code)
+  assert code != 0 and err.splitlines()[-1] == 'KeyboardInterrupt'

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -17,12 +18,9 @@ from awconv_jax.train import loop as train_loop
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
-def config(arguments=None, **overrides):
-  """Returns the tiny config with options overridden, '__' for '.'."""
-  result = tiny.get_config(**arguments or {})
-  result.update_from_flattened_dict(
-      {key.replace('__', '.'): value for key, value in overrides.items()}
-  )
+def config(overrides={}, **arguments):  # noqa: B006
+  result = tiny.get_config(**arguments)
+  result.update_from_flattened_dict(overrides)
   return result
 
 
@@ -31,13 +29,6 @@ def whole(tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole')
   return workdir, train_loop.train(config(), str(workdir))
-
-
-def stop_after(wanted):
-  """Stands in for a signal that arrives during a step."""
-  return lambda: contextlib.nullcontext(
-      lambda step: 'SIGTERM' if step == wanted else None
-  )
 
 
 def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
@@ -67,11 +58,13 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
 def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
     whole, tmp_path, monkeypatch
 ):
-  stop = 17  # Between the regular checkpoints.
+  # A signal between the regular checkpoints.
+  signals = {17: 'SIGTERM'}.get
   with monkeypatch.context() as patch:
-    patch.setattr(preemption, 'stop_requests', stop_after(stop))
+    stops = contextlib.nullcontext(signals)
+    patch.setattr(preemption, 'stop_requests', lambda: stops)
     stopped = train_loop.train(config(), str(tmp_path))
-  assert (stopped.step, stopped.stopped_by) == (stop, 'SIGTERM')
+  assert (stopped.step, stopped.stopped_by) == (17, 'SIGTERM')
   result = train_loop.train(config(), str(tmp_path))
   assert result.metrics == whole[1].metrics
   assert_same_runs(whole[0], tmp_path, 22)
@@ -80,7 +73,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
 def test_a_finished_run_is_evaluated_again_in_batches_of_any_size(whole):
   workdir, first = whole
   before = (workdir / 'metrics.jsonl').read_text()
-  again = train_loop.train(config(eval_batch_size=360), str(workdir))
+  again = train_loop.train(config({'eval_batch_size': 360}), str(workdir))
   assert again.step == again.total_steps
   assert again.metrics['num_examples'] == 360
   assert again.metrics == pytest.approx(first.metrics, rel=1e-6)
@@ -94,15 +87,14 @@ def test_what_is_due_shortly_before_the_end_is_left_to_it():
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
   # Between the two checkpoints the rate, then the parameters, explode.
-  wild = config(
-      dict(schedule='constant'),
-      optimizer__learning_rate=1e30,
-      checkpoint_every_epochs=0.02,
-  )
+  overrides = {'checkpoint_every_epochs': 0.02}
+  overrides['optimizer.learning_rate'] = 1e30
+  wild = config(overrides, schedule='constant')
   with pytest.raises(errors.DivergenceError) as caught:
     train_loop.train(wild, str(tmp_path))
-  message = str(caught.value)
-  assert 'at step' in message and 'learning_rate' in message
+  words = r'is (nan|inf) at step \d+; the last checkpoint in .* is of step '
+  kept = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+  assert re.search(f'{words}{kept}; .*learning_rate', str(caught.value))
   rows = logging.read(tmp_path / 'metrics.jsonl')
   assert all(np.isfinite(list(r.values())).all() for r in rows)
   for step in (tmp_path / 'checkpoints').iterdir():
@@ -111,25 +103,20 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('overrides', 'words'),
+    'key, value, words',
     [
-        ({'batch_size': 33}, ['config.batch_size=33', 'multiple of 8,']),
-        ({'eval_batch_size': 7}, ['config.eval_batch_size=7']),
-        (
-            {'accumulation_steps': 3},
-            ['config.accumulation_steps=3', 'multiple of 24'],
-        ),
-        ({'task__mean': (1.0, 2.0)}, ['config.task.mean', '1 channel']),
-        ({'model__num_classes': 11}, ['num_classes=11', 'digits', '10']),
-        ({'data__train_split': 'trian'}, ["'trian'", 'train']),
-        ({'init_skip': ('head',)}, ["config.init_skip=('head',)", 'init_from']),
+        ('batch_size', 33, 'config.batch_size=33 .* multiple of 8,'),
+        ('eval_batch_size', 7, 'config.eval_batch_size=7 '),
+        ('accumulation_steps', 3, 'of 24, .* config.accumulation_steps=3'),
+        ('task.mean', (1.0, 2.0), 'config.task.mean.*1 channel'),
+        ('model.num_classes', 11, 'num_classes=11 must be 10, as digits'),
+        ('data.train_split', 'trian', "'trian'.*train"),
+        ('init_skip', ('head',), r"init_skip=\('head',\) needs .*init_from"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named(tmp_path, overrides, words):
-  with pytest.raises(errors.InputError) as caught:
-    train_loop.train(config(**overrides), str(tmp_path / 'run'))
-  for word in words:
-    assert word in str(caught.value)
+def test_a_value_that_cannot_be_used_is_named(tmp_path, key, value, words):
+  with pytest.raises(errors.InputError, match=words):
+    train_loop.train(config({key: value}), str(tmp_path / 'run'))
   assert not (tmp_path / 'run/metrics.jsonl').exists()
 
 
@@ -151,8 +138,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     whole, tmp_path, capfd
 ):
   shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-  files = [p for p in (tmp_path / 'checkpoints/22').rglob('*') if p.is_file()]
-  largest = max(files, key=lambda p: p.stat().st_size)
+  files = (tmp_path / 'checkpoints/22').rglob('*')
+  largest = max(files, key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[:-100])
   result = train_loop.train(config(), str(tmp_path))
   out = capfd.readouterr().out
@@ -165,7 +152,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
   averaged = saved_arrays(whole[0], 22)
   assert any(name.startswith('ema/batch_stats') for name in averaged)
-  result = train_loop.train(config(ema_decay=0.0), str(tmp_path))
+  result = train_loop.train(config({'ema_decay': 0.0}), str(tmp_path))
   newest = saved_arrays(tmp_path, 22)
   assert not any(name.startswith('ema') for name in newest)
   assert result.metrics['loss'] != whole[1].metrics['loss']
@@ -173,21 +160,12 @@ def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
     np.testing.assert_allclose(array, averaged[name], 1e-4, 1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    'optimizer', ['lamb', pytest.param('adamw', marks=pytest.mark.slow)]
-)
-def test_the_other_optimizers_train_under_accumulation_and_bfloat16(
-    tmp_path, optimizer
-):
-  settings = config(
-      dict(optimizer=optimizer),
-      accumulation_steps=2,
-      model__dtype='bfloat16',
-  )
-  train_loop.train(settings, str(tmp_path))
+def test_lamb_trains_under_accumulation_and_bfloat16(tmp_path):
+  overrides = {'accumulation_steps': 2, 'model.dtype': 'bfloat16'}
+  train_loop.train(config(overrides, optimizer='lamb'), str(tmp_path))
   rows = logging.read(tmp_path / 'metrics.jsonl')
   losses = [r['train/loss'] for r in rows if 'train/loss' in r]
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
-  leaves = saved_arrays(tmp_path, 22)
-  params = [v for k, v in leaves.items() if k.startswith('params')]
-  assert {p.dtype for p in params} == {np.dtype('float32')}
+  arrays = saved_arrays(tmp_path, 22).items()
+  types = {array.dtype for k, array in arrays if k.startswith('params')}
+  assert types == {np.dtype('float32')}

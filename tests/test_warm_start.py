@@ -48,9 +48,7 @@ def test_an_aw_network_starts_as_the_plain_one_and_trains_its_branches(plain):
 
   expected = logits(model, variables)
   assert np.all(np.isfinite(expected))  # NaN would equal NaN.
-  np.testing.assert_allclose(
-      logits(aw_model, start), expected, rtol=1e-5, atol=1e-5
-  )
+  np.testing.assert_allclose(logits(aw_model, start), expected, 1e-5, 1e-5)
 
   @jax.jit
   @jax.grad
@@ -68,10 +66,10 @@ def test_a_head_for_other_classes_is_left_as_it_is(plain):
   with pytest.raises(errors.InputError, match=r'fc\.bias has .*fc\.weight'):
     warm_start.load(path, fresh)
   start = warm_start.load(path, fresh, skip=('head',))
-  same = jax.tree.map(np.array_equal, start['params'], fresh['params'])
-  assert all(jax.tree.leaves(same['head']))
-  stem = start['params']['stem_conv']['kernel']
-  assert np.array_equal(stem, variables['params']['stem_conv']['kernel'])
+  got = weights_of(start)
+  for name, source in (('head/kernel', fresh), ('stem_conv/kernel', variables)):
+    want = weights_of(source)[f'params/{name}']
+    assert np.array_equal(got[f'params/{name}'], want)
   with pytest.raises(errors.InputError, match="'heads'.*'head'"):
     warm_start.load(path, fresh, skip=('heads',))
 
@@ -100,49 +98,45 @@ def random_detector(seed, num_classes=3, **options):
   return of_model(model, seed=seed)
 
 
-def write(kind, path, variables):
-  """Writes a run or a file; returns where."""
-  if kind == 'run':
-    convert.write_run(path, variables)
-    return path
-  weights.save(f'{path}.safetensors', variables)
-  return f'{path}.safetensors'
+def weights_of(variables):
+  return traverse_util.flatten_dict(variables, sep='/')
 
 
-def in_aw_branch(path):
-  return weights.in_aw_branch('/'.join(path))
-
-
-def taken(start, fresh):
-  """Returns the flat variables of a start, and the paths of its own values."""
-  start, fresh = map(traverse_util.flatten_dict, (start, fresh))
+def check_start(start, fresh, given, prefix, fresh_parts):
+  """Tells what keeps its first values, and compares the others with `given`."""
+  start, fresh, given = map(weights_of, (start, fresh, given))
   assert start.keys() == fresh.keys()
-  return start, {p for p in start if np.array_equal(start[p], fresh[p])}
+  kept = {n for n, array in start.items() if np.array_equal(array, fresh[n])}
+  assert kept == {
+      name
+      for name in start
+      if weights.in_aw_branch(name) or any(x in name for x in fresh_parts)
+  }
+  for name in start.keys() - kept:
+    want = given[name.replace(prefix, '/', 1)]
+    np.testing.assert_array_equal(start[name], want, err_msg=name)
+  return kept
 
 
 @pytest.mark.parametrize('kind, aw_conv', [('run', True), ('file', False)])
 def test_the_backbone_of_a_detector_starts_from_a_classifier(
     kind, aw_conv, tmp_path
 ):
-  classifier = models.create(**BACKBONE, num_classes=5)
-  variables = of_model(classifier, seed=1)
-  source = write(kind, tmp_path / 'resnet', variables)
+  variables = of_model(models.create(**BACKBONE, num_classes=5), seed=1)
+  source = tmp_path / 'resnet.safetensors'
+  write = convert.write_run if kind == 'run' else weights.save
+  write(source, variables)
   fresh = random_detector(seed=2, aw_conv=aw_conv)
-  told = []
-  start, own = taken(warm_start.load(source, fresh, report=told.append), fresh)
-  assert own == {p for p in start if p[1] != 'backbone' or in_aw_branch(p)}
-  assert any(map(in_aw_branch, own)) == aw_conv
-  expected = traverse_util.flatten_dict(variables)
-  for path in start.keys() - own:
-    np.testing.assert_array_equal(
-        start[path], expected[(path[0], *path[2:])], err_msg=str(path)
-    )
+  told, others = [], ('/fpn/', '/rpn/', '/box_head/', '/box_predictor/')
+  start = warm_start.load(source, fresh, report=told.append)
+  kept = check_start(start, fresh, variables, '/backbone/', others)
+  assert any(map(weights.in_aw_branch, kept)) == aw_conv
   assert any("the backbone takes it, without 'head'" in line for line in told)
 
 
 def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
-  classifier = models.create(**BACKBONE, num_classes=5)
-  source = write('file', tmp_path / 'a', of_model(classifier, seed=1))
+  variables, source = of_model(models.create(**BACKBONE)), tmp_path / 'a.pth'
+  weights.save(source, variables)
   fresh = random_detector(seed=2, aw_conv=True)
   start = warm_start.load(source, fresh)
   frozen = optim.is_frozen(fresh['params'], ['backbone/stem_*', '*/stage1_*'])
@@ -152,7 +146,7 @@ def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
 
   found = names(start['params'])
   assert found and all('/stage1_' in name for name in found)
-  assert all(in_aw_branch(('params', *name.split('/'))) for name in found)
+  assert all(map(weights.in_aw_branch, found))
   # Without any weights it is all of what is frozen.
   drawn = names(fresh['params'])
   assert {'backbone/stem_conv/kernel', *found} < set(drawn)
@@ -161,41 +155,33 @@ def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
 
 def test_a_detector_starts_from_another_one_with_other_classes(tmp_path):
   variables = random_detector(seed=1, num_classes=7)
-  source = write('run', tmp_path / 'detector', variables)
+  convert.write_run(tmp_path, variables)
   fresh = random_detector(seed=2, aw_conv=True)
   with pytest.raises(errors.InputError, match='box_predictor'):
-    warm_start.load(source, fresh)
+    warm_start.load(tmp_path, fresh)
   skip = ('box_predictor', 'backbone/stage4_block1')
-  start, own = taken(warm_start.load(source, fresh, skip=skip), fresh)
-  assert own == {
-      p
-      for p in start
-      if p[1] == 'box_predictor' or 'stage4_block1' in p or in_aw_branch(p)
-  }
-  expected = traverse_util.flatten_dict(variables)
-  assert all(np.array_equal(start[p], expected[p]) for p in start.keys() - own)
+  start = warm_start.load(tmp_path, fresh, skip=skip)
+  check_start(start, fresh, variables, '/', skip)
 
 
 def test_a_classifier_of_another_width_is_refused_for_a_backbone(tmp_path):
-  classifier = models.create('resnet18', width=8, stage_sizes=(1, 1, 1, 1))
-  source = write('run', tmp_path / 'wide', of_model(classifier))
+  convert.write_run(
+      tmp_path, of_model(models.create(**BACKBONE | {'width': 8}))
+  )
   with pytest.raises(errors.InputError, match='init_from=.*backbone') as error:
-    warm_start.load(source, random_detector(seed=2))
+    warm_start.load(tmp_path, random_detector(seed=2))
   assert 'fpn' not in str(error.value)
 
 
 def test_a_run_starts_from_another_run(tmp_path):
   first, second = tmp_path / 'plain', tmp_path / 'aw'
-  config = tiny.get_config(aw_conv=False)
-  train_loop.train(config, str(first))
+  train_loop.train(tiny.get_config(aw_conv=False), str(first))
   config = tiny.get_config()
   config.model.aw_options.update(IDENTITY)
   config.init_from = str(first)
+  config.num_epochs, config.ema_decay = 1 / 44, 0.9
   # Nothing moves in so small a step.
-  config.num_epochs = 1 / 44
-  config.optimizer.warmup_epochs = 0.0
-  config.optimizer.learning_rate = 1e-12
-  config.ema_decay = 0.9
+  config.optimizer.update(warmup_epochs=0.0, learning_rate=1e-12)
   train_loop.train(config, str(second))
   taken = watched_run.saved_arrays(second, 1)
   for name, array in watched_run.saved_arrays(first, 22).items():

@@ -50,14 +50,10 @@ class Run:
   step: Any = None
   predict: Any = None
 
-  @property
-  def rows(self) -> list[dict[str, float]]:
-    """The rows of metrics."""
-    return logging.read(self.workdir / 'metrics.jsonl')
-
   def logged(self, name: str) -> list[float]:
     """Returns the values of one metric in the order of the steps."""
-    return [row[name] for row in self.rows if name in row]
+    rows = logging.read(self.workdir / 'metrics.jsonl')
+    return [row[name] for row in rows if name in row]
 
   def last(self) -> dict[str, np.ndarray]:
     """Returns the arrays of the last checkpoint, by name."""
@@ -74,26 +70,25 @@ def train(config: Any, workdir: Any, devices: int) -> Run:
   """Trains by `train_loop.train` on so many of the process's devices."""
   run = Run(pathlib.Path(workdir))
 
-  def keep(patch, maker, name, convert=lambda made: made):
-    make = getattr(train_step, maker)
+  def keep(patch, module, maker, take):
+    make = getattr(module, maker)
 
     def keeping(*args, **kwargs):
       made = make(*args, **kwargs)
-      setattr(run, name, convert(made))
+      take(made)
       return made
 
-    patch.setattr(train_step, maker, keeping)
+    patch.setattr(module, maker, keeping)
 
-  def evaluator(*args, **kwargs):
-    run.evaluators.append(create_evaluator(*args, **kwargs))
-    return run.evaluators[-1]
+  def into(name):
+    return lambda made: setattr(run, name, made)
 
-  create_evaluator = detection.CocoEvaluator
   with pytest.MonkeyPatch.context() as patch:
     use_devices(patch, devices)
-    keep(patch, 'create_state', 'first', checkpoint._to_host)
-    keep(patch, 'create_train_step', 'step')
-    keep(patch, 'create_predict', 'predict')
-    patch.setattr(detection, 'CocoEvaluator', evaluator)
+    first = lambda state: into('first')(checkpoint._to_host(state))  # noqa: E731
+    keep(patch, train_step, 'create_state', first)
+    keep(patch, train_step, 'create_train_step', into('step'))
+    keep(patch, train_step, 'create_predict', into('predict'))
+    keep(patch, detection, 'CocoEvaluator', run.evaluators.append)
     run.result = train_loop.train(config, str(workdir))
   return run

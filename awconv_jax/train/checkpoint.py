@@ -67,7 +67,8 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
-    """Returns the steps on disk, oldest first, damaged ones included."""
+    """Waits, and returns the steps on disk, oldest first, damaged ones, too."""
+    self.wait()
     # Not Orbax's list, which leaves out some of the damaged and is not told
     # of what others move. Its unfinished saves have names with a suffix.
     names = (path.name for path in self._directory.iterdir() if path.is_dir())
@@ -116,7 +117,6 @@ class Checkpointer(contextlib.AbstractContextManager):
     Raises:
       InputError: all are damaged, or of another model; nothing is moved then.
     """
-    self.wait()
     damaged = {}
     while True:
       # File systems may show each process another listing: process 0 decides.

@@ -3,7 +3,7 @@
 TensorBoard's files are written without TensorFlow.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -70,6 +70,7 @@ class Log(contextlib.AbstractContextManager):
       after its last checkpoint, are removed: they will be written again.
     total: steps of the whole run.
     sources: batches; what they cannot read is told, and kept.
+    checkpoints: gives the steps of those there are.
     steps_per_epoch, batch_size: for epochs, and images per second.
   """
 
@@ -79,13 +80,14 @@ class Log(contextlib.AbstractContextManager):
       first: int,
       total: int,
       sources: Sequence[Any] = (),
+      checkpoints: Callable[[], list[int]] = list,
       *,
       steps_per_epoch: float,
       batch_size: int,
   ):
     self._workdir, self._first, self._total = workdir, first, total
     self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
-    self._sources = sources
+    self._sources, self._checkpoints = sources, checkpoints
     # Metrics of the steps since the last row; those of the newest step.
     self._steps, self._newest = [], None
     self._restart_clock()
@@ -161,7 +163,7 @@ class Log(contextlib.AbstractContextManager):
     for step, row in zip(steps, rows, strict=True):
       for name in ('loss', 'grad_norm', 'param_norm'):
         if not np.isfinite(row[name]):
-          kept = rundir.last_checkpoint(self._workdir)
+          kept = max(self._checkpoints(), default='none')
           raise DivergenceError(
               f'{name} is {row[name]} at step {step}; the last checkpoint in '
               f'{self._workdir} is of step {kept}; in another --workdir, lower '

@@ -99,7 +99,8 @@ def train(config: Any, workdir: str) -> Result:
       batches.set_state(iterator_state)
       logging.info(f'resumed from the checkpoint of step {step}')
     stop_reason = stack.enter_context(preemption.stop_requests())
-    log = logging.Log(workdir, step, total, (batches, eval_batches), **lengths)
+    sources, saved = (batches, eval_batches), checkpointer.steps
+    log = logging.Log(workdir, step, total, sources, saved, **lengths)
     stack.enter_context(log)
     predict = train_step.create_predict(task, mesh)
     take_step = train_step.create_train_step(

@@ -48,12 +48,6 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   raise InputError(f'{path} does not hold the config of a run: {reason}')
 
 
-def last_checkpoint(workdir: pathlib.Path) -> int | None:
-  """Returns the step of the newest checkpoint on disk, or None without one."""
-  names = [path.name for path in (workdir / 'checkpoints').glob('*')]
-  return max((int(name) for name in names if name.isdecimal()), default=None)
-
-
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
   """Has a directory for this run alone, and saves its whole config there.
@@ -87,7 +81,8 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
 
 def _save_config(workdir: pathlib.Path, config: Any) -> None:
   path = workdir / CONFIG
-  if path.exists() and last_checkpoint(workdir) is not None:
+  steps = (workdir / 'checkpoints').glob('*')
+  if path.exists() and any(step.name.isdigit() for step in steps):
     held, given = (
         flax.traverse_util.flatten_dict(c.to_dict(), True, sep='.')
         for c in (read_config(workdir), config)
