@@ -35,13 +35,13 @@ def on_tiny_images(data_dir, **data):
 def check(run):
   assert run.result.step == run.result.total_steps == STEPS
   for name in ('loss', 'rpn_class', 'rpn_box', 'roi_class', 'roi_box'):
-    values = run.logged(f'train/{name}')
+    values = watched_run.logged(run.workdir, f'train/{name}')
     assert len(values) == STEPS and np.isfinite(values).all(), name
     assert max(values) > 0, name
   # 0.02 for 16 images, from a thousandth of it.
   rise = 0.001 + 0.999 * np.arange(WARMUP_STEPS) / WARMUP_STEPS
   rates = 0.02 * BATCH / 16 * np.append(rise, [1] * (STEPS - WARMUP_STEPS))
-  got = run.logged('train/learning_rate')
+  got = watched_run.logged(run.workdir, 'train/learning_rate')
   np.testing.assert_allclose(got, rates, rtol=1e-5)
   # Every image of the split was counted once, with all of its objects.
   assert run.evaluators and run.result.metrics['num_images'] == len(VAL)
@@ -54,7 +54,7 @@ def check(run):
       assert got == sorted(a[key] for a in wanted), key
   # Only what the config does not freeze has moved, by one bit at least: the
   # affine parts of norms are trained, their statistics are not.
-  first, last = run.first, run.last()
+  first, last = run.first, watched_run.saved_arrays(run.workdir, STEPS)
   moved = {n for n, a in first.items() if a.tobytes() != last[n].tobytes()}
   for prefix, moves in (
       *(('params/backbone/stem_', False), ('params/backbone/stage1_', False)),

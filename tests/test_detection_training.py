@@ -3,7 +3,6 @@
 All on scenes of digits, a few steps of a narrow network.
 """
 
-import functools
 import json
 import signal
 import time
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 import tiny_scenes
 import watched_run
+from watched_run import logged
 
-from awconv_jax import data
 from awconv_jax.data import sources
 
 pytestmark = [
@@ -42,47 +41,37 @@ def start(workdir, devices, *flags):
 
 def assert_same_losses(ours, theirs):
   for name in ('loss', *PARTS):
-    want, got = (run.logged(f'train/{name}') for run in (ours, theirs))
+    want, got = (logged(run, f'train/{name}') for run in (ours, theirs))
     assert len(want) == STEPS
     np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=name)
-  assert theirs.logged('eval/num_images') == [IMAGES]
+  assert logged(theirs, 'eval/num_images') == [IMAGES]
 
 
 def test_a_run_trains_and_counts_every_image_once(eight):
   assert eight.result.step == eight.result.total_steps == STEPS
-  losses = np.array([eight.logged(f'train/{name}') for name in PARTS])
+  losses = np.array([logged(eight.workdir, f'train/{name}') for name in PARTS])
   assert losses.shape == (len(PARTS), STEPS)
-  np.testing.assert_allclose(losses.sum(0), eight.logged('train/loss'), 1e-5)
+  total = logged(eight.workdir, 'train/loss')
+  np.testing.assert_allclose(losses.sum(0), total, rtol=1e-5)
   assert eight.result.metrics['num_images'] == IMAGES
   (evaluator,) = eight.evaluators
   split = tiny_scenes.get_config().data.eval_split
   source = sources.open_source('digit_scenes', None, split)
   ids = sorted(source[i]['image_id'] for i in range(IMAGES))
   assert [image['id'] for image in evaluator.dataset()['images']] == ids
-  last = eight.last()  # Norms that train have statistics that move.
+  last = watched_run.saved_arrays(eight.workdir, STEPS)
+  # Norms that train have statistics that move.
   statistics = [name for name in last if name.startswith('model_state/')]
   assert any((eight.first[name] != last[name]).any() for name in statistics)
+  # Both canvases are compiled once.
+  assert eight.step._cache_size() == eight.predict._cache_size() == 2
   classes = json.loads((eight.workdir / 'classes.json').read_text())
   assert classes == [*'0123456789']
 
 
-def test_every_canvas_is_compiled_once(eight):
-  config = tiny_scenes.get_config()
-  create = functools.partial(data.create, config.data, batch_size=8)
-  batches = create(train=True, seed=config.seed)
-  trained = [next(batches) for _ in range(STEPS)]
-  batches.close()
-  shown = list(create(train=False, seed=config.seed))
-  for function, met in ((eight.step, trained), (eight.predict, shown)):
-    assert {b['image'].shape[1:3] for b in met} == {(96, 128), (128, 96)}
-    sizes = {tuple(size) for b in met for size in b['image_size'].tolist()}
-    assert len(sizes) > 4
-    assert function._cache_size() == 2
-
-
 def test_one_device_and_two_processes_of_four_train_as_eight(eight, tmp_path):
   one = watched_run.train(tiny_scenes.get_config(), tmp_path / '1', devices=1)
-  assert_same_losses(eight, one)
+  assert_same_losses(eight.workdir, one.workdir)
   joined = f'--coordinator=127.0.0.1:{commands.free_port()}'
   processes = [
       start(tmp_path / '2', 4, joined, '--num_processes=2', f'--process_id={i}')
@@ -90,7 +79,7 @@ def test_one_device_and_two_processes_of_four_train_as_eight(eight, tmp_path):
   ]
   outs = [p.communicate(timeout=500) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], outs
-  assert_same_losses(eight, watched_run.Run(tmp_path / '2'))
+  assert_same_losses(eight.workdir, tmp_path / '2')
 
 
 def test_a_kill_leaves_no_trace_in_the_result(eight, tmp_path, capsys):

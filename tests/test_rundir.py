@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from watched_run import rows_of
 
 from awconv_jax.errors import InputError
 from awconv_jax.train import logging, rundir
@@ -19,7 +20,9 @@ def claim(workdir, **changes):
   config = tiny.get_config()
   config.update_from_flattened_dict(changes)
   with rundir.claim(workdir, config):
-    pass
+    with pytest.raises(InputError, match='another run under way'):
+      with rundir.claim(workdir, config):
+        pass
 
 
 @pytest.fixture
@@ -75,10 +78,6 @@ def take(log, step, loss=1.5):
   log.step(step, {k: np.float32(v) for k, v in metrics.items()})
 
 
-def rows(workdir):
-  return logging.read(workdir / 'metrics.jsonl')
-
-
 def test_rows_after_the_checkpoint_are_written_anew(tmp_path):
   for start, steps in ((0, (1, 2, 3)), (2, (2, 3))):
     with make_log(tmp_path, start) as log:
@@ -86,17 +85,16 @@ def test_rows_after_the_checkpoint_are_written_anew(tmp_path):
         log.evaluation(step, {'loss': start + step / 10})
     with (tmp_path / 'metrics.jsonl').open('a') as file:
       file.write('{"step": 4, "ev')  # As a kill leaves it.
-  losses = [(row['step'], row['eval/loss']) for row in rows(tmp_path)]
+  losses = [(row['step'], row['eval/loss']) for row in rows_of(tmp_path)]
   assert losses == [(1, 0.1), (2, 0.2), (3, 2.3)]
 
 
 def test_a_broken_row_and_a_missing_file_are_named(tmp_path):
   with pytest.raises(InputError, match='does not exist'):
-    rows(tmp_path)
-  lines = '{"step": 1}\nnonsense\n{"step": 2}\n'
-  (tmp_path / 'metrics.jsonl').write_text(lines)
+    rows_of(tmp_path)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\nnonsense\n{}\n')
   with pytest.raises(InputError, match='line 2 is not JSON'):
-    rows(tmp_path)
+    rows_of(tmp_path)
 
 
 def test_plain_lines_when_piped_and_silence_of_other_processes(
@@ -115,7 +113,7 @@ def test_plain_lines_when_piped_and_silence_of_other_processes(
   assert 'images/s' in first and first.endswith(' left')
   evaluated = 'step 5/10  evaluation: top1 0.2500  num_examples 1,000'
   assert others == ['a remark', evaluated]
-  train, evaluation = rows(tmp_path)
+  train, evaluation = rows_of(tmp_path)
   assert train['train/epoch'] == 1 and train['train/loss'] == 1.5
   assert evaluation == {'step': 5, 'eval/top1': 0.25, 'eval/num_examples': 1000}
 
@@ -141,7 +139,7 @@ def test_rows_are_means_and_speeds_between_pauses(tmp_path, monkeypatch):
   clock[0] += 1.0
   take(log, 5)
   log.flush()
-  first, _, second = rows(tmp_path)
+  first, _, second = rows_of(tmp_path)
   assert first['train/loss'] == 2.5
   for row, waited in ((first, 0.25), (second, 0)):
     assert row['train/images_per_second'] == 4.0

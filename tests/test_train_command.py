@@ -1,27 +1,24 @@
 """train.py as a user runs it: devices, processes, kills, signals, mistakes."""
 
-import pathlib
 import re
 import signal
 
 import commands
 import pytest
-from watched_run import assert_same_runs
+from watched_run import assert_same_runs, rows_of
 
 from awconv_jax.errors import InputError
-from awconv_jax.train import logging, partition, rundir
+from awconv_jax.train import partition, rundir
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 # Thirty steps of float32; the learning rate of a usual start, so that rounding
 # differences between the ways to sum are not blown up by the training itself.
-THIRTY = [
-    f'--config.{option}'
-    for option in (
-        *('num_epochs=0.668', 'eval_every_epochs=0.334', 'batch_size=32'),
-        *('checkpoint_every_epochs=0.1', 'optimizer.learning_rate=0.02'),
-    )
-]
+THIRTY = (
+    '--config.num_epochs=0.668 --config.eval_every_epochs=0.334 '
+    '--config.checkpoint_every_epochs=0.1 --config.batch_size=32 '
+    '--config.optimizer.learning_rate=0.02'
+).split()
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -29,10 +26,6 @@ def quick_compiles_of_programs():
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
     yield
-
-
-def rows_of(workdir):
-  return logging.read(pathlib.Path(workdir) / 'metrics.jsonl')
 
 
 def train(workdir, *arguments, **options):
@@ -45,11 +38,9 @@ def train(workdir, *arguments, **options):
 
 def start_two(workdir, *arguments, devices=4):
   """Starts the two processes of one run."""
-  joined = (
-      f'--coordinator=127.0.0.1:{commands.free_port()}',
-      '--num_processes=2',
-  )
   command = 'train.py', commands.TINY, f'--workdir={workdir}', *arguments
+  port = commands.free_port()
+  joined = f'--coordinator=127.0.0.1:{port}', '--num_processes=2'
   return [
       commands.start(*command, *joined, f'--process_id={i}', devices=devices)
       for i in range(2)
@@ -156,14 +147,12 @@ def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
 @pytest.mark.parametrize(
     'arguments, wanted',
     [
-        ([commands.TINY], ['--config or --workdir is missing']),
-        ([commands.TINY, '--confg=x'], ["flag 'confg'. Did you mean: config"]),
-        ([commands.TINY, 'more'], ["unexpected argument 'more'"]),
+        ('', ['--config or --workdir is missing']),
+        ('--confg=x', ["flag 'confg'. Did you mean: config"]),
+        ('more', ["unexpected argument 'more'"]),
         (  # All at once, each by itself.
-            [
-                *(commands.TINY, '--config.batch_size=abc'),
-                *('--config.optimizer.lerning_rate=1', '--config.seed', '-1'),
-            ],
+            '--config.batch_size=abc --config.optimizer.lerning_rate=1 '
+            '--config.seed -1',
             [
                 "config.batch_size='abc' must be",
                 'config.seed=-1 must be',
@@ -173,7 +162,7 @@ def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
-  code, out, err = commands.tool('train', *arguments)
+  code, out, err = commands.tool('train', commands.TINY, *arguments.split())
   assert code == 1 and not out
   lines = sorted(err.splitlines())
   assert len(lines) == len(wanted), err
@@ -181,18 +170,10 @@ def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
     assert re.match(f'error: .*{words}', line), line
 
 
-@pytest.mark.parametrize(
-    'program, flags',
-    [
-        ('train', ('config', 'workdir', 'coordinator', 'num_processes')),
-        ('predict', ('config', 'run', 'split')),  # Some are another tool's.
-    ],
-)
-def test_help_lists_the_flags(program, flags):
-  code, out, _ = commands.tool(program, '--help')
-  assert code == 0
-  for flag in flags:
-    assert f'  --{flag}:' in out
+def test_help_lists_the_flags_also_those_that_another_tool_defines():
+  code, out, _ = commands.tool('predict', '--help')
+  flags = ('config', 'run', 'split')
+  assert code == 0 and all(f'  --{flag}:' in out for flag in flags)
 
 
 def test_processes_are_found_under_slurm_only_if_several(monkeypatch):

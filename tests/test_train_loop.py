@@ -3,17 +3,16 @@
 import contextlib
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import tiny
 import tiny_scenes
-from watched_run import assert_same_runs, saved_arrays
+from watched_run import assert_same_runs, logged, rows_of, saved_arrays
 
 from awconv_jax import errors
-from awconv_jax.train import logging, preemption, rundir
 from awconv_jax.train import loop as train_loop
+from awconv_jax.train import preemption
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -38,25 +37,23 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
   assert result.stopped_by is None
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved == json.loads(json.dumps(config().to_dict()))
-  rows = logging.read(workdir / 'metrics.jsonl')
-  train = [r for r in rows if 'train/loss' in r]
-  assert [r['step'] for r in train] == list(range(1, 23))
-  losses = [r['train/loss'] for r in train]
+  rows = rows_of(workdir)
+  steps = [row['step'] for row in rows if 'train/loss' in row]
+  assert steps == list(range(1, 23))
+  losses = logged(workdir, 'train/loss')
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
   assert [r['step'] for r in rows if 'eval/top1' in r] == [11, 22]
   assert rows[-1]['eval/num_examples'] == 360
   assert rows[-1]['eval/top1'] == result.metrics['top1']
   assert list((workdir / 'tensorboard').glob('events.*'))
-  assert (
-      'stage1_block1/conv1/attention/pointwise1/kernel'
-      in (workdir / 'parameters.txt').read_text()
-  )
+  kernel = 'stage1_block1/conv1/attention/pointwise1/kernel'
+  assert kernel in (workdir / 'parameters.txt').read_text()
   names = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
   assert names == ['11', '22']
 
 
 def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
-    whole, tmp_path, monkeypatch
+    whole, tmp_path, monkeypatch, capfd
 ):
   # A signal between the regular checkpoints.
   signals = {17: 'SIGTERM'}.get
@@ -65,9 +62,16 @@ def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
     patch.setattr(preemption, 'stop_requests', lambda: stops)
     stopped = train_loop.train(config(), str(tmp_path))
   assert (stopped.step, stopped.stopped_by) == (17, 'SIGTERM')
-  result = train_loop.train(config(), str(tmp_path))
-  assert result.metrics == whole[1].metrics
-  assert_same_runs(whole[0], tmp_path, 22)
+  for words in ('', 'checkpoint 22 in .* is damaged'):
+    capfd.readouterr()
+    result = train_loop.train(config(), str(tmp_path))
+    words += r'.*\n.*resumed from the checkpoint of step 17'
+    assert re.search(words, capfd.readouterr().out)
+    assert result.metrics == whole[1].metrics
+    assert_same_runs(whole[0], tmp_path, 22)
+    files = (tmp_path / 'checkpoints/22').rglob('*')
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-100])
 
 
 def test_a_finished_run_is_evaluated_again_in_batches_of_any_size(whole):
@@ -87,15 +91,14 @@ def test_what_is_due_shortly_before_the_end_is_left_to_it():
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
   # Between the two checkpoints the rate, then the parameters, explode.
-  overrides = {'checkpoint_every_epochs': 0.02}
-  overrides['optimizer.learning_rate'] = 1e30
-  wild = config(overrides, schedule='constant')
+  rate = {'optimizer.learning_rate': 1e30}
+  wild = config({'checkpoint_every_epochs': 0.02} | rate, schedule='constant')
   with pytest.raises(errors.DivergenceError) as caught:
     train_loop.train(wild, str(tmp_path))
   words = r'is (nan|inf) at step \d+; the last checkpoint in .* is of step '
   kept = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
   assert re.search(f'{words}{kept}; .*learning_rate', str(caught.value))
-  rows = logging.read(tmp_path / 'metrics.jsonl')
+  rows = rows_of(tmp_path)
   assert all(np.isfinite(list(r.values())).all() for r in rows)
   for step in (tmp_path / 'checkpoints').iterdir():
     for name, leaf in saved_arrays(tmp_path, int(step.name)).items():
@@ -128,32 +131,9 @@ def test_data_that_a_task_cannot_learn_from(tmp_path):
     train_loop.train(scenes, str(tmp_path))
 
 
-def test_a_directory_takes_one_run_at_a_time(tmp_path):
-  with rundir.claim(tmp_path, config()):
-    with pytest.raises(errors.InputError, match='another run under way'):
-      train_loop.train(config(), str(tmp_path))
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    whole, tmp_path, capfd
-):
-  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-  files = (tmp_path / 'checkpoints/22').rglob('*')
-  largest = max(files, key=lambda path: path.stat().st_size)
-  largest.write_bytes(largest.read_bytes()[:-100])
-  result = train_loop.train(config(), str(tmp_path))
-  out = capfd.readouterr().out
-  assert '22' in out and 'damaged' in out
-  assert 'resumed from the checkpoint of step 11' in out
-  assert result.metrics == whole[1].metrics
-  assert list((tmp_path / 'checkpoints_damaged').iterdir())
-
-
 def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
-  averaged = saved_arrays(whole[0], 22)
-  assert any(name.startswith('ema/batch_stats') for name in averaged)
   result = train_loop.train(config({'ema_decay': 0.0}), str(tmp_path))
-  newest = saved_arrays(tmp_path, 22)
+  newest, averaged = (saved_arrays(w, 22) for w in (tmp_path, whole[0]))
   assert not any(name.startswith('ema') for name in newest)
   assert result.metrics['loss'] != whole[1].metrics['loss']
   for name, array in newest.items():  # Only what is evaluated differs.
@@ -163,8 +143,7 @@ def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
 def test_lamb_trains_under_accumulation_and_bfloat16(tmp_path):
   overrides = {'accumulation_steps': 2, 'model.dtype': 'bfloat16'}
   train_loop.train(config(overrides, optimizer='lamb'), str(tmp_path))
-  rows = logging.read(tmp_path / 'metrics.jsonl')
-  losses = [r['train/loss'] for r in rows if 'train/loss' in r]
+  losses = logged(tmp_path, 'train/loss')
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
   arrays = saved_arrays(tmp_path, 22).items()
   types = {array.dtype for k, array in arrays if k.startswith('params')}
