@@ -29,6 +29,15 @@ def start(*arguments, devices=1, env=None):
   )
 
 
+def start_two(*arguments, devices=4):
+  """Starts train.py as the two processes of one run."""
+  joined = f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2'
+  return [
+      start(*arguments, *joined, f'--process_id={i}', devices=devices)
+      for i in range(2)
+  ]
+
+
 def run(*arguments, devices=1, env=None):
   """Runs a Python command; returns (exit code, stdout, stderr)."""
   process = start(*arguments, devices=devices, env=env)

@@ -187,7 +187,7 @@ def test_a_failed_save_surfaces(directory, monkeypatch, call):
   checkpointer = Checkpointer(directory, keep=2)
   monkeypatch.setattr(os, 'rename', full)  # Orbax's last act of a save.
   checkpointer.save(3, on_device(make_state(3)), {})
-  arguments = (4, on_device(make_state(4)), {}) if call == 'save' else ()
+  arguments = (4, {'w': jnp.ones(3)}, {}) if call == 'save' else ()
   with pytest.raises(OSError, match='disk full'):
     getattr(checkpointer, call)(*arguments)
   monkeypatch.undo()

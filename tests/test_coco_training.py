@@ -46,8 +46,7 @@ def check(run):
   # Every image of the split was counted once, with all of its objects.
   assert run.evaluators and run.result.metrics['num_images'] == len(VAL)
   wanted = [a for seed in VAL for a in fake_coco.annotations(seed)]
-  for evaluator in run.evaluators:
-    dataset = evaluator.dataset()
+  for dataset in (evaluator.dataset() for evaluator in run.evaluators):
     assert [image['id'] for image in dataset['images']] == [*VAL]
     for key in ('image_id', 'area', 'iscrowd'):
       got = sorted(a[key] for a in dataset['annotations'])

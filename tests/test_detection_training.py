@@ -32,11 +32,7 @@ def eight(tmp_path_factory, quick_compiles_of_module):
   return watched_run.train(tiny_scenes.get_config(), workdir, devices=8)
 
 
-def start(workdir, devices, *flags):
-  """Returns the process of train.py; it compiles as the fixture does."""
-  config = f'--config={commands.ROOT}/tests/tiny_scenes.py'
-  flags = 'train.py', config, f'--workdir={workdir}', *flags
-  return commands.start(*flags, devices=devices)
+SCENES = 'train.py', f'--config={commands.ROOT}/tests/tiny_scenes.py'
 
 
 def assert_same_losses(ours, theirs):
@@ -72,18 +68,14 @@ def test_a_run_trains_and_counts_every_image_once(eight):
 def test_one_device_and_two_processes_of_four_train_as_eight(eight, tmp_path):
   one = watched_run.train(tiny_scenes.get_config(), tmp_path / '1', devices=1)
   assert_same_losses(eight.workdir, one.workdir)
-  joined = f'--coordinator=127.0.0.1:{commands.free_port()}'
-  processes = [
-      start(tmp_path / '2', 4, joined, '--num_processes=2', f'--process_id={i}')
-      for i in range(2)
-  ]
+  processes = commands.start_two(*SCENES, f'--workdir={tmp_path}/2')
   outs = [p.communicate(timeout=500) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], outs
   assert_same_losses(eight.workdir, tmp_path / '2')
 
 
 def test_a_kill_leaves_no_trace_in_the_result(eight, tmp_path, capsys):
-  process = start(tmp_path, 8)
+  process = commands.start(*SCENES, f'--workdir={tmp_path}', devices=8)
   saved = tmp_path / 'checkpoints/4'
   # The next one begins when this one is whole, at the end of the run.
   while process.poll() is None and not saved.is_dir():

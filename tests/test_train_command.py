@@ -8,7 +8,7 @@ import pytest
 from watched_run import assert_same_runs, rows_of
 
 from awconv_jax.errors import InputError
-from awconv_jax.train import partition, rundir
+from awconv_jax.train import partition
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -28,30 +28,22 @@ def quick_compiles_of_programs():
     yield
 
 
-def train(workdir, *arguments, **options):
-  code, out, err = commands.run(
-      'train.py', commands.TINY, f'--workdir={workdir}', *arguments, **options
-  )
+def command(workdir, *arguments):
+  return 'train.py', commands.TINY, f'--workdir={workdir}', *arguments
+
+
+def train(*arguments, **options):
+  code, out, err = commands.run(*command(*arguments), **options)
   assert code == 0, err
   return out
 
 
-def start_two(workdir, *arguments, devices=4):
-  """Starts the two processes of one run."""
-  command = 'train.py', commands.TINY, f'--workdir={workdir}', *arguments
-  port = commands.free_port()
-  joined = f'--coordinator=127.0.0.1:{port}', '--num_processes=2'
-  return [
-      commands.start(*command, *joined, f'--process_id={i}', devices=devices)
-      for i in range(2)
-  ]
-
-
 @pytest.fixture(scope='module')
 def one_device(tmp_path_factory):
-  """Thirty steps on one device, and what they printed."""
-  workdir = tmp_path_factory.mktemp('one_device')
-  return workdir, train(workdir, *THIRTY)
+  """Thirty steps on one device, and what they printed; without TensorFlow."""
+  workdir, trap = map(tmp_path_factory.mktemp, ('one_device', 'trap'))
+  (trap / 'tensorflow.py').write_text('raise SystemExit("imported")')
+  return workdir, train(workdir, *THIRTY, env={'PYTHONPATH': str(trap)})
 
 
 def assert_same_losses_and_evaluation(expected, got):
@@ -66,7 +58,7 @@ def assert_same_losses_and_evaluation(expected, got):
 
 
 def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
-  processes = start_two(tmp_path, *THIRTY)
+  processes = commands.start_two(*command(tmp_path, *THIRTY))
   outs = [p.communicate(timeout=300) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], outs
   assert_same_losses_and_evaluation(one_device[0], tmp_path)
@@ -85,8 +77,7 @@ def test_the_end_says_where_everything_is(one_device):
 
 
 def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
-  command = 'train.py', commands.TINY, f'--workdir={tmp_path}', *THIRTY
-  process = commands.start(*command)
+  process = commands.start(*command(tmp_path, *THIRTY))
   assert any(line.startswith('step 14/') for line in process.stdout)
   process.send_signal(signal.SIGKILL)
   process.communicate()
@@ -97,7 +88,7 @@ def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
 
 def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
   # The directory is that of another config.
-  processes = start_two(one_device[0], devices=1)
+  processes = commands.start_two(*command(one_device[0]), devices=1)
   for process in processes:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -112,7 +103,8 @@ def test_a_signal_stops_two_processes_after_the_same_step(
     tmp_path, signal_number
 ):
   every = ('num_epochs', 'eval_every_epochs', 'checkpoint_every_epochs')
-  processes = start_two(tmp_path, *(f'--config.{k}=50.0' for k in every))
+  lengths = (f'--config.{key}=50.0' for key in every)
+  processes = commands.start_two(*command(tmp_path, *lengths))
   assert any(line.startswith('step 4/') for line in processes[0].stdout)
   # The one that prints nothing is told; both must hear of it.
   processes[1].send_signal(signal_number)
@@ -122,26 +114,6 @@ def test_a_signal_stops_two_processes_after_the_same_step(
   (stopped,) = (path.name for path in (tmp_path / 'checkpoints').iterdir())
   assert f'stopped by SIGTERM after step {stopped} of' in out
   assert 'goes on' in out and 'checkpoints:' not in out
-
-
-def test_overrides_reach_the_run_and_tensorflow_is_never_imported(tmp_path):
-  """Names bring their options; what is None, and tuples, are overridden."""
-  (tmp_path / 'tensorflow.py').write_text('raise SystemExit("imported")')
-  train(
-      tmp_path / 'run',
-      '--config.num_epochs=0.1',
-      f'--config.data.dir={tmp_path}/data',
-      '--config.model.attention=se',
-      '--config.model.attention_options.reduction=8',
-      '--config.model.aw_stages=(1,)',
-      '--config.optimizer.name=adamw',
-      '--config.init_from=None',
-      env={'PYTHONPATH': str(tmp_path)},
-  )
-  config = rundir.read_config(tmp_path / 'run')
-  assert config.model.attention_options.to_dict() == dict(reduction=8)
-  assert config.model.aw_stages == (1,) and config.init_from is None
-  assert config.optimizer.options.b2 == 0.999
 
 
 @pytest.mark.parametrize(

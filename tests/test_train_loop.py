@@ -133,18 +133,6 @@ def test_data_that_a_task_cannot_learn_from(tmp_path):
 
 def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
   result = train_loop.train(config({'ema_decay': 0.0}), str(tmp_path))
-  newest, averaged = (saved_arrays(w, 22) for w in (tmp_path, whole[0]))
-  assert not any(name.startswith('ema') for name in newest)
+  arrays = saved_arrays(tmp_path, 22)
+  assert not any(name.startswith('ema') for name in arrays)
   assert result.metrics['loss'] != whole[1].metrics['loss']
-  for name, array in newest.items():  # Only what is evaluated differs.
-    np.testing.assert_allclose(array, averaged[name], 1e-4, 1e-6, err_msg=name)
-
-
-def test_lamb_trains_under_accumulation_and_bfloat16(tmp_path):
-  overrides = {'accumulation_steps': 2, 'model.dtype': 'bfloat16'}
-  train_loop.train(config(overrides, optimizer='lamb'), str(tmp_path))
-  losses = logged(tmp_path, 'train/loss')
-  assert np.mean(losses[-5:]) < np.mean(losses[:5])
-  arrays = saved_arrays(tmp_path, 22).items()
-  types = {array.dtype for k, array in arrays if k.startswith('params')}
-  assert types == {np.dtype('float32')}

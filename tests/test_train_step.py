@@ -32,21 +32,16 @@ def batch(size=16, seed=0):
   return {'x': x, 'y': x @ np.array([1.0, -2.0, 3.0], np.float32)}
 
 
-def steps(number, *, accumulation_steps=1, ema_decay=0.0, frozen=()):
+def steps(number, ema_decay=0.0, accumulation_steps=1, **options):
   """Returns the state and metrics after some steps of plain SGD."""
   mesh = partition.create_mesh()
   common, shapes = (Linear(), optax.sgd(0.1)), jax.eval_shape(batch)
   state = train_step.create_state(
       *common, mesh, seed=0, batch_shapes=shapes, ema=ema_decay > 0
   )
+  options |= dict(ema_decay=ema_decay, accumulation_steps=accumulation_steps)
   function = train_step.create_train_step(
-      *common,
-      lambda step: 0.1,
-      mesh,
-      seed=7,
-      accumulation_steps=accumulation_steps,
-      ema_decay=ema_decay,
-      frozen=frozen,
+      *common, lambda step: 0.1, mesh, seed=7, **options
   )
   metrics = []
   for seed in range(number):

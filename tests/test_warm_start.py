@@ -132,8 +132,8 @@ def test_the_backbone_of_a_detector_starts_from_a_classifier(
 
 
 def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
-  variables, source = of_model(models.create(**BACKBONE)), tmp_path / 'a.pth'
-  weights.save(source, variables)
+  source = tmp_path / 'a.safetensors'
+  weights.save(source, of_model(models.create(**BACKBONE)))
   fresh = random_detector(seed=2, aw_conv=True)
   start = warm_start.load(source, fresh)
   frozen = optim.is_frozen(fresh['params'], ['backbone/stem_*', '*/stage1_*'])
