@@ -68,17 +68,12 @@ def test_the_command_makes_a_run_of_what_torch_wrote(shapes, state, tmp_path):
   assert_same_bits(tmp_path / 'a.safetensors', state)
 
 
-def detector_shapes(**backbone):
-  """Returns the shapes of a narrow detector in torchvision's layout."""
+def test_a_detector_of_torchvision_becomes_a_run_and_a_file_again(tmp_path):
   layout = dict(preset='torchvision', num_classes=90, aw_conv=False)
   config = coco.get_config(model='resnet18', **layout).unlock()
-  config.model.backbone.update(width=4, stage_sizes=(1, 1, 1, 1), **backbone)
+  config.model.backbone.update(width=4, stage_sizes=(1, 1, 1, 1))
   config.model.pyramid.features = config.model.head.features = 4
-  return convert.shapes_of(config)
-
-
-def test_a_detector_of_torchvision_becomes_a_run_and_a_file_again(tmp_path):
-  shapes = detector_shapes()
+  shapes = convert.shapes_of(config)
   state = state_dict.to_state_dict(random_values.like(shapes))
   # As torchvision has it: 91 classes with the background, and channels first.
   assert state['roi_heads.box_predictor.bbox_pred.weight'].shape == (364, 4)
@@ -93,10 +88,10 @@ def test_a_detector_of_torchvision_becomes_a_run_and_a_file_again(tmp_path):
   assert_same_bits(tmp_path / 'a.safetensors', state)
 
 
-def test_weights_without_aw_convolutions_are_known_as_such(tmp_path):
-  state = state_dict.to_state_dict(random_values.like(detector_shapes()))
+def test_weights_without_aw_convolutions_are_known_as_such(state, tmp_path):
   plain = torch_zip.save(tmp_path / 'plain.pth', state)
-  aw_shapes = detector_shapes(aw_conv=True)
+  network = models.create('resnet18', num_classes=10, aw_conv=True, **NARROW)
+  aw_shapes = models.shapes_of(network, 224, 1)
   with pytest.raises(InputError, match='no AW-convolutions: choose aw_conv=fa'):
     convert.convert(plain, tmp_path / 'run', aw_shapes)
   some = state_dict.to_state_dict(random_values.like(aw_shapes))
