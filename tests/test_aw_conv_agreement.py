@@ -120,20 +120,11 @@ def cases(draw):
       low, high = padding[axis]
       least = max(1, 1 - min(low, 0) - min(high, 0), window - low - high)
     size.append(draw(st.integers(least, max(least, window) + 3)))
-  return dict(
-      n=sample([2, 1, 5]),
-      size=tuple(size),
-      channels=channels,
-      features=features,
-      kernel_size=kernel_size,
-      g=divisor(channels // groups),
-      p=divisor(features),
-      strides=sample([(1, 1), (2, 2), (2, 1), (3, 2)]),
-      padding=padding,
-      dilation=dilation,
-      groups=groups,
-      residual=draw(st.booleans()),
-  )
+  case = dict(n=sample([2, 1, 5]), size=tuple(size), kernel_size=kernel_size)
+  case |= dict(channels=channels, features=features, groups=groups)
+  case |= dict(g=divisor(channels // groups), p=divisor(features))
+  case |= dict(padding=padding, dilation=dilation, residual=draw(st.booleans()))
+  return case | dict(strides=sample([(1, 1), (2, 2), (2, 1), (3, 2)]))
 
 
 def run_forms(names, case, operands, weights):

@@ -317,16 +317,13 @@ def test_what_cannot_be_replaced_is_named(conv, message):
   assert owners(rest, x) == {'layers_0'}
 
 
-def test_a_choice_of_nothing_is_an_error_that_lists_what_there_is():
+def test_a_choice_of_nothing_and_wrong_arguments_are_refused():
   model = replace_conv(Compact(), lambda path, conv: conv.features == 99)
   x = images(1, 4, 4, 2)
   with pytest.raises(ValueError, match='the model: last, middle, stem'):
     jax.eval_shape(model.init_with_output, KEY, x)
   with pytest.raises(ValueError, match='the model: none'):
     shapes(replace_conv(nn.Dense(2)), x)
-
-
-def test_wrong_arguments_are_refused_at_once():
   with pytest.raises(ValueError, match='no Linen module, or bound'):
     replace_conv(Small)
   with pytest.raises(ValueError, match=r"'gates' \(did you mean 'gate'"):
