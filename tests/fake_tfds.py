@@ -44,14 +44,11 @@ def write(data_dir, name, features, splits, *, metadata=None):
   return builder.data_dir
 
 
-def labelled(num_classes, channels=3, **more):
+def labelled(num_classes, **more):
   """Returns the features of images with labels, and `more`."""
-  shape = (None, None, channels)
-  return {
-      'image': tfds.features.Image(shape=shape, encoding_format='png'),
-      'label': tfds.features.ClassLabel(num_classes=num_classes),
-      **more,
-  }
+  image = tfds.features.Image(encoding_format='png')
+  label = tfds.features.ClassLabel(num_classes=num_classes)
+  return dict(image=image, label=label, **more)
 
 
 def boxed(num_classes):

@@ -1,5 +1,6 @@
-"""Batches of images with boxes: contents and canvases."""
+"""Batches of images with boxes: contents, order, and geometry."""
 
+import collections
 import itertools
 
 import fake_coco
@@ -8,6 +9,8 @@ import pytest
 
 from awconv_jax import data
 from awconv_jax.data import decode, sources
+from awconv_jax.data.detection import canvases, objects
+from awconv_jax.data.order import EvalOrder, GroupedOrder, groups
 from awconv_jax.errors import InputError
 
 N_TRAIN = 26
@@ -139,17 +142,14 @@ def test_empty_images_can_be_left_out(create):
   assert shown == set(range(N_TRAIN)) - empty
 
 
-@pytest.mark.parametrize(
-    'changes, message',
-    [
-        (dict(canvas=(64, 48)), r'canvas=\(64, 48\) .* landscape'),
-        (dict(short_side=49), 'short_side=49 and .* must be at most 48'),
-        (dict(max_boxes=2), r'\d+.jpg has 3 boxes; raise '),
-    ],
-)
-def test_bad_values_are_refused(create, changes, message):
-  with pytest.raises(InputError, match=message):
-    create(**changes)
+def test_bad_values_are_refused(create):
+  for changes, message in (
+      (dict(canvas=(64, 48)), r'canvas=\(64, 48\) .* landscape'),
+      (dict(short_side=49), 'short_side=49 and .* must be at most 48'),
+      (dict(max_boxes=2), r'\d+.jpg has 3 boxes; raise '),
+  ):
+    with pytest.raises(InputError, match=message):
+      create(**changes)
 
 
 def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
@@ -161,3 +161,164 @@ def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
   for rng in (None, np.random.default_rng(0)):
     with pytest.raises(decode.UnreadableError, match='3 boxes are others'):
       reader._row(source, index, index % 3 == 1, rng)
+
+
+def examples(landscape, portrait):
+  numbers = np.random.default_rng(0).permutation(landscape + portrait)
+  return np.sort(numbers[:landscape]), np.sort(numbers[landscape:])
+
+
+def batch(order, number, size):
+  found = [order(number * size + row) for row in range(size)]
+  return {group for group, _ in found}, [first for _, (first, *_) in found]
+
+
+def test_squares_are_landscape():
+  landscape, portrait = groups(np.array([[3, 4], [4, 3], [3, 3], [9, 2]]))
+  assert (list(landscape), list(portrait)) == ([0, 2], [1, 3])
+
+
+PARTS = [((37, 21), 8), ((50, 3), 8), ((16, 0), 4), ((0, 9), 4), ((4, 4), 8)]
+
+
+@pytest.mark.parametrize('parts, size', PARTS)
+def test_every_epoch_shows_every_example_once(parts, size):
+  parts = examples(*parts)
+  order = GroupedOrder(parts, size, seed=3)
+  seen, number = collections.Counter(), 0
+  for epoch in range(1, 7):
+    while number < sum(epoch * len(part) // size for part in parts):
+      kinds, rows = batch(order, number, size)
+      assert len(kinds) == 1
+      seen.update(rows)
+      number += 1
+    for part in parts:
+      counts = np.array([seen[i] for i in part])
+      # What is left over at the end of an epoch is less than a batch.
+      if len(part) >= size:
+        assert ((counts == epoch) | (counts == epoch - 1)).all()
+      elif len(part):
+        assert counts.max() - counts.min() <= 1
+      assert (epoch - counts).sum() == epoch * len(part) % size
+  assert seen.total() == number * size
+
+
+def test_orders_differ_by_seed_and_epoch_and_mix_the_orientations():
+  parts = examples(64, 32)
+  orders = [GroupedOrder(parts, 8, seed) for seed in (0, 0, 1)]
+  a, b, c = ([batch(o, n, 8) for n in range(24)] for o in orders)
+  assert a == b
+  assert [rows for _, rows in a] != [rows for _, rows in c]
+  assert a[:12] != a[12:]
+  kinds = [next(iter(kind)) for kind, _ in a]
+  assert kinds[:12] != sorted(kinds[:12]) and kinds[:12] != kinds[12:]
+  assert collections.Counter(kinds[:12]) == {0: 8, 1: 4}
+
+
+@pytest.mark.parametrize('far', [8, 8 * 10**10])
+def test_epochs_that_leave_nothing_over_show_all_equally_often(far):
+  parts, size = examples(37, 21), 8
+  order = GroupedOrder(parts, size, seed=0)
+  first = far * 58 // size  # Of 8 epochs, 464 examples.
+  found = [batch(order, first + i, size)[1] for i in range(58)]
+  seen = collections.Counter(sum(found, []))
+  assert seen == dict.fromkeys(range(58), size)
+
+
+@pytest.mark.parametrize('parts', [(5, 3), (8, 4), (0, 3), (3, 0)])
+def test_evaluation_shows_every_example_once_and_blank_rows(parts):
+  parts = examples(*parts)
+  order = EvalOrder(parts, 4)
+  rows = [order(i) for i in range(4 * order.num_batches)]
+  shown = [index for _, chosen in rows for index in chosen]
+  assert shown == [*parts[0], *parts[1]]
+  for start in range(0, len(rows), 4):
+    assert len({group for group, _ in rows[start : start + 4]}) == 1
+  with pytest.raises(IndexError):
+    order(len(rows))
+
+
+def scene(height, width, boxes):
+  """Returns a black image with a white rectangle at each box."""
+  pixels = np.zeros((height, width, 3), np.uint8)
+  for x0, y0, x1, y1 in boxes:
+    pixels[y0:y1, x0:x1] = 255
+  n = len(boxes)
+  return pixels, objects.create(boxes, range(n), [False] * n, [1.0] * n)
+
+
+def found(pixels):
+  """Returns the box of the only white rectangle."""
+  rows = np.flatnonzero((pixels[..., 0] > 127).any(1))
+  columns = np.flatnonzero((pixels[..., 0] > 127).any(0))
+  return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+def test_fitted_keeps_the_ratio():
+  sizes = (480, 640), (640, 480), (300, 900), (1, 5000)
+  found = [canvases.fitted(*size, 800, 1333) for size in sizes]
+  # Of the last two, the long side is the limit.
+  assert found == [(800, 1067), (1067, 800), (444, 1333), (1, 1333)]
+
+
+@pytest.mark.parametrize('size', [(15, 20), (45, 60)])
+def test_boxes_follow_the_pixels(size):
+  pixels, scenery = canvases.resize(*scene(30, 40, [(8, 4, 20, 22)]), size)
+  assert pixels.shape == (*size, 3)
+  np.testing.assert_allclose(scenery.boxes[0], found(pixels), atol=1)
+  wanted = np.array([8, 4, 20, 22]) * size[0] / 30
+  np.testing.assert_allclose(scenery.boxes[0], wanted, rtol=1e-6)
+  flipped, mirrored = canvases.flip(pixels, scenery)
+  np.testing.assert_array_equal(flipped, pixels[:, ::-1])
+  np.testing.assert_allclose(mirrored.boxes[0], found(flipped), atol=1)
+
+
+def test_pixels_are_mixed_linearly_by_the_places_of_their_centres():
+  for row, wanted in (
+      # Centres at -0.25, 0.25, 0.75, ...: beyond the border is the border.
+      ([0, 80, 160, 240], [0, 20, 60, 100, 140, 180, 220, 240]),
+      # Centres at 1.5 and 5.5: two pixels each, not the mean of all four.
+      ([0, 40, 80, 240, 0, 100, 200, 4], [60, 150]),
+  ):
+    line = np.array(row, np.uint8)[:, None, None].repeat(3, 2)
+    size = len(wanted), 1
+    found, _ = canvases.resize(line, objects.NOTHING, size)
+    turned, _ = canvases.resize(
+        line.swapaxes(0, 1), objects.NOTHING, size[::-1]
+    )
+    assert found[:, 0].T.tolist() == turned[0].T.tolist() == [wanted] * 3
+
+
+def test_crop_cuts_boxes_and_drops_those_outside():
+  boxes = [(8, 4, 20, 22), (0, 0, 10, 3), (30, 0, 40, 30), (0, 0, 10, 6)]
+  pixels, scenery = scene(30, 40, boxes)
+  part, left = canvases.crop(pixels, scenery, (5, 10), (20, 15))
+  assert part.shape == (20, 15, 3)
+  # The second lies above, the third to the right, the fourth touches a side.
+  assert left.labels.tolist() == [0]
+  assert left.boxes.tolist() == [[0, 0, 10, 17]]
+
+
+def test_jitter_covers_its_range_and_keeps_boxes_on_the_image():
+  pixels, scenery = scene(30, 40, [(8, 4, 20, 22)])
+  scales, kept = [], 0
+  for seed in range(200):
+    rng = np.random.default_rng(seed)
+    image, left = canvases.jitter(pixels, scenery, (48, 64), (0.25, 2.0), rng)
+    height, width = image.shape[:2]
+    assert height <= 48 and width <= 64
+    scales.append(height / 48)
+    for box in left.boxes:
+      kept += 1
+      assert (box >= 0).all() and (box <= [width, height] * 2).all()
+      np.testing.assert_allclose(box, found(image), atol=1.5)
+  assert min(scales) < 0.35 and np.mean(np.array(scales) == 1) > 0.4
+  assert 150 < kept <= 200
+
+
+def test_what_is_trained_on():
+  boxes = [(0, 0, 5, 5), (0, 0, 5, 5), (0, 0, 0.5, 5), (3, 3, 3, 3)]
+  scenery = objects.create(
+      boxes, range(4), [False, True, False, False], [1] * 4
+  )
+  assert scenery.trainable().tolist() == [True, False, False, False]

@@ -10,8 +10,7 @@ from awconv_jax.train import logging, rundir
 from awconv_jax.train import loop as train_loop
 
 CLASSES = ('ant', 'bee', 'cow', 'doe')
-BROKEN, TOTAL = 100, 1000
-EVAL_BROKEN, EVAL_TOTAL = 7, 60
+BROKEN, TOTAL, EVAL_BROKEN, EVAL_TOTAL = 100, 1000, 7, 60
 
 
 def jpeg(seed, kind='JPEG', mode=None, side=20):
@@ -63,7 +62,6 @@ def config(root, limit):
     result.num_epochs = 1.1  # So that every image was met.
     result.eval_every_epochs = result.checkpoint_every_epochs = 2.0
     result.batch_size, result.eval_batch_size = 64, 32
-    result.log_every_steps = 10
     result.data.name = f'folder:{root}'
     result.data.eval_split = 'val'
     result.data.image_size = result.data.eval_image_size = 8
@@ -81,7 +79,6 @@ def batches_of(root, limit, train=False, batch_size=8, host=0, hosts=1):
 
 
 def noted(workdir):
-  """Returns the names in the run's list, and their reasons."""
   lines = (workdir / rundir.UNREADABLE).read_text()
   return dict(line.split(' cannot be read: ') for line in lines.splitlines())
 
@@ -108,13 +105,11 @@ def test_too_many_stop_the_run_with_their_names(folder, tmp_path):
     train_loop.train(settings, str(tmp_path))
   message = str(caught.value)
   number = int(message.split()[0])
-  # More than 5 %, by no more than one batch could bring.
-  assert 50 < number <= 50 + 64
+  assert 50 < number <= 50 + 64  # By what one batch could bring.
   assert message.startswith(f'{number} of {TOTAL} examples cannot be read')
   named = [name for name in broken if name in message]
   assert len(named) == number and set(named) <= set(noted(tmp_path))
   assert 'than the 50 that config.data.max_bad_fraction' in message
-  assert '\n' not in message
 
 
 def test_on_several_hosts_it_is_told_when_all_ask(folder):
@@ -125,9 +120,7 @@ def test_on_several_hosts_it_is_told_when_all_ask(folder):
   counts, shown = [], set()
   for host in range(2):
     batches = batches_of(root, 0.05, host=host, hosts=2)
-    taken = list(batches)
-    assert len(taken) == batches.batches_per_epoch
-    for batch in taken:
+    for batch in batches:
       index, mask = batch['index'], batch['mask']
       assert (index[~mask] == -1).all() and not batch['image'][~mask].any()
       shown |= set(index[mask].tolist())
@@ -148,9 +141,9 @@ def test_each_broken_image_is_replaced_by_the_next_that_can_be_read(folder):
   bad = np.flatnonzero(counts == 0)
   assert len(bad) == len(batches.unreadable) == BROKEN
   assert counts.sum() == TOTAL and batch['mask'].all()
-  for index in bad:
-    following = (i % TOTAL for i in range(index, 2 * TOTAL))
-    assert counts[next(i for i in following if counts[i])] > 1
+  good = np.flatnonzero(counts)
+  following = good[np.searchsorted(good, bad) % len(good)]
+  assert (counts[following] > 1).all()
 
 
 def test_a_folder_of_nothing_but_broken_images_ends_in_one_line(tmp_path):

@@ -9,8 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns nine steps on both canvases and at several scales."""
   config = digit_scenes.get_config()
   with config.unlocked():
-    config.num_epochs = 4.0
-    config.eval_every_epochs = 4.0
+    config.num_epochs = config.eval_every_epochs = 4.0
     config.checkpoint_every_epochs = 2.0
     config.batch_size = config.eval_batch_size = 8
     config.ema_decay = 0.9

@@ -1,4 +1,4 @@
-"""Reading what TFDS has prepared, in good and bad states."""
+"""What TFDS has prepared and images in folders, in good and bad states."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 
 from awconv_jax import data
-from awconv_jax.data import tfds_source
+from awconv_jax.data import sources, tfds_source
 from awconv_jax.errors import InputError
 
 LENGTH = 2000
@@ -34,7 +34,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def copy(data_dir, tmp_path):
-  """A data directory that a test may spoil, and the set's directory in it."""
+  """Returns a data directory to spoil, and that of the set in it."""
   shutil.copytree(data_dir, tmp_path / 'copy')
   return str(tmp_path / 'copy'), tmp_path / 'copy/tiny/1.0.0'
 
@@ -57,29 +57,23 @@ def test_records_and_slices(data_dir):
     assert record['image'] == wanted and record['label'] == record['id'] % 3
 
 
-def test_default_directory_is_that_of_tfds(data_dir, monkeypatch):
-  monkeypatch.setattr(constants, 'DATA_DIR', data_dir)
-  assert len(tfds_source.open_tfds('tiny', None, 'test')) == 60
-
-
-def test_newest_version_is_read(copy):
+def test_newest_version_in_the_default_directory_is_read(copy, monkeypatch):
   data_dir, directory = copy
+  monkeypatch.setattr(constants, 'DATA_DIR', data_dir)
   for version in ['1.9.0', '1.10.0', '2.0.0', 'incomplete.1.11.0']:
     os.mkdir(directory.parent / version)
   for version in ['1.9.0', '1.10.0']:  # 2.0.0 has no dataset_info.json.
     shutil.copytree(directory, directory.parent / version, dirs_exist_ok=True)
-  source = tfds_source.open_tfds('tiny', data_dir, 'train')
+  source = tfds_source.open_tfds('tiny', None, 'train')
   assert '/1.10.0/tiny-train.' in source.place(0)
 
 
-@pytest.mark.parametrize(
-    'split, reason', [('validation', "of ['t"), ('test[:0]', '')]
-)
-def test_splits_that_are_none(data_dir, split, reason):
-  message = open_error('tiny', data_dir, split)
+def test_splits_that_are_none(data_dir):
   place = f'{data_dir}/tiny/1.0.0 is unknown or holds no examples: '
-  assert message.startswith(f'split {split!r} of {place}')
-  assert reason in message
+  for split, reason in (('validation', "of ['t"), ('test[:0]', '')):
+    message = open_error('tiny', data_dir, split)
+    assert message.startswith(f'split {split!r} of {place}')
+    assert reason in message
 
 
 def test_a_set_that_is_not_prepared_names_the_command(data_dir):
@@ -102,10 +96,9 @@ def test_tfrecord_form_names_the_command(copy):
 
 
 def test_features_that_lack(copy):
-  data_dir, directory = copy
-  path = directory / 'features.json'
+  path = copy[1] / 'features.json'
   path.write_text(path.read_text().replace('"label"', '"digit"'))
-  message = open_error('tiny', data_dir, 'train')
+  message = open_error('tiny', copy[0], 'train')
   assert 'has no features image and label or' in message and 'digit' in message
 
 
@@ -122,10 +115,9 @@ def test_several_labels_are_padded(tmp_path):
 
 
 def test_a_split_without_labels_is_refused(copy):
-  data_dir, directory = copy
-  path = directory / 'features.json'
+  path = copy[1] / 'features.json'
   path.write_text(re.sub('(numClasses": )"3"', r'\1"2"', path.read_text()))
-  source = tfds_source.open_tfds('tiny', data_dir, 'test')
+  source = tfds_source.open_tfds('tiny', copy[0], 'test')
   with pytest.raises(InputError, match="^label 2 of record 2 of split 'test'"):
     source[2]
 
@@ -162,10 +154,84 @@ def test_a_garbled_record_stops_training_with_its_name(copy):
   content = bytearray(shard.read_bytes())
   content[150_000:150_100] = bytes(100)
   shard.write_bytes(content)
-  options = dict(name='tfds:tiny', dir=data_dir, num_threads=2)
-  options |= dict(image_size=8, eval_image_size=8)
+  options = dict(image_size=8, eval_image_size=8, num_threads=2)
+  options |= dict(name='tfds:tiny', dir=data_dir)
   batches = data.create(options, train=True, batch_size=LENGTH, seed=0)
   with pytest.raises(InputError, match='copy or prepare it again') as caught:
     next(batches)
   message = str(caught.value)
   assert "of split 'train' in " in message and str(shard) in message
+
+
+@pytest.fixture
+def folder(tmp_path):
+  counts = {'train/cat': 6, 'train/dog': 4, 'train/emu': 2}
+  counts |= {'test/cat': 1, 'test/dog': 2}
+  for name, count in counts.items():
+    (tmp_path / name).mkdir(parents=True)
+    for i in range(count):
+      image = pictures.encode(pictures.smooth(4, 5, i))
+      (tmp_path / name / f'{i}.png').write_bytes(image)
+  return tmp_path
+
+
+def opened(folder, split='train'):
+  return sources.open_source(f'folder:{folder}', None, split)
+
+
+def test_classes_are_the_sub_folders_of_train_in_order(folder):
+  source = opened(folder)
+  assert (len(source), len(source.class_names), source.channels) == (12, 3, 3)
+  for record in source:
+    label = ['cat', 'dog', 'emu'].index(record['id'].split(os.sep)[1])
+    assert record['label'] == label
+    assert record['image'] == (folder / record['id']).read_bytes()
+  assert (
+      len(opened(folder / 'train', 'all[:50%]')) == 6
+  )  # Of the folder itself.
+  # A split that lacks the first class numbers the others alike.
+  shutil.rmtree(folder / 'test/cat')
+  assert [r['label'] for r in opened(folder, 'test')] == [1, 1]
+  assert len(opened(folder, 'test').class_names) == 3
+
+
+def test_slices_part_a_split(folder):
+  splits = 'train', 'train[:50%]', 'train[50%:]'
+  whole, *parts = ([r['id'] for r in opened(folder, s)] for s in splits)
+  assert len(parts[0]) == 6 and sum(parts, []) == whole
+  # The order is mixed: a part is not of the first classes alone.
+  assert {name.split(os.sep)[1] for name in parts[0]} == {'cat', 'dog', 'emu'}
+
+
+def test_files_that_are_no_images_are_left_out(folder):
+  (folder / 'train/cat/notes.txt').write_text('of the cat')
+  (folder / 'train/cat/._0.png').write_bytes(b'')
+  (folder / 'train/.cache').mkdir()
+  (folder / 'train/circle').symlink_to('circle')
+  (folder / 'train/cat/UPPER.JPG').write_bytes(b'an image, by its name')
+  assert len(opened(folder)) == 13
+
+
+def empty_class(folder):
+  (folder / 'train/fox').mkdir()
+  (folder / 'train/fox/notes.txt').write_text('no fox')
+
+
+@pytest.mark.parametrize(
+    'spoil, split, words',
+    [
+        (empty_class, 'train', 'not be used: class fox has no images'),
+        (lambda f: (f / 'test/yak').mkdir(), 'test', r'train has no class yak'),
+        (shutil.rmtree, 'train', 'there is no folder'),
+        (None, 'val', r"unknown split 'val': .*are test, train; .* is 'all'"),
+        (None, 'train/cat', 'cat cannot be used: want .*cat/<class>'),
+        (None, 'train[3:3]', 'holds no images'),
+        (None, 'train[3]', 'want a name, or a slice'),
+    ],
+)
+def test_faults_are_named_before_training(folder, spoil, split, words):
+  if spoil:
+    spoil(folder)
+  with pytest.raises(InputError, match=words) as caught:
+    opened(folder, split)
+  assert '\n' not in str(caught.value)
