@@ -319,7 +319,6 @@ def test_random_erasing_draws_area_and_ratio():
   assert_share(np.sum(share < 0.15), 1500, 0.25)
   assert_share(np.sum(share < 0.2), 1500, 0.5)
   assert 0.48 < ratio.min() < 0.53 and 4.3 < ratio.max() < 4.7
-  # In its logarithm.
   assert_share(np.sum(ratio < 0.5 * 9**0.25), 1500, 0.25)
   assert_share(np.sum(ratio < 1.5), 1500, 0.5)
 

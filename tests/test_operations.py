@@ -25,7 +25,6 @@ def smooth(x):
   return smoothed
 
 
-# What is blended with.
 BLENDS = {
     'color': lambda x: grey(x)[..., None],
     'contrast': lambda x: grey(x).mean(),
