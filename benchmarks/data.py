@@ -128,8 +128,7 @@ def write_jpegs(path: str, number: int, seed: int) -> list[str]:
     rows, columns = photograph.shape[:2]
     factor = min(rows / size[1], columns / size[0]) * rng.uniform(0.6, 1.0)
     wide, high = (int(length * factor) for length in size)
-    top = rng.integers(rows - high + 1)
-    left = rng.integers(columns - wide + 1)
+    top, left = rng.integers(rows - high + 1), rng.integers(columns - wide + 1)
     part = photograph[top : top + high, left : left + wide]
     image = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)
     image = image + rng.normal(0, _NOISE, image.shape)
@@ -225,7 +224,7 @@ def measure(
   for _ in range(ROUNDS):
     for case, found in zip(cases, seen, strict=True):
       with contextlib.closing(case.open()) as opened:
-        # What was made while nobody took it is not counted.
+        # What lay ready is not counted.
         _consume(case, opened, seconds / 2 / ROUNDS, 2 * case.ahead)
         number, took, waited = _consume(case, opened, seconds / ROUNDS, 2)
         # By way of JAX, whose memory is aligned: other is copied by every call.

@@ -19,8 +19,7 @@ from awconv_jax.train import partition
 from benchmarks import timing
 
 FORMS = ('auto', *IMPLEMENTATIONS)
-# Relative differences of loss and gradients' norms that are rounding.
-TOLERANCES = {'float32': 1e-2, 'bfloat16': 1e-1}
+TOLERANCES = {'float32': 1e-2, 'bfloat16': 1e-1}  # Rounding, relative.
 
 
 def create_step(
@@ -93,17 +92,14 @@ def run(
   for batch in batches:
     partition.check_batch_size('--batches', batch, mesh)
   aws = [f'aw:{name}' for name in implementations]
-  # The latter needs the least memory.
-  first = 'aw:vmap' if 'aw:vmap' in aws else 'aw:map'
+  first = 'aw:vmap' if 'aw:vmap' in aws else 'aw:map'  # Of the least memory.
   timed = ['plain', *attentions, *aws]
   variants = dict.fromkeys(timed + [first] * bool(aws))
 
   def program(variant, pair):
-    fields, form = {}, variant.partition('aw:')[2]
-    if form:
+    fields = dict(attention=variant) if variant in attentions else {}
+    if form := variant.partition('aw:')[2]:
       fields = dict(aw_conv=True, aw_options=dict(implementation=form))
-    elif variant != 'plain':
-      fields = dict(attention=variant)
     network = models.create(model, num_classes=1000, dtype=dtype, **fields)
     if hasattr(network, 'zero_init_residual'):
       # The identity has no gradients inside; zeros may be faster.

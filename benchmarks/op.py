@@ -22,14 +22,11 @@ from benchmarks import timing
 # Channels, height = width of the input, and stride, v1.5 at 224x224 pixels.
 SHAPES = ((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1))
 STRIDED = ((128, 56, 2), (256, 28, 2), (512, 14, 2))
-# Relative differences that are rounding, on CPU. Matrix units of other devices
-# round what they multiply: float32 is no better there.
+# Rounding, relative, on CPU; matrix units elsewhere round float32 as bfloat16.
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
 FORMS = ('auto', *IMPLEMENTATIONS, 'torch')
-# Where forms are a measure; elsewhere they only run.
-PLACES = {'fused': 'gpu', 'torch': 'cpu'}
-# What PyTorch's are compared with.
-TORCH = {'torch:plain': 'plain', 'torch:grouped': 'vmap'}
+PLACES = {'fused': 'gpu', 'torch': 'cpu'}  # Elsewhere they are no measure.
+TORCH = {'torch:plain': 'plain', 'torch:grouped': 'vmap'}  # And references.
 
 
 def run(
@@ -129,8 +126,7 @@ def _jax_program(name, direction, stride, inputs) -> timing.Program:
 def _torch_program(name, direction, stride, inputs) -> timing.Program:
   """Returns PyTorch's plain or grouped convolution with all cores.
 
-  The batch becomes channel groups: x as [1, N * C, H, W], the kernels
-  K * (1 + A) as [N * D, C, 3, 3]. No call copies x into PyTorch's layout.
+  Samples become channel groups: x [1, N * C, H, W], kernels [N * D, C, 3, 3].
   """
   import torch
 

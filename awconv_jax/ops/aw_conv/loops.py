@@ -158,10 +158,11 @@ def _backward(layout, input_gradient, options, x, kernel, attention, grad):
       # Split in here: outside, the loop would hold the kernel a second time.
       split = parts.split(arranged).astype(wide)
       image_grad = input_gradient(out_grad, scaled, image, options)
-      maps_grad = parts.reduce(scaled_grad * split)
+      total = total + scaled_grad * scale
       x_grad = _write(x_grad, image_grad, n, block)
+      maps_grad = parts.reduce(scaled_grad * split)
       attention_grad = _write(attention_grad, maps_grad, n, block)
-      return (total + scaled_grad * scale, x_grad, attention_grad), None
+      return (total, x_grad, attention_grad), None
 
     zeros = jnp.zeros_like(parts.split(arranged), wide)
     (total, *gradients), _ = lax.scan(
