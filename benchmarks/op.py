@@ -51,10 +51,9 @@ def run(
     seconds: time for each measurement.
 
   Yields:
-    The input is [batch, side, side, channels], the direction 'forward', or
-    'both' for forward and backward. 'ratio' is to 'plain', PyTorch's to
-    'torch:plain'; 'error' to 'vmap', that of 'torch:plain' to 'plain'. See
-    `timing.Program` for the other columns.
+    The input is [batch, side, side, channels]; 'both' is forward and backward.
+    'ratio' is to 'plain', PyTorch's to 'torch:plain'; 'error' to 'vmap', that
+    of 'torch:plain' to 'plain'; for other columns see `timing.Program`.
   """
   backend = jax.default_backend()
   here = [name for name in FORMS if PLACES.get(name, backend) == backend]
