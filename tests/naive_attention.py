@@ -1,32 +1,42 @@
 """Numpy float64 references of the attention layers, from the papers' equations.
 
-As in `naive`: nothing here calls JAX or the package. Each reference takes x
+As in `naive`: nothing here calls JAX or the package. A reference takes x
 [N, H, W, C], the layer's variables and its fields, and returns the output and
-the mean and variance of the batch for each norm, as {name: {'mean', 'var'}}.
+the statistics that are left.
 """
 
 import naive
 import numpy as np
 
 
-def norm_with_batch(x, name, variables, batch, train, epsilon):
-  """Normalises, and notes the batch's statistics under `batch[name]`."""
-  axes = tuple(range(x.ndim - 1))
-  batch[name] = {'mean': x.mean(axes), 'var': x.var(axes)}
-  stats = None if train else variables['batch_stats'][name]
-  params = variables['params'][name]
-  return naive.normalize(x, params, 'batch', stats, epsilon)
+def norms(variables, train, epsilon=1e-5, momentum=None):
+  """Returns what normalises by name, and the statistics after that."""
+  moved = dict(variables['batch_stats'])
+
+  def norm(x, name):
+    stats, axes = variables['batch_stats'][name], tuple(range(x.ndim - 1))
+    if train:
+      moved[name] = {
+          key: momentum * stats[key] + (1 - momentum) * getattr(x, key)(axes)
+          for key in ('mean', 'var')
+      }
+    stats = None if train else stats
+    params = variables['params'][name]
+    return naive.normalize(x, params, 'batch', stats, epsilon)
+
+  return norm, moved
 
 
-def se(x, variables, *, train):
-  del train
+def se(x, variables, **_):
   return naive.squeeze_excite(x, variables['params']), {}
 
 
-def cbam(x, variables, *, train, epsilon=1e-5):
+def cbam(
+    x, variables, *, train=False, norm_epsilon=1e-5, norm_momentum=0.99, **_
+):
   """1807.06521, equations 2 and 3, with the norm of the authors' code."""
-  x = np.asarray(x, np.float64)
-  params, batch = variables['params'], {}
+  x, params = np.asarray(x, np.float64), variables['params']
+  norm, moved = norms(variables, train, norm_epsilon, norm_momentum)
 
   def mlp(a):
     hidden = np.maximum(naive.dense(a, params['reduce']), 0)
@@ -38,21 +48,25 @@ def cbam(x, variables, *, train, epsilon=1e-5):
   half = len(kernel) // 2
   maps = np.stack([y.max(-1), y.mean(-1)], -1)
   gate = naive.conv(maps, kernel, padding=((half, half), (half, half)))
-  gate = norm_with_batch(gate, 'spatial_norm', variables, batch, train, epsilon)
-  return y * naive.sigmoid(gate), batch
+  return y * naive.sigmoid(norm(gate, 'spatial_norm')), {'batch_stats': moved}
 
 
-def bam(x, variables, *, train, dilation=4, combine='product', epsilon=1e-5):
+def bam(
+    x,
+    variables,
+    *,
+    train=False,
+    dilation=4,
+    combine='product',
+    norm_epsilon=1e-5,
+    norm_momentum=0.9,
+    **_,
+):
   """1807.06514, equations 1 to 4, with the norms of the authors' code."""
-  x = np.asarray(x, np.float64)
-  params, batch = variables['params'], {}
-
-  def relu_norm(a, name):
-    a = norm_with_batch(a, name, variables, batch, train, epsilon)
-    return np.maximum(a, 0)
-
+  x, params = np.asarray(x, np.float64), variables['params']
+  norm, moved = norms(variables, train, norm_epsilon, norm_momentum)
   channel = naive.dense(x.mean((1, 2)), params['channel_reduce'])
-  channel = relu_norm(channel, 'channel_norm')
+  channel = np.maximum(norm(channel, 'channel_norm'), 0)
   channel = naive.dense(channel, params['channel_expand'])[:, None, None]
 
   spatial = x
@@ -66,14 +80,13 @@ def bam(x, variables, *, train, dilation=4, combine='product', epsilon=1e-5):
         dilation=(dilation, dilation),
     )
     if i < 4:
-      spatial = relu_norm(spatial, f'spatial_norm{i}')
+      spatial = np.maximum(norm(spatial, f'spatial_norm{i}'), 0)
   joined = channel * spatial if combine == 'product' else channel + spatial
-  return x * (1 + naive.sigmoid(joined)), batch
+  return x * (1 + naive.sigmoid(joined)), {'batch_stats': moved}
 
 
-def eca(x, variables, *, train):
+def eca(x, variables, **_):
   """1910.03151: each channel's gate sees the averages of its neighbours."""
-  del train
   x = np.asarray(x, np.float64)
   kernel = variables['params']['conv']['kernel'][:, 0, 0]
   half = len(kernel) // 2
@@ -82,3 +95,131 @@ def eca(x, variables, *, train):
       w * average[:, k:][:, : x.shape[-1]] for k, w in enumerate(kernel)
   )
   return x * naive.sigmoid(total)[:, None, None], {}
+
+
+def aw(
+    x,
+    variables,
+    *,
+    train=False,
+    features,
+    expansion_axis='in',
+    expansion=16,
+    kernel_dilation=1,
+    feature_group_count=1,
+    norm_momentum=0.9,
+    **fields,
+):
+  """2108.08205; of the statistics the first norm's."""
+  keys = 'gate', 'norm', 'residual', 'strides', 'padding'
+  out = naive.aw_conv_layer(
+      x,
+      variables,
+      train=train,
+      groups_out=features // (expansion if expansion_axis == 'out' else 1),
+      groups=feature_group_count,
+      dilation=(kernel_dilation,) * 2,
+      **{key: fields[key] for key in keys if key in fields},
+  )
+  params = variables['params']
+  stats, moved = variables.get('batch_stats', {}), {}
+  if stats:
+    own = {'params': params['attention'], 'batch_stats': stats['attention']}
+    norm, moved = norms(own, train, momentum=norm_momentum)
+    grid = naive.adaptive_pool(x, params['kernel'].shape[:2])
+    hidden = norm(naive.dense(grid, own['params']['pointwise1']), 'norm1')
+    norm(
+        naive.dense(np.maximum(hidden, 0), own['params']['pointwise2']), 'norm2'
+    )
+    moved = {'batch_stats': {'attention': moved}}
+  return out, moved
+
+
+def pool(x, size, stride, offset=(0, 0)):
+  """Averages around every stride-th position, where less than a stride away."""
+  out = np.zeros((len(x), *size, x.shape[-1]))
+  for i, j in np.ndindex(*size):
+    top, left = offset[0] + i * stride[0], offset[1] + j * stride[1]
+    rows = np.abs(np.arange(x.shape[1]) - top) < stride[0]
+    columns = np.abs(np.arange(x.shape[2]) - left) < stride[1]
+    if rows.any() and columns.any():
+      out[:, i, j] = x[:, rows][:, :, columns].mean((1, 2))
+  return out
+
+
+def interpolate(x, size, factor):
+  """Interpolates between cells that lie `factor` positions apart."""
+  for axis in (1, 2):
+    cells = x.shape[axis]
+    rows = []
+    for i in range(size[axis - 1]):
+      place = min(i / factor, cells - 1)
+      low = int(place)
+      high, share = min(low + 1, cells - 1), place - low
+      rows.append((1 - share) * x.take(low, axis) + share * x.take(high, axis))
+    x = np.stack(rows, axis)
+  return x
+
+
+def embedding(table, offset):
+  """The row of an offset, the outermost one for an offset beyond the table."""
+  reach = (len(table) - 1) // 2
+  return table[max(-reach, min(offset, reach)) + reach]
+
+
+def look(query, keys, values, y, x, rows, columns):
+  """What one query at (y, x) of one head sees, of [H, W, d] and [H, W, e]."""
+  logits = keys @ query
+  if rows is not None:
+    for i, j in np.ndindex(*logits.shape):
+      logits[i, j] += query @ embedding(rows, i - y)
+      logits[i, j] += query @ embedding(columns, j - x)
+  logits /= np.sqrt(len(query))
+  weights = np.exp(logits - logits.max())
+  return np.einsum('ij,ije->e', weights / weights.sum(), values)
+
+
+def attention(x, params, heads):
+  """Multi-head attention over the positions of x, with its projections."""
+  dv = params['project']['kernel'].shape[0]
+  qkv = naive.dense(x, params['qkv'])
+  dk = (qkv.shape[-1] - dv) // 2
+  queries, keys, values = np.split(qkv, (dk, 2 * dk), -1)
+  tables = params.get('relative_rows'), params.get('relative_columns')
+  out = np.zeros((*x.shape[:3], dv))
+  for h, n, y, z in np.ndindex(heads, *x.shape[:3]):
+    of_k = slice(h * dk // heads, (h + 1) * dk // heads)
+    of_v = slice(h * dv // heads, (h + 1) * dv // heads)
+    seen = keys[n, :, :, of_k], values[n, :, :, of_v]
+    out[n, y, z, of_v] = look(queries[n, y, z, of_k], *seen, y, z, *tables)
+  return naive.dense(out, params['project'])
+
+
+def aa(
+    x,
+    variables,
+    *,
+    heads,
+    strides=1,
+    padding='SAME',
+    downsample=1,
+    conv=None,
+    **_,
+):
+  """1904.09925: concat[conv(x), attention(x)]; `conv` stands for the former."""
+  params, strides = variables['params'], np.broadcast_to(strides, 2)
+  kernel = params['conv']['kernel']
+  if conv is None:
+    conv = naive.conv(x, kernel, strides=strides, padding=padding)
+    conv = conv + params['conv'].get('bias', 0)
+  size, kernel_size = conv.shape[1:3], kernel.shape[:2]
+  window = naive.pads(padding, x.shape[1:3], kernel_size, strides, (1, 1))
+  offset = [
+      (k - 1) // 2 - p[0] for k, p in zip(kernel_size, window, strict=True)
+  ]
+  seen = pool(x, size, strides, offset)
+  coarse = [int(np.ceil(length / downsample)) for length in size]
+  seen = pool(seen, coarse, (downsample, downsample))
+  seen = attention(seen, params['attention'], heads)
+  seen = interpolate(seen, size, downsample)
+  return np.concatenate([conv, seen], axis=-1), {}

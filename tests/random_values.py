@@ -1,9 +1,12 @@
-"""Random images, and variables as if a network had been trained."""
+"""Random images and variables, and how arrays are compared."""
 
 import jax
 import numpy as np
 
 from awconv_jax import models
+
+# Compiles several times faster than the default generator.
+KEY = jax.random.key(0, impl='rbg')
 
 
 def images(*shape, seed=0, dtype=np.float32):
@@ -28,6 +31,27 @@ def like(shapes, seed=0):
 def of_model(model, *side, seed=0):
   """Returns variables of a network; nothing is compiled."""
   return like(models.shapes_of(model, *side), seed)
+
+
+def randomize(tree, seed=0, dtype=np.float32, scale=1):
+  """Returns random values for all variables, none at a special point."""
+  rng = np.random.default_rng(seed)
+
+  def value(path, leaf):
+    values = rng.normal(size=leaf.shape)
+    is_variance = path[-1].key == 'var'
+    values = 0.5 + values**2 if is_variance else values * scale
+    return values.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(value, tree)
+
+
+def of_layer(layer, x, seed=0, dtype=np.float32):
+  return randomize(jax.eval_shape(layer.init, KEY, x), seed, dtype)
+
+
+def close(a, b, tolerance=1e-5):
+  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def assert_same_bits(got, want):

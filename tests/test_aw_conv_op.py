@@ -5,7 +5,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-from layer_cases import close
+from random_values import close
 import naive
 import numpy as np
 import pytest

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from flax import traverse_util
 import jax
-from layer_cases import KEY
 import numpy as np
 import pytest
 import random_values
+from random_values import KEY
 
 from awconv_jax import config, errors, models
 from awconv_jax.layers.attention import ATTENTION

@@ -5,11 +5,10 @@ import functools
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
-from layer_cases import KEY, close
 import naive_resnet
 import numpy as np
 import pytest
-from random_values import images, of_model
+from random_values import KEY, close, images, of_model
 
 from awconv_jax import models
 from awconv_jax.weights import state_dict

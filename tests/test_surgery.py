@@ -5,10 +5,10 @@ import functools
 from flax import traverse_util
 import flax.linen as nn
 import jax
-import layer_cases
-from layer_cases import KEY, close, images
 import numpy as np
 import pytest
+import random_values
+from random_values import KEY, close, images
 
 from awconv_jax import AWConv, merge_variables, replace_conv
 
@@ -80,7 +80,7 @@ def owners(model, x):
   return {path[0] for path in paths if len(path) > 1}
 
 
-randomize = functools.partial(layer_cases.randomize, seed=1, scale=0.5)
+randomize = functools.partial(random_values.randomize, seed=1, scale=0.5)
 
 
 def test_it_is_the_model_edited_by_hand():

@@ -1,0 +1,214 @@
+"""What holds for all layers with attention, against numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import naive
+import naive_attention
+import numpy as np
+import pytest
+from random_values import KEY, images, of_layer
+
+from awconv_jax.layers.attention_augmented import AugmentedConv
+from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.layers.bam import BAM
+from awconv_jax.layers.cbam import CBAM
+from awconv_jax.layers.eca import ECA
+from awconv_jax.layers.squeeze_excite import SqueezeExcite
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+SE, CBAM, BAM = (
+    functools.partial(layer, reduction=2)
+    for layer in (SqueezeExcite, CBAM, BAM)
+)
+ECA = functools.partial(ECA)
+AW = functools.partial(AWConv, features=6, kernel_size=(3, 3), expansion=2)
+# Two heads of three key dimensions, and two of the six features.
+AA = functools.partial(
+    AugmentedConv,
+    features=6,
+    kernel_size=(3, 3),
+    padding=((1, 1), (1, 1)),
+    heads=2,
+    min_key_dims=3,
+)
+REFERENCES = {
+    SE.func: naive_attention.se,
+    CBAM.func: naive_attention.cbam,
+    BAM.func: naive_attention.bam,
+    ECA.func: naive_attention.eca,
+    AW.func: naive_attention.aw,
+    AA.func: naive_attention.aa,
+}
+ACTIVATIONS, NORMED = (SE, CBAM, BAM, ECA), (AW, CBAM, BAM)
+ALL = *ACTIVATIONS, AW, AA
+
+
+def reference(layer, x, variables):
+  """Returns the output and the statistics after it by numpy."""
+  return REFERENCES[layer.func](x, variables, **layer.keywords)
+
+
+def apply(layer, variables, x, mutable=False, **options):
+  call = functools.partial(layer.apply, mutable=mutable)
+  return jax.jit(call)(variables, x, **options)
+
+
+# Layers and their fields.
+CASES = [
+    (SE, {}),
+    (CBAM, dict(train=True)),
+    (CBAM, dict(train=False, spatial_size=3)),
+    (BAM, dict(train=True)),
+    (BAM, dict(train=False, dilation=2)),
+    (
+        BAM,
+        dict(combine='sum', dilation=1, train=True)
+        | dict(norm_momentum=0.25, norm_epsilon=0.5),
+    ),
+    (ECA, dict(kernel_size=5)),
+    (AW, dict(train=True)),
+    (AW, dict(train=False)),
+    (
+        AW,
+        dict(gate='tanh', expansion_axis='out', kernel_dilation=2)
+        | dict(train=True, norm_momentum=0.75),
+    ),
+    (
+        AW,
+        dict(gate='relu', norm='layer', expansion_axis='none', use_bias=False),
+    ),
+    (AW, dict(norm='none', gate='none', residual=False)),
+    (
+        AW,
+        dict(strides=(2, 1), padding=((2, 1), (0, 3)), feature_group_count=2)
+        | dict(train=True),
+    ),
+    (AA, dict(strides=2, use_bias=False)),
+    (AA, dict(strides=(2, 1), downsample=2)),
+    (AA, dict(relative=False, padding=((2, 0), (0, 1)))),
+    (AA, dict(padding='SAME', strides=2)),
+    (AA, dict(downsample=4)),
+]
+
+
+@pytest.mark.parametrize('layer, fields', CASES)
+def test_output_gradient_and_statistics_equal_numpy(layer, fields):
+  layer = functools.partial(layer, **fields)
+  with jax.enable_x64(True):
+    # Three images: a norm over two values knows nothing but their order.
+    x = images(3, 6, 5, 6, dtype=np.float64)
+    made = layer(param_dtype=jnp.float64)
+    # Tables of relative positions are of other sizes than the images.
+    seen = np.zeros((1, 4, 7, 6))
+    variables = of_layer(made, seen, dtype=np.float64)
+    stats = {k: v for k, v in variables.items() if k != 'params'}
+    expected, moved_by_numpy = reference(layer, x, variables)
+    weights = images(*expected.shape, seed=2, dtype=np.float64)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def run(parts):
+      own = {'params': parts[1], **stats}
+      result = made.apply(own, parts[0], mutable=['batch_stats'])
+      return jnp.sum(result[0] * weights), result
+
+    parts = x, variables['params']
+    gradients, (out, moved) = jax.tree.map(np.asarray, run(parts))
+  assert out.dtype == np.float64
+  same = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+  same(out, expected)
+  jax.tree.map(same, moved, moved_by_numpy)
+  # Along one random direction for each array.
+  leaves, structure = jax.tree.flatten(parts)
+  values = dict(enumerate(leaves))
+
+  def loss(values):
+    x, params = structure.unflatten(values.values())
+    return np.sum(reference(layer, x, {'params': params, **stats})[0] * weights)
+
+  for i, gradient in enumerate(jax.tree.leaves(gradients)):
+    directions = {k: np.zeros_like(v) for k, v in values.items()}
+    directions[i] = images(*leaves[i].shape, seed=i, dtype=np.float64)
+    want = naive.directional(loss, values, directions)
+    got = np.sum(gradient * directions[i])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('layer', NORMED)
+def test_without_train_mutable_statistics_decide(layer):
+  x = images(3, 6, 5, 6)
+  variables = of_layer(layer(), x)
+
+  def run(train, mutable):
+    result = apply(layer(train=train), variables, x, mutable)
+    return result[0] if mutable else result
+
+  trained, evaluated = run(True, ['batch_stats']), run(False, ['batch_stats'])
+  assert not np.allclose(trained, evaluated)
+  np.testing.assert_array_equal(run(None, ['batch_stats']), trained)
+  np.testing.assert_array_equal(run(None, False), evaluated)
+
+
+@pytest.mark.parametrize(
+    'layer, fields',
+    [
+        *((layer, {}) for layer in (*ACTIVATIONS, AW)),
+        (AA, dict(strides=3)),
+        (AA, dict(strides=2, downsample=2)),
+        (AA, dict(padding='VALID')),
+    ],
+)
+def test_a_padded_image_gives_what_the_image_alone_does(layer, fields):
+  layer = functools.partial(layer, **fields)
+  # Below zero, so that a zero in the padding would be the largest.
+  x = images(2, 7, 9, 4) - 4
+  # Tables smaller than the images, whose offsets must not move in the padding.
+  variables = of_layer(layer(), x[:, :4, :5])
+  sizes = np.array([(7, 6), (4, 9)])
+  padded = x.copy()
+  # A convolution sees the padding, and wants it zero.
+  fill = 100 if hasattr(layer.func, 'spatial_size') else 0
+  padded[0, :, 6:], padded[1, 4:] = fill, -fill
+  out = apply(layer(), variables, padded, valid_size=sizes)
+  for n, (h, w) in enumerate(sizes):
+    alone, _ = reference(layer, x[n : n + 1, :h, :w], variables)
+    own = out[n : n + 1, : alone.shape[1], : alone.shape[2]]
+    assert own.size
+    np.testing.assert_allclose(own, alone, rtol=1e-4, atol=1e-4)
+  assert not np.allclose(out, apply(layer(), variables, padded), atol=1e-2)
+
+
+@pytest.mark.parametrize('layer', NORMED)
+def test_content_of_the_padding_never_reaches_maps_and_statistics(layer):
+  x = images(3, 7, 9, 4)
+  variables = of_layer(layer(), x)
+  soiled = x.copy()
+  soiled[:, 5:] = 1e6
+  soiled[:, :, 6:] = -1e6
+  sizes = np.array([(5, 6)] * 3)
+  watched = ['batch_stats', 'intermediates']
+  clean, dirty = (
+      apply(layer(train=True), variables, x, watched, valid_size=sizes)[1]
+      for x in (x, soiled)
+  )
+  jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+@pytest.mark.parametrize('layer', ALL)
+def test_bfloat16_computes_narrow_with_wide_parameters(layer):
+  narrow = jnp.asarray(images(2, 6, 5, 8), jnp.bfloat16)
+  made = layer(dtype=jnp.bfloat16)
+  shapes = jax.eval_shape(made.init, KEY, narrow)
+  call = functools.partial(made.apply, mutable=['batch_stats'])
+  moved = jax.eval_shape(call, shapes, narrow)[1]
+  dtypes = {leaf.dtype.name for leaf in jax.tree.leaves((shapes, moved))}
+  assert dtypes == {'float32'}
+  # Small enough that no gate turns on the rounding of a large sum.
+  variables = jax.tree.map(lambda v: v / 4, of_layer(made, narrow))
+  out = apply(made, variables, narrow)
+  assert out.dtype == jnp.bfloat16
+  expected, _ = reference(layer, np.float64(narrow), variables)
+  np.testing.assert_allclose(np.float32(out), expected, rtol=4e-2, atol=2e-2)
