@@ -31,12 +31,10 @@ def se(x, variables, **_):
   return naive.squeeze_excite(x, variables['params']), {}
 
 
-def cbam(
-    x, variables, *, train=False, norm_epsilon=1e-5, norm_momentum=0.99, **_
-):
+def cbam(x, variables, *, train=False, norm_momentum=0.99, **_):
   """1807.06521, equations 2 and 3, with the norm of the authors' code."""
   x, params = np.asarray(x, np.float64), variables['params']
-  norm, moved = norms(variables, train, norm_epsilon, norm_momentum)
+  norm, moved = norms(variables, train, momentum=norm_momentum)
 
   def mlp(a):
     hidden = np.maximum(naive.dense(a, params['reduce']), 0)
@@ -97,42 +95,28 @@ def eca(x, variables, **_):
   return x * naive.sigmoid(total)[:, None, None], {}
 
 
-def aw(
-    x,
-    variables,
-    *,
-    train=False,
-    features,
-    expansion_axis='in',
-    expansion=16,
-    kernel_dilation=1,
-    feature_group_count=1,
-    norm_momentum=0.9,
-    **fields,
-):
-  """2108.08205; of the statistics the first norm's."""
-  keys = 'gate', 'norm', 'residual', 'strides', 'padding'
+def aw(x, variables, *, train=False, features, norm_momentum=0.9, **fields):
+  """2108.08205."""
+  known = 'gate', 'norm', 'residual', 'strides', 'padding'
+  shared = fields.get('expansion_axis', 'in') == 'out'
   out = naive.aw_conv_layer(
       x,
       variables,
       train=train,
-      groups_out=features // (expansion if expansion_axis == 'out' else 1),
-      groups=feature_group_count,
-      dilation=(kernel_dilation,) * 2,
-      **{key: fields[key] for key in keys if key in fields},
+      groups_out=features // (fields['expansion'] if shared else 1),
+      groups=fields.get('feature_group_count', 1),
+      dilation=(fields.get('kernel_dilation', 1),) * 2,
+      **{key: fields[key] for key in known if key in fields},
   )
-  params = variables['params']
-  stats, moved = variables.get('batch_stats', {}), {}
-  if stats:
-    own = {'params': params['attention'], 'batch_stats': stats['attention']}
-    norm, moved = norms(own, train, momentum=norm_momentum)
-    grid = naive.adaptive_pool(x, params['kernel'].shape[:2])
-    hidden = norm(naive.dense(grid, own['params']['pointwise1']), 'norm1')
-    norm(
-        naive.dense(np.maximum(hidden, 0), own['params']['pointwise2']), 'norm2'
-    )
-    moved = {'batch_stats': {'attention': moved}}
-  return out, moved
+  if 'batch_stats' not in variables:
+    return out, {}
+  branch = {key: own['attention'] for key, own in variables.items()}
+  norm, moved = norms(branch, train, momentum=norm_momentum)
+  first, second = (branch['params'][f'pointwise{i}'] for i in (1, 2))
+  grid = naive.adaptive_pool(x, variables['params']['kernel'].shape[:2])
+  hidden = np.maximum(norm(naive.dense(grid, first), 'norm1'), 0)
+  norm(naive.dense(hidden, second), 'norm2')
+  return out, {'batch_stats': {'attention': moved}}
 
 
 def pool(x, size, stride, offset=(0, 0)):
@@ -195,19 +179,10 @@ def attention(x, params, heads):
   return naive.dense(out, params['project'])
 
 
-def aa(
-    x,
-    variables,
-    *,
-    heads,
-    strides=1,
-    padding='SAME',
-    downsample=1,
-    conv=None,
-    **_,
-):
+def aa(x, variables, *, heads, padding, downsample=1, conv=None, **fields):
   """1904.09925: concat[conv(x), attention(x)]; `conv` stands for the former."""
-  params, strides = variables['params'], np.broadcast_to(strides, 2)
+  params = variables['params']
+  strides = np.broadcast_to(fields.get('strides', 1), 2)
   kernel = params['conv']['kernel']
   if conv is None:
     conv = naive.conv(x, kernel, strides=strides, padding=padding)

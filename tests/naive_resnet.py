@@ -34,15 +34,6 @@ class Resnet:
     params = {'scale': own['weight'], 'bias': own['bias']}
     return naive.normalize(x, params, 'batch', stats, self.epsilon)
 
-  def squeeze_excite(self, name, x):
-    params = {}
-    for ours, theirs in (('reduce', 'fc1'), ('expand', 'fc2')):
-      params[ours] = {
-          'kernel': self.state[f'{name}.{theirs}.weight'][:, :, 0, 0].T,
-          'bias': self.state[f'{name}.{theirs}.bias'],
-      }
-    return naive.squeeze_excite(x, params)
-
   def block(self, name, x, stride):
     count = sum(f'{name}.conv{i}.weight' in self.state for i in (1, 2, 3))
     strided, y = self.strided if count == 3 else 1, x
@@ -51,7 +42,15 @@ class Resnet:
       y = self.norm(f'{name}.bn{i}', y)
       y = y if i == count else np.maximum(y, 0)
     if f'{name}.se.fc1.weight' in self.state:
-      y = self.squeeze_excite(f'{name}.se', y)
+      layers = ('reduce', f'{name}.se.fc1'), ('expand', f'{name}.se.fc2')
+      params = {
+          layer: {
+              'kernel': self.state[f'{own}.weight'][:, :, 0, 0].T,
+              'bias': self.state[f'{own}.bias'],
+          }
+          for layer, own in layers
+      }
+      y = naive.squeeze_excite(y, params)
     if f'{name}.downsample.0.weight' in self.state:
       x = self.conv(f'{name}.downsample.0', x, stride)
       x = self.norm(f'{name}.downsample.1', x)
@@ -59,15 +58,13 @@ class Resnet:
 
   def max_pool(self, x):
     """3x3 of stride 2, one position of minus infinity on every side."""
-    padded = np.pad(
-        x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf
-    )
+    pads = (0, 0), (1, 1), (1, 1), (0, 0)
+    padded = np.pad(x, pads, constant_values=-np.inf)
     rows, columns = ((n - 1) // 2 + 1 for n in x.shape[1:3])
     out = np.zeros((len(x), rows, columns, x.shape[3]))
-    for i in range(rows):
-      for j in range(columns):
-        window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
-        out[:, i, j] = window.max((1, 2))
+    for i, j in np.ndindex(rows, columns):
+      window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+      out[:, i, j] = window.max((1, 2))
     return out
 
   def __call__(self, x):

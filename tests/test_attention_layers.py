@@ -70,7 +70,9 @@ def test_the_convolution_of_aa_may_be_an_aw_convolution():
       **dict(train=False, groups_out=4, gate='tanh', norm='layer'),
       padding=SIDES,
   )
-  expected, _ = naive_attention.aa(x, variables, heads=2, conv=branch)
+  expected, _ = naive_attention.aa(
+      x, variables, heads=2, padding=SIDES, conv=branch
+  )
   close(jax.jit(layer.apply)(variables, x), expected, 1e-4)
   assert 'bias' not in own and 'attention' in own
 

@@ -12,14 +12,11 @@ from awconv_jax import models
 
 RESNET = dict(width=8, stem='cifar', stage_sizes=(1, 2), num_classes=3)
 RATES = (0, 0.3, 0.6)
+SE = dict(attention='se', attention_options=dict(reduction=4))
 # Each family, with the rates of its drops where the last one's is 0.6. The last
 # block of each adds its input as it is.
 FAMILIES = {
-    'basic': (
-        'resnet18',
-        RESNET | dict(attention='se', attention_options=dict(reduction=4)),
-        RATES,
-    ),
+    'basic': ('resnet18', RESNET | SE, RATES),
     'bottleneck': ('resnet50', RESNET, RATES),
     'wide': (
         'wrn_16_4',
@@ -29,12 +26,8 @@ FAMILIES = {
     # Of its five blocks the first and the fourth have no shortcut.
     'depthwise': (
         'mobilenet_v2',
-        dict(
-            stages=((1, 16, 1, 1), (1, 16, 2, 1), (2, 16, 2, 2)),
-            stem='cifar',
-            dropout=0.0,
-            num_classes=3,
-        ),
+        dict(stages=((1, 16, 1, 1), (1, 16, 2, 1), (2, 16, 2, 2)))
+        | dict(stem='cifar', dropout=0.0, num_classes=3),
         (0.15, 0.3, 0.6),
     ),
 }
@@ -46,12 +39,6 @@ pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 def create(family, **more):
   name, options, rates = FAMILIES[family]
   return models.create(name, **options | more), rates
-
-
-@functools.cache
-def variables_of(family):
-  # No scale is 0, or there would be nothing to drop.
-  return of_model(create(family)[0], 8)
 
 
 @functools.cache
@@ -72,17 +59,13 @@ def drops(family, train=True):
         blocks.append((args[0], out))
       return out
 
+    options = dict(mutable=['batch_stats'], rngs={'dropout': rng})
     with nn.intercept_methods(record):
-      model.apply(
-          variables,
-          x,
-          train=train,
-          mutable=['batch_stats'],
-          rngs={'dropout': rng},
-      )
+      model.apply(variables, x, train=train, **options)
     return seen, blocks[-1]
 
-  seen = run(variables_of(family), images(N, 8, 8, 3), jax.random.key(1))
+  # No scale is 0, or there would be nothing to drop.
+  seen = run(of_model(model, 8), images(N, 8, 8, 3), jax.random.key(1))
   return jax.tree.map(np.asarray, seen)
 
 
@@ -117,22 +100,21 @@ def test_evaluation_drops_nothing(family):
     np.testing.assert_array_equal(before, after)
 
 
-def apply_text(model, **rngs):
-  """Returns the program of a training step's forward pass."""
-  fields = dict(train=True, mutable=['batch_stats'], rngs=rngs)
-  run = jax.jit(functools.partial(model.apply, **fields))
-  return run.lower(variables_of('basic'), images(2, 8, 8, 3)).as_text()
-
-
 def test_a_rate_of_zero_changes_neither_program_nor_parameters():
   without, _ = create('basic')
   zero, _ = create('basic', stochastic_depth=0.0)
   half, _ = create('basic', stochastic_depth=0.5)
+  variables, x = of_model(without, 8), images(2, 8, 8, 3)
+
+  def text(model, **rngs):
+    fields = dict(train=True, mutable=['batch_stats'], rngs=rngs)
+    run = jax.jit(functools.partial(model.apply, **fields))
+    return run.lower(variables, x).as_text()
+
   key = jax.random.key(0)
   # Without an rng: nothing random is in it.
-  text = apply_text(zero)
-  assert text == apply_text(without) == apply_text(zero, dropout=key)
-  assert text != apply_text(half, dropout=key) and 'select' not in text
+  assert text(zero) == text(without) == text(zero, dropout=key)
+  assert text(zero) != text(half, dropout=key) and 'select' not in text(zero)
   shapes = [models.shapes_of(model, 8) for model in (without, zero, half)]
   assert shapes[0] == shapes[1] == shapes[2]
 

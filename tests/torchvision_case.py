@@ -58,9 +58,8 @@ def draw(name, shape):
 def images():
   """Returns normalised images [2, *CANVAS, 3] with zeros for padding."""
   x = np.random.default_rng(0).normal(size=(2, *CANVAS, 3))
-  for image, (height, width) in zip(x, SIZES, strict=True):
-    image[height:] = 0
-    image[:, width:] = 0
+  height, width = SIZES[1]
+  x[1, height:] = x[1, :, width:] = 0
   return x.astype(np.float32)
 
 
@@ -117,7 +116,6 @@ def main():
   arrays |= {ours: losses[name].numpy() for ours, name in LOSSES.items()}
   shapes = {n: list(x.shape) for n, x in model.state_dict().items()}
   np.savez_compressed(PATH, shapes=json.dumps(shapes), **arrays)
-  print({k: v.shape or float(v) for k, v in arrays.items()})
 
 
 if __name__ == '__main__':
