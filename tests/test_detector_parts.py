@@ -37,7 +37,7 @@ def draw(shapes, seed=0):
   }
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def variables():
   init = jax.eval_shape(PYRAMID.init, KEY, draw(STAGES), NONE)
   return random_values.like(init)
@@ -96,10 +96,8 @@ def test_the_head_gives_rows_columns_and_then_anchors():
   assert cells[1].all() and cells[0, 0, :2].all() and cells[0].sum() == 6
 
 
-XAVIER = {  # Of (ways in, ways out).
-    ways: (2 / sum(ways)) ** 0.5
-    for ways in ((60, 24), (216, 216), (24, 64), (64, 64))
-}
+def xavier(*ways):
+  return (2 / sum(ways)) ** 0.5
 
 
 @pytest.mark.parametrize(
@@ -108,7 +106,7 @@ XAVIER = {  # Of (ways in, ways out).
         (
             fpn.FPN(features=24),
             [{'c2': np.ones((1, 1, 1, 60))}, [None]],
-            dict(lateral2=XAVIER[60, 24], output2=XAVIER[216, 216]),
+            dict(lateral2=xavier(60, 24), output2=xavier(216, 216)),
         ),
         (
             rpn.RPNHead(anchors=3, features=40),
@@ -118,7 +116,7 @@ XAVIER = {  # Of (ways in, ways out).
         (
             box_head.BoxHead(features=64),
             [np.ones((1, 2, 2, 6))],
-            dict(fc6=XAVIER[24, 64], fc7=XAVIER[64, 64]),
+            dict(fc6=xavier(24, 64), fc7=xavier(64, 64)),
         ),
         (
             box_head.BoxPredictor(CLASSES, 'last'),

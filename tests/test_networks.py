@@ -117,7 +117,7 @@ STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
         marks=slow_if(
-            not aw_conv or batch > 1 or (attention and family != 'basic')
+            not aw_conv or batch > 1 or attention and family != 'basic'
         ),
     )
     for family, attention, aw_conv, batch in itertools.product(
