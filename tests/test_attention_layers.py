@@ -65,14 +65,10 @@ def test_the_convolution_of_aa_may_be_an_aw_convolution():
   layer, x = small(convolution=aw, use_bias=False), images(2, 4, 5, 3)
   variables = of_layer(layer, x)
   own = variables['params']['conv']
-  branch = naive.aw_conv_layer(
-      *(x, {'params': own}),
-      **dict(train=False, groups_out=4, gate='tanh', norm='layer'),
-      padding=SIDES,
-  )
-  expected, _ = naive_attention.aa(
-      x, variables, heads=2, padding=SIDES, conv=branch
-  )
+  options = dict(train=False, groups_out=4, gate='tanh', norm='layer')
+  branch = naive.aw_conv_layer(x, {'params': own}, padding=SIDES, **options)
+  options = dict(heads=2, padding=SIDES, conv=branch)
+  expected, _ = naive_attention.aa(x, variables, **options)
   close(jax.jit(layer.apply)(variables, x), expected, 1e-4)
   assert 'bias' not in own and 'attention' in own
 
@@ -86,11 +82,9 @@ def test_a_partials_own_fields_win():
   assert 'bias' in params['attention']['project']
   # Dilated windows are wider, and centred on the same positions: attention is
   # that of a plain window with its padding.
-  dense = small(relative=False)
   plain = params | {'conv': params['conv'] | {'bias': np.zeros(4, np.float32)}}
-  out, own = wide.apply({'params': params}, x), dense.apply(
-      {'params': plain}, x
-  )
+  out = wide.apply({'params': params}, x)
+  own = small(relative=False).apply({'params': plain}, x)
   close(out[..., 4:], own[..., 4:], 1e-4)
   assert not np.allclose(out[..., :4], own[..., :4])
 

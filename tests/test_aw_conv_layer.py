@@ -204,7 +204,7 @@ def test_a_tap_takes_the_nearest_cell_of_another_grid(pool_size, rows, columns):
         (dict(expansion_axis='c'), "axis 'c'; known: in, none, out"),
         (dict(refinement='sse'), "refinement 'sse' .*known: cbam, eca, se"),
         (dict(identity_start=True, gate='relu'), "'none'.*gate='relu'"),
-        (dict(identity_start=True, gate='tanh', residual=False), 'l=False'),
+        (dict(identity_start=True, gate='none', residual=False), 'l=False'),
         (dict(feature_group_count=3), r'x \(1, 4, 4, 4\).*groups=3'),
         (dict(kernel_size=(3,)), r'each of two axes, not \(3,\)'),
         (dict(padding=(1, 1, 1)), r'padding.*\(1, 1, 1\)'),
