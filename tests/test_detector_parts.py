@@ -23,7 +23,7 @@ PYRAMID, NONE = fpn.FPN(features=6), [None] * 3
 CANVAS, SIZE = (32, 48), np.array([27.0, 41.0], np.float32)
 LEVELS = Anchors(strides=(8, 16), scale=2.0).pyramid(CANVAS)
 PROPOSE = functools.partial(rpn.propose, anchors=LEVELS, coder=Coder())
-GT = np.array([[3, 4, 20, 19], [0, 0, 0, 0], [18, 6, 40, 26]], np.float32)
+GT = np.array([[3, 4, 20, 19], [4, 5, 21, 20], [18, 6, 40, 26]], np.float32)
 CLASSES, LABELS, VALID = 4, np.array([3, 2, 0]), np.array([True, False, True])
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')

@@ -84,10 +84,10 @@ def test_output_gradient_and_statistics_equal_numpy(layer, fields):
   layer = functools.partial(layer, **fields)
   with jax.enable_x64(True):
     # Three images: a norm over two values knows nothing but their order.
-    x = images(3, 6, 5, 6, dtype=np.float64)
+    x = images(3, 5, 4, 4, dtype=np.float64)
     made = layer(param_dtype=jnp.float64)
     # Tables of relative positions are of other sizes than the images.
-    seen = np.zeros((1, 4, 7, 6))
+    seen = np.zeros((1, 4, 7, 4))
     variables = of_layer(made, seen, dtype=np.float64)
     stats = {k: v for k, v in variables.items() if k != 'params'}
     expected, moved_by_numpy = reference(layer, x, variables)
