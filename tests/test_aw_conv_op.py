@@ -5,10 +5,10 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-from random_values import close
 import naive
 import numpy as np
 import pytest
+from random_values import close
 from test_aw_conv_agreement import (
     BASE,
     CASES,
