@@ -110,6 +110,16 @@ def test_half_precision_equals_the_loop(name, dtypes, monkeypatch):
   check(['fused'], WIDE | TILED[name], dtypes)
 
 
+def test_half_precision_is_within_a_hundredth_of_vmap():
+  # Normal numbers of both signs, and the norm of the difference.
+  case = WIDE | dict(n=4, size=(14, 14), channels=128, g=8)
+  operands = [jnp.asarray(a, jnp.bfloat16) for a in draw(case)]
+  results = (jax.jit(both(name))(*operands) for name in ('fused', 'vmap'))
+  for own, wanted in zip(*results, strict=True):
+    own, wanted = np.float64(own), np.float64(wanted)
+    assert np.linalg.norm(own - wanted) <= 1e-2 * np.linalg.norm(wanted)
+
+
 def test_the_samples_kernel_is_rounded_once():
   case = dict(size=(4, 4), kernel_size=(1, 1), g=16)
   _, kernel, maps = (jnp.asarray(a, jnp.bfloat16) for a in draw(WIDE | case))
