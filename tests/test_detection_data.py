@@ -138,6 +138,7 @@ def test_empty_images_can_be_left_out(create):
   empty = {s for s in range(N_TRAIN) if not kept_of(s, crowds=False)}
   assert len(empty) > 5  # Some have but a crowd.
   assert batches.num_examples == N_TRAIN - len(empty)
+  assert batches.num_left_out == len(empty)
   shown = {int(i) for b in take(batches, 14) for i in b['image_id']}
   assert shown == set(range(N_TRAIN)) - empty
 

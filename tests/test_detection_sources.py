@@ -149,6 +149,7 @@ OUTSIDE = 'reaches outside of its image of 40 x 30 pixels'
 ANNOTATIONS = [
     ({'bbox': [35, 2, 10, 4]}, f'bbox [35, 2, 10, 4] {OUTSIDE}'),
     ({'bbox': [-3, 2, 10, 4]}, f'bbox [-3, 2, 10, 4] {OUTSIDE}'),
+    ({'bbox': [-1, 5, 0.5, 5]}, f'bbox [-1, 5, 0.5, 5] {OUTSIDE}'),
     ({'bbox': [2, 30.5, 4, 0.25]}, f'bbox [2, 30.5, 4, 0.25] {OUTSIDE}'),
     ({'bbox': [3, 4, 0, 5]}, 'bbox [3, 4, 0, 5] has no width or'),
     ({'bbox': [3, 4, 5]}, 'bbox=[3, 4, 5]: List should have at'),

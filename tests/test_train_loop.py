@@ -4,7 +4,9 @@ import contextlib
 import json
 import re
 
+import fake_tfds
 import numpy as np
+import pictures
 import pytest
 import tiny
 import tiny_scenes
@@ -12,7 +14,8 @@ from watched_run import assert_same_runs, logged, rows_of, saved_arrays
 
 from awconv_jax import errors
 from awconv_jax.train import loop as train_loop
-from awconv_jax.train import preemption
+from awconv_jax.train import preemption, rundir
+from configs import imagenet
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -136,3 +139,23 @@ def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
   arrays = saved_arrays(tmp_path, 22)
   assert not any(name.startswith('ema') for name in arrays)
   assert result.metrics['loss'] != whole[1].metrics['loss']
+
+
+def test_a_recipe_for_imagenet_trains_from_what_tfds_prepared(tmp_path):
+  """LAMB, mixing, bfloat16, accumulation, and every image evaluated once."""
+  rows = [dict(image=pictures.photo(i), label=7 * i) for i in range(14)]
+  splits = {'train': rows, 'validation': rows[:10]}
+  fake_tfds.write(tmp_path, 'imagenet2012', fake_tfds.labelled(1000), splits)
+  shrunk = imagenet.get_config(model='resnet18', recipe='a3', aw_conv=True)
+  tiny.shrink(shrunk, 32)
+  with shrunk.unlocked():
+    shrunk.data.update(dir=str(tmp_path), num_workers=0)
+    shrunk.update(batch_size=16, accumulation_steps=2, log_every_steps=1)
+    shrunk.model.dtype = 'bfloat16'
+    shrunk.num_epochs, shrunk.optimizer.warmup_epochs = 8 * 16 / 14, 2.0
+    shrunk.eval_every_epochs = shrunk.checkpoint_every_epochs = 1e3
+  result = train_loop.train(shrunk, str(tmp_path / 'run'))
+  assert result.step == 8 and result.metrics['num_examples'] == 10
+  losses = logged(tmp_path / 'run', 'train/loss')
+  assert len(losses) == 8 and np.isfinite(losses).all()
+  assert not (tmp_path / 'run' / rundir.UNREADABLE).exists()
