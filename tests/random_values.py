@@ -52,14 +52,3 @@ def of_layer(layer, x, seed=0, dtype=np.float32):
 
 def close(a, b, tolerance=1e-5):
   np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
-def assert_same_bits(got, want):
-  """Compares trees of arrays: structure, dtypes, shapes and bits."""
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  want = jax.tree.leaves(want)
-  for i, (path, a) in enumerate(jax.tree_util.tree_leaves_with_path(got)):
-    a, b = np.asarray(a), np.asarray(want[i])
-    where = jax.tree_util.keystr(path)
-    assert (a.dtype, a.shape) == (b.dtype, b.shape), where
-    assert a.tobytes() == b.tobytes(), where

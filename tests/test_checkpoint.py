@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_values import assert_same_bits
+from watched_run import assert_same_bits
 
 from awconv_jax.errors import InputError
 from awconv_jax.train import checkpoint
@@ -274,13 +274,13 @@ def test_two_processes(directory):
   calls = [f'one_of_two({str(directory)!r}, {port}, {i})' for i in range(2)]
   children = [start(call, devices=4) for call in calls]
   try:
-    outputs = [child.communicate(timeout=90)[0] for child in children]
+    ends = [child.communicate(timeout=90) for child in children]
   finally:
     for child in children:
       child.kill()
-  assert [child.returncode for child in children] == [0, 0], outputs
-  assert 'checkpoint 4 in' in outputs[0] and 'moved to' in outputs[0]
-  assert 'moved to' not in outputs[1]
+  assert [child.returncode for child in children] == [0, 0], ends
+  assert 'checkpoint 4 in' in ends[0][0] and 'moved to' in ends[0][0]
+  assert 'moved to' not in ends[1][0]
   assert damaged(directory) == ['3', '4']
   (step, state, _), lines = restore(directory)
   assert step == 3 and not lines

@@ -143,7 +143,7 @@ def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
 
 def test_a_recipe_for_imagenet_trains_from_what_tfds_prepared(tmp_path):
   """LAMB, mixing, bfloat16, accumulation, and every image evaluated once."""
-  rows = [dict(image=pictures.photo(i), label=7 * i) for i in range(14)]
+  rows = [dict(image=pictures.photo(i), label=7 * i) for i in range(18)]
   splits = {'train': rows, 'validation': rows[:10]}
   fake_tfds.write(tmp_path, 'imagenet2012', fake_tfds.labelled(1000), splits)
   shrunk = imagenet.get_config(model='resnet18', recipe='a3', aw_conv=True)
@@ -152,7 +152,7 @@ def test_a_recipe_for_imagenet_trains_from_what_tfds_prepared(tmp_path):
     shrunk.data.update(dir=str(tmp_path), num_workers=0)
     shrunk.update(batch_size=16, accumulation_steps=2, log_every_steps=1)
     shrunk.model.dtype = 'bfloat16'
-    shrunk.num_epochs, shrunk.optimizer.warmup_epochs = 8 * 16 / 14, 2.0
+    shrunk.num_epochs, shrunk.optimizer.warmup_epochs = 8 * 16 / 18, 2.0
     shrunk.eval_every_epochs = shrunk.checkpoint_every_epochs = 1e3
   result = train_loop.train(shrunk, str(tmp_path / 'run'))
   assert result.step == 8 and result.metrics['num_examples'] == 10

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import naive_resnet
 import numpy as np
 import pytest
-from random_values import assert_same_bits, of_model
+from random_values import of_model
 import torch_zip
+from watched_run import assert_same_bits
 
 from awconv_jax import models, weights
 from awconv_jax.errors import InputError

@@ -30,6 +30,17 @@ def logged(workdir, name):
   return [row[name] for row in rows_of(workdir) if name in row]
 
 
+def assert_same_bits(got, want):
+  """Compares trees of arrays: structure, dtypes, shapes and bits."""
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  want = jax.tree.leaves(want)
+  for i, (path, a) in enumerate(jax.tree_util.tree_leaves_with_path(got)):
+    a, b = np.asarray(a), np.asarray(want[i])
+    where = jax.tree_util.keystr(path)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), where
+    assert a.tobytes() == b.tobytes(), where
+
+
 def assert_same_runs(one, two, step):
   """Compares checkpoints bit by bit, and all metrics but the clock's."""
   speed = ('train/images_per_second', 'train/data_wait')
