@@ -90,6 +90,17 @@ def test_round_trip(directory, monkeypatch):
   assert_same_bits(state, make_state(2))
 
 
+def test_a_sharded_array_is_saved_as_a_whole(tmp_path):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+  sharding = jax.sharding.NamedSharding(mesh, jax.P('data'))
+  state = {'x': jax.device_put(np.arange(16.0), sharding)}
+  with Checkpointer(tmp_path / 'checkpoints', keep=2) as checkpointer:
+    checkpointer.save(1, state, {})
+    _, got, _ = checkpointer.restore_latest(state)
+  assert got['x'].sharding == sharding
+  np.testing.assert_array_equal(got['x'], np.arange(16.0))
+
+
 def test_a_later_donation_does_not_reach_a_save():
   state = {'w': jnp.ones(9)}
   host = checkpoint._to_host(state)['w']

@@ -66,15 +66,3 @@ def test_flags_are_defined_for_programs_only():
   for path in PACKAGE.rglob('*.py'):
     if 'tools' not in path.parts and path.stem != 'command_line':
       assert 'flags.DEFINE' not in path.read_text(), path
-
-
-def test_nothing_speaks_of_where_it_was_made():
-  # The project speaks of itself alone.
-  for pattern in ('*.py', '*.md', '*.toml', '*.txt', 'Makefile', '*.ipynb'):
-    for path in commands.ROOT.rglob(pattern):
-      relative = path.relative_to(commands.ROOT).parts
-      if relative[0][0] == '.' or relative[0] == 'runs':
-        continue
-      text = path.read_text()
-      for word in ('/wo' + 'rk/', '.libr' + 'ary', '/ro' + 'ot/'):
-        assert word not in text, f'{path}: {word}'

@@ -13,16 +13,18 @@ pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
 class Linear:
-  """Least squares, with a running count as its other variable."""
+  """Least squares, with running counts as its other variables."""
 
   def init(self, rng, batch):
     del rng, batch
-    return {'params': {'w': jnp.ones(3)}, 'batch_stats': {'n': jnp.zeros(())}}
+    counts = {'n': jnp.zeros(()), 'whole': jnp.zeros((), jnp.int32)}
+    return {'params': {'w': jnp.ones(3)}, 'batch_stats': counts}
 
   def loss(self, variables, batch, rng):
     w = variables['params']['w']
     error = batch['x'] @ w - batch['y']
-    updated = {'batch_stats': {'n': variables['batch_stats']['n'] + 1}}
+    counts = jax.tree.map(lambda n: n + 1, variables['batch_stats'])
+    updated = {'batch_stats': counts}
     return (error**2).mean(), ({'draw': jax.random.normal(rng)}, updated)
 
 
@@ -90,6 +92,7 @@ def test_averages_of_parameters_and_statistics():
     w, n = decay * w + (1 - decay) * newest, decay * n + (1 - decay) * (i + 1)
   np.testing.assert_allclose(state.ema['params']['w'], w, rtol=1e-5)
   np.testing.assert_allclose(state.ema['batch_stats']['n'], n, rtol=1e-5)
+  assert state.ema['batch_stats']['whole'] == 5  # Of no float type.
   assert state.eval_variables() is state.ema
 
 

@@ -218,8 +218,8 @@ def _to_host(state: Any) -> dict[str, np.ndarray]:
   """Returns copies, sorted by name, that donation cannot reach."""
   named, _ = _named_leaves(state)
   for name, leaf in named.items():
-    if isinstance(leaf, jax.Array):
-      leaf = leaf.addressable_data(0)
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+      leaf = leaf.addressable_data(0)  # Of an array over several hosts, too.
     # On CPU np.asarray would be a view of the device's own buffer, and nothing
     # promises that JAX goes on sparing buffers with views from donation.
     named[name] = np.array(leaf, copy=True)

@@ -157,10 +157,13 @@ def create_train_step(
     if ema is not None:
       # A short past is weighed less, or the random start would be averaged.
       decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+      newest = {'params': params, **model_state}
       ema = jax.tree.map(
-          lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype),
+          lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype)
+          if jnp.issubdtype(old.dtype, jnp.floating)
+          else new,  # A count or a mask.
           ema,
-          {'params': params, **model_state},
+          newest,
       )
     metrics = {
         'loss': loss,
