@@ -9,6 +9,7 @@ convolution without activation.
 from typing import Annotated
 
 import flax.linen as nn
+import jax
 
 from awconv_jax import options
 from awconv_jax.errors import look_up
@@ -17,8 +18,12 @@ from awconv_jax.models import network
 STEMS = {'imagenet': 2, 'cifar': 1}  # Strides.
 # The slots whose convolution becomes an AW-convolution.
 AW_WHERE = {'3x3': ('conv2',)}
-N = options.PositiveInt
-Stage = tuple[N, N, N, N]  # Factor of the widening, channels, blocks, stride.
+Stage = tuple[
+    options.PositiveInt,  # Factor of the widening.
+    options.PositiveInt,  # Channels.
+    options.PositiveInt,  # Blocks.
+    options.PositiveInt,  # Stride.
+]
 
 
 def scaled(channels: int, factor: float) -> int:
@@ -81,7 +86,9 @@ class MobileNetV2(network.Network):
     self.check_places(len(self.stages), dense_3x3=False)
 
   @nn.compact
-  def __call__(self, images, *, train, valid_size=None):
+  def __call__(
+      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
+  ) -> network.Output:
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
     plain, norm = self.conv(), self.norm(train)

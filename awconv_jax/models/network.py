@@ -20,6 +20,7 @@ from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 Layer = Callable[..., Any]
 Size = jax.Array | None  # See `valid_size` of `Network`.
+Output = jax.Array | dict[str, jax.Array]  # Logits, or features of stages.
 
 
 def strided_size(size: Size, stride: int) -> Size:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Annotated
 
 import flax.linen as nn
+import jax
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.models import network
@@ -69,8 +70,8 @@ class Bottleneck(Block):
     first = self.stride if self.strided == 'conv1' else 1
     y, size = self.conv('conv1', x, width, 1, first, valid_size)
     y = nn.relu(self.norm(name='norm1')(y))
-    stride = self.stride // first
-    y, size = self.conv('conv2', y, width, 3, stride, size, self.groups)
+    second = self.stride if self.strided == 'conv2' else 1
+    y, size = self.conv('conv2', y, width, 3, second, size, self.groups)
     y = nn.relu(self.norm(name='norm2')(y))
     y, size = self.conv('conv3', y, 4 * self.width, 1, 1, size)
     y = self.norm(name='norm3', scale_init=self.last_scale_init)(y)
@@ -133,7 +134,9 @@ class ResNet(network.Network):
     self.check_places(len(self.stage_sizes), dense_3x3=self.groups == 1)
 
   @nn.compact
-  def __call__(self, images, *, train, valid_size=None):
+  def __call__(
+      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
+  ) -> network.Output:
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
     size, stride = look_up('stem', self.stem, STEMS)
@@ -145,12 +148,13 @@ class ResNet(network.Network):
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
       valid_size = network.strided_size(valid_size, 2)
 
+    last_scale = 0.0 if self.zero_init_residual else 1.0
     block = partial(
         look_up('block', self.block, BLOCKS),
         groups=self.groups,
         group_width=self.group_width,
         strided=look_up('version', self.version, VERSIONS),
-        last_scale_init=nn.initializers.constant(not self.zero_init_residual),
+        last_scale_init=nn.initializers.constant(last_scale),
     )
     parts = self.parts(sum(self.stage_sizes), train)
     features, stages = {}, len(self.stage_sizes)

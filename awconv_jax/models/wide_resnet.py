@@ -10,6 +10,7 @@ from functools import partial
 from typing import Annotated
 
 import flax.linen as nn
+import jax
 
 from awconv_jax.errors import look_up
 from awconv_jax.models import network
@@ -66,7 +67,9 @@ class WideResNet(network.Network):
     self.check_places(3, dense_3x3=True)
 
   @nn.compact
-  def __call__(self, images, *, train, valid_size=None):
+  def __call__(
+      self, images: jax.Array, *, train: bool, valid_size: network.Size = None
+  ) -> network.Output:
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
     x, _ = self.conv()('stem_conv', x, self.width, 3, 1, valid_size)

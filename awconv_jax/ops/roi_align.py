@@ -217,6 +217,10 @@ def _pool(features, grid, shapes, output, sampling):
   return total.astype(shapes[0].dtype)
 
 
+def _forward(features, grid, shapes, output, sampling):
+  return _pool(features, grid, shapes, output, sampling), grid
+
+
 def _backward(shapes, output, sampling, grid, grad):
   """Returns the gradient of the features, for that of the averages.
 
@@ -243,4 +247,4 @@ def _backward(shapes, output, sampling, grid, grad):
   return [t.reshape(s.shape).astype(s.dtype) for t, s in pairs], None
 
 
-_pool.defvjp(lambda f, grid, *how: (_pool(f, grid, *how), grid), _backward)
+_pool.defvjp(_forward, _backward)

@@ -29,7 +29,9 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     """Returns the batches; InputError if the data cannot be used."""
     # For training the other split is opened, too: faults of both are told at
     # once, and the labels must mean the same in both.
-    names = [self.train_split] * self.train + [self.eval_split]
+    names = [self.eval_split]
+    if self.train:
+      names = [self.train_split, self.eval_split]
     opened = {split: self.open_split(self.dir, split) for split in names}
     faults = [f'{k}: {fault}' for k, s in opened.items() for fault in s.faults]
     if faults and not self.drop_bad:
@@ -37,7 +39,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
           f'{len(faults)} fault(s) in the data; mend them, or leave out what '
           'is faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(faults)
       )
-    source, other = next(iter(opened.values())), opened[self.eval_split]
+    source, other = opened[names[0]], opened[self.eval_split]
     differing = set(source.category_ids) ^ set(other.category_ids)
     if differing:
       raise InputError(

@@ -240,9 +240,10 @@ class FasterRCNN(nn.Module):
     outputs = self._score_anchors(levels, image_size)
     anchors = self._anchors.pyramid(images.shape[1:3])
     logits, deltas, inside = (jnp.concatenate(x, axis=1) for x in outputs)
+    arrays = inside, *truth, rpn_keys
     targets = per_image(
         partial(choose_targets, np.concatenate(anchors)),
-        *(inside, *truth, rpn_keys),
+        *arrays,
         match=partial(rpn.match_anchors, **self.anchor_matcher),
         sample=partial(rpn.sample_anchors, **self.anchor_sampler),
         coder=self._anchor_coder,
@@ -254,9 +255,10 @@ class FasterRCNN(nn.Module):
     # With the ground truth there are positives from the first step on.
     rois = jax.lax.stop_gradient(jnp.concatenate([rois, gt_boxes], axis=1))
     valid = jnp.concatenate([valid, gt_valid], axis=1)
+    arrays = rois, valid, *truth, roi_keys
     targets = per_image(
         choose_targets,
-        *(rois, valid, *truth, roi_keys),
+        *arrays,
         match=partial(box_head.match_regions, **self.roi_matcher),
         sample=partial(box_head.sample_labels, **self.roi_sampler),
         coder=self._roi_coder,

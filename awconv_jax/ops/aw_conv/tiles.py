@@ -6,7 +6,6 @@ Positions of an image are numbered row by row; taps of a kernel, too.
 
 import dataclasses
 import math
-import operator
 
 from jax import lax
 from jax.experimental import pallas as pl
@@ -52,8 +51,8 @@ def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
 
   inputs and outputs are the tile's channels, shape is (C, D) of the kernel.
   """
-  lengths = map(jnp.int32, map(operator.floordiv, shape, maps.shape[2:]))
-  runs, parts = map(lax.div, (inputs, outputs), lengths)
+  runs = lax.div(inputs, jnp.int32(shape[0] // maps.shape[2]))
+  parts = lax.div(outputs, jnp.int32(shape[1] // maps.shape[3]))
   here = sample, tap, runs[:, None], parts[None, :]
   factors = triton.load(maps.at[here]).astype(jnp.float32)
   return 1 + factors if residual else factors
