@@ -282,3 +282,11 @@ def test_depthwise_taps_are_no_matrix_products():
   # One for K * (1 + A), none for the taps.
   traced = jax.make_jaxpr(form('taps', groups=4))(*arrays)
   assert str(traced).count('= dot_general') == 1
+
+
+@pytest.mark.parametrize('implementation', ['map', 'taps', 'loop_conv'])
+def test_products_of_bfloat16_are_summed_in_float32(implementation):
+  arrays = [jnp.asarray(a, jnp.bfloat16) for a in floats()]
+  text = str(jax.make_jaxpr(with_gradients(form(implementation)))(*arrays))
+  products = [line for line in text.splitlines() if '= dot_general' in line]
+  assert len(products) > 1 and all(':f32[' in line for line in products)

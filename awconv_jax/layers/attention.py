@@ -3,15 +3,8 @@
 Each is `layer(x, valid_size=None)`, for x and a result of [N, H, W, C], and
 valid_size as `ops.valid_area` tells: averages and maxima leave the padding out,
 so that with the running statistics of its norms the output in an image's area
-is that of the image alone. All have the fields
-
-  dtype, param_dtype: of the computation, and of the parameters.
-
-and those with batch norms also
-
-  norm_momentum, norm_epsilon: of the norms (momentum: share of the old).
-  train: whether batch statistics are used, in which padding counts, too.
-    None: True if the call may update 'batch_stats'.
+is that of the image alone; in batch statistics padding counts, too. All have
+the fields dtype and param_dtype, and those with batch statistics `train`.
 
 A new one is a file beside this and a line here.
 """

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention
-from awconv_jax.layers.conv import WRAPS, explicit_padding, pair
+from awconv_jax.layers.conv import NORM_MOMENTUM, WRAPS, explicit_padding, pair
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from awconv_jax.ops.valid_area import as_valid_size
@@ -138,7 +138,7 @@ class AWConv(nn.Conv, kw_only=True):
   expansion_axis: Annotated[str, OneOf(EXPANSION_AXES)] = 'in'
   gate: Annotated[str, OneOf(GATES)] = 'sigmoid'
   norm: Annotated[str, OneOf(NORMS)] = 'batch'
-  norm_momentum: UnitFloat = 0.9
+  norm_momentum: UnitFloat = NORM_MOMENTUM
   norm_epsilon: NonNegativeFloat = nn.BatchNorm.epsilon
   residual: bool = True
   pool_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from awconv_jax import options
 from awconv_jax.errors import look_up
-from awconv_jax.layers.conv import batch_norm
+from awconv_jax.layers.conv import NORM_MOMENTUM, batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
 
@@ -38,13 +38,15 @@ class BAM(nn.Module):
     reduction: r; both branches have C // r channels inside, at least one.
     dilation: of the two 3x3 convolutions.
     combine: how the branches are joined, 'product' or 'sum'.
-    norm_momentum, ...: see `layers.attention`.
+    norm_momentum, norm_epsilon: of the norms (momentum: share of the old).
+    train: whether batch statistics are used; None: if the call may update them.
+    dtype, param_dtype: of the computation, and of the parameters.
   """
 
   reduction: options.PositiveInt = 16
   dilation: options.PositiveInt = 4
   combine: Annotated[str, options.OneOf(COMBINE)] = 'product'
-  norm_momentum: options.UnitFloat = 0.9
+  norm_momentum: options.UnitFloat = NORM_MOMENTUM
   norm_epsilon: options.NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
   dtype: options.Dtype | None = None

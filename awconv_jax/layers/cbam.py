@@ -38,12 +38,14 @@ class CBAM(nn.Module):
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
     spatial_size: of the kernel that sees the positions.
-    norm_momentum, ...: see `layers.attention`.
+    norm_momentum, norm_epsilon: of the norm (momentum: share of the old).
+    train: whether batch statistics are used; None: if the call may update them.
+    dtype, param_dtype: of the computation, and of the parameters.
   """
 
   reduction: options.PositiveInt = 16
   spatial_size: options.PositiveInt = 7
-  norm_momentum: options.UnitFloat = 0.99
+  norm_momentum: options.UnitFloat = 0.99  # As in the authors' code.
   norm_epsilon: options.NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
   dtype: options.Dtype | None = None

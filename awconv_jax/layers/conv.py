@@ -13,6 +13,7 @@ from jax import lax
 Axes = Sequence[int]
 # Paddings of nn.Conv that XLA has not, by their names in `jnp.pad`.
 WRAPS = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
+NORM_MOMENTUM = 0.9  # Of batch norms: the share of the old statistics.
 
 
 def pair(value: int | Sequence[int] | None) -> tuple[int, int]:

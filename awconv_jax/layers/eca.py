@@ -17,13 +17,14 @@ from awconv_jax.options import Dtype, PositiveFloat, PositiveInt
 
 
 class ECA(nn.Module):
-  """Scales the channels of x; see `layers.attention` for the other fields.
+  """Scales the channels of x; valid_size is as in `ops.valid_area`.
 
   Attributes:
     gamma, b: of the rule by which the kernel grows with the channels.
     kernel_size: k, channels that a gate sees; None for that rule, cut to an
       integer, and one more if that is even, as the authors' code does. The
       paper says the nearest odd number.
+    dtype, param_dtype: of the computation, and of the parameters.
   """
 
   gamma: PositiveFloat = 2

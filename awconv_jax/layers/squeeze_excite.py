@@ -15,10 +15,11 @@ from awconv_jax.options import Dtype, PositiveInt
 
 
 class SqueezeExcite(nn.Module):
-  """Scales the channels of x; see `layers.attention` for the other fields.
+  """Scales the channels of x; valid_size is as in `ops.valid_area`.
 
   Attributes:
     reduction: r; the hidden layer has C // r channels, at least one.
+    dtype, param_dtype: of the computation, and of the parameters.
   """
 
   reduction: PositiveInt = 16

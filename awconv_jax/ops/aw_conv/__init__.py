@@ -39,6 +39,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
 CHUNKED = ('vmap', 'im2col', 'taps')
 # Backends whose choices are measured: docs/performance.md.
 _MEASURED = ('cpu',)
+# On others, how much the patches and kernels of a chunk may take.
 _UNMEASURED_BYTES = 2**28
 
 

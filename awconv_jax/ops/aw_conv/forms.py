@@ -55,8 +55,9 @@ def modulate(
   """
   kh, kw, c, d = kernel.shape
   g, p = attention.shape[-2:]
-  # As an einsum, whose transpose is a plain reduction: the gradient of a
-  # broadcast product is many times slower on CPU.
+  # Wide, so that a bfloat16 kernel is rounded once; as an einsum, whose
+  # transpose is a plain reduction: the gradient of a broadcast product is many
+  # times slower on CPU.
   wide = accumulator(kernel.dtype)
   scale = scale_of(attention, wide, residual)
   # A last axis of one would keep XLA from vectorising over the outputs.
@@ -120,7 +121,10 @@ def accumulator(dtype) -> jnp.dtype:
 
 
 def dot(lhs: jax.Array, rhs: jax.Array, contract: tuple[int, int], precision):
-  """Returns products of matrices [groups, ., .], over an axis of each."""
+  """Returns the products of matrices [groups, ., .], in `accumulator`'s dtype.
+
+  `contract` is the axis of each that is summed over, 0 or 1.
+  """
   product = functools.partial(
       lax.dot_general,
       dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),

@@ -13,7 +13,7 @@ can be differentiated repeatedly in reverse, but not forward (`jax.jvp`).
 """
 
 import dataclasses
-import functools
+from functools import partial
 
 import jax
 from jax import lax
@@ -59,46 +59,49 @@ def _input_gradient_conv(grad, kernel, image, options):
 class _Layout:
   """How a kernel lies in a backward pass, and an axis for each of its parts.
 
-  Of `axes`, h and w are the taps; g and p the runs of input and of output
-  channels that share a value of the maps [h, w, g, p]; e and f the channels of
-  a run. Where the outputs lead, the product that forms dKn has few rows, which
-  is up to 1.4 times as fast for large images; the sums over runs are slower.
+  These are its taps, the runs of channels that share a value of the maps, and
+  the channels of a run. With `outputs_first`, the product that forms dKn has
+  few rows, which is up to 1.4 times as fast for large images; the sums over
+  runs are slower.
   """
 
-  def __init__(self, axes, kernel_shape, maps_shape):
+  def __init__(self, outputs_first, kernel_shape, maps_shape):
     kh, kw, c, d = kernel_shape
     g, p = maps_shape[-2:]
-    # A last axis of one would keep XLA from vectorising over the outputs.
-    axes = axes.removesuffix('f') if p == d else axes
-    sizes = dict(h=kh, w=kw, g=g, e=c // g, p=p, f=d // p)
-    self._shape = [sizes[axis] for axis in axes]
-    self._within = [i for i, axis in enumerate(axes) if axis in 'ef']
-    self._outputs = 0 if axes[0] == 'p' else 3  # Axis of kernel and maps.
-    self._arranged = list(kernel_shape[:3])
-    self._arranged.insert(self._outputs, d)
+    inputs, outputs = (kh, kw, g, c // g), (p, d // p)
+    self._outputs_first = outputs_first
+    self._axis = 0 if outputs_first else 3  # Of outputs, in kernel and maps.
+    self._arranged = (d, kh, kw, c) if outputs_first else kernel_shape
+    # The split shape, and its axes within a run.
+    if outputs_first:
+      self._shape, self._within = (*outputs, *inputs), (1, 5)
+    elif p < d:
+      self._shape, self._within = (*inputs, *outputs), (3, 5)
+    else:  # A last axis of one would keep XLA from vectorising over outputs.
+      self._shape, self._within = (*inputs, p), (3,)
 
   def arrange(self, kernel):
     """Returns the kernel with the outputs where they belong."""
-    return jnp.moveaxis(kernel, 3, self._outputs)
+    return jnp.moveaxis(kernel, 3, self._axis)
 
   def split(self, arranged):
     """Returns what was arranged with all axes; `restore` is the way back."""
     return arranged.reshape(self._shape)
 
   def restore(self, split):
-    return jnp.moveaxis(split.reshape(self._arranged), self._outputs, 3)
+    return jnp.moveaxis(split.reshape(self._arranged), self._axis, 3)
 
   def scale(self, maps):
     """Returns the maps so that they broadcast against what is split."""
-    return jnp.expand_dims(jnp.moveaxis(maps, 3, self._outputs), self._within)
+    return jnp.expand_dims(jnp.moveaxis(maps, 3, self._axis), self._within)
 
   def reduce(self, product):
     """Returns the sums over runs, in the shape of the maps."""
-    return jnp.moveaxis(product.sum(self._within), self._outputs, 3)
+    return jnp.moveaxis(product.sum(self._within), self._axis, 3)
 
   def gradient(self, grad, seen, precision):
     """Returns dKn, split."""
-    if not self._outputs:
+    if self._outputs_first:
       return self.split(forms.dot(grad, seen, (0, 0), precision))
     product = forms.dot(seen, grad, (0, 0), precision)
     return self.split(jnp.moveaxis(product, 0, 1))  # To [k, D].
@@ -127,7 +130,9 @@ def _write(array, values, n, block):
   )
 
 
-def _backward(layout, input_gradient, options, x, kernel, attention, grad):
+def _backward(
+    input_gradient, options, x, kernel, attention, grad, *, outputs_first
+):
   """Returns the gradients of x, kernel and attention, by that of the output."""
   wide = forms.accumulator(x.dtype)
   # A block of input channels is a slice of the kernel without channel groups
@@ -140,7 +145,7 @@ def _backward(layout, input_gradient, options, x, kernel, attention, grad):
     size = kernel.shape[2] // blocks
     shared = lax.dynamic_slice_in_dim(kernel, block * size, size, 2)
     runs, outputs = attention.shape[3] // blocks, attention.shape[4]
-    parts = _Layout(layout, shared.shape, (runs, outputs))
+    parts = _Layout(outputs_first, shared.shape, (runs, outputs))
     arranged = parts.arrange(shared)
 
     def add_sample(carry, n):
@@ -196,7 +201,7 @@ def _loop(forward, backward, x, kernel, attention, options):
 
 def loop_dot(x, kernel, attention, options: forms.Options):
   """One sample after the other as matrix products."""
-  backward = functools.partial(_backward, 'hwgepf', _input_gradient_dot)
+  backward = partial(_backward, _input_gradient_dot, outputs_first=False)
   return _loop(forms.multiply_one, backward, x, kernel, attention, options)
 
 
@@ -206,5 +211,5 @@ def loop_conv(x, kernel, attention, options: forms.Options):
   # fast form in a loop.
   dense = options.strides == (1, 1)
   input_gradient = _input_gradient_conv if dense else _input_gradient_dot
-  backward = functools.partial(_backward, 'pfhwge', input_gradient)
+  backward = partial(_backward, input_gradient, outputs_first=True)
   return _loop(forms.convolve_one, backward, x, kernel, attention, options)
