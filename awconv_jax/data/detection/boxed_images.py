@@ -29,9 +29,8 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     """Returns the batches; InputError if the data cannot be used."""
     # For training the other split is opened, too: faults of both are told at
     # once, and the labels must mean the same in both.
-    names = [self.eval_split]
-    if self.train:
-      names = [self.train_split, self.eval_split]
+    names = [self.train_split] if self.train else []
+    names.append(self.eval_split)
     opened = {split: self.open_split(self.dir, split) for split in names}
     faults = [f'{k}: {fault}' for k, s in opened.items() for fault in s.faults]
     if faults and not self.drop_bad:

@@ -59,10 +59,9 @@ def _input_gradient_conv(grad, kernel, image, options):
 class _Layout:
   """How a kernel lies in a backward pass, and an axis for each of its parts.
 
-  These are its taps, the runs of channels that share a value of the maps, and
-  the channels of a run. With `outputs_first`, the product that forms dKn has
-  few rows, which is up to 1.4 times as fast for large images; the sums over
-  runs are slower.
+  The parts: taps, runs of channels that share a value of the maps, channels of
+  a run. With outputs_first the product that forms dKn has few rows, which is up
+  to 1.4 times as fast for large images; the sums over runs are slower.
   """
 
   def __init__(self, outputs_first, kernel_shape, maps_shape):
