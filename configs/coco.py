@@ -37,10 +37,15 @@ from awconv_jax.errors import look_up
 from awconv_jax.models.detection import presets
 from awconv_jax.train import settings
 
-# num_epochs, boundaries_epochs, train_short_sides.
 SCHEDULES = {
-    '1x': (12.0, (8.0, 11.0), (800,)),
-    '3x': (36.0, (28.0, 34.0), (640, 672, 704, 736, 768, 800)),
+    '1x': dict(
+        num_epochs=12.0, boundaries_epochs=(8.0, 11.0), train_short_sides=(800,)
+    ),
+    '3x': dict(
+        num_epochs=36.0,
+        boundaries_epochs=(28.0, 34.0),
+        train_short_sides=(640, 672, 704, 736, 768, 800),
+    ),
 }
 
 
@@ -55,10 +60,10 @@ def get_config(
     num_classes: int = 80,
 ) -> ml_collections.ConfigDict:
   """Returns the config; `preset` is mmdet or torchvision."""
-  num_epochs, boundaries, short_sides = look_up('schedule', schedule, SCHEDULES)
+  how = look_up('schedule', schedule, SCHEDULES)
   return settings.complete(
       dict(
-          num_epochs=num_epochs,
+          num_epochs=how['num_epochs'],
           batch_size=16,
           eval_batch_size=16,
           log_every_steps=50,
@@ -70,7 +75,7 @@ def get_config(
               canvas=(832 if preset == 'torchvision' else 800, 1344),
               short_side=800,
               long_side=1333,
-              train_short_sides=short_sides,
+              train_short_sides=how['train_short_sides'],
               max_bad_fraction=0.001,
               num_workers=8,
               num_threads=2,
@@ -90,7 +95,7 @@ def get_config(
               decay_mask='all',
               frozen=('backbone/stem_*', 'backbone/stage1_*'),
               schedule='step',
-              schedule_options=dict(boundaries_epochs=boundaries),
+              schedule_options=dict(boundaries_epochs=how['boundaries_epochs']),
               warmup_steps=500,
               warmup_start_fraction=0.001,
           ),

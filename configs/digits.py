@@ -22,8 +22,6 @@ def get_config(
 ) -> ml_collections.ConfigDict:
   """Returns the config; `optimizer` and `schedule` are names of `optim`'s."""
   affine = dict(rotation=12.0, translation=0.08, scale=(0.85, 1.15), shear=8.0)
-  colors = dict(mean=(78.0,), std=(96.0,))
-  small = dict(num_classes=10, width=16, stem='cifar')
   return settings.complete(
       dict(
           num_epochs=18.0,
@@ -39,9 +37,19 @@ def get_config(
               eval_image_size=16,
               augment=(('random_affine', affine),),
           ),
-          task=dict(name='classification', label_smoothing=0.1, **colors),
+          task=dict(
+              name='classification',
+              label_smoothing=0.1,
+              mean=(78.0,),
+              std=(96.0,),
+          ),
           model=settings.network(
-              model, attention=attention, aw_conv=aw_conv, **small
+              model,
+              num_classes=10,
+              attention=attention,
+              aw_conv=aw_conv,
+              width=16,
+              stem='cifar',
           ),
           optimizer=dict(
               name=optimizer,

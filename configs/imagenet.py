@@ -47,7 +47,6 @@ from typing import Any
 
 import ml_collections
 
-from awconv_jax.data import decode
 from awconv_jax.errors import look_up
 from awconv_jax.train import settings
 
@@ -57,49 +56,29 @@ SPLITS = {
 }
 
 
-def _augment(interpolation: str, *others: tuple[str, Any]) -> tuple[Any, ...]:
-  crop = dict(area=(0.08, 1.0), ratio=(0.75, 4 / 3))
-  crop |= dict(interpolation=interpolation)
-  return (('random_resized_crop', crop), ('flip', {}), *others)
+def _augment(method: str, **others: dict[str, Any]) -> tuple[Any, ...]:
+  crop = dict(area=(0.08, 1.0), ratio=(0.75, 4 / 3), interpolation=method)
+  return (('random_resized_crop', crop), ('flip', {}), *others.items())
 
 
-def _strong(*, epochs, size, magnitude, repeats, depth, rate) -> dict[str, Any]:
-  """Returns what the procedures A2 and A3 share, with what they do not."""
-  # timm's rand-m<magnitude>-mstd0.5-inc1.
-  strength = dict(magnitude=magnitude, magnitude_std=0.5, increasing=True)
-  rand_augment = dict(num_ops=2, probability=0.5, **strength)
-  return dict(
-      num_epochs=epochs,
-      batch_size=2048,
-      data=dict(
-          image_size=size,
-          eval_crop=0.95,
-          eval_interpolation='bicubic',
-          augment=_augment('cubic', ('rand_augment', rand_augment)),
-          repeats=repeats,
-      ),
-      task=dict(loss='bce', bce_threshold=0.2, mixup=0.1, cutmix=1.0),
-      model=dict(stochastic_depth=depth),
-      optimizer=dict(
-          name='lamb',
-          learning_rate=rate,
-          base_batch_size=2048,
-          weight_decay=0.02,
-          clip_norm=1.0,  # A part of timm's LAMB.
-          warmup_epochs=5.0,
-          warmup_start_fraction=1e-6 / rate,
-      ),
-  )
-
-
+# timm's rand-m<magnitude>-mstd0.5-inc1.
+RAND = dict(num_ops=2, magnitude_std=0.5, probability=0.5, increasing=True)
+BCE = dict(loss='bce', bce_threshold=0.2, mixup=0.1, cutmix=1.0)
+LAMB = dict(
+    name='lamb',
+    base_batch_size=2048,
+    weight_decay=0.02,
+    clip_norm=1.0,  # A part of timm's LAMB.
+    warmup_epochs=5.0,
+)
 RECIPES = {
     'standard': dict(
         num_epochs=100.0,
         batch_size=1024,
         data=dict(
             image_size=224,
-            eval_crop=decode.IMAGENET_CROP['share'],
-            eval_interpolation=decode.IMAGENET_CROP['interpolation'],
+            eval_crop=0.875,  # 224 of 256.
+            eval_interpolation='bicubic',
             augment=_augment('cubic'),
         ),
         optimizer=dict(
@@ -114,7 +93,7 @@ RECIPES = {
         batch_size=256,
         data=dict(
             image_size=224,
-            eval_crop=decode.IMAGENET_CROP['share'],
+            eval_crop=0.875,
             eval_interpolation='bilinear',
             augment=_augment('linear'),
         ),
@@ -128,11 +107,35 @@ RECIPES = {
             schedule='step',
         ),
     ),
-    'a2': _strong(
-        epochs=300.0, size=224, magnitude=7.0, repeats=3, depth=0.05, rate=5e-3
+    'a2': dict(
+        num_epochs=300.0,
+        batch_size=2048,
+        data=dict(
+            image_size=224,
+            eval_crop=0.95,
+            eval_interpolation='bicubic',
+            augment=_augment('cubic', rand_augment=dict(magnitude=7.0, **RAND)),
+            repeats=3,
+        ),
+        task=BCE,
+        model=dict(stochastic_depth=0.05),
+        optimizer=dict(
+            learning_rate=5e-3, warmup_start_fraction=1e-6 / 5e-3, **LAMB
+        ),
     ),
-    'a3': _strong(
-        epochs=100.0, size=160, magnitude=6.0, repeats=1, depth=0.0, rate=8e-3
+    'a3': dict(
+        num_epochs=100.0,
+        batch_size=2048,
+        data=dict(
+            image_size=160,
+            eval_crop=0.95,
+            eval_interpolation='bicubic',
+            augment=_augment('cubic', rand_augment=dict(magnitude=6.0, **RAND)),
+        ),
+        task=BCE,
+        optimizer=dict(
+            learning_rate=8e-3, warmup_start_fraction=1e-6 / 8e-3, **LAMB
+        ),
     ),
 }
 
@@ -151,17 +154,27 @@ def get_config(
   config = look_up('recipe', recipe, RECIPES)
   # The tables of relative positions have the size of the images.
   size = config['data']['image_size'] if attention == 'aa' else 224
-  reading = dict(num_workers=8, num_threads=2, prefetch=2)
-  reading |= dict(name=data, eval_image_size=size, max_bad_fraction=0.001)
-  wanted = dict(num_classes=num_classes, attention=attention, aw_conv=aw_conv)
-  network = settings.network(model, **wanted, **config.get('model', {}))
-  splits = look_up('eval', eval, SPLITS)
   return settings.complete(
-      {
-          **config,
-          'eval_batch_size': 1024,
-          'data': config['data'] | splits | reading,
-          'task': config.get('task', {}) | dict(name='classification'),
-          'model': network,
-      }
+      config
+      | dict(
+          eval_batch_size=1024,
+          data=config['data']
+          | look_up('eval', eval, SPLITS)
+          | dict(
+              name=data,
+              eval_image_size=size,
+              max_bad_fraction=0.001,
+              num_workers=8,
+              num_threads=2,
+              prefetch=2,
+          ),
+          task=config.get('task', {}) | dict(name='classification'),
+          model=settings.network(
+              model,
+              num_classes=num_classes,
+              attention=attention,
+              aw_conv=aw_conv,
+              **config.get('model', {}),
+          ),
+      )
   )

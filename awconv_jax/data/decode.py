@@ -71,8 +71,8 @@ INTERPOLATIONS = {
     'bilinear': functools.partial(_pillow, method=Image.Resampling.BILINEAR),
     'bicubic': functools.partial(_pillow, method=Image.Resampling.BICUBIC),
 }
-# How most networks for ImageNet are evaluated, by `center_crop`: 'resize the
-# shorter side to 256, cut 224', at once.
+# For weights that come without a config, by `center_crop`: 'resize the shorter
+# side to 256, cut 224', at once, as most for ImageNet. Recipes have their own.
 IMAGENET_CROP = dict(share=0.875, interpolation='bicubic')
 
 
