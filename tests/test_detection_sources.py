@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from unittest import mock
 
 import fake_coco
@@ -134,6 +135,7 @@ def test_records_hold_what_the_json_says(root):
   folder = root / 'annotations'
   (folder / 'instances_train.json').rename(folder / 'train.json')
   source = open_split(root, 'train')
+  source = pickle.loads(pickle.dumps(source))  # As for a worker process.
   assert len(source) == 12 and source.faults == ()
   assert source.category_ids == (3, 5, 9)
   assert source.class_names == ('thing 3', 'thing 5', 'thing 9')
@@ -155,6 +157,7 @@ ANNOTATIONS = [
     ({'bbox': [3, 4, 5]}, 'bbox=[3, 4, 5]: List should have at'),
     ({'bbox': [3, 4, float('nan'), 5]}, 'bbox=[3, 4, nan, 5]: Input'),
     ({'category_id': 4}, 'there is no category 4'),
+    ({'category_id': '5'}, "category_id='5': Input should be"),
     ({'iscrowd': '0'}, "iscrowd='0': Input should be"),
     ({'area': -5}, 'area=-5: Input should be greater'),
     ({'id': 91}, 'the id is that of another one'),
@@ -177,7 +180,9 @@ def spoil(content):
     said.append(f'annotation {boxes[-1]["id"]}, image_id=0: {fault}')
   boxes.append(boxes[0] | {'id': None})
   boxes.append(boxes[0] | {'id': 777, 'image_id': 777})
+  boxes.append(boxes[0] | {'id': 778, 'image_id': '0'})
   said += ['annotation number ', 'annotation 777, image_id=777: there is no im']
+  said.append("annotation 778, image_id=0: there is no image '0'")
   for i, (changes, fault) in enumerate(IMAGES):
     images.append(images[1] | {'id': 500 + i} | changes)
     name = images[-1]['file_name']
@@ -315,3 +320,12 @@ def test_an_image_that_breaks_is_replaced_by_one_of_its_orientation(
     portrait = b['image'].shape[1] > b['image'].shape[2]
     assert b['mask'].all()
     assert {i % 3 == 1 for i in b['image_id']} == {portrait}
+
+
+def test_where_no_image_of_an_orientation_is_left_the_first_is_named(root):
+  batches = create(root, max_bad_fraction=1.0)
+  for seed in (1, 4, 7, 10):
+    turn(root / 'train', seed)
+  with pytest.raises(InputError, match='^4 ex.* in succ.*jpg.*40 x 30 pixels'):
+    [next(batches) for _ in range(12)]
+  batches.close()

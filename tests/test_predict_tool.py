@@ -162,8 +162,10 @@ def test_few_pictures_are_spread_over_all(call):
 
 def test_files_and_folders(call, tmp_path, capsys):
   photos = tmp_path / 'photos'
-  for number, name in enumerate(('a/x.png', 'b/x.png', 'b/.hidden.png')):
+  names = 'a/x.png', 'b/x.png', 'b/.hidden.png', '.thumbs/x.png'
+  for number, name in enumerate(names):
     write_image(photos / name, number)
+  (photos / 'loop').symlink_to(photos)
   (photos / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
   (photos / 'notes.txt').write_text('no image')
   single = tmp_path / 'single.png'

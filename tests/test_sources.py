@@ -217,13 +217,19 @@ def empty_class(folder):
   (folder / 'train/fox/notes.txt').write_text('no fox')
 
 
+def closed(folder):
+  (folder / 'train/cat/link.png').symlink_to('gone.png')
+  (folder / 'train/cat/sub.png').mkdir()
+
+
 @pytest.mark.parametrize(
     'spoil, split, words',
     [
         (empty_class, 'train', 'not be used: class fox has no images'),
         (lambda f: (f / 'test/yak').mkdir(), 'test', r'train has no class yak'),
-        (shutil.rmtree, 'train', 'there is no folder'),
-        (None, 'val', r"unknown split 'val': .*are test, train; .* is 'all'"),
+        (closed, 'train', 'used: 2 cannot be opened: .*/cat/(link|sub).png, '),
+        (shutil.rmtree, 'train', r'^there is no folder \S+$'),
+        (None, 'val', r"unknown split 'val' .*are test, train; .* is 'all'"),
         (None, 'train/cat', 'cat cannot be used: want .*cat/<class>'),
         (None, 'train[3:3]', 'holds no images'),
         (None, 'train[3]', 'want a name, or a slice'),

@@ -38,29 +38,34 @@ class FolderSource:
 
     Raises:
       InputError: the split is unknown or empty, or it has a folder without
-        images, or a class that 'train' lacks.
+        images, a class that 'train' lacks, or a file that cannot be opened.
     """
     self._path = os.path.abspath(os.path.expanduser(path))
     name, part = splits.parse(split)
     self._root = os.path.join(self._path, '' if name == _WHOLE else name)
+    if not os.path.isdir(self._path):
+      raise InputError(f'there is no folder {self._path}')
     if not os.path.isdir(self._root):
-      known = _subfolders(self._path) if os.path.isdir(self._path) else []
+      known = ', '.join(_subfolders(self._path)[:10]) or 'none'
       raise InputError(
-          f'unknown split {name!r}: there is no folder {self._root}; those in '
-          f'{self._path} are {", ".join(known[:10]) or "none"}; if these are '
-          f'the classes, the split is {_WHOLE!r}'
+          f'unknown split {name!r} of {self._path}, whose sub-folders are '
+          f'{known}; if these are the classes, the split is {_WHOLE!r}'
       )
     first = os.path.join(self._path, _FIRST)
     whole = name == _WHOLE or not os.path.isdir(first)
     self.class_names = _subfolders(self._root if whole else first)
     numbers = {name: i for i, name in enumerate(self.class_names)}
     found = {
-        name: [*filter(_is_image, os.listdir(os.path.join(self._root, name)))]
+        name: [*filter(is_image, os.listdir(os.path.join(self._root, name)))]
         for name in _subfolders(self._root)
     }
+    paths = [os.path.join(self._root, n, f) for n in found for f in found[n]]
+    closed = [p for p in paths if os.path.isdir(p) or not os.access(p, os.R_OK)]
     empty = f'has no images ({" ".join(sorted(EXTENSIONS))})'
     wrong = [f'{first} has no class {n}' for n in found if n not in numbers]
     wrong += [f'class {n} {empty}' for n in found if not found[n]]
+    if closed:
+      wrong.append(f'{len(closed)} cannot be opened: {", ".join(closed[:20])}')
     if wrong or not found:
       reasons = '; '.join(wrong) or f'want {self._root}/<class>/<image>'
       raise InputError(f'{self._root} cannot be used: {reasons}')
@@ -94,7 +99,8 @@ def _subfolders(path: str) -> list[str]:
   return sorted(n for n in names if os.path.isdir(os.path.join(path, n)))
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+  """Returns whether a file is an image by its name, and not hidden."""
   return os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != '.'
 
 

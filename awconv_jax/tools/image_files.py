@@ -6,7 +6,6 @@ the file's own rows and columns here.
 """
 
 from collections.abc import Sequence
-import glob
 import io
 import os
 import pathlib
@@ -18,7 +17,7 @@ from awconv_jax.data.batches import EvalBatches
 from awconv_jax.data.decode import read_file
 from awconv_jax.data.detection import objects
 from awconv_jax.data.detection.boxed_images import BoxedImages
-from awconv_jax.data.folder_source import EXTENSIONS
+from awconv_jax.data.folder_source import EXTENSIONS, is_image
 from awconv_jax.errors import InputError
 
 
@@ -34,10 +33,11 @@ def find(inputs: Sequence[str]) -> list[str]:
   """
   files = set()
   for path in map(pathlib.Path, inputs):
-    # Nothing whose name, or whose folder's, begins with a dot.
-    names = glob.iglob('**', root_dir=path, recursive=True)
-    inside = {p for p in map(path.joinpath, names) if p.is_file()}
-    inside = {p for p in inside if p.suffix.lower() in EXTENSIONS}
+    inside = set()
+    # Not into hidden folders, nor by links, which may be circular.
+    for folder, subfolders, names in os.walk(path):
+      subfolders[:] = [name for name in subfolders if name[0] != '.']
+      inside |= {pathlib.Path(folder, name) for name in filter(is_image, names)}
     if not inside and not path.is_file():
       kinds = ' '.join(sorted(EXTENSIONS))
       raise InputError(f'--input={path} is no file and holds none of {kinds}')

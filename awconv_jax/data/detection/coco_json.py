@@ -95,12 +95,12 @@ class CocoJson(objects.Source):
     if not images:
       reasons = '; '.join(faults) or 'it lists none'
       raise InputError(f'no image of {place} can be used: {reasons}')
-    # Boxes of images that are left out are no faults of their own.
-    listed = {str(entry.get('id')) for entry in document.images}
+    # Boxes of images that are left out are no faults; by `repr`, 1 is not '1'.
+    listed = {repr(entry.get('id')) for entry in document.images}
 
     def fault_of(annotation):
-      if str(annotation.image_id) not in listed:
-        return f'there is no image {annotation.image_id}'
+      if repr(annotation.image_id) not in listed:
+        return f'there is no image {annotation.image_id!r}'
       if annotation.category_id not in labels:
         return f'there is no category {annotation.category_id}'
       return _box_fault(annotation.bbox, images.get(annotation.image_id))
