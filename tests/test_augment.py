@@ -36,7 +36,8 @@ def assert_share(number, draws, probability):
 
 
 def test_options_are_checked_by_the_signatures():
-  how = dict(image_size=8, eval_image_size=8, train=True, batch_size=1, seed=0)
+  sizes = dict(image_size=8, eval_image_size=8)
+  how = dict(train=True, batch_size=1, seed=0)
   for steps, message in (
       ([('flop', {})], r"0\]: unknown .* 'flop' \(did you mean 'flip'\?\)"),
       ([('flip', {}), ('flip', {'p': 1})], r'1\].p; known: none'),
@@ -44,10 +45,12 @@ def test_options_are_checked_by_the_signatures():
       ([('flip',)], r"0\]=\('flip',\) has too few values"),
   ):
     with pytest.raises(InputError, match=rf'config.augment\[{message}'):
-      config.complete(how | {'augment': steps}, data.reader_of('digits'))
+      config.complete(
+          sizes | how | {'augment': steps}, data.reader_of('digits')
+      )
   late = [('flip', {}), ('random_resized_crop', CROP)]
   with pytest.raises(InputError, match="'random_resized_crop' must come first"):
-    data.create({'name': 'digits', 'augment': late} | how)
+    data.create({'name': 'digits', 'augment': late} | sizes, **how)
 
 
 @pytest.mark.parametrize('channels', [1, 3])

@@ -3,6 +3,7 @@
 import collections
 import itertools
 
+import cv2
 import fake_coco
 import numpy as np
 import pytest
@@ -28,9 +29,11 @@ def create(root):
   """Returns `create(train=..., config overrides...)`."""
   created = []
 
-  def create(*, train=True, **changes):
+  def create(*, train=True, hosts=(0, 1), **changes):
     section = fake_coco.config(f'coco_json:{root}', **changes)
-    batches = data.create(section, train=train, batch_size=4, seed=0)
+    how = dict(train=train, batch_size=4, seed=0)
+    how |= dict(process_index=hosts[0], process_count=hosts[1])
+    batches = data.create(section, **how)
     created.extend([batches] if train else [])
     return batches
 
@@ -67,9 +70,11 @@ def assert_row(batch, i, seed, crowds):
   assert tuple(batch['original_size'][i]) == size
   true = batch['image_size'][i]
   assert true.tolist() == [round(s * true[0] / size[0]) for s in size]
-  outside = batch['image'][i].copy()
-  outside[: true[0], : true[1]] = 0
-  assert not outside.any()
+  encoded = np.frombuffer(fake_coco.image(seed), np.uint8)
+  pixels = cv2.resize(cv2.imdecode(encoded, cv2.IMREAD_COLOR), true[::-1])
+  wanted = np.zeros(batch['image'].shape[1:], int)
+  wanted[: true[0], : true[1]] = pixels[..., ::-1]  # OpenCV's are BGR.
+  np.testing.assert_allclose(batch['image'][i], wanted, rtol=0, atol=2)
 
 
 def test_training_has_the_boxes_but_no_crowds(create):
@@ -109,6 +114,27 @@ def test_evaluation_has_every_image_once_and_all_its_boxes(create):
         continue
       assert seed == -1 and not batch['gt_valid'][i].any()
       assert (batch['image_size'][i] > 0).all()
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_hosts_threads_and_resuming_do_not_change_the_batches(create, train):
+  options = dict(train=train, flip=0.5, train_short_sides=(24, 36, 48))
+  whole, parts = take(create(**options), 16), []
+  for i in range(2):
+    parts.append(create(**options, hosts=(i, 2), num_threads=3))
+    if train:
+      resumed = create(**options, hosts=(i, 2), num_threads=3)
+      begun = take(parts[i], 9)
+      resumed.set_state(parts[i].get_state())
+      parts[i] = begun + take(resumed, 7)
+  for batch, *halves in zip(whole, *parts, strict=True):
+    assert batch.keys() == halves[0].keys()
+    for key, wanted in batch.items():
+      found = np.concatenate([half[key] for half in halves])
+      np.testing.assert_array_equal(found, wanted, err_msg=key)
+  if train:
+    with pytest.raises(InputError, match='num_examples 26, .* has 1'):
+      create(train_empty=False).set_state(resumed.get_state())
 
 
 def test_multi_scale_draws_every_size_and_flips_half(create):

@@ -20,7 +20,15 @@ def reader_of(name: str) -> Callable[..., Any]:
   return sources.reader_of(name)
 
 
-def create(options: Mapping[str, Any], **given: Any) -> Any:
+def create(
+    options: Mapping[str, Any],
+    *,
+    train: bool,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Any:
   """Returns the train or eval batches of a data set.
 
   All batches have the attributes
@@ -36,11 +44,17 @@ def create(options: Mapping[str, Any], **given: Any) -> Any:
 
   Args:
     options: `config.data`: the `name` and the options of its reader.
-    **given: train, batch_size, seed, process_index and process_count, of
-      `batches.Reader`.
+    train, batch_size, seed, process_index, process_count: of `batches.Reader`.
 
   Raises:
     InputError: for a data set or options that cannot be used.
   """
   options = dict(options)
-  return reader_of(options.pop('name'))(**options, **given).create()
+  return reader_of(options.pop('name'))(
+      **options,
+      train=train,
+      batch_size=batch_size,
+      seed=seed,
+      process_index=process_index,
+      process_count=process_count,
+  ).create()

@@ -17,7 +17,7 @@ from typing import Any
 import grain
 import numpy as np
 
-LANDSCAPE, PORTRAIT = 0, 1
+PORTRAIT = 1  # The number of their group; landscapes are 0.
 # Neighbours that are tried in the place of an example that cannot be read.
 _TRIES = 100
 
