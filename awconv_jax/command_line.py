@@ -14,7 +14,7 @@ from absl import app, flags
 
 from awconv_jax import errors
 
-# Faults of a place that was given to write to, not ours.
+# The system's word on a file or a place that was given, not faults of ours.
 _OF_THE_PLACE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
@@ -127,7 +127,7 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
     if argv[1:] and not positional:
       fail(f'unexpected argument {argv[1]!r}; flags begin with --')
     try:
-      main(*[argv[1:]] * positional)
+      main(argv[1:]) if positional else main()
     except errors.ReportedError as error:
       fail(error)
     except OSError as error:

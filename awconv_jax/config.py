@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 import pydantic
 
-from awconv_jax.errors import InputError, nearest, unknown_name
+from awconv_jax.errors import InputError, nearest, unknown_name, unnamed
 from awconv_jax.options import Named, Options, Steps, options_of
 
 # A number is none in quotes, and True is not 1.
@@ -24,6 +24,7 @@ _STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
 # What pydantic says of a value of another type, or along with that.
 _TYPE_FAULTS = ('_type', 'is_instance_of', 'none_required', 'too_short')
 _REQUIRED = inspect.Parameter.empty
+_WORDS = 'True', 'False', 'None'  # On the command line in any case.
 
 
 def complete(
@@ -75,9 +76,8 @@ def arguments(text: str, function: Callable[..., Any]) -> dict[str, Any]:
           'is given by its path: --config.data.name=...'
       )
     else:
-      readings = _readings('None' if value == 'none' else value)
       values[key] = filling.value(
-          f'config argument {key}', known[key].annotation, readings
+          f'config argument {key}', known[key].annotation, _readings(value)
       )
   filling.raise_faults()
   return values
@@ -94,12 +94,11 @@ def _tuples(value: Any) -> Any:
 
 def _readings(text: str) -> Iterator[Any]:
   """Yields what a text on the command line may stand for, likeliest first."""
+  word = text.title()
   with contextlib.suppress(SyntaxError, ValueError):
-    literal = ast.literal_eval(text)
+    literal = ast.literal_eval(word if word in _WORDS else text)
     yield from (literal, (literal,))
   yield text
-  if text.title() in ('True', 'False', 'None'):
-    yield ast.literal_eval(text.title())
   yield tuple(text.split(','))
 
 
@@ -199,8 +198,7 @@ class _Filling:
     whole, texts = path in self._texts, self._texts_of(path)
     if new is None or new is _REQUIRED:  # Or at fault.
       if new is None and (texts or values and (old is None or whole)):
-        shown = {**values, **texts}
-        self.faults.append(f'{path}={shown} needs {by}, which is None')
+        self.faults.append(str(unnamed(path, {**values, **texts}, by)))
       return {}
     try:
       target = marker.target(new)

@@ -1,7 +1,8 @@
 """Errors whose message is the whole story: one line, shown without traceback.
 
-`train.py` and the tools print a `ReportedError` as one line and exit with 1;
-every other exception is a defect of ours and keeps its traceback.
+`train.py` and the tools print a `ReportedError`, and the system's refusal of a
+file or a place, as one line and exit with 1; every other exception is a defect
+of ours and keeps its traceback.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,11 @@ def look_up(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
   if name not in registry:
     raise unknown_name(kind, name, registry)
   return registry[name]
+
+
+def unnamed(path: str, options: Mapping[str, Any], by: str) -> InputError:
+  """Returns an error on options of what `by` should name, but it is None."""
+  return InputError(f'{path}={dict(options)} needs {by}, which is None')
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

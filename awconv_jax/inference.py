@@ -70,7 +70,7 @@ class Found:
 class Model:
   """A trained network: what classifiers and detectors have in common.
 
-  Its names are an InputError where the run's list of them is damaged.
+  Reading its names raises InputError if the run's list of them is damaged.
 
   Attributes:
     task: gives its outputs; see `tasks`.
@@ -120,25 +120,24 @@ class Model:
     return functools.partial(outputs, jax.device_put(self.variables))
 
   def _run(self, size: int, flip: bool, **rows: np.ndarray) -> Any:
-    """Returns outputs by batches, the last filled up so as to compile once."""
-    number, found = len(rows['image']), []
-    whole = -(-number // size) * size
-    rows = {k: np.resize(a, (whole, *a.shape[1:])) for k, a in rows.items()}
-    for start in range(0, number, size):
-      part = {k: a[start : start + size] for k, a in rows.items()}
-      found.append(jax.device_get(self._compiled(part, flip)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *found)
+    """Returns the outputs of a batch, filled up to `size` to compile once."""
+    number = len(rows['image'])
+    if number < size:
+      rows = {k: np.resize(a, (size, *a.shape[1:])) for k, a in rows.items()}
+    outputs = jax.device_get(self._compiled(rows, flip))
+    return jax.tree.map(lambda array: array[:number], outputs)
 
   def _checked(self, images: Images) -> Images:
     """Returns arrays that OpenCV takes; ValueError for what is no images."""
     # It takes no views that run backwards, such as BGR turned to RGB.
     images = [np.ascontiguousarray(image) for image in images]
+    colors = 'RGB' if self.channels == 3 else 'grey'
     for image in images:
       like = image.shape[:2] + (self.channels,)
       if image.dtype != np.uint8 or image.shape != like or not image.size:
         raise ValueError(
             f'an image is {image.dtype} {list(image.shape)}, want uint8 [H, W, '
-            f'{self.channels}] in 0..255'
+            f'{self.channels}] in 0..255, {colors}'
         )
     return images
 
@@ -173,8 +172,12 @@ class Classifier(Model):
       ValueError: they are not such arrays.
     """
     cut = functools.partial(decode.center_crop, **self.preparation)
-    rows = np.stack([*map(cut, self._checked(images))])
-    probabilities = self._run(min(batch_size, len(rows)), flip, image=rows)
+    images, found = self._checked(images), []
+    size = min(batch_size, len(images))
+    for start in range(0, len(images), size):
+      rows = np.stack([*map(cut, images[start : start + size])])
+      found.append(self._run(size, flip, image=rows))
+    probabilities = np.concatenate(found)
     labels = probabilities.argmax(1)
     return Classes(probabilities, labels, [self.names[i] for i in labels])
 
@@ -239,16 +242,17 @@ class Detector(Model):
     sizes = np.array([image.shape[:2] for image in images]).reshape(-1, 2)
     found = {}
     for group, members in enumerate(order.groups(sizes)):
-      if not len(members):
-        continue
       canvas = geometry.canvas_of(group)
-      rows = [geometry.plain(images[i], NOTHING)[0] for i in members]
-      areas = np.int32([row.shape[:2] for row in rows])
-      pasted = np.stack([canvases.paste(row, canvas) for row in rows])
-      outputs = self._run(size, flip, image=pasted, image_size=areas)
-      for row, i in enumerate(members):
-        one = {name: array[row] for name, array in outputs.items()}
-        found[i] = self._found(one, areas[row], sizes[i])
+      # One batch at a time, as canvases are large.
+      for start in range(0, len(members), max(size, 1)):
+        part = members[start : start + size]
+        rows = [geometry.plain(images[i], NOTHING)[0] for i in part]
+        areas = np.int32([row.shape[:2] for row in rows])
+        pasted = np.stack([canvases.paste(row, canvas) for row in rows])
+        outputs = self._run(size, flip, image=pasted, image_size=areas)
+        for row, i in enumerate(part):
+          one = {name: array[row] for name, array in outputs.items()}
+          found[i] = self._found(one, areas[row], sizes[i])
     return [found[i] for i in range(len(images))]
 
   def _found(self, one, size, original_size) -> Found:

@@ -134,8 +134,8 @@ class Steps(Options):
 def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   """Returns the options of a function, class or partial, by name.
 
-  Of a Flax module those are the fields it declares, or a base that is not
-  Flax's own: what `nn.Module` and `nn.Conv` declare, its place decides.
+  Those with an annotation; of a Flax module, the fields that it declares or a
+  base that is not Flax's own: those of `nn.Conv` are decided by its place.
   """
   plain: Any = target.func if isinstance(target, functools.partial) else target
   declared = None

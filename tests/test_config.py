@@ -117,6 +117,7 @@ def test_what_json_makes_of_a_config_is_the_same():
         ('harbour', '123', '123'),
         ('harbour', 'a,b=c', 'a,b=c'),
         ('harbour', 'None', None),
+        ('harbour', 'none', None),
         ('marks', '3,4', (3, 4)),
         ('marks', '3', (3,)),
         ('marks', 'none', None),
@@ -226,7 +227,13 @@ def test_arguments_of_a_config_have_the_types_of_their_annotations():
 
   got = engine.arguments('a=2,c=true,b=3,d=7', recipe)
   assert got == dict(a=2, b=3.0, c=True, d='7')
-  for text, want in (('e=se', {'e': 'se'}), ('e=none', {'e': None}), ('', {})):
+  for text, want in (
+      ('e=se', {'e': 'se'}),
+      ('e=none', {'e': None}),
+      ('e=None', {'e': None}),
+      ('d=none', {'d': 'none'}),  # A name, as it cannot be None.
+      ('', {}),
+  ):
     assert engine.arguments(text, recipe) == want
   with pytest.raises(InputError) as caught:
     engine.arguments('f=1,cc=2,a,a=x,c=1,d=y=z', recipe)

@@ -56,18 +56,14 @@ COUNTS = [
     # To two digits of a million; the tables of relative positions are as large
     # as the images.
     ('resnet50', dict(attention='aa', size=224), 25.78e6),
-    ('resnet101', dict(attention='aa', size=224), 45.36e6),
+    pytest.param(
+        *('resnet101', dict(attention='aa', size=224), 45.36e6),
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
-def slow_if(condition):
-  return pytest.mark.slow if condition else ()
-
-
-@pytest.mark.parametrize(
-    'name, options, expected',
-    [pytest.param(*row, marks=slow_if('101' in row[0])) for row in COUNTS],
-)
+@pytest.mark.parametrize('name, options, expected', COUNTS)
 def test_parameters(name, options, expected):
   options = dict(options)
   size = options.pop('size', 32)
@@ -116,9 +112,9 @@ def has_no_gradient(path, family, attention, batch):
 STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
-        marks=slow_if(
-            not aw_conv or batch > 1 or attention and family != 'basic'
-        ),
+        marks=pytest.mark.slow
+        if not aw_conv or batch > 1 or attention and family != 'basic'
+        else (),
     )
     for family, attention, aw_conv, batch in itertools.product(
         TINY, (None, *ATTENTION), (False, True), (1, 4)

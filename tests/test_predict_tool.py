@@ -1,6 +1,7 @@
 """The tool that detects: what it writes for a data set and for files."""
 
 import json
+import tracemalloc
 
 import commands
 import cv2
@@ -318,6 +319,18 @@ def test_arrays_give_what_their_files_give_in_their_order(call, tmp_path):
   for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)):
     with pytest.raises(ValueError, match=r'image is \w+ \[4, .*want uint8 \[H'):
       detector.detect([wrong])
+
+
+def test_no_more_canvases_are_held_than_those_of_a_few_batches(call, tmp_path):
+  detector = inference.load(tmp_path / 'run')
+  detector.config.data.update(canvas=(240, 320), short_side=240, long_side=320)
+  images = [np.zeros((240, 320, 3), np.uint8)] * 65
+  detector.detect(images[:2], batch_size=2)  # Compiles.
+  tracemalloc.start()
+  found = detector.detect(images, batch_size=2)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert len(found) == 65 and peak < 16 * images[0].nbytes
 
 
 def test_what_is_not_finite_is_nothing_and_the_best_come_first(call, tmp_path):

@@ -28,8 +28,7 @@ def _check_names(target: Any, options: Mapping[str, Any], kind: str) -> None:
       if isinstance(group, Options) and value:
         by = group.by and options.get(group.by)
         if group.by and by is None:
-          needs = f'needs {group.by}, which is None'
-          raise errors.InputError(f'{name}={dict(value)} {needs}')
+          raise errors.unnamed(name, value, group.by)
         _check_names(group.target(by) if by else group.of, value, name)
 
 

@@ -14,7 +14,8 @@ r"""Converts weights: from torch's files, to .safetensors, from and to runs.
 What is read decides the direction. A file has torch's names and is held
 against the network that is named; if any array is unknown, missing or of
 another shape, all of those are listed and nothing is written. A directory is
-that of a run: its newest checkpoint, the averages where it has them.
+that of a run: its newest checkpoint, the averages where it has them. What
+--config says is written to a directory along with the weights, as config.json.
 
 Detectors have torchvision's names, and with preset=torchvision its layout. Its
 91 classes are the background and the category ids 1 to 90 of COCO: label i here
@@ -118,10 +119,10 @@ def shapes_of(
         'a file is read for one network: give either --model, --attention and '
         '--num_classes, or --config and --config.model.attention and the like'
     )
-  size = (models.IMAGENET_SIDE, channels)
+  side = models.IMAGENET_SIDE
   if config is None:
-    return models.shapes_of(models.create(model, **options), *size)
-  image = jax.ShapeDtypeStruct((1, size[0], *size), np.uint8)
+    return models.shapes_of(models.create(model, **options), side, channels)
+  image = jax.ShapeDtypeStruct((1, side, side, channels), np.uint8)
   init = settings.create_task(config).init
   return jax.eval_shape(init, jax.random.key(0), {'image': image})
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import flags, logging
 import jax
+from jax.sharding import Mesh
 import ml_collections
 
 from awconv_jax import command_line, inference, text_table
@@ -104,13 +105,11 @@ def eval_batches(model: inference.Model) -> Any:
 
 
 def predictions(
-    model: inference.Model, batches: Any, task: Any
+    model: inference.Model, batches: Any, task: Any, mesh: Mesh
 ) -> Iterator[tuple[Any, Any]]:
-  """Yields each batch and what a task predicts for it; names the unreadable."""
-  mesh = partition.create_mesh()
-  with jax.set_mesh(mesh):
-    predict = train_step.create_predict(task, mesh)
-    yield from loop.predictions(predict, model.variables, batches, mesh)
+  """Yields batches and predictions, with the mesh set; names the unreadable."""
+  predict = train_step.create_predict(task, mesh)
+  yield from loop.predictions(predict, model.variables, batches, mesh)
   for line in batches.unreadable.news():
     print(line)
 
@@ -131,8 +130,10 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
   """
   model = inference.load(source, config)
   batches, evaluator = eval_batches(model), model.task.evaluator()
-  for _, outputs in predictions(model, batches, model.task):
-    evaluator.update(outputs)
+  mesh = partition.create_mesh()
+  with jax.set_mesh(mesh):
+    for _, outputs in predictions(model, batches, model.task, mesh):
+      evaluator.update(outputs)
   metrics = evaluator.compute()
   # Images, whether of a label or of boxes.
   counted = metrics.get('num_examples', metrics.get('num_images'))
@@ -155,7 +156,7 @@ def table(metrics: Mapping[str, Any]) -> str:
   below it says so if that is true of all objects.
   """
   per_class = metrics.get('per_class', ())
-  rows = [(k, v) for k, v in metrics.items() if v is not per_class]
+  rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
   rows += [(f'AP of {c["name"]}', c['AP']) for c in per_class]
   named = [dict(measure=name, value=value) for name, value in rows]
   text = text_table.make(named, _format)

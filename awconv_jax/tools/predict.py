@@ -27,6 +27,7 @@ import pathlib
 from typing import Any
 
 from absl import flags
+import jax
 import numpy as np
 from PIL import Image
 
@@ -34,6 +35,7 @@ from awconv_jax import command_line, inference
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import CocoEvaluator
 from awconv_jax.tools import draw_boxes, evaluate, image_files
+from awconv_jax.train import partition
 
 FLAGS = flags.FLAGS
 
@@ -87,22 +89,23 @@ def run(
   # The last image of each of so many parts of equal length.
   parts = min(max_images, total)
   drawn = {-(-total * part // parts) for part in range(1, parts + 1)}
-  count, task = 0, model.predictor(flip)
-  for batch, outputs in evaluate.predictions(model, batches, task):
-    evaluator.update(outputs)
-    for row in np.flatnonzero(batch['mask']):
-      count += 1
-      if count not in drawn:
-        continue
-      one = {name: array[row] for name, array in outputs.items()}
-      names, image_id = batches.class_names, int(one['image_id'])
-      picture = draw_boxes.draw(batch['image'][row], one, names, score)
-      # As COCO's files are called; or with the number, as files in two folders
-      # may have one name.
-      name = f'{image_id:012}'
-      if files:
-        name = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
-      Image.fromarray(picture).save(folder / f'pictures/{name}.png')
+  count, task, mesh = 0, model.predictor(flip), partition.create_mesh()
+  with jax.set_mesh(mesh):
+    for batch, outputs in evaluate.predictions(model, batches, task, mesh):
+      evaluator.update(outputs)
+      for row in np.flatnonzero(batch['mask']):
+        count += 1
+        if count not in drawn:
+          continue
+        one = {name: array[row] for name, array in outputs.items()}
+        names, image_id = batches.class_names, int(one['image_id'])
+        picture = draw_boxes.draw(batch['image'][row], one, names, score)
+        # As COCO's files are called; or with the number, as files in two
+        # folders may have one name.
+        name = f'{image_id:012}'
+        if files:
+          name = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
+        Image.fromarray(picture).save(folder / f'pictures/{name}.png')
   if not count:
     raise InputError(f'no image can be read, of {total:,}; each is named above')
   return _write(folder, files, evaluator)

@@ -5,13 +5,14 @@ AdamW decouples it (https://arxiv.org/abs/1711.05101); LAMB scales each layer's
 step by |w| / |update| (https://arxiv.org/abs/1904.00962).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import fnmatch
 import functools
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import optax
 
 from awconv_jax.errors import InputError, look_up
@@ -29,9 +30,18 @@ from awconv_jax.options import (
 
 # An optimizer takes the learning rate or its schedule, the weight decay, and a
 # mask: of parameters, a tree of bools, which of them decay.
+Rate = optax.ScalarOrSchedule
+Mask = Callable[[Any], Any]
 
 
-def sgd(rate, decay, mask, *, momentum: Fraction = 0.9, nesterov: bool = True):
+def sgd(
+    rate: Rate,
+    decay: float,
+    mask: Mask,
+    *,
+    momentum: Fraction = 0.9,
+    nesterov: bool = True,
+):
   """SGD with L2, as torch: the decay passes through the momentum."""
   return optax.chain(
       optax.add_decayed_weights(decay, mask),
@@ -40,9 +50,9 @@ def sgd(rate, decay, mask, *, momentum: Fraction = 0.9, nesterov: bool = True):
 
 
 def adamw(
-    rate,
-    decay,
-    mask,
+    rate: Rate,
+    decay: float,
+    mask: Mask,
     *,
     b1: Fraction = 0.9,
     b2: Fraction = 0.999,
@@ -53,9 +63,9 @@ def adamw(
 
 
 def lamb(
-    rate,
-    decay,
-    mask,
+    rate: Rate,
+    decay: float,
+    mask: Mask,
     *,
     b1: Fraction = 0.9,
     b2: Fraction = 0.999,
@@ -87,15 +97,15 @@ DECAY_MASKS = {
 # (from 0), the progress in [0, 1] from there to the end, and steps per epoch.
 
 
-def constant(at, progress, steps_per_epoch):
+def constant(at: ArrayLike, progress: ArrayLike, steps_per_epoch: float):
   """The full rate to the end."""
   return 1.0
 
 
 def step(
-    at,
-    progress,
-    steps_per_epoch,
+    at: ArrayLike,
+    progress: ArrayLike,
+    steps_per_epoch: float,
     *,
     boundaries_epochs: Sequence[PositiveFloat] = (30.0, 60.0, 90.0),
     factor: Share = 0.1,
@@ -109,7 +119,13 @@ def step(
   return factor ** jnp.sum(passed, axis=-1)
 
 
-def cosine(at, progress, steps_per_epoch, *, final_fraction: UnitFloat = 0.0):
+def cosine(
+    at: ArrayLike,
+    progress: ArrayLike,
+    steps_per_epoch: float,
+    *,
+    final_fraction: UnitFloat = 0.0,
+):
   """Half a cosine, at its foot at the end.
 
   Source: https://arxiv.org/abs/1608.03983, without restarts.
@@ -120,8 +136,10 @@ def cosine(at, progress, steps_per_epoch, *, final_fraction: UnitFloat = 0.0):
 
 SCHEDULES = {'constant': constant, 'step': step, 'cosine': cosine}
 
-_OF_OPTIMIZER = Options(OPTIMIZERS, by='name')
-_OF_SCHEDULE = Options(SCHEDULES, by='schedule')
+_OF_OPTIMIZER = Options(OPTIMIZERS, by='name', given=('rate', 'decay', 'mask'))
+_OF_SCHEDULE = Options(
+    SCHEDULES, by='schedule', given=('at', 'progress', 'steps_per_epoch')
+)
 
 
 def create(
