@@ -3,12 +3,13 @@
 Each is `layer(x, valid_size=None)`, for x and a result of [N, H, W, C], and
 valid_size as `ops.valid_area` tells: averages and maxima leave the padding out,
 so that with the running statistics of its norms the output in an image's area
-is that of the image alone; in batch statistics padding counts, too. All have
-the fields dtype and param_dtype, and those with batch statistics `train`.
+is that of the image alone; in batch statistics padding counts, too. A network
+sets the fields dtype, param_dtype and train of those that have them.
 
 A new one is a file beside this and a line here.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -28,8 +29,7 @@ AS_CONV = {'aa': AugmentedConv}
 ATTENTION = IN_BLOCK | AFTER_STAGE | AS_CONV
 
 
-def partial_of(layer: type, train: bool | None, **fields: Any) -> partial:
-  """Returns a layer with fields; `train` where it has that."""
-  if 'train' in layer.__dataclass_fields__:
-    fields['train'] = train
-  return partial(layer, **fields)
+def partial_of(layer: type, given: Mapping[str, Any], **fields: Any) -> partial:
+  """Returns a layer with fields, and what it has of the given ones."""
+  has = layer.__dataclass_fields__
+  return partial(layer, **{k: v for k, v in given.items() if k in has} | fields)

@@ -177,7 +177,7 @@ class AWConv(nn.Conv, kw_only=True):
       return maps
     if isinstance(make, str):
       layer = look_up('refinement', make, attention.IN_BLOCK)
-      make = attention.partial_of(layer, train=train, **dtypes)
+      make = attention.partial_of(layer, dict(train=train, **dtypes))
     # The same module for every run of inputs; an activation has one axis less.
     n, kh, kw, groups, outputs = maps.shape
     seen = jnp.moveaxis(maps, 3, 1).reshape(n * groups, kh, kw, outputs)

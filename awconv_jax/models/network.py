@@ -179,9 +179,9 @@ class Network(nn.Module):
     """Returns the attention layer if it has that place, or None."""
     if self.attention not in place:
       return None
-    fields = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    fields |= self.attention_options or {}
-    return layers.partial_of(place[self.attention], train=train, **fields)
+    given = dict(dtype=self.dtype, param_dtype=self.param_dtype, train=train)
+    options = self.attention_options or {}
+    return layers.partial_of(place[self.attention], given, **options)
 
   def gate(self, name: str, train: bool, place=layers.AFTER_STAGE) -> Layer:
     """Returns what gates (x, valid_size) where attention has that place."""
