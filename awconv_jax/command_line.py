@@ -75,7 +75,8 @@ def load_config(value: str) -> Any:
 
   path, _, text = value.partition(':')
   if not os.path.isfile(path):
-    known = map(str, pathlib.Path(path).parent.glob('*[!_].py'))
+    folder = pathlib.Path(os.path.dirname(path) or 'configs')
+    known = map(str, folder.glob('*[!_].py'))
     raise errors.unknown_name('config file', path, known)
   try:
     function = runpy.run_path(path, run_name='config').get('get_config')
@@ -102,7 +103,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(re.sub(r'^flag (--\w+)=None: .*', r'\1=... is wanted', str(error)))
+    fail(re.sub(r'flag (--\w+)=None: .*', r'\1=... is wanted', str(error)))
 
 
 def check_output(output: str) -> None:

@@ -66,7 +66,7 @@ class Found:
   names: list[str]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Model:
   """A trained network: what classifiers and detectors have in common.
 
@@ -142,7 +142,7 @@ class Model:
     return images
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Classifier(Model):
   """Classifies images; brings them to size as in evaluation.
 
@@ -182,7 +182,7 @@ class Classifier(Model):
     return Classes(probabilities, labels, [self.names[i] for i in labels])
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Detector(Model):
   """Detects objects: on the canvas, with the boxes taken back from there."""
 

@@ -1,6 +1,7 @@
 """The AW-convolution's transformations, choice, memory, errors and sharding."""
 
 import functools
+import math
 import warnings
 
 import jax
@@ -250,21 +251,13 @@ def test_chunks_bound_the_memory():
 
 
 @pytest.mark.parametrize('channels, side', [(64, 28), (256, 14)])
-def test_auto_takes_little_more_memory_than_a_plain_convolution(channels, side):
-  def plain(x, kernel, maps):
-    numbers = ('NHWC', 'HWIO', 'NHWC')
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), 'SAME', dimension_numbers=numbers
-    )
-
-  shapes = [
-      (8, side, side, channels),
-      (3, 3, channels, channels),
-      (8, 3, 3, channels // 16, channels),
-  ]
-  arrays = [jax.ShapeDtypeStruct(s, 'float32') for s in shapes]
-  most = 1.5 * temporary_bytes(plain, arrays)
+def test_auto_keeps_neither_patches_nor_a_kernel_per_sample(channels, side):
+  images, kernel = (8, side, side, channels), (3, 3, channels, channels)
+  maps = (8, 3, 3, channels // 16, channels)
+  arrays = [jax.ShapeDtypeStruct(s, 'float32') for s in (images, kernel, maps)]
+  most = 4 * (3 * math.prod(images) + 2 * math.prod(kernel))
   assert temporary_bytes(aw_conv, arrays) <= most
+  assert temporary_bytes(form('im2col'), arrays) > most
 
 
 @pytest.mark.parametrize('implementation', ['loop_dot', 'loop_conv'])

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from flax import traverse_util
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -260,7 +261,7 @@ def outside_of_shards(jaxpr):
   for equation in jaxpr.eqns:
     yield equation.primitive.name
     if equation.primitive.name != 'shard_map':
-      for inner in jax.core.jaxprs_in_params(equation.params):
+      for inner in core.jaxprs_in_params(equation.params):
         yield from outside_of_shards(inner)
 
 

@@ -103,6 +103,7 @@ def test_plain_lines_when_piped_and_silence_of_other_processes(
   for process in (1, 0):
     monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
     with make_log(tmp_path) as log:
+      take(log, 4)
       take(log, 5)
       log.flush()
       logging.info('a remark')
@@ -152,8 +153,8 @@ def test_a_live_bar_on_a_terminal(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'stdout', terminal)
   with make_log(tmp_path, 8) as log:
     take(log, 9)
+    take(log, 10)
     log.flush()
     logging.info('a remark')
-    take(log, 10)
   for text in ('\r', '100%', '10/10', 'loss 1.5000', 'images/s', 'a remark'):
     assert text in terminal.getvalue()

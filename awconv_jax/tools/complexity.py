@@ -2,7 +2,7 @@
 
   python -m awconv_jax.tools.complexity
   python -m awconv_jax.tools.complexity --models=wrn_28_10 --attention=none,se
-  python -m awconv_jax.tools.complexity --config=configs/digits.py
+  python -m awconv_jax.tools.complexity --config=configs/digits.py --channels=1
 
 The first compares networks: each with and without AW-convolutions, and in both
 conventions for the stride of a bottleneck (v1.5 in its 3x3, v1 in its first

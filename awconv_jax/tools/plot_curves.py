@@ -71,7 +71,8 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   axes[0].set_yscale('log')
   figure.legend(handles=entries.values(), loc='outside right upper')
   try:
-    figure.savefig(output, dpi=120)
+    # Named, or a suffix would be added, and that file replaced.
+    figure.savefig(output, dpi=120, format=pathlib.Path(output).suffix[1:])
   except (OSError, ValueError) as error:
     reason = f'cannot write --output={output}: {error}'
     raise errors.InputError(reason) from error

@@ -178,16 +178,15 @@ class Log(contextlib.AbstractContextManager):
         'epoch': step / self._steps_per_epoch,
     }
     left = (self._total - step) * seconds / max(self._timed, 1)
-    self._restart_clock()
-    text = (
-        f'loss {means["loss"]:.4f}  lr {means["learning_rate"]:.2e}  '
-        f'{means["images_per_second"]:,.0f} images/s  '
-        f'{tqdm.format_interval(left)} left'
-    )
+    text = f'loss {means["loss"]:.4f}  lr {means["learning_rate"]:.2e}'
+    if self._timed:  # Steps beside the one that compiled.
+      text += f'  {means["images_per_second"]:,.0f} images/s'
+      text += f'  {tqdm.format_interval(left)} left'
     if self._bar.disable:
       info(f'step {step}/{self._total}  {text}')
     else:
       self._bar.set_postfix_str(text)
+    self._restart_clock()
     self._write(step, 'train', means)
 
   def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -184,16 +184,16 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
           create(train=False, batch_size=config.eval_batch_size),
       )
   )
+  if task.num_classes != batches.num_classes:
+    raise InputError(
+        f'config.model.num_classes={task.num_classes} must be '
+        f'{batches.num_classes}, as {config.data.name} has'
+    )
   shapes = jax.eval_shape(lambda: next(iter(eval_batches)))
   if lacking := [key for key in task.trains_on if key not in shapes]:
     raise InputError(
         f'config.task.name={config.task.name!r} does not fit {config.data.name}'
         f', whose batches have no {", ".join(lacking)}'
-    )
-  if task.num_classes != batches.num_classes:
-    raise InputError(
-        f'config.model.num_classes={task.num_classes} must be '
-        f'{batches.num_classes}, as {config.data.name} has'
     )
   return batches, eval_batches, shapes
 

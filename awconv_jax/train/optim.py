@@ -190,7 +190,7 @@ def create(
   if warmup > total_steps:
     raise InputError(
         f'config.optimizer: the warm-up of {warmup} steps ({warmup_epochs=}, '
-        f'{warmup_steps=}) is longer than the run of {total_steps}'
+        f'{warmup_steps=}) is longer than the run of {total_steps}; shorten it'
     )
   boundaries = (schedule_options or {}).get('boundaries_epochs', ())
   times = [warmup / steps_per_epoch, *boundaries]
