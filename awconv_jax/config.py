@@ -17,7 +17,7 @@ import ml_collections
 import pydantic
 
 from awconv_jax.errors import InputError, nearest, unknown_name, unnamed
-from awconv_jax.options import Named, Options, Steps, options_of
+from awconv_jax.options import Named, Steps, marker_of, options_of
 
 # A number is none in quotes, and True is not 1.
 _STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
@@ -131,9 +131,9 @@ class _Filling:
     self._unknown += [f'{path}.{n}' for n in names if n not in known]
     filled = {}
     # Sections last, as they may belong to a name beside them.
-    for name in sorted(known, key=lambda name: bool(_marker(known[name]))):
+    for name in sorted(known, key=lambda name: bool(marker_of(known[name]))):
       option, here = known[name], f'{path}.{name}'
-      value, marker = values.get(name, option.default), _marker(option)
+      value, marker = values.get(name, option.default), marker_of(option)
       text, texts = self._texts.get(here), self._texts_of(here)
       plain = marker is None or isinstance(marker, Steps)
       if plain:
@@ -243,9 +243,3 @@ def _line(path: str, value: Any, fault: Mapping[str, Any]) -> str:
   if fault['type'] == 'literal_error':
     hint = nearest(value, str(fault['ctx']['expected']).split("'")[1::2])
   return f'{path}={value!r} {message}{hint}'
-
-
-def _marker(option: inspect.Parameter) -> Options | Named | None:
-  """Returns what says that an option is a section, if it is one."""
-  extras = getattr(option.annotation, '__metadata__', ())
-  return next((e for e in extras if isinstance(e, Options)), None)

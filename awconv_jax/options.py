@@ -150,3 +150,9 @@ def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
       if parameter.annotation is not inspect.Parameter.empty
       and (declared is None or name in declared)
   }
+
+
+def marker_of(option: inspect.Parameter) -> Options | None:
+  """Returns what says that an option is a section, if it is one."""
+  extras = getattr(option.annotation, '__metadata__', ())
+  return next((e for e in extras if isinstance(e, Options)), None)

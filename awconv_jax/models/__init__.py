@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from awconv_jax import errors
 from awconv_jax.models.detection import faster_rcnn, presets
 from awconv_jax.models.registry import MODELS
-from awconv_jax.options import Options, options_of
+from awconv_jax.options import marker_of, options_of
 
 DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
 IMAGENET_SIDE = 224  # Pixels of the images that weights for ImageNet are for.
@@ -24,12 +24,11 @@ def _check_names(target: Any, options: Mapping[str, Any], kind: str) -> None:
   }
   for name, value in options.items():
     option = errors.look_up(f'option of {kind}', name, known)
-    for group in getattr(option.annotation, '__metadata__', ()):
-      if isinstance(group, Options) and value:
-        by = group.by and options.get(group.by)
-        if group.by and by is None:
-          raise errors.unnamed(name, value, group.by)
-        _check_names(group.target(by) if by else group.of, value, name)
+    if value and (group := marker_of(option)):
+      by = group.by and options.get(group.by)
+      if group.by and by is None:
+        raise errors.unnamed(name, value, group.by)
+      _check_names(group.target(by) if by else group.of, value, name)
 
 
 def create(name: str, **options: Any) -> nn.Module:
