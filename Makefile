@@ -11,7 +11,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 # What was compiled once need not be compiled by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help train detect test test-slow lint format clean
+.PHONY: help train detect test test-slow faults lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## List the commands.
@@ -21,6 +21,7 @@ help:  ## List the commands.
 	@echo 'make test        lint, and run the test suite (7 minutes)'
 	@echo 'make test-slow   run what takes long: each network with each attention,'
 	@echo '                 one step; detectors trained, killed, learning by heart'
+	@echo 'make faults      have over 300 faults befall runs and tools (25 minutes)'
 	@echo 'make lint        check form and types'
 	@echo 'make format      bring the code into form'
 	@echo 'make clean       remove the environment and the caches, not the runs'
@@ -70,7 +71,11 @@ test: $(VENV)/test lint  ## Run the test suite.
 	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/test  ## Run what the suite leaves out.
-	@$(RUN) -m pytest -n 2 --dist loadgroup -m slow $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadgroup -m 'slow and not faults' $(ARGS)
+
+faults: $(VENV)/test  ## Have faults befall runs and tools; count them by kind.
+	@echo 'kills, signals, full disks, damaged files, ...: each must end in order'
+	@$(RUN) -m pytest -n 2 --dist worksteal -m faults $(ARGS)
 
 lint: $(VENV)/test  ## Check form and types.
 	@echo 'checking form and types'

@@ -21,6 +21,7 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 # Not the home directory.
 os.environ['TFDS_DATA_DIR'] = str(ROOT / '.cache/tensorflow_datasets')
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+pytest_plugins = ['fault_report']
 # Programs and what was traced stay, by the million; looking for garbage among
 # them as often as usual takes a tenth of the time.
 gc.set_threshold(100_000, 20, 50)
