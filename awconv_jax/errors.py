@@ -22,6 +22,17 @@ class DivergenceError(ReportedError, FloatingPointError):
   """The loss, the gradients or the parameters are no longer finite."""
 
 
+def one_line(text: str | bytes) -> str:
+  """Returns text that others chose, such as a file's name, for a message.
+
+  What is not printable, such as the end of a line, is escaped, and so are bytes
+  that are not UTF-8.
+  """
+  if isinstance(text, bytes):
+    text = text.decode('utf-8', 'surrogateescape')
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
   """Returns an error with the nearest known name, and all of them.
 

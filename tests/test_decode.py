@@ -1,25 +1,24 @@
 """Decoding: what is read, how exactly, and what is refused."""
 
 from concurrent import futures
+import io
 
 import cv2
 import numpy as np
 import pictures
-from PIL import Image
+from PIL import EpsImagePlugin, ExifTags, Image, ImageOps
 import pytest
 import simplejpeg
 
 from awconv_jax.data import augment, decode
 
 SMOOTH = pictures.smooth(40, 50)
-TURNED = Image.Exif()
-TURNED[0x0112] = 6  # By 90 degrees, which is not undone.
 # Kind, colour mode, options, and the largest mean difference in grey levels.
 WHOLE = [
-    ('JPEG', None, {'quality': 95, 'exif': TURNED}, 2.0),
+    ('JPEG', None, {'quality': 95}, 2.0),
     ('JPEG', 'CMYK', {'quality': 95}, 2.5),
     ('JPEG', 'YCbCr', {'quality': 95, 'progressive': True}, 2.0),
-    ('PNG', None, {'exif': TURNED}, 0.0),
+    ('PNG', None, {}, 0.0),
     ('PNG', 'RGBA', {}, 0.0),
     ('WEBP', None, {'lossless': True}, 0.0),
     ('BMP', None, {}, 0.0),
@@ -43,6 +42,49 @@ def test_reads_what_images_are_kept_in_and_refuses_a_part(
     with pytest.raises(decode.UnreadableError) as caught:
       decode.EncodedImage(data[: int(len(data) * share)], 3).pixels()
     assert str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('turn', range(1, 9))
+@pytest.mark.parametrize('size', [(40, 50), (40, 40)])
+def test_images_are_upright_as_exif_says_in_every_format(turn, size):
+  exif, stored = Image.Exif(), pictures.smooth(*size)
+  exif[ExifTags.Base.Orientation] = turn
+  wanted = Image.fromarray(stored)
+  wanted.getexif()[ExifTags.Base.Orientation] = turn
+  wanted = np.asarray(ImageOps.exif_transpose(wanted)).astype(int)
+  options = {'JPEG': {'quality': 95}, 'WEBP': {'lossless': True}}
+  files = {
+      kind: pictures.encode(stored, kind, exif=exif, **options.get(kind, {}))
+      for kind in ('JPEG', 'PNG', 'WEBP', 'TIFF')
+  }
+  # Other programs write the chunk behind the pixels.
+  png, plain = files['PNG'], pictures.encode(stored)
+  start = png.index(b'eXIf') - 4
+  chunk = png[start : png.index(b'IDAT', start) - 4]
+  files['late'] = plain[:-12] + chunk + plain[-12:]
+  for kind, data in files.items():
+    image = decode.EncodedImage(data, 3)
+    assert (image.height, image.width) == wanted.shape[:2], kind
+    cut = image.crop((4, 0, 32, 32), 32, 'area').astype(int)
+    assert np.abs(cut - wanted[4:36, :32]).mean() < 8, kind
+    assert np.abs(image.pixels() - wanted).mean() < 2, kind
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'GIF', 'TIFF', 'WEBP', 'BMP', 'PPM'])
+def test_the_header_is_looked_at_before_anything_is_decoded(kind, monkeypatch):
+  data = pictures.encode(SMOOTH, kind)
+  monkeypatch.setattr(decode, 'MAX_PIXELS', 40 * 50 - 1)
+  monkeypatch.setattr(cv2, 'imdecode', None)
+  with pytest.raises(decode.UnreadableError, match='40 x 50 pixels are more'):
+    decode.EncodedImage(data, 3)
+
+
+def test_no_program_is_run_for_a_format_that_is_not_ours(monkeypatch):
+  postscript = io.BytesIO()
+  Image.fromarray(SMOOTH).save(postscript, 'EPS')
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', None)
+  with pytest.raises(decode.UnreadableError, match='^it is no image$'):
+    decode.EncodedImage(postscript.getvalue(), 3)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])

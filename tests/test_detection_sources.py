@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import re
 from unittest import mock
 
 import fake_coco
 import fake_tfds
 import numpy as np
+from PIL import ExifTags, Image
 import pytest
 
 from awconv_jax import data
@@ -114,9 +116,9 @@ def root(tmp_path):
   return tmp_path
 
 
-def create(root, train=True, **changes):
+def create(root, train=True, batch_size=2, **changes):
   section = fake_coco.config(f'coco_json:{root}', **changes)
-  return data.create(section, train=train, batch_size=2, seed=0)
+  return data.create(section, train=train, batch_size=batch_size, seed=0)
 
 
 def open_split(root, split):
@@ -154,6 +156,11 @@ ANNOTATIONS = [
     ({'bbox': [-1, 5, 0.5, 5]}, f'bbox [-1, 5, 0.5, 5] {OUTSIDE}'),
     ({'bbox': [2, 30.5, 4, 0.25]}, f'bbox [2, 30.5, 4, 0.25] {OUTSIDE}'),
     ({'bbox': [3, 4, 0, 5]}, 'bbox [3, 4, 0, 5] has no width or'),
+    ({'bbox': [3, 4, 10**400, 5]}, 'bbox=[3, 4, 10000000'),
+    ({'bbox': [3, 4, 1e300, 5]}, f'bbox [3, 4, 1e+300, 5] {OUTSIDE}'),
+    ({'bbox': [3, 4, True, '5']}, "bbox=[3, 4, True, '5']: Input should"),
+    ({'area': 10**400}, 'area=1000000000'),
+    ({'category_id': 10**400}, 'there is no category 1000'),
     ({'bbox': [3, 4, 5]}, 'bbox=[3, 4, 5]: List should have at'),
     ({'bbox': [3, 4, float('nan'), 5]}, 'bbox=[3, 4, nan, 5]: Input'),
     ({'category_id': 4}, 'there is no category 4'),
@@ -164,8 +171,13 @@ ANNOTATIONS = [
 ]
 IMAGES = [
     ({'id': 1}, 'the id is that of another one'),
-    ({'file_name': 'missing.jpg'}, '[Errno 2] No such file'),
-    ({'file_name': 'text.jpg'}, 'cannot identify image file'),
+    ({'file_name': 'missing.jpg'}, 'No such file or directory'),
+    ({'file_name': 'text.jpg'}, 'it is no image'),
+    ({'file_name': '../test/000000000013.jpg'}, "'../test/00"),
+    ({'file_name': '/etc/hostname'}, "'/etc/hostname' leads out of /"),
+    ({'file_name': '\ud800.jpg'}, "'utf-8' codec can't encode"),
+    ({'file_name': 'a\n.jpg'}, 'No such file'),
+    ({'width': '40'}, "width='40': Input should be a valid integer"),
     ({'height': 0}, 'height=0: Input should be greater'),
     ({'width': 41}, ''),
     ({'width': 40, 'height': 30}, ''),
@@ -177,16 +189,16 @@ def spoil(content):
   images, boxes, said = content['images'], content['annotations'], []
   for i, (changes, fault) in enumerate(ANNOTATIONS):
     boxes.append(boxes[0] | {'image_id': 0, 'id': 91 + i} | changes)
-    said.append(f'annotation {boxes[-1]["id"]}, image_id=0: {fault}')
+    said.append(f'annotation {boxes[-1]["id"]!r}, image_id=0: {fault}')
   boxes.append(boxes[0] | {'id': None})
   boxes.append(boxes[0] | {'id': 777, 'image_id': 777})
   boxes.append(boxes[0] | {'id': 778, 'image_id': '0'})
   said += ['annotation number ', 'annotation 777, image_id=777: there is no im']
-  said.append("annotation 778, image_id=0: there is no image '0'")
+  said.append("annotation 778, image_id='0': there is no image '0'")
   for i, (changes, fault) in enumerate(IMAGES):
     images.append(images[1] | {'id': 500 + i} | changes)
     name = images[-1]['file_name']
-    said.append(f'image {images[-1]["id"]}, file_name={name}: {fault}')
+    said.append(f'image {images[-1]["id"]}, file_name={name!r}: {fault}')
   images.append({'id': 510, 'width': 40, 'height': 30})
   # Belongs to an image that is left out, and is no fault of its own.
   boxes.append(boxes[0] | {'id': 999, 'image_id': 501})
@@ -204,10 +216,10 @@ def test_all_faults_are_listed_together_or_dropped_and_told(root):
   message = str(raised.value)
   for line in wanted:
     assert f'train: {line}' in message, line
-  assert 'test: image 13, file_name=000000000013.jpg: [Errno 2]' in message
+  assert "test: image 13, file_name='000000000013.jpg': No such file" in message
   assert f'{len(wanted) + 1} fault(s)' in message
   assert 'config.data.drop_bad=true' in message
-  assert 'entry says 40 x 30; turn the pixels of the file' in message
+  assert '000000000001.jpg has 30 x 40; its entry says 40 x 30' in message
   assert len(message.splitlines()) == len(wanted) + 2
   batches = create(root, drop_bad=True)
   news = batches.unreadable.news()
@@ -215,6 +227,70 @@ def test_all_faults_are_listed_together_or_dropped_and_told(root):
   assert len(batches.unreadable) == 0 and batches.num_examples == 12
   for record, sound in zip(open_split(root, 'train'), clean, strict=True):
     assert (record['objects'].boxes == sound['objects'].boxes).all()
+
+
+def test_numbers_may_have_a_point_as_all_are_of_one_kind_in_json(root):
+  wanted = list(open_split(root, 'train'))
+  path = root / 'annotations' / 'instances_train.json'
+  keys = '|'.join('id image_id category_id width height iscrowd'.split())
+  text = re.sub(rf'("({keys})": \d+)', r'\1.0', path.read_text())
+  path.write_text(text)
+  source = open_split(root, 'train')
+  assert source.faults == () and '"width": 40.0' in text
+  for found, record in zip(source, wanted, strict=True):
+    assert found['image_id'] == record['image_id']
+    assert (found['objects'].boxes == record['objects'].boxes).all()
+
+
+@pytest.mark.parametrize('size', [(30, 40), (36, 36)])
+def test_boxes_lie_on_the_image_as_it_is_shown(tmp_path, size):
+  """A white rectangle, kept turned in every way and format."""
+  shown = np.zeros((*size, 3), np.uint8)
+  shown[4:12, 20:32] = 255
+  (tmp_path / 'train').mkdir()
+  ways = [None, *(Image.Transpose(i) for i in (0, 3, 1, 5, 2, 6, 4))]
+  images, boxes = [], []
+  for turn, way in enumerate(ways, 1):
+    for kind in ('jpeg', 'png', 'webp', 'tiff'):
+      image, exif = Image.fromarray(shown), Image.Exif()
+      exif[ExifTags.Base.Orientation] = turn
+      number, name = len(images) + 1, f'{turn}.{kind}'
+      image = image if way is None else image.transpose(way)
+      image.save(tmp_path / 'train' / name, exif=exif)
+      one = dict(id=number, file_name=name, height=size[0], width=size[1])
+      images.append(one)
+      box = dict(id=number, image_id=number, category_id=1)
+      boxes.append(box | dict(bbox=[20, 4, 12, 8]))
+  categories = [dict(id=1, name='white')]
+  content = dict(images=images, annotations=boxes, categories=categories)
+  (tmp_path / 'annotations').mkdir()
+  (tmp_path / 'annotations/train.json').write_text(json.dumps(content))
+  (batch,) = create(tmp_path, train=False, batch_size=32, eval_split='train')
+  assert batch['mask'].all()
+  for pixels, (x0, y0, x1, y1) in zip(
+      batch['image'], batch['gt_boxes'][:, 0].round().astype(int), strict=True
+  ):
+    inside = pixels[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2]
+    assert inside.size and inside.min() > 200
+    assert pixels.sum() < 1.5 * inside.sum() + 0.1 * pixels.size * 255
+  # Such as torchvision keeps them: its sizes are those of the file.
+  for entry in images:
+    entry |= dict(height=size[1], width=size[0])
+  (tmp_path / 'annotations/train.json').write_text(json.dumps(content))
+  if size[0] != size[1]:
+    with pytest.raises(InputError, match='EXIF orientation 6; its entry says'):
+      create(tmp_path, train=False, eval_split='train', drop_bad=True)
+
+
+def test_where_all_boxes_are_refused_that_is_said(root):
+  def change(content):
+    for entry in content['annotations']:
+      entry['bbox'] = [3, 4, 0, 5]
+
+  rewrite(root, 'train', change)
+  words = "no image of split 'train' has a box to train on; .* fault.*no width"
+  with pytest.raises(InputError, match=words):
+    create(root, drop_bad=True, train_empty=False)
 
 
 def test_values_that_may_be_otherwise(root):
@@ -244,6 +320,10 @@ def test_values_that_may_be_otherwise(root):
   assert found.boxes[-1].tolist() == [0, 3, 40, 30]
 
 
+def named(number, name):
+  return dict(id=number, name=f'thing {name}')
+
+
 @pytest.mark.parametrize(
     'change, message',
     [
@@ -253,8 +333,18 @@ def test_values_that_may_be_otherwise(root):
         (dict(categories=2 * [dict(id=5, name='x')]), 'category 5: the id is '),
         (
             dict(categories=[dict(id=77, name='x')]),
-            'differ in id [3, 5, 9, 77]',
+            "4 differ: id 3 is 'absent' and 'thing 3', id 5 is",
         ),
+        (
+            # Two of the three names have changed their places.
+            dict(categories=[named(3, 5), named(5, 3), named(9, 9)]),
+            "2 differ: id 3 is 'thing 5' and 'thing 3', id 5 is 'thing 3' and",
+        ),
+        (
+            dict(categories=[named(3, 5), named(5, 5), named(9, 9)]),
+            "instances_train.json: 2 have the name 'thing 5'",
+        ),
+        (dict(categories=[dict(id=2**31, name='x')]), 'id=2147483648: Input'),
         (dict(images=[]), 'can be used: '),
     ],
 )

@@ -122,6 +122,28 @@ def _settle_opencv(*_: int) -> None:
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+def check_classes(one: Any, other: Any, splits: tuple[str, str]) -> None:
+  """Raises InputError if labels mean other classes in two sources or batches.
+
+  By the data set's numbers of the classes, where it has any; `splits` has the
+  names of the two.
+  """
+  numbers = [s.category_ids or range(len(s.class_names)) for s in (one, other)]
+  a, b = (
+      dict(zip(n, s.class_names, strict=True))
+      for n, s in zip(numbers, (one, other), strict=True)
+  )
+  keys = sorted(k for k in a | b if a.get(k) != b.get(k))
+  if keys:
+    kind = 'label' if one.category_ids is None else 'id'
+    pairs = ((k, a.get(k, 'absent'), b.get(k, 'absent')) for k in keys[:5])
+    shown = (f'{kind} {k} is {x!r} and {y!r}' for k, x, y in pairs)
+    raise InputError(
+        f'splits {splits[0]!r} and {splits[1]!r} must have the same classes; '
+        f'{len(keys)} differ: {", ".join(shown)}'
+    )
+
+
 class Unreadable:
   """Which examples could not be read, and whether they are too many.
 

@@ -1,25 +1,32 @@
-"""Pixels from encoded images: JPEG, PNG, WebP and whatever OpenCV reads.
+"""Pixels from encoded images, of the formats in `FORMATS`.
 
-JPEGs, nearly all of every large data set, are decoded by libjpeg-turbo through
-simplejpeg, the others by OpenCV; Pillow is asked where these two refuse. A
-file that ends too early is refused by all three: half an image is no image.
+Pillow looks at the header. JPEGs, nearly all of every large data set, are then
+decoded by libjpeg-turbo through simplejpeg, the others by OpenCV; Pillow is
+asked where these two refuse. A file that ends too early is refused by all
+three: half an image is no image.
+
+Images are upright, as their EXIF data say, whatever their format is: so they
+are shown where people draw boxes on them.
 """
 
 import functools
 import io
 import math
-import pathlib
+import os
 import threading
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 import simplejpeg
 
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, one_line
 
-# More pixels than this is a mistake or an attack: 0.8 GB decoded.
-MAX_PIXELS = 2**28
+# More pixels than this is a mistake or an attack: 0.4 GB decoded.
+MAX_PIXELS = 2**27
+# By Pillow's names; of others it would run programs, such as Ghostscript.
+FORMATS = tuple('JPEG PNG WEBP BMP GIF TIFF PPM'.split())
 _JPEG, _JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
 # Markers in JPEGs, of frames that can be shortened and of a scan (ITU-T T.81,
 # annex B, https://www.w3.org/Graphics/JPEG/).
@@ -38,10 +45,24 @@ class UnreadableError(InputError):
   """An example that cannot be made an image of."""
 
 
-def read_file(path: str) -> bytes:
+def below(folder: bytes, name: str) -> bytes:
+  """Returns the path of what a data set names, in UTF-8 whatever the locale is.
+
+  Raises:
+    InputError: it leads out of the folder, other than by links that lie in it.
+  """
+  raw = name.encode('utf-8', 'surrogateescape')
+  path = os.path.normpath(os.path.join(folder, raw))
+  if not path.startswith(folder + b'/'):
+    raise InputError(f'{name!r} leads out of {one_line(folder)}')
+  return path
+
+
+def read_file(path: str | bytes) -> bytes:
   """Returns a file's content; UnreadableError if that cannot be had."""
   try:
-    return pathlib.Path(path).read_bytes()
+    with open(path, 'rb') as file:
+      return file.read()
   except OSError as error:
     raise UnreadableError(error.strerror) from error
 
@@ -103,16 +124,60 @@ def center_crop(
   return resize(cut, size, interpolation)
 
 
+def header(file: BinaryIO) -> tuple[int, int, int]:
+  """Returns height and width of an image, upright, and how it has to be turned.
+
+  That is 1..8, the orientation of EXIF; 1 also where decoders turn it
+  themselves, as they do with TIFF, or where the EXIF data are damaged.
+
+  Raises:
+    UnreadableError: it is no image of `FORMATS`, or has too many pixels.
+  """
+  try:
+    with Image.open(file, formats=FORMATS) as image:
+      (width, height), kind = image.size, image.format
+      _check_size(height, width)
+      turn = 1 if kind == 'TIFF' else _turn(image, file)
+  except Exception as error:  # Every decoder of Pillow has its own.
+    raise _unreadable(error, file) from error
+  return (height, width, turn) if turn < 5 else (width, height, turn)
+
+
+def _turn(image: Image.Image, file: BinaryIO) -> int:
+  try:
+    if image.format != 'PNG' or 'exif' in image.info:
+      exif = image.getexif()
+    else:
+      # Pillow would decode all to find EXIF data that come after the pixels.
+      file.seek(max(file.seek(0, 2) - 2**16, 0))
+      late = b'eXIf' in file.read()
+      exif = image.getexif() if late else Image.Image.getexif(image)
+    turn = exif.get(ExifTags.Base.Orientation, 1)
+  except Exception:  # As above; the pixels may be sound all the same.
+    return 1
+  return turn if turn in range(1, 9) else 1
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+  """Returns pixels as they are shown: mirrored, turned or both."""
+  if turn == 1:
+    return pixels
+  if turn >= 5:
+    pixels = pixels.swapaxes(0, 1)
+  rows = -1 if turn in (3, 4, 7, 8) else 1
+  columns = -1 if turn in (2, 3, 6, 7) else 1
+  return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
 class EncodedImage:
   """An encoded image, of which no more is decoded than is asked for.
 
   Args:
     data: the file's bytes.
-    channels: 1 or 3; what the file has is converted, alpha is dropped, and
-      an orientation in the EXIF data is not applied.
+    channels: 1 or 3; what the file has is converted, and alpha is dropped.
 
   Attributes:
-    height, width: in pixels.
+    height, width: in pixels, once it is upright.
 
   Raises:
     UnreadableError: it is no image, or not a whole one.
@@ -120,20 +185,19 @@ class EncodedImage:
 
   def __init__(self, data: bytes, channels: int):
     self._data, self._channels, self._pixels = data, channels, None
+    self.height, self.width, self._turn = header(io.BytesIO(data))
+    if data.startswith(_JPEG):
+      return
     try:
-      if data.startswith(_JPEG):
-        self.height, self.width, *_ = simplejpeg.decode_jpeg_header(data)
-        _check_size(self.height, self.width)
-        return
-      # Without the flag, the EXIF orientation would turn some images.
+      # Without the flag, it would turn some formats itself.
       flags = _FLAGS[channels] | cv2.IMREAD_IGNORE_ORIENTATION
       pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except (ValueError, cv2.error):
+    except cv2.error:
       pixels = None
-    # Of what these refuse, Pillow reads some, and says what is wrong with it.
+    # Of what it refuses, Pillow reads some, and says what is wrong with it.
     if pixels is None:
       pixels = _decode_by_pillow(data, channels)
-    self._pixels = np.atleast_3d(pixels)
+    self._pixels = _upright(np.atleast_3d(pixels), self._turn)
     self.height, self.width = self._pixels.shape[:2]
 
   def pixels(self) -> np.ndarray:
@@ -141,10 +205,11 @@ class EncodedImage:
     if self._pixels is None:
       try:
         color = _COLORS[self._channels]
-        self._pixels = simplejpeg.decode_jpeg(self._data, color)
+        pixels = simplejpeg.decode_jpeg(self._data, color)
       except ValueError:
         # It refuses what any warning is said of; some of it is sound.
-        self._pixels = _decode_by_pillow(self._data, self._channels)
+        pixels = _decode_by_pillow(self._data, self._channels)
+      self._pixels = _upright(pixels, self._turn)
     return self._pixels
 
   def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
@@ -162,7 +227,8 @@ class EncodedImage:
       uint8 [size, size, channels], which shares nothing with the encoded image.
     """
     top, left, height, width = box
-    pixels, factor = self._pixels, 1
+    # What has to be turned is rare: no short cuts for it.
+    pixels, factor = self._pixels if self._turn == 1 else self.pixels(), 1
     if pixels is None:
       # The power of two up to 8 by which decoding may shrink.
       halvings = math.floor(math.log2(min(height, width) / size))
@@ -182,7 +248,10 @@ def _scaled(start: int, length: int, factor: int, limit: int) -> slice:
 
 def _check_size(height: int, width: int) -> None:
   if height * width > MAX_PIXELS:
-    raise UnreadableError(f'{height} x {width} pixels are more than 2^28')
+    limit = f'{math.log2(MAX_PIXELS):.4g}'
+    raise UnreadableError(
+        f'{height} x {width} pixels are more than 2^{limit}; make it smaller'
+    )
 
 
 _local = threading.local()
@@ -266,13 +335,17 @@ def shorten_jpeg(data: bytes, rows: int) -> bytes | None:
 
 def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
   try:
-    with Image.open(io.BytesIO(data)) as image:
-      _check_size(image.height, image.width)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
       return np.atleast_3d(np.array(image.convert(_MODES[channels])))
-  except UnreadableError:
-    raise
   except Exception as error:  # Every decoder of Pillow has its own.
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    if 'cannot identify image file' in reason:
-      reason = 'it is no image' if data else 'it is empty'
-    raise UnreadableError(reason) from error
+    raise _unreadable(error, io.BytesIO(data)) from error
+
+
+def _unreadable(error: Exception, file: BinaryIO) -> UnreadableError:
+  """Returns what is said of an image that Pillow cannot open or decode."""
+  if isinstance(error, UnreadableError):
+    return error
+  reason = ' '.join(str(error).split()) or type(error).__name__
+  if 'cannot identify image file' in reason:
+    reason = 'it is no image' if file.seek(0, 2) else 'it is empty'
+  return UnreadableError(reason)

@@ -187,7 +187,8 @@ class TfdsObjects(objects.Source, TfdsRecords):
     name = urllib.parse.quote(self.split, safe='')
     path = os.path.join(self.directory, f'image_index-{name}.npy')
     files = [(os.path.basename(p), os.stat(p)) for p in self.paths]
-    stats = repr([(name, s.st_size, s.st_mtime_ns) for name, s in files])
+    # Sizes are of upright images, which they were not before.
+    stats = 'upright' + repr([(n, s.st_size, s.st_mtime_ns) for n, s in files])
     digest = hashlib.blake2b(stats.encode(), digest_size=16).digest()
     key = np.frombuffer(digest, np.int32)
     with contextlib.suppress(OSError, ValueError, EOFError):

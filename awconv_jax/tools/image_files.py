@@ -1,17 +1,12 @@
 """Batches of image files that nobody has drawn boxes on.
 
-They are brought to size as the images that a detector is evaluated on. Photos
-that a camera marked as turned are turned upright first: nobody's boxes lie on
-the file's own rows and columns here.
+They are brought to size as the images that a detector is evaluated on.
 """
 
 from collections.abc import Sequence
-import io
 import os
 import pathlib
 from typing import Any
-
-from PIL import ExifTags, Image, ImageOps
 
 from awconv_jax.data.batches import EvalBatches
 from awconv_jax.data.decode import read_file
@@ -58,26 +53,12 @@ class ImageFiles(objects.Source):
     return len(self.paths)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    image = _upright(read_file(self.paths[index]))
+    image = read_file(self.paths[index])
     return dict(image=image, image_id=index + 1, objects=objects.NOTHING)
 
   def place(self, index: int) -> str:
     """Returns which file it is."""
     return os.path.abspath(self.paths[index])
-
-
-def _upright(data: bytes) -> bytes:
-  """Returns an encoded image, or one that is turned as its EXIF data say."""
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return data
-      turned = ImageOps.exif_transpose(image).convert('RGB')
-  except Exception:  # Every decoder of Pillow has its own; `decode` will tell.
-    return data
-  encoded = io.BytesIO()
-  turned.save(encoded, 'PNG', compress_level=1)
-  return encoded.getvalue()
 
 
 def batches(paths: Sequence[str], detector: Any) -> EvalBatches:

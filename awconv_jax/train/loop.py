@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from awconv_jax import data, macs, text_table
+from awconv_jax.data.batches import check_classes
 from awconv_jax.errors import InputError
 from awconv_jax.train import (
     checkpoint,
@@ -189,6 +190,9 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
         f'config.model.num_classes={task.num_classes} must be '
         f'{batches.num_classes}, as {config.data.name} has'
     )
+  check_classes(
+      batches, eval_batches, (config.data.train_split, config.data.eval_split)
+  )
   shapes = jax.eval_shape(lambda: next(iter(eval_batches)))
   if lacking := [key for key in task.trains_on if key not in shapes]:
     raise InputError(

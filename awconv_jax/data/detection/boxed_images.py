@@ -39,12 +39,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
           'is faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(faults)
       )
     source, other = opened[names[0]], opened[self.eval_split]
-    differing = set(source.category_ids) ^ set(other.category_ids)
-    if differing:
-      raise InputError(
-          f'splits {self.train_split!r} and {self.eval_split!r} must have the '
-          f'same categories; they differ in id {sorted(differing)}'
-      )
+    batches.check_classes(source, other, (names[0], self.eval_split))
     sizes = source.index[:, :2]
     counts = source.index[:, 3 if self.train else 2]
     if counts.max() > self.max_boxes:
@@ -56,6 +51,11 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     if self.train and not self.train_empty:
       # What cannot be read is kept, to be told of.
       keep = (counts > 0) | (sizes[:, 0] == 0)
+    if not keep.any():
+      raise InputError(
+          f'no image of split {names[0]!r} has a box to train on; '
+          f'{len(source.faults)} fault(s) in it: {"; ".join(source.faults[:3])}'
+      )
     examples = [group[keep[group]] for group in groups(sizes)]
     if not self.train:
       return batches.EvalBatches(self, source, examples, self._row)

@@ -5,11 +5,14 @@
 
 This is how COCO itself unpacks, and https://cocodataset.org/#format-data says
 what is in the JSON; a box is [x, y, width, height] in pixels. What is wrong
-with an entry is found before anything is trained on it. Where ids of images
-are texts, or 2^31 and more, all images of the split are numbered 0, 1, ... in
-its order instead, in results, too.
+with an entry is found before anything is trained on it. A file lies in its
+split's folder, by whatever links; sizes and boxes are of the upright image, as
+it is shown (see `data.decode`). Where ids of images are texts, or 2^31 and
+more, all images of the split are numbered 0, 1, ... in its order instead, in
+results, too.
 """
 
+import collections
 from collections.abc import Callable
 import functools
 import glob
@@ -20,13 +23,12 @@ import os
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
 import pydantic
 
-from awconv_jax.data.decode import read_file
+from awconv_jax.data.decode import UnreadableError, below, header, read_file
 from awconv_jax.data.detection import objects
-from awconv_jax.errors import InputError
-from awconv_jax.options import Bound, NonNegativeFloat, PositiveInt
+from awconv_jax.errors import InputError, one_line
+from awconv_jax.options import Bound, PositiveInt
 
 # Pixels by which a box may reach beyond its image, as rounding makes it.
 _TOLERANCE = 1.0
@@ -34,28 +36,39 @@ _TOLERANCE = 1.0
 _THREADS = 16
 
 
+def _whole(value: Any) -> Any:
+  """Returns 3 for 3.0, as JSON has numbers of one kind only."""
+  whole = isinstance(value, float) and value.is_integer()
+  return int(value) if whole else value
+
+
+_Whole = pydantic.BeforeValidator(_whole)
+_Id = Annotated[int | str, _Whole]
+_Side = Annotated[PositiveInt, _Whole]
+
+
 class _Category(pydantic.BaseModel, strict=True):
-  id: int
+  id: Annotated[int, Bound(ge=-(2**31), lt=2**31), _Whole]
   name: str
 
 
 class _Image(pydantic.BaseModel, strict=True):
-  id: int | str
+  id: _Id
   file_name: str
-  width: PositiveInt
-  height: PositiveInt
+  width: _Side
+  height: _Side
 
 
 class _Annotation(pydantic.BaseModel, strict=True):
-  id: int | str
-  image_id: int | str
-  category_id: int
+  id: _Id
+  image_id: _Id
+  category_id: Annotated[int, _Whole]
   bbox: Annotated[
       list[Annotated[float, Bound()]],
       pydantic.Field(min_length=4, max_length=4),
   ]
-  iscrowd: bool | Literal[0, 1] | None = None
-  area: NonNegativeFloat | None = None
+  iscrowd: Annotated[bool | Literal[0, 1] | None, _Whole] = None
+  area: Annotated[float, Bound(ge=0, le=2.0**40)] | None = None
 
 
 class _Document(pydantic.BaseModel):
@@ -78,7 +91,7 @@ class CocoJson(objects.Source):
         categories are not sound, or no image of it can be used.
     """
     path = os.path.abspath(os.path.expanduser(path))
-    self._folder = os.path.join(path, split)
+    self._folder = below(os.fsencode(path), split)
     document, place = _load(path, split)
     faults: list[str] = []
     sound = _sound('category', _Category, document.categories, faults)
@@ -88,6 +101,11 @@ class CocoJson(objects.Source):
       raise InputError(f'categories of {place}: {reasons}; mend them')
     categories = sorted(sound.values(), key=lambda category: category.id)
     self.class_names = tuple(category.name for category in categories)
+    for name, count in collections.Counter(self.class_names).items():
+      if count > 1:
+        raise InputError(
+            f'categories of {place}: {count} have the name {name!r}'
+        )
     self.category_ids = tuple(category.id for category in categories)
     labels = {c: label for label, c in enumerate(self.category_ids)}
     file_fault = functools.partial(_file_fault, self._folder)
@@ -96,7 +114,7 @@ class CocoJson(objects.Source):
       reasons = '; '.join(faults) or 'it lists none'
       raise InputError(f'no image of {place} can be used: {reasons}')
     # Boxes of images that are left out are no faults; by `repr`, 1 is not '1'.
-    listed = {repr(entry.get('id')) for entry in document.images}
+    listed = {repr(_whole(entry.get('id'))) for entry in document.images}
 
     def fault_of(annotation):
       if repr(annotation.image_id) not in listed:
@@ -110,7 +128,8 @@ class CocoJson(objects.Source):
     )
     self.faults = tuple(faults)
     # All entries as arrays: worker processes get a copy of each.
-    self._names = np.array([os.fsencode(i.file_name) for i in images.values()])
+    paths = [below(self._folder, i.file_name) for i in images.values()]
+    self._paths = np.array([os.path.relpath(p, self._folder) for p in paths])
     fits = all(isinstance(i, int) and 0 <= i < 2**31 for i in images)
     self._ids = np.int32(list(images) if fits else range(len(images)))
     sizes = np.int32([(i.height, i.width) for i in images.values()])
@@ -135,17 +154,20 @@ class CocoJson(objects.Source):
     self.index = np.column_stack([sizes, counts, trainable]).astype(np.int32)
 
   def __len__(self) -> int:
-    return len(self._names)
+    return len(self._paths)
+
+  def _path(self, index: int) -> bytes:
+    return os.path.join(self._folder, self._paths[index])
 
   def place(self, index: int) -> str:
     """Returns which file it is."""
-    return os.path.join(self._folder, os.fsdecode(self._names[index]))
+    return one_line(self._path(index))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     end = self._ends[index]
     mine = np.arange(end - self.index[index, 2], end)
     return {
-        'image': read_file(self.place(index)),
+        'image': read_file(self._path(index)),
         'image_id': int(self._ids[index]),
         'objects': self._objects.take(mine),
     }
@@ -176,6 +198,11 @@ def _load(path: str, split: str) -> tuple[_Document, str]:
   )
 
 
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 200 else f'{text[:200]}...'
+
+
 def _sound(
     kind: str,
     model: type[Any],
@@ -187,8 +214,9 @@ def _sound(
 
   def note(values, fault, unnamed=''):
     keys = [key for key in ('file_name', 'image_id') if key in values]
-    identity = unnamed if values.get('id') is None else values['id']
-    named = [f'{kind} {identity}', *(f'{key}={values[key]}' for key in keys)]
+    identity = values.get('id')
+    named = [f'{kind} {_shown(identity) if identity is not None else unnamed}']
+    named += [f'{key}={_shown(values[key])}' for key in keys]
     faults.append(f'{", ".join(named)}: {fault}')
 
   parsed = {}
@@ -197,7 +225,7 @@ def _sound(
       entry = model.model_validate(values)
     except pydantic.ValidationError as error:
       (key, *_), message = error.errors()[0]['loc'], error.errors()[0]['msg']
-      given = f'={values[key]!r}' if key in values else ''
+      given = f'={_shown(values[key])}' if key in values else ''
       note(values, f'{key}{given}: {message}', f'number {number} of the list')
     else:
       if parsed.setdefault(entry.id, entry) is not entry:
@@ -211,21 +239,22 @@ def _sound(
   return parsed
 
 
-def _file_fault(folder: str, entry: _Image) -> str | None:
+def _file_fault(folder: bytes, entry: _Image) -> str | None:
   """Returns what is wrong with the file of an image, by its header."""
-  path = os.path.join(folder, entry.file_name)
   try:
-    with Image.open(path) as image:
-      size = image.size
-  except Exception as error:  # Every decoder of Pillow has its own.
+    with open(path := below(folder, entry.file_name), 'rb') as file:
+      height, width, turn = header(file)
+  except OSError as error:
+    return error.strerror
+  except (UnreadableError, ValueError) as error:
     return str(error)
-  wanted = (entry.width, entry.height)
-  if size == wanted:
+  if (width, height) == (entry.width, entry.height):
     return None
-  # What a camera says in the EXIF data does not count.
-  turned = '; turn the pixels of the file' if size[::-1] == wanted else ''
-  shown = ', its entry says '.join(f'{w} x {h}' for w, h in (size, wanted))
-  return f'{path} has {shown}{turned}'
+  upright = f', upright by its EXIF orientation {turn}' * (turn > 1)
+  return (
+      f'{one_line(path)} has {width} x {height}{upright}; its entry says '
+      f'{entry.width} x {entry.height}'
+  )
 
 
 def _box_fault(box: list[float], image: _Image | None) -> str | None:
