@@ -60,11 +60,12 @@ def tool(name, *arguments):
       runpy.run_path(path, run_name='__main__')
     except SystemExit as end:
       code = end.code
-  for flag in set(flags.FLAGS) - known:
-    # Another can then have it; what libraries define stays.
-    module = flags.FLAGS.find_module_defining_flag(flag)
-    if module == path or 'awconv_jax' in module or flag[:7] == 'config.':
-      delattr(flags.FLAGS, flag)
+    finally:
+      for flag in set(flags.FLAGS) - known:
+        # Another can then have it; what libraries define stays.
+        module = flags.FLAGS.find_module_defining_flag(flag)
+        if module == path or 'awconv_jax' in module or flag[:7] == 'config.':
+          delattr(flags.FLAGS, flag)
   if isinstance(code, str):
     code = print(code, file=err) or 1
   return code or 0, out.getvalue(), err.getvalue()
