@@ -318,7 +318,7 @@ def _variables(
     variables, kind = warm_start.read_run(source)
     arrays = state_dict.to_state_dict(variables)
   else:
-    arrays, kind = weights.read(source), 'weights'
+    arrays, kind = weights.read(source, network=task.model), 'weights'
   faults = []
   for number in channels:
     image = jax.ShapeDtypeStruct((1, *size, number), jnp.uint8)

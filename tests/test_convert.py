@@ -55,11 +55,13 @@ def test_the_command_makes_a_run_of_what_torch_wrote(shapes, state, tmp_path):
   )
   assert (code, err) == (0, '')
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
-  assert out.splitlines() == [
+  *lines, untold = out.splitlines()
+  assert lines == [
       "took the weights under 'state_dict'",
       "took 'module.' off every name",
       f'{source} -> {output}: weights, {count:,} parameters',
   ]
+  assert untold.startswith("no array tells of stem='cifar', version='v1.5', no")
   held = rundir.read_config(output).model
   assert held.stage_sizes == (1, 1) and not held.aw_conv
   # A checkpoint says itself what it holds.

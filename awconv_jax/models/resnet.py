@@ -79,7 +79,9 @@ class Bottleneck(Block):
 
 
 BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
-STEMS = {'imagenet': (7, 2), 'cifar': (3, 1)}  # Kernel size and stride.
+# Kernel size, stride, and rows and columns that the max-pool adds.
+STEMS = {'imagenet': (7, 2, (1, 1)), 'cifar': (3, 1, None)}
+STEMS |= {'imagenet_ceil': (7, 2, (0, 1))}
 VERSIONS = {'v1.5': 'conv2', 'v1': 'conv1'}  # Where a bottleneck strides.
 # The slots whose convolution becomes an AW-convolution, by block and choice.
 AW_WHERE = {
@@ -100,7 +102,8 @@ class ResNet(network.Network):
     width: channels of the stem; doubled from stage to stage.
     groups, group_width: of a bottleneck's 3x3 convolution (ResNeXt), the width
       at 64 channels of the stem; not for basic blocks.
-    stem: 'imagenet' (7x7 of stride 2, then max-pool) or 'cifar' (3x3).
+    stem: 'imagenet' (7x7 of stride 2, then max-pool), 'cifar' (3x3), or
+      'imagenet_ceil' (the windows of the max-pool begin inside of the image).
     version: where a bottleneck strides, 'v1.5' (3x3) or 'v1' (first 1x1).
     aw_where: '3x3', or 'first_3x3' (basic), 'all' (bottleneck).
     zero_init_residual: start every block as the identity (last scale 0).
@@ -139,14 +142,15 @@ class ResNet(network.Network):
   ) -> network.Output:
     """Computes logits, or features for `num_classes=None`; see `Network`."""
     x, valid_size = self.start(images, valid_size)
-    size, stride = look_up('stem', self.stem, STEMS)
+    size, stride, pad = look_up('stem', self.stem, STEMS)
     stem = self.conv()
     x, valid_size = stem('stem_conv', x, self.width, size, stride, valid_size)
     x = nn.relu(self.norm(train)(name='stem_norm')(x))
-    if self.stem == 'imagenet':
+    if pad:
       x = mask_padding(x, valid_size)  # Nothing is below 0 after a ReLU.
-      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-      valid_size = network.strided_size(valid_size, 2)
+      x = nn.max_pool(x, (3, 3), (2, 2), (pad, pad))
+      if valid_size is not None:
+        valid_size = (valid_size + sum(pad) - 1) // 2
 
     last_scale = 0.0 if self.zero_init_residual else 1.0
     block = partial(
@@ -167,7 +171,7 @@ class ResNet(network.Network):
           train,
           aw=look_up('aw_where', self.aw_where, AW_WHERE[self.block]),
           augmented=AUGMENTED[self.block] if augment else None,
-          downsample=2 if self.stem == 'imagenet' and stage == 2 else 1,
+          downsample=2 if pad and stage == 2 else 1,
       )
       for index in range(blocks):
         stride = 2 if stage > 1 and index == 0 else 1
@@ -188,6 +192,7 @@ class ResNet(network.Network):
     return self.classify(x, train, valid_size)
 
 
+_legacy = partial(ResNet, attention='se', stem='imagenet_ceil')
 _resnet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3))
 MODELS = {
     'resnet18': partial(ResNet, block='basic', stage_sizes=(2, 2, 2, 2)),
@@ -196,7 +201,28 @@ MODELS = {
     'resnet101': _resnet101,
     'resnet152': partial(ResNet, stage_sizes=(3, 8, 36, 3)),
     'resnext50_32x4d': partial(ResNet, groups=32, group_width=4),
+    'resnext101_32x4d': partial(_resnet101, groups=32, group_width=4),
     'resnext101_32x8d': partial(_resnet101, groups=32, group_width=8),
+    'resnext101_64x4d': partial(_resnet101, groups=64, group_width=4),
     'wide_resnet50_2': partial(ResNet, group_width=128),
     'wide_resnet101_2': partial(_resnet101, group_width=128),
+    # Of timm, from Caffe: other places of strides, another max-pool.
+    'legacy_seresnet18': partial(
+        _legacy, block='basic', stage_sizes=(2, 2, 2, 2)
+    ),
+    'legacy_seresnet34': partial(_legacy, block='basic'),
+    'legacy_seresnet50': partial(_legacy, version='v1'),
+    'legacy_seresnet101': partial(
+        _legacy, version='v1', stage_sizes=(3, 4, 23, 3)
+    ),
+    'legacy_seresnet152': partial(
+        _legacy, version='v1', stage_sizes=(3, 8, 36, 3)
+    ),
+    'legacy_seresnext26_32x4d': partial(
+        _legacy, groups=32, group_width=4, stage_sizes=(2, 2, 2, 2)
+    ),
+    'legacy_seresnext50_32x4d': partial(_legacy, groups=32, group_width=4),
+    'legacy_seresnext101_32x4d': partial(
+        _legacy, groups=32, group_width=4, stage_sizes=(3, 4, 23, 3)
+    ),
 }

@@ -34,11 +34,14 @@ import jax
 import numpy as np
 
 from awconv_jax import command_line, errors, models, weights
+from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.train import checkpoint, rundir, settings, warm_start
 
 FLAGS = flags.FLAGS
 # Suffixes of files that hold weights, besides those of `weights`. A name with
 # any other, such as that of runs/v1.5, is that of a directory.
+UNTOLD = 'stem', 'version', 'norm_epsilon'
+UNTOLD_OF_AW = 'gate', 'residual', 'pool_size', 'expansion_axis', 'norm_epsilon'
 OTHERS = '.safetensor .npz .npy .h5 .hdf5 .onnx .ckpt .msgpack .pkl .pickle'
 
 
@@ -69,7 +72,15 @@ def write_run(
     rundir.write_config(workdir, config)
 
 
-def convert(source: str, output: str, shapes: Any, config: Any = None) -> str:
+def convert(
+    source: str,
+    output: str,
+    shapes: Any,
+    config: Any = None,
+    *,
+    entry: str | None = None,
+    network: Any = None,
+) -> str:
   """Reads weights, writes them in the other form, and returns a line about it.
 
   Args:
@@ -79,6 +90,7 @@ def convert(source: str, output: str, shapes: Any, config: Any = None) -> str:
     shapes: of the variables in a file; unused for a directory, whose
       checkpoints say it themselves.
     config: as in `write_run`.
+    entry, network: of a file, as in `weights.read`.
 
   Raises:
     InputError: see `weights.load`, `weights.save`.
@@ -91,7 +103,8 @@ def convert(source: str, output: str, shapes: Any, config: Any = None) -> str:
   if pathlib.Path(source).is_dir():
     variables, kind = warm_start.read_run(source)
   else:
-    variables, kind = weights.load(source, shapes), 'weights'
+    options = dict(entry=entry, network=network)
+    variables, kind = weights.load(source, shapes, **options), 'weights'
   if to_file:
     weights.save(output, variables)
   else:
@@ -100,15 +113,12 @@ def convert(source: str, output: str, shapes: Any, config: Any = None) -> str:
   return f'{source} -> {output}: {kind}, {count:,} parameters'
 
 
-def shapes_of(
-    config: Any, *, model: str | None = None, channels: int = 3, **options: Any
-) -> Any:
-  """Returns the shapes of the variables of the network that the flags name.
+def network_of(config: Any, *, model: str | None = None, **options: Any) -> Any:
+  """Returns the network or the detector that the flags name.
 
   Args:
     config: the whole config, of any task; or None.
     model: in its place, the name of a network for classification.
-    channels: of the images.
     **options: of the network, with its name.
 
   Raises:
@@ -119,23 +129,57 @@ def shapes_of(
         'a file is read for one network: give either --model, --attention and '
         '--num_classes, or --config and --config.model.attention and the like'
     )
-  side = models.IMAGENET_SIDE
   if config is None:
-    return models.shapes_of(models.create(model, **options), side, channels)
+    return models.create(model, **options)
+  return settings.create_task(config).model
+
+
+def shapes_of(config: Any, *, channels: int = 3, **named: Any) -> Any:
+  """Returns the shapes of the variables of the network that the flags name.
+
+  Args:
+    config, **named: as in `network_of`.
+    channels: of the images.
+
+  Raises:
+    InputError: as in `network_of`.
+  """
+  network, side = network_of(config, **named), models.IMAGENET_SIDE
+  if config is None:
+    return models.shapes_of(network, side, channels)
   image = jax.ShapeDtypeStruct((1, side, side, channels), np.uint8)
   init = settings.create_task(config).init
   return jax.eval_shape(init, jax.random.key(0), {'image': image})
 
 
+def untold(network: Any) -> str:
+  """Returns a line with the options of a network that no array tells of."""
+  network = getattr(network, 'backbone', network)
+  options = {k: getattr(network, k) for k in UNTOLD if hasattr(network, k)}
+  if network.aw_conv:
+    layer = AWConv(features=1, kernel_size=(1, 1), **(network.aw_options or {}))
+    options |= {f'aw_options.{k}': getattr(layer, k) for k in UNTOLD_OF_AW}
+  taken = ', '.join(f'{name}={value!r}' for name, value in options.items())
+  return (
+      f'no array tells of {taken}, nor of pooling, activations, and the mean '
+      'and std of the images: these are the options given here, whatever the '
+      'file was made with; see docs/weights.md'
+  )
+
+
 def main() -> None:
   """Converts as the flags say."""
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
-  shapes = config = None
+  shapes = config = network = None
   if not pathlib.Path(FLAGS.input).is_dir():
     config = command_line.read_config()
-    named = ('model', 'attention', 'num_classes', 'channels')
-    shapes = shapes_of(config, **command_line.given(*named))
-  print(convert(FLAGS.input, FLAGS.output, shapes, config))
+    named = command_line.given('model', 'attention', 'num_classes')
+    network = network_of(config, **named)
+    shapes = shapes_of(config, **named, **command_line.given('channels'))
+  given = dict(entry=FLAGS.entry, network=network)
+  print(convert(FLAGS.input, FLAGS.output, shapes, config, **given))
+  if network is not None:
+    print(untold(network))
 
 
 if __name__ == '__main__':
@@ -147,5 +191,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
   flags.DEFINE_integer('num_classes', None, 'Number of its classes.', 1)
   flags.DEFINE_integer('channels', None, 'Channels of its images.', 1)
+  text = "Key of the weights in a checkpoint of torch's: state_dict_ema."
+  flags.DEFINE_string('entry', None, text)
   command_line.define_config('Config of the network, instead of --model.')
   command_line.run(main)

@@ -206,7 +206,13 @@ def _first_weights(config: Any, fresh: Any) -> Any:
   """Returns the variables to start with: of `config.init_from` if given."""
   variables, skip = fresh, config.init_skip
   if config.init_from:
-    load = functools.partial(warm_start.load, skip=skip, report=logging.info)
+    load = functools.partial(
+        warm_start.load,
+        skip=skip,
+        report=logging.info,
+        entry=config.init_entry,
+        network=config.model,
+    )
     variables = partition.sync_errors(lambda: load(config.init_from, fresh))
   elif skip:
     raise InputError(f'config.init_skip={skip} needs config.init_from')

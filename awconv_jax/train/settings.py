@@ -36,6 +36,8 @@ class Settings:
     accumulation_steps: parts that a batch is computed in, one after the other.
     ema_decay: of the averages of weights and batch statistics; 0 is off.
     init_from: a run, or a .safetensors or .pth file, to take weights from.
+    init_entry: key of the weights in a checkpoint of torch.save, such as
+      'state_dict_ema'; None for the usual ones.
     init_skip: modules that do not take them, such as ('head',).
     log_every_steps: steps whose mean is one row of the metrics.
     eval_every_epochs: and at the end.
@@ -54,6 +56,7 @@ class Settings:
   accumulation_steps: options.PositiveInt = 1
   ema_decay: options.Fraction = 0.0
   init_from: str | None = None
+  init_entry: str | None = None
   init_skip: Sequence[str] = ()
   log_every_steps: options.PositiveInt = 100
   eval_every_epochs: options.PositiveFloat = 1.0

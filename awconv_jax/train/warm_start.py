@@ -11,6 +11,7 @@ for classification, without the head of that.
 from collections.abc import Callable, Mapping, Sequence
 import os
 import pathlib
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -38,13 +39,13 @@ def _as_backbone(
     arrays: Mapping[str, Any], variables: Any
 ) -> dict[str, Any] | None:
   """Returns a classifier's arrays as those of a backbone; None if not that."""
-  prefix, head = (f'{names.module(name)}.' for name in (BACKBONE, HEAD))
-  known = names.table(variables).keys()
-  renamed = {
-      f'{prefix}{name}': array
-      for name, array in arrays.items()
-      if not name.startswith(head)
-  }
+  prefix = f'{names.module(BACKBONE)}.'
+  known, others = names.table(variables).keys(), names.others(variables)
+  renamed = {}
+  for name, array in arrays.items():
+    inside = others.get(f'{prefix}{name}', f'{prefix}{name}')
+    if inside in known or not re.match(names.HEADS, name):
+      renamed[inside] = array
   return (
       renamed if known & renamed.keys() and not known & arrays.keys() else None
   )
@@ -86,6 +87,7 @@ def load(
     *,
     skip: Sequence[str] = (),
     report: Report = print,
+    **options: Any,
 ) -> dict[str, Any]:
   """Returns a network's variables with the values of another run or a file.
 
@@ -95,6 +97,7 @@ def load(
     variables: tree of arrays, fresh from the network: 'params', 'batch_stats'.
     skip: modules that keep their values, such as 'head' for other classes.
     report: called with a line for what was read, and what was not.
+    **options: of a file, as in `weights.read`: entry and network.
 
   Returns:
     A tree as `variables`, of its dtypes, with arrays on the host.
@@ -113,7 +116,7 @@ def load(
     report(f'starting from the {kind} in {source}')
     arrays = state_dict.to_state_dict(saved)
   else:
-    arrays = weights.read(source, report=report)
+    arrays = weights.read(source, report=report, **options)
   allowed = weights.in_aw_branch
   if (of_backbone := _as_backbone(arrays, variables)) is not None:
     report(

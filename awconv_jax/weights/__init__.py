@@ -14,17 +14,22 @@ from typing import Any
 import numpy as np
 
 from awconv_jax.errors import InputError, look_up, unknown_name
-from awconv_jax.weights import names, state_dict, torch_file
+from awconv_jax.weights import names, origin, state_dict, torch_file
 from awconv_jax.weights.names import in_aw_branch
 
 __all__ = ['READERS', 'WRITERS', 'in_aw_branch', 'load', 'read', 'save']
 
 
-def _read_safetensors(path, report):
-  from safetensors import numpy as safetensors
+def _read_safetensors(path, entry, report):
+  import safetensors
 
   del report
-  return safetensors.load_file(path)
+  if entry:
+    raise ValueError(f'it has no {entry!r}, nor any other dict in it')
+  with safetensors.safe_open(path, 'numpy') as file:
+    said = file.metadata() or {}
+    hints = [said[key] for key in torch_file.NETWORK if key in said]
+    return {name: file.get_tensor(name) for name in file.keys()}, hints
 
 
 # Torch's example writes model.pth.tar.
@@ -34,7 +39,11 @@ WRITERS = ('.safetensors',)
 
 
 def read(
-    path: str | os.PathLike, *, report: Callable[[str], object] = print
+    path: str | os.PathLike,
+    *,
+    entry: str | None = None,
+    network: Any = None,
+    report: Callable[[str], object] = print,
 ) -> dict[str, np.ndarray]:
   """Returns the arrays of a file by the names that torch has for them now.
 
@@ -42,12 +51,17 @@ def read(
 
   Args:
     path: a .safetensors file, or .pth, .pt, .bin or .tar of torch.save.
-    report: called with one line for each change: a checkpoint's 'state_dict' or
-      'model' is taken out, the prefix 'module.' off, former names renewed.
+    entry: key of the weights in a checkpoint of torch.save, such as
+      'state_dict_ema'; None for 'state_dict', 'model' or 'model_state_dict',
+      where there is one.
+    network: what the arrays are for, or its options. Names that tell of other
+      values of options without arrays are then an error; see `origin`.
+    report: called with one line for each change: a checkpoint's dict is taken
+      out, a prefix such as 'module.' off, former names renewed.
 
   Raises:
     InputError: the suffix is unknown, or the file not there, a directory,
-      damaged, or holding more than arrays.
+      damaged, holding more than arrays, or by its names of another network.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -57,11 +71,15 @@ def read(
     raise InputError(f'{path} is {kind}')
   reader = look_up(f'format of {path}:', path.suffix, READERS)
   try:
-    arrays = reader(path, report)
+    arrays, hints = reader(path, entry, report)
+  except MemoryError as error:
+    raise InputError(f'{path} is more than the memory can hold') from error
   except Exception as error:  # Whatever the libraries say of wrong bytes.
     reason = (str(error) or repr(error)).splitlines()[0][:200]
     remedy = 'fetch it again, or save float tensors alone, as of state_dict()'
     raise InputError(f'{path} cannot be read: {reason}; {remedy}') from error
+  arrays = names.without_prefix(arrays, report)
+  origin.check(path, hints, arrays, network)
   return names.renew(arrays, report)
 
 
@@ -70,20 +88,21 @@ def load(
     variables: Any,
     *,
     allow_missing: Callable[[str], bool] | None = None,
-    report: Callable[[str], object] = print,
+    **options: Any,
 ) -> Any:
   """Returns a network's variables with the values of a file.
 
   Args:
-    path, report: as in `read`.
+    path: as in `read`.
     variables, allow_missing: as in `state_dict.from_state_dict`, which this
       returns. With `in_aw_branch` an AW network starts from the plain one's
       weights.
+    **options: entry, network and report, as in `read`.
 
   Raises:
     InputError: as in `read` and `state_dict.from_state_dict`.
   """
-  arrays = read(path, report=report)
+  arrays = read(path, **options)
   return state_dict.from_state_dict(
       arrays, variables, allow_missing=allow_missing, source=str(path)
   )

@@ -52,7 +52,8 @@ def from_state_dict(
     InputError: names are unknown or missing, or shapes differ; lists all.
   """
   leaves: dict[Any, Any] = traverse_util.flatten_dict(variables)
-  entries = names.table(variables)
+  entries, others = names.table(variables), names.others(variables)
+  arrays = {others.get(name, name): array for name, array in arrays.items()}
   found = entries.keys() & arrays.keys()
   paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
   branches = {name: names.in_aw_branch(path) for name, path in paths.items()}
@@ -79,14 +80,27 @@ def from_state_dict(
         'missing': sorted(n for n, in_aw in branches.items() if in_aw)
     }:
       remedy = 'it has no AW-convolutions: choose aw_conv=false'
+    for name in found if faults.keys() == {'of another kind'} else ():
+      # The first convolution is as deep as the images.
+      shape, want = arrays[name].shape, entries[name].shape
+      if entries[name].path[-2] == 'stem_conv' and shape[1:2] != want[1:2]:
+        remedy = f'its images have {shape[1]} channels: --channels={shape[1]}'
     counts = ', '.join(f'{len(f)} {kind}' for kind, f in faults.items())
     listed = '; '.join(f'{kind}: {", ".join(f)}' for kind, f in faults.items())
     raise InputError(
         f'{source} does not fit the network ({counts}); {remedy}: {listed}'
     )
-  taken = {}
-  for name in found:
+  taken, broken = {}, []
+  for name in sorted(found):
     path = entries[name].path
     array = entries[name].from_torch(arrays[name])
     taken[path] = array.astype(leaves[path].dtype)
+    good = np.isfinite(taken[path]) & (path[-1] != 'var' or taken[path] >= 0)
+    if count := int(np.sum(~good)):
+      broken.append(f'{name} ({count} of {good.size})')
+  if broken:
+    raise InputError(
+        f'{source} has values that are no numbers, infinite, or negative '
+        f'variances: {", ".join(broken)}; take weights from before it diverged'
+    )
   return traverse_util.unflatten_dict(leaves | taken)
