@@ -10,7 +10,6 @@ Cloud TPU they find each other.
 """
 
 from absl import flags
-from absl import logging as absl_logging
 
 from awconv_jax import command_line
 from awconv_jax.errors import InputError
@@ -34,9 +33,9 @@ def main() -> None:
   """Trains as the flags say."""
   config = command_line.read_config()
   if config is None or not _WORKDIR.value:
-    given = '--config=configs/digits.py --workdir=runs/digits'
+    folder = command_line.shipped_configs()
+    given = f'--config={folder}/digits.py --workdir=runs/digits'
     raise InputError(f'--config or --workdir is missing, such as {given}')
-  absl_logging.set_verbosity(absl_logging.WARNING)
   # After the flags, so that --help and a mistake in them answer at once.
   import jax
 

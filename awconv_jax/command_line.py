@@ -1,6 +1,7 @@
 """Starts train.py and the tools: a user's mistake is one line, exit code 1."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import errno
 import os
 import pathlib
@@ -10,20 +11,21 @@ import sys
 import tempfile
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
-from awconv_jax import errors
+from awconv_jax import errors, options
 
 # The system's word on a file or a place that was given, not faults of ours.
 _OF_THE_PLACE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+    errno.ENAMETOOLONG,
 )
 
 
 def fail(message: object) -> NoReturn:
   """Ends the program with exit code 1, and the lines on standard error."""
-  sys.exit('\n'.join(f'error: {line}' for line in str(message).splitlines()))
+  sys.exit('\n'.join(f'error: {line}' for line in str(message).split('\n')))
 
 
 def define_config(text: str) -> None:
@@ -36,7 +38,8 @@ def define_config(text: str) -> None:
 def given(*names: str) -> dict[str, Any]:
   """Returns those of these flags that there are and that are not None."""
   values = flags.FLAGS.flag_values_dict()
-  return {name: values[name] for name in names if values.get(name) is not None}
+  found = {n: values[n] for n in names if values.get(n) is not None}
+  return {n: v for n, v in found.items() if str(v).lower() not in options.NONE}
 
 
 def read_config(default: Callable[[], Any] | None = None) -> Any:
@@ -51,7 +54,9 @@ def read_config(default: Callable[[], Any] | None = None) -> Any:
   from awconv_jax.train import settings  # Takes its time to import.
 
   value = flags.FLAGS.config
-  overrides = given(*(n for n in flags.FLAGS if n.startswith('config.')))
+  values = flags.FLAGS.flag_values_dict().items()
+  texts = {k: v for k, v in values if k.startswith('config.')}
+  overrides = {k: v for k, v in texts.items() if v is not None}
   if value is not None:
     return settings.complete(load_config(value), overrides)
   if default is not None:
@@ -71,24 +76,38 @@ def load_config(value: str) -> Any:
   Raises:
     InputError: no such file, one that fails, or wrong arguments.
   """
-  from awconv_jax import config  # Takes its time to import.
+  import ml_collections  # Takes its time to import, as the other.
+
+  from awconv_jax import config
 
   path, _, text = value.partition(':')
   if not os.path.isfile(path):
-    folder = pathlib.Path(os.path.dirname(path) or 'configs')
+    folder = pathlib.Path(os.path.dirname(path) or shipped_configs())
     known = map(str, folder.glob('*[!_].py'))
     raise errors.unknown_name('config file', path, known)
   try:
     function = runpy.run_path(path, run_name='config').get('get_config')
-    if function is None:
-      raise errors.InputError(f'{path} has no function get_config')
-    return function(**config.arguments(text, function))
+    if not callable(function):
+      raise errors.InputError(f'--config={path!r} has no function get_config')
+    made = function(**config.arguments(text, function))
   except errors.ReportedError:
     raise
-  except Exception as error:  # It is the user's own program.
+  except (Exception, SystemExit) as error:  # It is the user's own program.
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
     raise errors.InputError(
-        f'--config={value} cannot be read: {type(error).__name__}: {error}'
+        f'--config={value!r} cannot be read: {reason}'
     ) from error
+  if not isinstance(made, (Mapping, ml_collections.ConfigDict)):
+    raise errors.InputError(
+        f'--config={value!r}: get_config returned {errors.quoted(made)}, want '
+        'a dict of options, or what settings.complete makes of one'
+    )
+  return made
+
+
+def shipped_configs() -> str:
+  """Returns the directory of the project's configs, from where the user is."""
+  return os.path.relpath(pathlib.Path(__file__).parent.parent / 'configs')
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -102,17 +121,35 @@ def _parse(argv: Sequence[str]) -> list[str]:
         flags.DEFINE_string(name, None, 'An option of the config.')
   try:
     return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    fail(_unknown_flag(error.flagname))
   except flags.Error as error:
-    fail(re.sub(r'flag (--\w+)=None: .*', r'\1=... is wanted', str(error)))
+    line = re.sub(r'flag (--\w+)=None: .*', r'\1=... is wanted', str(error))
+    value = r'flag (--\w+)=(.*?): (.*)'
+    fail(re.sub(value, lambda m: f'{m[1]}={m[2]!r}: {m[3]}', line, flags=re.S))
+
+
+def _unknown_flag(name: str) -> errors.InputError:
+  """Returns an error on a flag that there is not, or not by that name."""
+  key_flags = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+  known = [flag.name for flag in key_flags]
+  if 'config' in known:
+    from awconv_jax.train import settings
+
+    ours = options.options_of(settings.Settings)
+    known += [f'config.{name}' for name in ours]
+  return errors.unknown_name('flag', name, known)
 
 
 def check_output(output: str) -> None:
   """Raises InputError if nothing can be written where --output says."""
   try:
+    if os.path.isdir(output):
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     tempfile.TemporaryFile(dir=os.path.dirname(output) or '.').close()
   except OSError as error:
     raise errors.InputError(
-        f'--output={output}: {error.strerror}; name a place that can be written'
+        f'--output={output!r}: {error.strerror}; name another place'
     ) from error
 
 
@@ -127,15 +164,31 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
   def guarded(argv):
     if argv[1:] and not positional:
       fail(f'unexpected argument {argv[1]!r}; flags begin with --')
-    try:
+    # Orbax tells of every step, and JAX of what it has not found.
+    logging.set_verbosity(logging.WARNING)
+    with reported():
       main(argv[1:]) if positional else main()
-    except errors.ReportedError as error:
-      fail(error)
-    except OSError as error:
-      if error.errno not in _OF_THE_PLACE:
-        raise
-      fail(f'{error.strerror}: {error.filename or "while writing"}')
-    except KeyboardInterrupt:
-      sys.exit('interrupted')
 
   app.run(guarded, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+  """Ends the program in one line for what is no defect of ours."""
+  try:
+    yield
+  except errors.ReportedError as error:
+    fail(error)
+  except OSError as error:
+    if error.errno not in _OF_THE_PLACE:
+      raise
+    place = repr(error.filename) if error.filename else 'while writing'
+    fail(f'{error.strerror}: {place}')
+  except (MemoryError, RuntimeError) as error:  # The latter is that of XLA.
+    reason = ' '.join(str(error).split())
+    if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' not in reason:
+      raise
+    remedy = 'make the batches, the images or the network smaller'
+    fail(f'out of memory: {reason[:200]}; {remedy}')
+  except KeyboardInterrupt:
+    sys.exit('interrupted')

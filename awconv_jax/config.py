@@ -16,15 +16,21 @@ from typing import Any
 import ml_collections
 import pydantic
 
-from awconv_jax.errors import InputError, nearest, unknown_name, unnamed
-from awconv_jax.options import Named, Steps, marker_of, options_of
+from awconv_jax.errors import InputError, nearest, quoted, unknown_name, unnamed
+from awconv_jax.options import NONE, Named, Steps, marker_of, options_of
 
-# A number is none in quotes, and True is not 1.
-_STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
+# A number is none in quotes, True is not 1, and NaN is no number.
+_STRICT = pydantic.ConfigDict(
+    strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+)
 # What pydantic says of a value of another type, or along with that.
-_TYPE_FAULTS = ('_type', 'is_instance_of', 'none_required', 'too_short')
+_TYPE_FAULTS = '_type', '_str', 'is_instance_of', 'none_required', 'too_short'
+_TYPE_FAULTS += ('missing',)
 _REQUIRED = inspect.Parameter.empty
-_WORDS = 'True', 'False', 'None'  # On the command line in any case.
+# What Python says of a text that is no value, or one too deep or too long.
+_NO_LITERAL = SyntaxError, ValueError, TypeError, MemoryError, RecursionError
+# On the command line, in any case.
+_WORDS = {'true': True, 'false': False} | dict.fromkeys(NONE)
 
 
 def complete(
@@ -49,6 +55,8 @@ def complete(
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
+  if not isinstance(config, Mapping):
+    raise InputError(f'a config is a dict of its options, not {quoted(config)}')
   filling = _Filling(overrides)
   filled = filling.section('config', schema, _tuples(config))
   filling.raise_faults()
@@ -83,6 +91,18 @@ def arguments(text: str, function: Callable[..., Any]) -> dict[str, Any]:
   return values
 
 
+def read(name: str, annotation: Any, text: str) -> Any:
+  """Returns what a text stands for as a value of the annotation.
+
+  Raises:
+    InputError: it is none; the line begins with the name.
+  """
+  filling = _Filling()
+  value = filling.value(name, annotation, _readings(text))
+  filling.raise_faults()
+  return value
+
+
 def _tuples(value: Any) -> Any:
   """Returns the value with tuples for its lists, which JSON makes of them."""
   if isinstance(value, Mapping):
@@ -94,12 +114,13 @@ def _tuples(value: Any) -> Any:
 
 def _readings(text: str) -> Iterator[Any]:
   """Yields what a text on the command line may stand for, likeliest first."""
-  word = text.title()
-  with contextlib.suppress(SyntaxError, ValueError):
-    literal = ast.literal_eval(word if word in _WORDS else text)
-    yield from (literal, (literal,))
+  with contextlib.suppress(*_NO_LITERAL):
+    word = text.lower()
+    literal = _WORDS[word] if word in _WORDS else ast.literal_eval(text)
+    yield from (_tuples(literal), (_tuples(literal),))
   yield text
-  yield tuple(text.split(','))
+  if text[:1] not in tuple('([{'):  # Which would be a value gone wrong.
+    yield tuple(text.split(','))
 
 
 class _Filling:
@@ -147,10 +168,10 @@ class _Filling:
       elif plain:
         readings = [value] if text is None else _readings(text)
         filled[name] = self.value(here, option.annotation, readings)
-        if marker is not None and filled[name] is not _REQUIRED:
+        if marker is not None:
           filled[name] = self._steps(here, marker, filled[name])
       elif not isinstance(value, Mapping):
-        self.faults.append(f'{here}={value!r} must hold options by name')
+        self.faults.append(f'{here}={quoted(value)} must hold options by name')
       elif isinstance(marker, Named):
         by, value = f'{here}.name', dict(value)
         old = value.pop('name', None)
@@ -170,6 +191,9 @@ class _Filling:
 
   def _steps(self, path: str, marker: Steps, pairs: Any) -> tuple[Any, ...]:
     """Returns pairs of a name and options, with all of them."""
+    if pairs is _REQUIRED:
+      self.faults[-1] += "; each is a name and its options: (('flip', {}),)"
+      return pairs
     filled = []
     for place, (name, values) in enumerate(pairs):
       here = f'{path}[{place}]'
@@ -186,7 +210,9 @@ class _Filling:
         # Numbers and names, so that no later change of a list is one here.
         return _tuples(adapter.validate_python(reading))
       except pydantic.ValidationError as error:
-        faults += [(reading, fault) for fault in error.errors()]
+        # What lies deepest is of the reading that came farthest.
+        found = sorted(error.errors(), key=lambda f: -len(_places(f)))
+        faults += [(reading, fault) for fault in found]
     # A bound says more than that another reading, or member of a union, is not
     # the type.
     bounds = [f for f in faults if not f[1]['type'].endswith(_TYPE_FAULTS)]
@@ -234,12 +260,21 @@ def _line(path: str, value: Any, fault: Mapping[str, Any]) -> str:
   message = fault['msg'].removeprefix('Value error, ')
   message = re.sub(r'^\w+ should ', 'must ', message)
   message = message.replace(' after validation', '')
-  # Numbers are places in a tuple; names, members of a union.
-  for place in (p for p in fault['loc'] if isinstance(p, int)):
+  for place in _places(fault):
+    if not isinstance(value, tuple):
+      break  # It is a key.
     if place >= len(value):
-      return f'{path}={value!r} has too few values'
+      return f'{path}={quoted(value)} has too few values'
     path, value = f'{path}[{place}]', value[place]
   hint = ''
   if fault['type'] == 'literal_error':
     hint = nearest(value, str(fault['ctx']['expected']).split("'")[1::2])
-  return f'{path}={value!r} {message}{hint}'
+  if fault['type'] in ('sequence_str', 'is_instance_of'):
+    message = 'must be a sequence in brackets'
+  return f'{path}={quoted(value)} {message}{hint}'
+
+
+def _places(fault: Mapping[str, Any]) -> list[int]:
+  """Returns where in a tuple of tuples the fault is."""
+  # Names are those of members of a union.
+  return [place for place in fault['loc'] if isinstance(place, int)]

@@ -43,7 +43,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
   """
   known = sorted(known)
   hint, listed = nearest(name, known), ', '.join(known)
-  return InputError(f'unknown {kind} {name!r}{hint}; known: {listed}')
+  return InputError(f'unknown {kind} {quoted(name)}{hint}; known: {listed}')
 
 
 def look_up(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
@@ -60,6 +60,12 @@ def look_up(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
 def unnamed(path: str, options: Mapping[str, Any], by: str) -> InputError:
   """Returns an error on options of what `by` should name, but it is None."""
   return InputError(f'{path}={dict(options)} needs {by}, which is None')
+
+
+def quoted(value: object, most: int = 200) -> str:
+  """Returns a value as Python writes it, cut where it is very long."""
+  text = repr(value)
+  return text if len(text) <= most else f'{text[:most]}...'
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -164,7 +164,7 @@ class Classifier(Model):
     """Classifies images; the first batch compiles.
 
     Args:
-      images: at least one, uint8 [H, W, C] each, of any sizes.
+      images: uint8 [H, W, C] each, of any sizes.
       batch_size: images at a time at most.
       flip: whether each is looked at mirrored, too, and the logits averaged.
 
@@ -172,8 +172,9 @@ class Classifier(Model):
       ValueError: they are not such arrays.
     """
     cut = functools.partial(decode.center_crop, **self.preparation)
-    images, found = self._checked(images), []
-    size = min(batch_size, len(images))
+    images = self._checked(images)
+    found = [np.zeros((0, self.task.num_classes), np.float32)]
+    size = max(min(batch_size, len(images)), 1)
     for start in range(0, len(images), size):
       rows = np.stack([*map(cut, images[start : start + size])])
       found.append(self._run(size, flip, image=rows))
@@ -238,13 +239,13 @@ class Detector(Model):
     """
     images = self._checked(images)
     geometry = canvases.Geometry.of(self.config.data)
-    size = min(batch_size, len(images))
+    size = max(min(batch_size, len(images)), 1)
     sizes = np.array([image.shape[:2] for image in images]).reshape(-1, 2)
     found = {}
     for group, members in enumerate(order.groups(sizes)):
       canvas = geometry.canvas_of(group)
       # One batch at a time, as canvases are large.
-      for start in range(0, len(members), max(size, 1)):
+      for start in range(0, len(members), size):
         part = members[start : start + size]
         rows = [geometry.plain(images[i], NOTHING)[0] for i in part]
         areas = np.int32([row.shape[:2] for row in rows])

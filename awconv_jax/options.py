@@ -40,13 +40,19 @@ class Bound:
     return schema | limits
 
 
-PositiveInt = Annotated[int, Bound(ge=1)]
-NonNegativeInt = Annotated[int, Bound(ge=0)]
+# In texts, in any case.
+NONE = 'none', 'null'
+# What arrays can be as long as, and 32 bits can count.
+MOST = 2**31 - 1
+PositiveInt = Annotated[int, Bound(ge=1, le=MOST)]
+NonNegativeInt = Annotated[int, Bound(ge=0, le=MOST)]
+Seed = Annotated[int, Bound(ge=0, lt=2**32)]
 PositiveFloat = Annotated[float, Bound(gt=0)]
 NonNegativeFloat = Annotated[float, Bound(ge=0)]
 UnitFloat = Annotated[float, Bound(ge=0, le=1)]  # In [0, 1].
 Fraction = Annotated[float, Bound(ge=0, lt=1)]  # In [0, 1).
 Share = Annotated[float, Bound(gt=0, le=1)]  # In (0, 1].
+Epochs = Annotated[float, Bound(gt=0, le=1e6)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,18 +9,17 @@ screen, to <output>.json with what they depend on, and as bars to <output>.png.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import inspect
 import json
-import math
+import re
 import sys
-import typing
 from typing import Any
 
 import jax
 
-from awconv_jax import command_line, errors, text_table
-from awconv_jax.options import NonNegativeInt, OneOf
+from awconv_jax import command_line, config, errors, text_table
+from awconv_jax.options import NonNegativeInt
 from benchmarks import data, network, op, timing
 
 # What measures, the column that it compares, and the one that is drawn.
@@ -31,26 +30,15 @@ SUBJECTS = {
 }
 
 
-def _reader(annotation: Any) -> Callable[[str], Any]:
-  """Returns what reads the text of a flag, by the annotation of an option."""
-  if typing.get_origin(annotation) is Sequence:
-    one = _reader(*typing.get_args(annotation))
-    return lambda text: [one(part) for part in text.split(',') if part]
-  kind, *marks = typing.get_args(annotation) or (annotation,)
-
-  def read(text):
-    try:
-      value = kind(text)
-      for mark in marks:
-        if isinstance(mark, OneOf):
-          errors.look_up('name', value, dict.fromkeys(mark.names))
-        elif not mark.ge <= value < math.inf:
-          raise ValueError(f'{text} must be at least {mark.ge}')
-      return value
-    except ValueError as error:
-      raise argparse.ArgumentTypeError(error) from None
-
-  return read
+def _texts(run: Any) -> dict[str, str]:
+  """Returns what the docstring of a `run` says of its options."""
+  _, _, text = str(inspect.getdoc(run)).partition('Args:\n')
+  found = re.findall(r'^  (\w[\w, ]*): (.*(?:\n    .*)*)', text, re.M)
+  return {
+      name: ' '.join(line.split()).replace('%', '%%')
+      for names, line in found
+      for name in names.split(', ')
+  }
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -63,16 +51,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   for name, (run, *_) in SUBJECTS.items():
     made = subjects.add_parser(name, description=inspect.getdoc(run), **form)
     made.error = command_line.fail
+    texts = _texts(run)
     for option in inspect.signature(run).parameters.values():
-      how = dict(type=_reader(option.annotation), default=option.default)
+      how = dict(default=option.default)
       if option.annotation is bool:
         how = dict(action='store_true')
-      how['help'] = f'default: {option.default}'
+      how['help'] = f'{texts[option.name]} (default: {option.default})'
       made.add_argument(f'--{option.name}', **how)
     made.add_argument('--output', default='benchmark', help='path, no suffix')
-    how = dict(type=_reader(NonNegativeInt), default=0, help='0: as JAX finds')
-    made.add_argument('--cpu_devices', **how)
-  return parser.parse_args(arguments)
+    made.add_argument('--cpu_devices', default='0', help='0: as JAX finds')
+  flags, unknown = parser.parse_known_args(arguments)
+  if unknown:
+    known = (f'--{name}' for name in vars(flags) if name != 'subject')
+    raise errors.unknown_name('flag', unknown[0].partition('=')[0], known)
+  run, *_ = SUBJECTS[flags.subject]
+  options = inspect.signature(run).parameters
+  types = {name: option.annotation for name, option in options.items()}
+  types |= dict(output=str, cpu_devices=NonNegativeInt)
+  for name, text in vars(flags).items():
+    if name in types and isinstance(text, str):
+      setattr(flags, name, config.read(f'--{name}', types[name], text))
+  return flags
 
 
 def _format(value: Any) -> str:
@@ -110,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
   if flags.cpu_devices:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', flags.cpu_devices)
-  command_line.check_output(flags.output)
+  command_line.check_output(f'{flags.output}.json')
   environment = timing.environment()
   print(json.dumps(environment), flush=True)
   (run, bar, length), output = SUBJECTS[flags.subject], flags.output
@@ -132,7 +131,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  try:
+  with command_line.reported():
     main(sys.argv[1:])
-  except errors.ReportedError as error:
-    command_line.fail(error)

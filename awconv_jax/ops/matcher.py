@@ -24,6 +24,14 @@ LOW_QUALITY = {
 }
 
 
+def check_thresholds(name: str, positive: float, negative: float) -> None:
+  """Raises InputError if an anchor could be both; `name` is whose they are."""
+  if negative > positive:
+    raise InputError(
+        f'{name} has {negative=} above {positive=}; no anchor can be both'
+    )
+
+
 def match_boxes(
     gt_boxes: jax.Array,
     gt_valid: jax.Array,
@@ -68,10 +76,7 @@ def match_boxes(
   shapes = [x.shape for x in (gt_boxes, gt_valid, anchors, anchor_valid)]
   if shapes != [(*shapes[1], 4), shapes[1], (*shapes[3], 4), shapes[3]]:
     raise ValueError(f'want [G, 4], [G], [A, 4] and [A] of one image: {shapes}')
-  if negative > positive:
-    raise InputError(
-        f'a matcher has {negative=} above {positive=}; no anchor can be both'
-    )
+  check_thresholds('a matcher', positive, negative)
   gt_boxes, anchors = lax.stop_gradient((gt_boxes, anchors))
 
   def step(state, row):

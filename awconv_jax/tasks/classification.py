@@ -70,6 +70,10 @@ class Classification:
       std: pixels.Std = pixels.STD,
   ):
     self.model, self.num_classes = model, model.num_classes
+    if not self.num_classes:
+      raise errors.InputError(
+          'config.model.num_classes=None is of a backbone; want their number'
+      )
     wrong = label_smoothing / self.num_classes
     right = 1 - label_smoothing + wrong
     if bce_threshold is not None and not (

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from awconv_jax import command_line, macs, models, text_table
 from awconv_jax.errors import InputError
+from awconv_jax.options import MOST, NONE
 
 FLAGS = flags.FLAGS
 
@@ -54,7 +55,9 @@ def rows(
     v1.5, 'gmacs_v1' with v1, which is None where there is no such choice.
   """
   for name, attention in itertools.product(names, attentions):
-    options['attention'] = None if attention == 'none' else attention
+    options['attention'] = attention
+    if attention.lower() in NONE:
+      options['attention'] = None
     plain = None
     for aw in (False, True):
       model = models.create(name, aw_conv=aw, **options)
@@ -102,9 +105,9 @@ if __name__ == '__main__':
   networks = ['resnet18', 'resnet50', 'resnet101']
   flags.DEFINE_list('models', networks, 'Networks to compare.')
   flags.DEFINE_list('attention', ['none'], 'Attention modules, or none.')
-  flags.DEFINE_integer('num_classes', None, 'Classes (of --models).', 1)
+  flags.DEFINE_integer('num_classes', None, 'Classes (of --models).', 1, MOST)
   flags.DEFINE_string('stem', None, "'imagenet' or 'cifar' (of --models).")
   text = 'Height and width (of --models).'
-  flags.DEFINE_integer('side', models.IMAGENET_SIDE, text, 1)
-  flags.DEFINE_integer('channels', 3, 'Of the image (of --config).', 1)
+  flags.DEFINE_integer('side', models.IMAGENET_SIDE, text, 1, MOST)
+  flags.DEFINE_integer('channels', 3, 'Of the image (of --config).', 1, MOST)
   command_line.run(main)

@@ -29,12 +29,13 @@ import os
 import pathlib
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 import jax
 import numpy as np
 
 from awconv_jax import command_line, errors, models, weights
 from awconv_jax.layers.aw_conv import AWConv
+from awconv_jax.options import MOST
 from awconv_jax.train import checkpoint, rundir, settings, warm_start
 
 FLAGS = flags.FLAGS
@@ -169,7 +170,6 @@ def untold(network: Any) -> str:
 
 def main() -> None:
   """Converts as the flags say."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   shapes = config = network = None
   if not pathlib.Path(FLAGS.input).is_dir():
     config = command_line.read_config()
@@ -189,8 +189,8 @@ if __name__ == '__main__':
   flags.DEFINE_string('output', None, text, required=True)
   flags.DEFINE_string('model', None, 'Name of the network, such as resnet50.')
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
-  flags.DEFINE_integer('num_classes', None, 'Number of its classes.', 1)
-  flags.DEFINE_integer('channels', None, 'Channels of its images.', 1)
+  flags.DEFINE_integer('num_classes', None, 'Number of its classes.', 1, MOST)
+  flags.DEFINE_integer('channels', None, 'Channels of its images.', 1, MOST)
   text = "Key of the weights in a checkpoint of torch's: state_dict_ema."
   flags.DEFINE_string('entry', None, text)
   command_line.define_config('Config of the network, instead of --model.')

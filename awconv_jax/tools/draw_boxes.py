@@ -24,7 +24,7 @@ def draw(
     names: Sequence[str],
     least_score: float,
 ) -> np.ndarray:
-  """Draws what was found on an image, such as 'bird 97%'; the best lie on top.
+  """Draws what was found on an image, such as 'bird: 97%'; the best lie on top.
 
   Args:
     image: uint8 [H, W, 3], on its canvas.
@@ -52,7 +52,7 @@ def draw(
   shown = one['valid'] & (one['scores'] >= least_score)
   for n in np.flatnonzero(shown)[::-1]:
     label, corners = int(one['labels'][n]), _corners(one['boxes'][n], factor)
-    color, caption = color_of(label), f'{names[label]} {one["scores"][n]:.0%}'
+    color, caption = color_of(label), f'{names[label]}: {one["scores"][n]:.0%}'
     pen.rectangle(corners, outline=color, width=max(2, side // 300))
     _write(picture, corners, caption, color, font)
   return np.asarray(picture)

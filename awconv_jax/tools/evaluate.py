@@ -20,7 +20,7 @@ import json
 import pathlib
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 import jax
 from jax.sharding import Mesh
 import ml_collections
@@ -29,6 +29,7 @@ from awconv_jax import command_line, inference, text_table
 from awconv_jax import data as data_sets
 from awconv_jax.data import sources
 from awconv_jax.errors import InputError
+from awconv_jax.options import MOST
 from awconv_jax.train import loop, partition, rundir, settings
 from awconv_jax.train import step as train_step
 
@@ -177,13 +178,13 @@ def define_flags() -> None:
   flags.DEFINE_string('run', None, text, required=True)
   flags.DEFINE_string('split', None, 'Of the data set; the eval split.')
   flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's.")
-  flags.DEFINE_integer('batch_size', None, "Images at a time; the run's.", 1)
+  text = "Images at a time; the run's."
+  flags.DEFINE_integer('batch_size', None, text, 1, MOST)
   command_line.define_config('Config, in place of that of the run.')
 
 
 def chosen_config() -> ml_collections.ConfigDict:
   """Returns the config of the flags; see `choose`."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every step.
   config = command_line.read_config(lambda: rundir.read_config(FLAGS.run))
   return choose(config, **command_line.given('data', *CHANGES))
 

@@ -41,7 +41,7 @@ def plot(workdirs: Sequence[str], output: str) -> str:
 
   paths = list(map(pathlib.Path, workdirs))
   runs = [logging.read(path / 'metrics.jsonl') for path in paths]
-  panels, entries = {}, {}
+  panels, entries, labels = {}, {}, _labels(paths)
   for title, names in PANELS.items():
     for (number, rows), name in itertools.product(enumerate(runs), names):
       points = [(row['step'], row[name]) for row in rows if name in row]
@@ -63,13 +63,15 @@ def plot(workdirs: Sequence[str], output: str) -> str:
           alpha=0.4 if both and split == 'train' else 1,
           # A line of a single point is not to be seen.
           marker='.' if split == 'eval' or len(points) == 1 else None,
-          label=f'{paths[number].name}, {split}',
+          label=f'{labels[number]}, {split}',
       )
       entries.setdefault((number, split), line)
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
   axes[0].set_yscale('log')
-  figure.legend(handles=entries.values(), loc='outside right upper')
+  legend = figure.legend(handles=entries.values(), loc='outside right upper')
+  for text in legend.get_texts():
+    text.set_parse_math(False)  # A $ is one.
   try:
     # Named, or a suffix would be added, and that file replaced.
     figure.savefig(output, dpi=120, format=pathlib.Path(output).suffix[1:])
@@ -79,6 +81,17 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   finally:
     pyplot.close(figure)
   return output
+
+
+def _labels(paths: Sequence[pathlib.Path]) -> list[str]:
+  """Returns the ends of paths that tell them apart."""
+  parts = [path.absolute().parts for path in paths]
+  for length in range(1, max(map(len, parts)) + 1):
+    labels = ['/'.join(names[-length:]) for names in parts]
+    if len(set(labels)) == len(set(parts)):
+      break
+  # Matplotlib leaves out what begins with _.
+  return [f'./{label}' if label[:1] == '_' else label for label in labels]
 
 
 def main(workdirs: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ from PIL import Image
 from awconv_jax import command_line, inference
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import CocoEvaluator
+from awconv_jax.options import MOST
 from awconv_jax.tools import draw_boxes, evaluate, image_files
 from awconv_jax.train import partition
 
@@ -155,6 +156,7 @@ if __name__ == '__main__':
   flags.DEFINE_bool('flip', default['flip'], 'Look at images mirrored, too.')
   text = 'Least score of a box that is drawn.'
   flags.DEFINE_float('score', default['score'], text, 0.0, 1.0)
+  flags.register_validator('score', lambda score: score == score, 'no number')
   text = 'Pictures drawn at most.'
-  flags.DEFINE_integer('max_images', default['max_images'], text, 0)
+  flags.DEFINE_integer('max_images', default['max_images'], text, 0, MOST)
   command_line.run(main)

@@ -11,7 +11,7 @@ from clu import parameter_overview
 import jax
 from jax.sharding import Mesh
 
-from awconv_jax import data, macs, text_table
+from awconv_jax import data, macs, options, text_table
 from awconv_jax.data.batches import check_classes
 from awconv_jax.errors import InputError
 from awconv_jax.train import (
@@ -65,14 +65,19 @@ def train(config: Any, workdir: str) -> Result:
     stack.callback(batches.close)
     per_epoch = batches.batches_per_epoch
     lengths = dict(batch_size=config.batch_size, steps_per_epoch=per_epoch)
-    total, eval_every, save_every = (
+    eval_every, save_every = (
         max(round(epochs * per_epoch), 1)
         for epochs in (
-            config.num_epochs,
             config.eval_every_epochs,
             config.checkpoint_every_epochs,
         )
     )
+    total = round(config.num_epochs * per_epoch)
+    if not 0 < total <= options.MOST:
+      raise InputError(
+          f'config.num_epochs={config.num_epochs} is {total:,} steps of '
+          f'config.batch_size={config.batch_size}, want 1 to {options.MOST:,}'
+      )
     optimizer, schedule = optim.create(
         **config.optimizer, **lengths, total_steps=total
     )

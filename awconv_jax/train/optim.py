@@ -17,6 +17,9 @@ import optax
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.options import (
+    MOST,
+    Bound,
+    Epochs,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -107,14 +110,15 @@ def step(
     progress: ArrayLike,
     steps_per_epoch: float,
     *,
-    boundaries_epochs: Sequence[PositiveFloat] = (30.0, 60.0, 90.0),
+    boundaries_epochs: Sequence[Epochs] = (30.0, 60.0, 90.0),
     factor: Share = 0.1,
 ):
   """Times `factor` from each boundary on, in epochs from the very start.
 
   Some may be past the end: a shortened run is the beginning of the full one.
   """
-  starts = [round(epoch * steps_per_epoch) for epoch in boundaries_epochs]
+  ends = (round(epoch * steps_per_epoch) for epoch in boundaries_epochs)
+  starts = [min(end, MOST) for end in ends]
   passed = jnp.asarray(at)[..., None] >= jnp.array(starts, jnp.int32)
   return factor ** jnp.sum(passed, axis=-1)
 
@@ -157,7 +161,7 @@ def create(
     frozen: Sequence[str] = (),
     schedule: Annotated[str, OneOf(SCHEDULES)] = 'cosine',
     schedule_options: Annotated[Mapping[str, Any] | None, _OF_SCHEDULE] = None,
-    warmup_epochs: NonNegativeFloat = 0.0,
+    warmup_epochs: Annotated[float, Bound(ge=0, le=1e6)] = 0.0,
     warmup_steps: NonNegativeInt = 0,
     warmup_start_fraction: UnitFloat = 0.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -45,23 +45,23 @@ class Settings:
     checkpoints_to_keep: of the newest; one is left if the newest is damaged.
   """
 
-  num_epochs: options.PositiveFloat
+  num_epochs: options.Epochs
   batch_size: options.PositiveInt
   eval_batch_size: options.PositiveInt
   data: Annotated[Mapping[str, Any], _READER]
   task: Annotated[Mapping[str, Any], _TASK]
   model: Annotated[Mapping[str, Any], _MODEL]
   optimizer: Annotated[Mapping[str, Any], _OPTIMIZER]
-  seed: options.NonNegativeInt = 0
+  seed: options.Seed = 0
   accumulation_steps: options.PositiveInt = 1
   ema_decay: options.Fraction = 0.0
   init_from: str | None = None
   init_entry: str | None = None
   init_skip: Sequence[str] = ()
   log_every_steps: options.PositiveInt = 100
-  eval_every_epochs: options.PositiveFloat = 1.0
-  checkpoint_every_epochs: options.PositiveFloat = 1.0
-  checkpoints_to_keep: Annotated[int, options.Bound(ge=2)] = 2
+  eval_every_epochs: options.Epochs = 1.0
+  checkpoint_every_epochs: options.Epochs = 1.0
+  checkpoints_to_keep: Annotated[int, options.Bound(ge=2, le=options.MOST)] = 2
 
 
 def complete(

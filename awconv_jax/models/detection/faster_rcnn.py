@@ -27,6 +27,7 @@ from awconv_jax.ops import roi_align as roi_ops
 from awconv_jax.ops.anchors import Anchors
 from awconv_jax.ops.boxes import Coder
 from awconv_jax.ops.data_shards import per_image
+from awconv_jax.ops.matcher import check_thresholds
 from awconv_jax.options import Options
 
 Group = Mapping[str, Any]
@@ -90,6 +91,16 @@ class FasterRCNN(nn.Module):
   detections: Annotated[Group, _options(box_head.detections)] = _NONE
   dtype: options.Dtype = jnp.float32
   param_dtype: options.Dtype = jnp.float32
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name, match in (
+        ('anchor_matcher', rpn.match_anchors),
+        ('roi_matcher', box_head.match_regions),
+    ):
+      bounds = {**match.keywords, **getattr(self, name)}
+      thresholds = bounds['positive'], bounds['negative']
+      check_thresholds(f'model.{name}', *thresholds)
 
   def setup(self):
     depth = getattr(self.backbone, 'stochastic_depth', 0)
