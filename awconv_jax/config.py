@@ -91,18 +91,6 @@ def arguments(text: str, function: Callable[..., Any]) -> dict[str, Any]:
   return values
 
 
-def read(name: str, annotation: Any, text: str) -> Any:
-  """Returns what a text stands for as a value of the annotation.
-
-  Raises:
-    InputError: it is none; the line begins with the name.
-  """
-  filling = _Filling()
-  value = filling.value(name, annotation, _readings(text))
-  filling.raise_faults()
-  return value
-
-
 def _tuples(value: Any) -> Any:
   """Returns the value with tuples for its lists, which JSON makes of them."""
   if isinstance(value, Mapping):

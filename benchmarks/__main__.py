@@ -9,17 +9,18 @@ screen, to <output>.json with what they depend on, and as bars to <output>.png.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import inspect
 import json
 import re
 import sys
+import typing
 from typing import Any
 
 import jax
 
-from awconv_jax import command_line, config, errors, text_table
-from awconv_jax.options import NonNegativeInt
+from awconv_jax import command_line, errors, text_table
+from awconv_jax.options import NonNegativeInt, OneOf
 from benchmarks import data, network, op, timing
 
 # What measures, the column that it compares, and the one that is drawn.
@@ -28,6 +29,28 @@ SUBJECTS = {
     'network': (network.run, 'variant', 'images_per_second'),
     'data': (data.run, 'pipeline', 'images_per_second'),
 }
+
+
+def _reader(annotation: Any) -> Callable[[str], Any]:
+  """Returns what reads the text of a flag, by the annotation of an option."""
+  if typing.get_origin(annotation) is Sequence:
+    one = _reader(*typing.get_args(annotation))
+    return lambda text: [one(part) for part in text.split(',') if part]
+  kind, *marks = typing.get_args(annotation) or (annotation,)
+
+  def read(text):
+    try:
+      value = kind(text)
+      for mark in marks:
+        if isinstance(mark, OneOf):
+          errors.look_up('name', value, dict.fromkeys(mark.names))
+        elif not mark.ge <= value <= (mark.le or sys.float_info.max):
+          raise ValueError(f'{text!r} must be from {mark.ge} to {mark.le}')
+      return value
+    except ValueError as error:
+      raise argparse.ArgumentTypeError(error) from None
+
+  return read
 
 
 def _texts(run: Any) -> dict[str, str]:
@@ -53,24 +76,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     made.error = command_line.fail
     texts = _texts(run)
     for option in inspect.signature(run).parameters.values():
-      how = dict(default=option.default)
+      how = dict(type=_reader(option.annotation), default=option.default)
       if option.annotation is bool:
         how = dict(action='store_true')
       how['help'] = f'{texts[option.name]} (default: {option.default})'
       made.add_argument(f'--{option.name}', **how)
     made.add_argument('--output', default='benchmark', help='path, no suffix')
-    made.add_argument('--cpu_devices', default='0', help='0: as JAX finds')
+    how = dict(type=_reader(NonNegativeInt), default=0, help='0: as JAX finds')
+    made.add_argument('--cpu_devices', **how)
   flags, unknown = parser.parse_known_args(arguments)
   if unknown:
     known = (f'--{name}' for name in vars(flags) if name != 'subject')
     raise errors.unknown_name('flag', unknown[0].partition('=')[0], known)
-  run, *_ = SUBJECTS[flags.subject]
-  options = inspect.signature(run).parameters
-  types = {name: option.annotation for name, option in options.items()}
-  types |= dict(output=str, cpu_devices=NonNegativeInt)
-  for name, text in vars(flags).items():
-    if name in types and isinstance(text, str):
-      setattr(flags, name, config.read(f'--{name}', types[name], text))
   return flags
 
 

@@ -16,6 +16,8 @@ import tiny
 import trained
 
 _HUGE = '9' * 20
+_OTHERS = 'from configs import digits\ndef get_config():\n'
+_OTHERS += '  config = digits.get_config().to_dict()\n'
 _CONFIGS = {
     'syntax': 'x = 1 +',
     'null': 'x = 1\0',
@@ -26,8 +28,8 @@ _CONFIGS = {
     'raises': 'def get_config():\n  raise KeyError("no\\nsuch")',
     'exits': 'def get_config():\n  raise SystemExit("bye")',
     'wants': 'def get_config(size):\n  return {}',
-    'odd': 'def get_config():\n  return {"batch_size": object()}',
-    'keys': 'def get_config():\n  return {1: 2}',
+    'odd': f'{_OTHERS}  return dict(config, batch_size=object())',
+    'keys': f'{_OTHERS}  return {{**config, 1: 2}}',
     'imports': 'import nothing_of_that_name',
     'deep': 'def get_config():\n  return get_config()',
 }
@@ -164,8 +166,8 @@ _INPUTS = {
 --config={d}/raises.py | KeyError
 --config={d}/exits.py | bye
 --config={d}/wants.py | size
---config={d}/odd.py | config
---config={d}/keys.py | config
+--config={d}/odd.py | config.batch_size=<object object
+--config={d}/keys.py | unknown config.1;
 --config={d}/imports.py | nothing_of_that_name
 --config={d}/deep.py | RecursionError
 --config={d}/loop | unknown config file

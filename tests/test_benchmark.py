@@ -273,7 +273,7 @@ def test_tf_data_gives_what_it_should(tmp_path):
         (['op', '--implementations=mpa'], ["'mpa'", "'map'"]),
         (['op', '--implementations=map,fused'], ["'fused' is no m", 'gpu']),
         (['op', '--batches=x'], ['--batches', 'int', "'x'"]),
-        (['network', '--side=0'], ['--side', '0 must be at least 1']),
+        (['network', '--side=0'], ['--side', "'0' must be from 1 to"]),
         (['network', '--batches=3'], ['--batches=3', '8 devices']),
         (['data', '--images=3'], ['--images=3 are less than']),
         (['data', '--interpolation=aera'], ["did you mean 'area'"]),

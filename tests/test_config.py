@@ -11,7 +11,15 @@ import pytest
 from awconv_jax import config as engine
 from awconv_jax import options
 from awconv_jax.errors import InputError
-from awconv_jax.options import Bound, Dtype, Named, OneOf, Options, PositiveInt
+from awconv_jax.options import (
+    Bound,
+    Dtype,
+    Named,
+    OneOf,
+    Options,
+    PositiveInt,
+    Steps,
+)
 
 
 def knot(*, rope: str = 'hemp', turns: PositiveInt = 2):
@@ -52,6 +60,9 @@ def boat(
     ) = None,
     grip: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
     harbour: str | None = None,
+    moves: Annotated[
+        Sequence[tuple[str, dict[str, Any]]], Steps(TOOLS, 'move', DEPTH)
+    ] = (),
     net: Annotated[Mapping[str, Any] | None, Options(Net)] = None,
     gear: Annotated[Mapping[str, Any], Named(TOOLS, 'gear', given=DEPTH)],
 ):
@@ -80,7 +91,9 @@ def test_a_sparse_config_gets_every_default_of_what_reads_it():
   net['tool_options'] = dict(turns=5, barbs=1)
   gear = dict(name='knot', rope='hemp', turns=2)
   want = dict(length=7.0, crew=2, motor=False, load=0.5, sail='lug', grip=1)
-  assert config.to_dict() == want | none | dict(ports=(), net=net, gear=gear)
+  assert config.to_dict() == want | none | dict(
+      ports=(), moves=(), net=net, gear=gear
+  )
   assert engine.complete(config, boat) == config
   with pytest.raises(AttributeError):  # It is locked.
     config.crwe = 3

@@ -249,7 +249,7 @@ def test_wrong_arguments_are_one_line(argument, words):
 )
 def test_a_config_file_that_cannot_be_used(text, words, tmp_path):
   (tmp_path / 'a.py').write_text(text)
-  with pytest.raises(errors.InputError, match=f'a.py {words}'):
+  with pytest.raises(errors.InputError, match=f"a.py' {words}"):
     command_line.load_config(f'{tmp_path}/a.py')
 
 

@@ -120,7 +120,7 @@ def test_a_signal_stops_two_processes_after_the_same_step(
     'arguments, wanted',
     [
         ('', ['--config or --workdir is missing']),
-        ('--confg=x', ["flag 'confg'. Did you mean: config"]),
+        ('--confg=x', ["unknown flag 'confg' .did you mean 'config'"]),
         ('more', ["unexpected argument 'more'"]),
         (  # All at once, each by itself.
             '--config.batch_size=abc --config.optimizer.lerning_rate=1 '
