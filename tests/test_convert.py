@@ -166,7 +166,7 @@ def test_mistakes_are_one_line(state, tmp_path):
   there = torch_zip.save(tmp_path / 'there.pth', state)
   for flags, message in (
       ((), 'either --model'),
-      (CONFIG, f'Not a directory: {there}/run/checkpoints'),
+      (CONFIG, f"Not a directory: '{there}/run/checkpoints'"),
   ):
     code, _, err = commands.tool(
         *('convert', *flags, f'--input={there}', f'--output={there}/run')
