@@ -209,7 +209,47 @@ def test_files_that_are_no_images_are_left_out(folder):
   (folder / 'train/.cache').mkdir()
   (folder / 'train/circle').symlink_to('circle')
   (folder / 'train/cat/UPPER.JPG').write_bytes(b'an image, by its name')
-  assert len(opened(folder)) == 13
+  (folder / 'train/beside.png').write_bytes(b'')
+  source = opened(folder)
+  assert len(source) == 13
+  # And it is told that they are.
+  (line,) = source.faults
+  assert line.startswith('5 files are left out') and 'cat/notes.txt' in line
+
+
+def test_images_lie_in_folders_of_folders_and_behind_links(folder):
+  elsewhere = folder / 'elsewhere/deep'
+  (folder / 'train/cat/more').mkdir()
+  elsewhere.mkdir(parents=True)
+  for path in (folder / 'train/cat/more/a.PNG', elsewhere / 'b.png'):
+    path.write_bytes(path.name.encode())
+  (folder / 'train/cat/linked').symlink_to(elsewhere.parent)
+  # Circles, on their own way or above it.
+  (elsewhere / 'back').symlink_to(folder / 'train/cat')
+  (folder / 'train/dog/up').symlink_to(folder)
+  source = opened(folder)
+  assert source.class_names == ['cat', 'dog', 'emu'] and len(source) == 14
+  cats = {r['id'] for r in source if r['label'] == 0}
+  assert {'train/cat/more/a.PNG', 'train/cat/linked/deep/b.png'} < cats
+
+
+def test_names_of_files_and_classes_are_any_bytes_but_one_line(folder):
+  odd = os.fsencode(folder / 'train') + b'/\xff\ny'
+  os.mkdir(odd)
+  for name in (b'/\xfe.png', b'/forged\nall is well.png'):
+    with open(odd + name, 'wb') as file:
+      file.write(b'')
+  source = opened(folder)
+  places = [source.place(i) for i in range(14) if source[i]['label'] == 3]
+  assert source.class_names[3] == '\udcff\ny'
+  shown = str(folder / 'train') + r'/\udcff\ny/'
+  names = (r'\udcfe.png', r'forged\nall is well.png')
+  assert sorted(places) == sorted(shown + name for name in names)
+  options = dict(name=f'folder:{folder}', image_size=4, eval_image_size=4)
+  options |= dict(eval_split='train', max_bad_fraction=1.0)
+  batches = data.create(options, train=False, batch_size=14, seed=0)
+  assert [b['mask'].sum() for b in batches] == [12]
+  assert len(batches.unreadable.news()) == 2
 
 
 def empty_class(folder):
@@ -218,8 +258,13 @@ def empty_class(folder):
 
 
 def closed(folder):
-  (folder / 'train/cat/link.png').symlink_to('gone.png')
-  (folder / 'train/cat/sub.png').mkdir()
+  for name in ('link', 'other'):
+    (folder / f'train/cat/{name}.png').symlink_to('gone.png')
+
+
+def alone(folder):
+  for name in ('dog', 'emu'):
+    shutil.rmtree(folder / 'train' / name)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +272,14 @@ def closed(folder):
     [
         (empty_class, 'train', 'not be used: class fox has no images'),
         (lambda f: (f / 'test/yak').mkdir(), 'test', r'train has no class yak'),
-        (closed, 'train', 'used: 2 cannot be opened: .*/cat/(link|sub).png, '),
+        (
+            closed,
+            'train',
+            'used: 2 cannot be opened: .*/cat/link.png, .*/other',
+        ),
+        (alone, 'train', "'cat' is its only class"),
+        (None, 'all', "'train' of .* holds folders itself: it is a split"),
+        (None, '../train', "'../train' leads out of "),
         (shutil.rmtree, 'train', r'^there is no folder \S+$'),
         (None, 'val', r"unknown split 'val' .*are test, train; .* is 'all'"),
         (None, 'train/cat', 'cat cannot be used: want .*cat/<class>'),

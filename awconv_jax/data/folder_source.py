@@ -1,5 +1,6 @@
-"""Reads images from folders: <path>/<split>/<class>/<file>."""
+"""Reads images from folders: <path>/<split>/<class>/.../<file>."""
 
+from collections.abc import Iterator
 import hashlib
 import os
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from awconv_jax.data import splits
-from awconv_jax.data.decode import read_file
-from awconv_jax.errors import InputError
+from awconv_jax.data.decode import below, read_file
+from awconv_jax.errors import InputError, one_line
 
 EXTENSIONS = frozenset(
     '.jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm'.split()
@@ -21,12 +22,13 @@ _FIRST, _WHOLE = 'train', 'all'
 class FolderSource:
   """The images of a folder; the class is the name of the folder they lie in.
 
-  Classes are numbered in the order of their names, as in the split 'train'
-  if there is one. The order of the images is fixed by their names but mixed,
-  so that a slice of a split, 'train[:90%]', holds images of all classes.
+  They may lie in folders of folders, and links are followed. Classes are
+  numbered in the order of their names, as in the split 'train' if there is one.
+  The order of the images is fixed by their names but mixed, so that a slice of
+  a split, 'train[:90%]', holds images of all classes.
   """
 
-  channels, label_shape, category_ids, faults = 3, (), None, ()
+  channels, label_shape, category_ids = 3, (), None
 
   def __init__(self, path: str, split: str):
     """Lists the files.
@@ -40,69 +42,131 @@ class FolderSource:
       InputError: the split is unknown or empty, or it has a folder without
         images, a class that 'train' lacks, or a file that cannot be opened.
     """
-    self._path = os.path.abspath(os.path.expanduser(path))
-    name, part = splits.parse(split)
-    self._root = os.path.join(self._path, '' if name == _WHOLE else name)
+    self._path = os.fsencode(os.path.abspath(os.path.expanduser(path)))
+    shown, (name, part) = one_line(self._path), splits.parse(split)
+    whole = name == _WHOLE
+    self._root = self._path if whole else below(self._path, name)
     if not os.path.isdir(self._path):
-      raise InputError(f'there is no folder {self._path}')
+      raise InputError(f'there is no folder {shown}')
     if not os.path.isdir(self._root):
-      known = ', '.join(_subfolders(self._path)[:10]) or 'none'
+      known = ', '.join(map(one_line, _subfolders(self._path)[:10])) or 'none'
       raise InputError(
-          f'unknown split {name!r} of {self._path}, whose sub-folders are '
+          f'unknown split {name!r} of {shown}, whose sub-folders are '
           f'{known}; if these are the classes, the split is {_WHOLE!r}'
       )
-    first = os.path.join(self._path, _FIRST)
-    whole = name == _WHOLE or not os.path.isdir(first)
-    self.class_names = _subfolders(self._root if whole else first)
-    numbers = {name: i for i, name in enumerate(self.class_names)}
-    found = {
-        name: [*filter(is_image, os.listdir(os.path.join(self._root, name)))]
-        for name in _subfolders(self._root)
-    }
-    paths = [os.path.join(self._root, n, f) for n in found for f in found[n]]
-    closed = [p for p in paths if os.path.isdir(p) or not os.access(p, os.R_OK)]
+    root, first = one_line(self._root), os.path.join(
+        self._path, os.fsencode(_FIRST)
+    )
+    if whole and os.path.isdir(first) and _subfolders(first):
+      raise InputError(
+          f'the sub-folder {_FIRST!r} of {shown} holds folders itself: it is a '
+          f'split, not a class, so {_WHOLE!r} cannot be one'
+      )
+    whole = whole or not os.path.isdir(first)
+    classes = _subfolders(self._root if whole else first)
+    # The same in every locale.
+    self.class_names = [c.decode('utf-8', 'surrogateescape') for c in classes]
+    files, left_out = [], []
+    for path in files_below(self._root):
+      file = path[len(self._root) + 1 :]
+      (files if b'/' in file and is_image(file) else left_out).append(file)
+    paths = (os.path.join(self._root, file) for file in files)
+    closed = [path for path in paths if not os.access(path, os.R_OK)]
+    found, full = _subfolders(self._root), {_class_of(file) for file in files}
     empty = f'has no images ({" ".join(sorted(EXTENSIONS))})'
-    wrong = [f'{first} has no class {n}' for n in found if n not in numbers]
-    wrong += [f'class {n} {empty}' for n in found if not found[n]]
+    wrong = [
+        f'{one_line(first)} has no class {one_line(name)}'
+        for name in found
+        if name not in classes
+    ]
+    wrong += [f'class {one_line(n)} {empty}' for n in found if n not in full]
     if closed:
-      wrong.append(f'{len(closed)} cannot be opened: {", ".join(closed[:20])}')
+      names = ', '.join(map(one_line, closed[:20]))
+      wrong.append(f'{len(closed)} cannot be opened: {names}')
+    if len(classes) == 1 and files:
+      wrong.append(f'{self.class_names[0]!r} is its only class')
     if wrong or not found:
-      reasons = '; '.join(wrong) or f'want {self._root}/<class>/<image>'
-      raise InputError(f'{self._root} cannot be used: {reasons}')
-    files = [(name, file) for name in found for file in found[name]]
+      reasons = '; '.join(wrong) or f'want {root}/<class>/<image>'
+      raise InputError(f'{root} cannot be used: {reasons}')
+    self.faults = left_out_line(left_out)
     files = part(sorted(files, key=_mixed))
     if not files:
-      raise InputError(f'split {split!r} of {self._path} holds no images')
-    self._labels = np.array([numbers[name] for name, _ in files], np.int32)
+      raise InputError(f'split {split!r} of {shown} holds no images')
+    numbers = {name: i for i, name in enumerate(classes)}
+    labels = [numbers[_class_of(file)] for file in files]
+    self._labels = np.array(labels, np.int32)
     # As one block of bytes: worker processes get a copy each.
-    self._names = np.array([os.fsencode(name) for _, name in files])
+    self._names = np.array(files)
 
   def __len__(self) -> int:
     return len(self._labels)
 
+  def _file(self, index: int) -> bytes:
+    return os.path.join(self._root, self._names[index])
+
   def place(self, index: int) -> str:
     """Returns which file it is."""
-    folder = os.path.join(self._root, self.class_names[self._labels[index]])
-    return os.path.join(folder, os.fsdecode(self._names[index]))
+    return one_line(self._file(index))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    path = self.place(index)
+    file = self._file(index)
     return {
-        'image': read_file(path),
+        'image': read_file(file),
         'label': int(self._labels[index]),
-        'id': os.path.relpath(path, self._path),
+        'id': one_line(os.path.relpath(file, self._path)),
     }
 
 
-def _subfolders(path: str) -> list[str]:
-  names = (name for name in os.listdir(path) if name[0] != '.')
+def _class_of(file: bytes) -> bytes:
+  return file.partition(b'/')[0]
+
+
+def _subfolders(path: bytes) -> list[bytes]:
+  names = (name for name in os.listdir(path) if not name.startswith(b'.'))
   return sorted(n for n in names if os.path.isdir(os.path.join(path, n)))
 
 
-def is_image(name: str) -> bool:
+def files_below(
+    folder: bytes, above: tuple[bytes, ...] = ()
+) -> Iterator[bytes]:
+  """Yields the files in a folder and its sub-folders, in the order of names.
+
+  Links are followed, but for those to where they lie themselves. In place of a
+  hidden folder, whose name begins with a dot, there is the folder.
+
+  Args:
+    folder: a path.
+    above: real paths of the folders that the way to it has led through.
+  """
+  real = os.path.realpath(folder)
+  if any(os.path.commonpath([real, a]) == real for a in above):
+    return
+  for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    hidden = entry.name.startswith(b'.')
+    # Of a link to itself, the entry would not say, but raise.
+    linked = entry.is_symlink() and os.path.isdir(entry.path)
+    if not hidden and (linked or entry.is_dir(follow_symlinks=False)):
+      yield from files_below(entry.path, (*above, real))
+    else:
+      yield entry.path
+
+
+def is_image(file: str | bytes) -> bool:
   """Returns whether a file is an image by its name, and not hidden."""
+  name = os.path.basename(os.fsdecode(file))
   return os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != '.'
 
 
-def _mixed(file: tuple[str, str]) -> bytes:
-  return hashlib.blake2b(os.fsencode('/'.join(file)), digest_size=16).digest()
+def left_out_line(files: list[bytes]) -> tuple[str, ...]:
+  """Returns a line about files that are no images; none if there are none."""
+  if not files:
+    return ()
+  names = ', '.join(map(one_line, files[:5])) + ', ...' * (len(files) > 5)
+  return (
+      f'{len(files)} files are left out, which are hidden, lie beside the '
+      f'folders or are no images by their names: {names}',
+  )
+
+
+def _mixed(file: bytes) -> bytes:
+  return hashlib.blake2b(file, digest_size=16).digest()
