@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import re
@@ -166,6 +167,9 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
       fail(f'unexpected argument {argv[1]!r}; flags begin with --')
     # Orbax tells of every step, and JAX of what it has not found.
     logging.set_verbosity(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+      # Names of files and classes may have what a terminal does not take.
+      sys.stdout.reconfigure(errors='backslashreplace')
     with reported():
       main(argv[1:]) if positional else main()
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from awconv_jax.errors import one_line
+
 
 def thousands(value: Any) -> str:
   """Returns an integer with commas between thousands, else str(value)."""
@@ -21,7 +23,9 @@ def make(
     value_format: returns the text of a value.
   """
   names = [n for n in rows[0] if any(row[n] is not None for row in rows)]
-  lines = [names, *([value_format(row[n]) for n in names] for row in rows)]
+  lines = [names] + [
+      [one_line(value_format(row[n])) for n in names] for row in rows
+  ]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   lines.insert(1, ['-' * width for width in widths])
   padded = (map(str.ljust, line, widths) for line in lines)

@@ -49,11 +49,11 @@ def test_a_caption_stays_on_the_picture():
   image = np.zeros((500, 500, 3), np.uint8)
   ink = []
   for box in ([100, 300, 400, 490], [100, 0, 400, 90], [480, 300, 500, 490]):
-    picture = draw(image, [box], [0], ['wide'])
+    picture = draw(image, [box], [0], ['wi\nde'])
     rows, columns = np.nonzero(picture[..., 1] > 100)
     assert abs(rows - box[1]).max() < 20
     ink.append((len(rows), np.ptp(rows), np.ptp(columns)))
-  # All of it every time, and it is as long as four letters.
+  # All of it every time, and it is as long as its letters.
   assert ink[0] == ink[1] == ink[2] and ink[0][2] > 15
 
 

@@ -167,7 +167,8 @@ def test_files_and_folders(call, tmp_path, capsys):
   for number, name in enumerate(names):
     write_image(photos / name, number)
   (photos / 'loop').symlink_to(photos)
-  (photos / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
+  for name in ('broken.jpg', 'broken2.jpg', 'broken\n3.png'):
+    (photos / name).write_bytes(b'\xff\xd8\xff nothing')
   (photos / 'notes.txt').write_text('no image')
   single = tmp_path / 'single.png'
   write_image(single, 4)
@@ -176,11 +177,15 @@ def test_files_and_folders(call, tmp_path, capsys):
   paths = {i['id']: i['file_name'] for i in files['images']['images']}
   # The broken one is named, and has no detections.
   a, b = (str(photos / name) for name in ('a/x.png', 'b/x.png'))
-  assert paths == {1: a, 2: b, 4: str(single)}
-  assert f'{photos}/broken.jpg cannot be read' in capsys.readouterr().out
-  assert best(files['results']) == {1: box_of(0), 2: box_of(1), 4: box_of(4)}
+  assert paths == {1: a, 2: b, 6: str(single)}
+  out = capsys.readouterr().out
+  assert out.count(' cannot be read: ') == 3
+  assert f'{photos}/broken\\n3.png cannot be read: ' in out
+  assert '3 files are left out, which' in out and f'{photos}/notes.txt' in out
+  assert '3 of 6 images, the others cannot be read' in out
+  assert best(files['results']) == {1: box_of(0), 2: box_of(1), 6: box_of(4)}
   assert files['images']['categories'] == CATEGORIES
-  assert names == ['000001_x.png', '000002_x.png', '000004_single.png']
+  assert names == ['000001_x.png', '000002_x.png', '000006_single.png']
   # Without the data set there are numbers in the place of names.
   call.config.data.name = f'coco_json:{tmp_path}/nowhere'
   _, files, _ = call(single)

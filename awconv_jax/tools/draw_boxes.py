@@ -6,6 +6,8 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from awconv_jax.errors import one_line
+
 # Small images are enlarged to this, or the names could not be read.
 LEAST_SIDE = 480
 TRUTH_COLOR = (255, 255, 255)
@@ -52,7 +54,8 @@ def draw(
   shown = one['valid'] & (one['scores'] >= least_score)
   for n in np.flatnonzero(shown)[::-1]:
     label, corners = int(one['labels'][n]), _corners(one['boxes'][n], factor)
-    color, caption = color_of(label), f'{names[label]}: {one["scores"][n]:.0%}'
+    color, name = color_of(label), one_line(names[label])
+    caption = f'{name}: {one["scores"][n]:.0%}'
     pen.rectangle(corners, outline=color, width=max(2, side // 300))
     _write(picture, corners, caption, color, font)
   return np.asarray(picture)

@@ -12,8 +12,13 @@ from awconv_jax.data.batches import EvalBatches
 from awconv_jax.data.decode import read_file
 from awconv_jax.data.detection import objects
 from awconv_jax.data.detection.boxed_images import BoxedImages
-from awconv_jax.data.folder_source import EXTENSIONS, is_image
-from awconv_jax.errors import InputError
+from awconv_jax.data.folder_source import (
+    EXTENSIONS,
+    files_below,
+    is_image,
+    left_out_line,
+)
+from awconv_jax.errors import InputError, one_line
 
 
 def find(inputs: Sequence[str]) -> list[str]:
@@ -21,23 +26,23 @@ def find(inputs: Sequence[str]) -> list[str]:
 
   Args:
     inputs: files, which are taken whatever their names are, and folders, which
-      are searched with all that is in them.
+      are searched with all that is in them, by links, too.
 
   Raises:
     InputError: one of them is not there, or holds no image.
   """
-  files = set()
+  files, left_out = set(), []
   for path in map(pathlib.Path, inputs):
-    inside = set()
-    # Not into hidden folders, nor by links, which may be circular.
-    for folder, subfolders, names in os.walk(path):
-      subfolders[:] = [name for name in subfolders if name[0] != '.']
-      inside |= {pathlib.Path(folder, name) for name in filter(is_image, names)}
-    if not inside and not path.is_file():
+    inside = list(files_below(os.fsencode(path))) if path.is_dir() else []
+    images = set(filter(is_image, inside))
+    left_out += [file for file in inside if file not in images]
+    if not images and not path.is_file():
       kinds = ' '.join(sorted(EXTENSIONS))
       raise InputError(f'--input={path} is no file and holds none of {kinds}')
-    files |= inside or {path}
-  return sorted(map(str, files))
+    files |= images or {os.fsencode(path)}
+  for line in left_out_line(left_out):
+    print(line)
+  return sorted(map(os.fsdecode, files))
 
 
 class ImageFiles(objects.Source):
@@ -58,7 +63,7 @@ class ImageFiles(objects.Source):
 
   def place(self, index: int) -> str:
     """Returns which file it is."""
-    return os.path.abspath(self.paths[index])
+    return one_line(os.path.abspath(self.paths[index]))
 
 
 def batches(paths: Sequence[str], detector: Any) -> EvalBatches:

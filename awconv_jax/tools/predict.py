@@ -82,7 +82,7 @@ def run(
   else:
     batches = evaluate.eval_batches(model)
   total = batches.num_examples
-  print(f'{model.weights}, {total:,} images')
+  print(f'{model.weights}; {total:,} images to look at')
   if flip and not config.data.flip:
     print('--flip: this run never saw mirrored images (config.data.flip=0)')
 
@@ -105,10 +105,14 @@ def run(
         # folders may have one name.
         name = f'{image_id:012}'
         if files:
-          name = f'{image_id:06}_{pathlib.Path(files[image_id - 1]).stem}'
+          # Of a length that a file's name may have.
+          stem = pathlib.Path(files[image_id - 1]).stem[:50]
+          name = f'{image_id:06}_{stem}'
         Image.fromarray(picture).save(folder / f'pictures/{name}.png')
   if not count:
     raise InputError(f'no image can be read, of {total:,}; each is named above')
+  if count < total:
+    print(f'{count:,} of {total:,} images, the others cannot be read')
   return _write(folder, files, evaluator)
 
 
@@ -128,7 +132,8 @@ def _write(folder, files, evaluator: CocoEvaluator) -> dict[str, Any]:
     ]
     metrics = evaluator.compute() | {'per_class': per_class}
     written |= {'ground_truth': dataset, 'metrics': metrics}
-    (folder / 'metrics.txt').write_text(f'{evaluate.table(metrics)}\n')
+    text = f'{evaluate.table(metrics)}\n'
+    (folder / 'metrics.txt').write_text(text, encoding='utf-8')
   for name, content in written.items():
     (folder / f'{name}.json').write_text(json.dumps(content))
   return metrics

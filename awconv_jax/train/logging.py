@@ -218,6 +218,7 @@ class Log(contextlib.AbstractContextManager):
       if len(lines) > _MOST_LINES:
         info(f'and {len(lines) - _MOST_LINES} more, named in {path}')
       if lines:
-        known = path.read_text().splitlines() if path.exists() else []
-        with path.open('a') as file:
+        how = dict(encoding='utf-8', errors='replace')
+        known = path.read_text(**how).splitlines() if path.exists() else []
+        with path.open('a', encoding='utf-8') as file:
           file.writelines(f'{line}\n' for line in lines if line not in known)
