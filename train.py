@@ -9,6 +9,9 @@ each with --coordinator, --num_processes and --process_id; under SLURM and on
 Cloud TPU they find each other.
 """
 
+import signal
+import sys
+
 from absl import flags
 
 from awconv_jax import command_line
@@ -46,13 +49,14 @@ def main() -> None:
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
   result = loop.train(config, _WORKDIR.value)
-  if jax.process_index() != 0:
-    return
   if result.stopped_by:
-    print(
+    logging.info(
         f'stopped by {result.stopped_by} after step {result.step} of '
         f'{result.total_steps}; saved. The same command goes on.'
     )
+    # As if the signal had ended it, so that `train && evaluate` does not go on.
+    sys.exit(128 + signal.Signals[result.stopped_by])
+  if jax.process_index() != 0:
     return
   workdir = _WORKDIR.value.rstrip('/')
   print(

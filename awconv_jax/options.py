@@ -46,7 +46,7 @@ NONE = 'none', 'null'
 MOST = 2**31 - 1
 PositiveInt = Annotated[int, Bound(ge=1, le=MOST)]
 NonNegativeInt = Annotated[int, Bound(ge=0, le=MOST)]
-Seed = Annotated[int, Bound(ge=0, lt=2**32)]
+Seed = Annotated[int, Bound(ge=0, lt=2**32)]  # JAX takes the lowest 32 bits.
 PositiveFloat = Annotated[float, Bound(gt=0)]
 NonNegativeFloat = Annotated[float, Bound(ge=0)]
 UnitFloat = Annotated[float, Bound(ge=0, le=1)]  # In [0, 1].

@@ -21,7 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax import errors, models
-from awconv_jax.options import NonNegativeFloat, NonNegativeInt, PositiveInt
+from awconv_jax.options import (
+  NonNegativeFloat,
+  NonNegativeInt,
+  PositiveInt,
+  Seed,
+)
 from awconv_jax.train import partition
 from benchmarks import network
 
@@ -57,7 +62,7 @@ def run(
     workers: NonNegativeInt = 0,
     interpolation: str = 'linear',
     seconds: NonNegativeFloat = 10.0,
-    seed: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> Iterator[dict[str, Any]]:
   """Measures, and yields rows as they come.
 

@@ -68,7 +68,7 @@ def run(
     side: options.PositiveInt = models.IMAGENET_SIDE,
     dtype: Annotated[str, options.OneOf(TOLERANCES)] = 'float32',
     seconds: options.NonNegativeFloat = 5.0,
-    seed: options.NonNegativeInt = 0,
+    seed: options.Seed = 0,
 ) -> Iterator[dict[str, Any]]:
   """Measures, and yields rows as they come.
 

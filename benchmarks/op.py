@@ -37,7 +37,7 @@ def run(
     strided: bool = False,
     dtype: Annotated[str, options.OneOf(TOLERANCES)] = 'float32',
     seconds: options.NonNegativeFloat = 0.6,
-    seed: options.NonNegativeInt = 0,
+    seed: options.Seed = 0,
 ) -> Iterator[dict[str, Any]]:
   """Measures, and yields rows as they come.
 

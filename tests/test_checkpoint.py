@@ -196,13 +196,14 @@ def test_a_failed_save_surfaces(directory, monkeypatch, call):
     raise OSError('disk full')
 
   checkpointer = Checkpointer(directory, keep=2)
+  checkpointer.save(3, on_device(make_state(3)), {})  # It is read back.
   monkeypatch.setattr(os, 'rename', full)  # Orbax's last act of a save.
-  checkpointer.save(3, on_device(make_state(3)), {})
-  arguments = (4, {'w': jnp.ones(3)}, {}) if call == 'save' else ()
-  with pytest.raises(OSError, match='disk full'):
+  checkpointer.save(4, on_device(make_state(4)), {})
+  arguments = (5, {'w': jnp.ones(3)}, {}) if call == 'save' else ()
+  with pytest.raises(InputError, match='cannot be written in .*disk full'):
     getattr(checkpointer, call)(*arguments)
   monkeypatch.undo()
-  assert restore(directory)[0][0] == 2
+  assert restore(directory)[0][0] == 3
 
 
 def start(call, devices=1):

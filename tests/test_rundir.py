@@ -23,6 +23,7 @@ def claim(workdir, **changes):
     with pytest.raises(InputError, match='another run under way'):
       with rundir.claim(workdir, config):
         pass
+    rundir.write_config(workdir, config)
 
 
 @pytest.fixture

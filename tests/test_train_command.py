@@ -110,7 +110,7 @@ def test_a_signal_stops_two_processes_after_the_same_step(
   processes[1].send_signal(signal_number)
   out, err = processes[0].communicate(timeout=120)
   processes[1].communicate(timeout=120)
-  assert [p.returncode for p in processes] == [0, 0], err
+  assert [p.returncode for p in processes] == [143, 143], err
   (stopped,) = (path.name for path in (tmp_path / 'checkpoints').iterdir())
   assert f'stopped by SIGTERM after step {stopped} of' in out
   assert 'goes on' in out and 'checkpoints:' not in out

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 
 import fake_tfds
 import numpy as np
@@ -58,13 +59,13 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
 def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
     whole, tmp_path, monkeypatch, capfd
 ):
-  # A signal between the regular checkpoints.
-  signals = {17: 'SIGTERM'}.get
-  with monkeypatch.context() as patch:
-    stops = contextlib.nullcontext(signals)
-    patch.setattr(preemption, 'stop_requests', lambda: stops)
-    stopped = train_loop.train(config(), str(tmp_path))
-  assert (stopped.step, stopped.stopped_by) == (17, 'SIGTERM')
+  # Signals where an evaluation and a checkpoint are due, and between two.
+  for step in (11, 17):
+    with monkeypatch.context() as patch:
+      stops = contextlib.nullcontext({step: 'SIGTERM'}.get)
+      patch.setattr(preemption, 'stop_requests', lambda stops=stops: stops)
+      stopped = train_loop.train(config(), str(tmp_path))
+    assert (stopped.step, stopped.stopped_by) == (step, 'SIGTERM')
   for words in ('', 'checkpoint 22 in .* is damaged'):
     capfd.readouterr()
     result = train_loop.train(config(), str(tmp_path))
@@ -117,13 +118,57 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
         ('task.mean', (1.0, 2.0), 'config.task.mean.*1 channel'),
         ('model.num_classes', 11, 'num_classes=11 must be 10, as digits'),
         ('data.train_split', 'trian', "'trian'.*train"),
+        ('seed', 2**32, 'config.seed=4294967296 must be less than 4294967296'),
         ('init_skip', ('head',), r"init_skip=\('head',\) needs .*init_from"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tmp_path, key, value, words):
   with pytest.raises(errors.InputError, match=words):
     train_loop.train(config({key: value}), str(tmp_path / 'run'))
-  assert not (tmp_path / 'run/metrics.jsonl').exists()
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('harm', ['removed', 'edited'])
+def test_a_run_without_its_config_does_not_go_on_with_another(
+    whole, tmp_path, harm
+):
+  """What was trained is in the checkpoints, whatever lies beside them."""
+  workdir, other = tmp_path / 'run', {'optimizer.learning_rate': 0.7}
+  shutil.copytree(whole[0], workdir)
+  path = workdir / 'config.json'
+  if harm == 'removed':
+    path.unlink()
+  else:
+    held = json.loads(path.read_text())
+    held['optimizer']['learning_rate'] = 0.7
+    path.write_text(json.dumps(held))
+    for read in (
+        rundir.read_config,
+        lambda run: train_loop.train(config(), run),
+    ):
+      with pytest.raises(errors.InputError, match='changed after the check'):
+        read(str(workdir))
+  words = 'learning_rate is .* there and 0.7 here|changed after the check'
+  with pytest.raises(errors.InputError, match=words):
+    train_loop.train(config(other), str(workdir))
+  if harm == 'removed':
+    held = rundir.read_config(workdir)
+    assert held.to_dict() == rundir.read_config(whole[0]).to_dict()
+    train_loop.train(config(), str(workdir))
+    assert path.read_text() == (whole[0] / 'config.json').read_text()
+
+
+@pytest.mark.parametrize(
+    'name', ['lr[0.1]', 'a*', 'a?', 'a\\b', 'a\udcff', 'gs:/x', 'x' * 250]
+)
+def test_a_place_that_checkpoints_cannot_be_read_from_is_refused(
+    tmp_path, name
+):
+  """Orbax takes the path itself for a pattern, and reads nothing there."""
+  path = tmp_path / name / '/'.join([name] * 16 * (len(name) > 200))
+  with pytest.raises(errors.InputError, match='path.* cannot be read again'):
+    train_loop.train(config(), str(path))
+  assert not any(tmp_path.iterdir())
 
 
 def test_data_that_a_task_cannot_learn_from(tmp_path):

@@ -5,12 +5,15 @@ its newest step may be half a step. So every checkpoint carries the SHA-256 of
 all it holds, and one that does not match is set aside for the one before it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import re
+import sys
 from typing import Any
 
 import jax
@@ -20,6 +23,51 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from awconv_jax.errors import InputError
+
+# Orbax looks for its own files by a pattern that begins with the path, and
+# takes what ends in a colon for the name of another file system.
+_UNUSABLE = re.compile(r'[*?\[\\]|:/')
+# What Orbax appends must fit into what Linux takes.
+_MOST_BYTES = 3900
+_END = 2**31  # Of steps.
+
+
+def check_place(directory: str | os.PathLike) -> None:
+  """Raises InputError if Orbax could not read again what it writes there."""
+  path = os.path.abspath(directory)
+  if found := _UNUSABLE.search(path):
+    fault = f'has {found[0]!r} in its path'
+  elif any('\udc80' <= letter <= '\udcff' for letter in path):
+    fault = 'has a path that is not UTF-8'
+  elif len(os.fsencode(path)) > _MOST_BYTES:
+    fault = f'has a path of over {_MOST_BYTES} bytes'
+  else:
+    return
+  raise InputError(
+      f'{os.fspath(directory)!r} {fault}, with which checkpoints cannot be '
+      'read again; take another directory, or rename it'
+  )
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+  """Returns the steps that a directory has, oldest first, damaged or not."""
+  # Not Orbax's list, which leaves out some of the damaged and is not told
+  # of what others move. Its unfinished saves have names with a suffix.
+  names = os.listdir(directory) if directory.exists() else ()
+  numbers = {int(name) for name in names if name.isdecimal()}
+  return sorted(n for n in numbers if str(n) in names and n < _END)
+
+
+def records(directory: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the records of checkpoints, oldest first; unverified ones.
+
+  They are what `Checkpointer` was given; what is damaged may have none.
+  """
+  found = []
+  for step in steps_in(directory):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+      found.append(_read_meta(directory / str(step))['record'])
+  return [record for record in found if isinstance(record, dict)]
 
 
 class Checkpointer(contextlib.AbstractContextManager):
@@ -37,6 +85,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       *,
       keep: int,
       report: Callable[[str], object] = print,
+      record: Mapping[str, Any] | None = None,
   ):
     """Opens the directory, creating it if needed.
 
@@ -44,16 +93,26 @@ class Checkpointer(contextlib.AbstractContextManager):
       directory: `<workdir>/checkpoints`.
       keep: how many of the newest; at least 2, as one may turn out damaged.
       report: called with one line for each damaged checkpoint set aside.
+      record: what the states belong to, as JSON can hold it; see `records`.
+
+    Raises:
+      InputError: see `check_place`.
     """
+    check_place(directory)
     # Orbax takes absolute paths only.
     self._directory = pathlib.Path(directory).absolute()
-    self._report = report
+    self._report, self._record = report, json.loads(json.dumps(record))
+    self._has_read_back = False
+    if getattr(sys.unraisablehook, 'func', None) is not _tell_unraisable:
+      hook = functools.partial(_tell_unraisable, sys.unraisablehook)
+      sys.unraisablehook = hook
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         # Otherwise a damaged step can already fail here.
         lightweight_initialize=True,
     )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    with self._writing():
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def __exit__(self, *exception) -> None:
     """Waits for the last save, as `wait`, and lets go of the directory."""
@@ -63,46 +122,72 @@ class Checkpointer(contextlib.AbstractContextManager):
       self._manager.close()
 
   def wait(self) -> None:
-    """Returns once the last save is complete; raises what made it fail."""
-    self._manager.wait_until_finished()
+    """Returns once the last save is complete; InputError if it failed."""
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except MemoryError:
+      raise
+    except Exception as error:  # Whatever Orbax says of a place.
+      raise InputError(
+          f'a checkpoint cannot be written in {self._directory}: '
+          f'{_reason(error)}; those before it are as they were'
+      ) from error
 
   def steps(self) -> list[int]:
     """Waits, and returns the steps on disk, oldest first, damaged ones, too."""
     self.wait()
-    # Not Orbax's list, which leaves out some of the damaged and is not told
-    # of what others move. Its unfinished saves have names with a suffix.
-    names = (path.name for path in self._directory.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal())
+    return steps_in(self._directory)
 
   def save(self, step: int, state: Any, iterator_state: dict) -> None:
     """Saves in the background; the arrays may be donated once this returns.
 
-    Raises what made the save before this one fail.
+    The first one is complete then, and was read back.
 
     Args:
       step: steps taken, more than in any checkpoint there.
       state: pytree of replicated arrays (any shape); no typed PRNG keys.
       iterator_state: position of the data iterator, as JSON can hold it; only
         that of process 0 is kept.
+
+    Raises:
+      InputError: this save, or the one before it, cannot be written, or read.
     """
     self.wait()
     leaves = _to_host(state)
     # What JSON gives back (string keys, lists), or digests would differ.
     iterator_state = json.loads(json.dumps(iterator_state))
     meta = {
-        'digest': _digest(step, leaves, iterator_state),
+        'digest': _digest(step, leaves, iterator_state, self._record),
         'leaves': _listed(leaves),
         'iterator_state': iterator_state,
+        'record': self._record,
     }
     # Orbax cannot store empty arrays: `meta` alone is enough for those.
     arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
     )
-    # Without `force` Orbax may skip a save and only return False.
-    self._manager.save(step, args=args, force=True)
+    with self._writing():
+      # Without `force` Orbax may skip a save and only return False.
+      self._manager.save(step, args=args, force=True)
+    if not self._has_read_back:
+      # A place that does not keep what it is given must not cost a whole run.
+      try:
+        same = self.read(step)['digest'] == meta['digest']
+      except InputError as error:
+        raise InputError(f'{error}, as soon as it was written') from error
+      if not same:
+        raise InputError(f'{self._directory} has checkpoints of another run')
+      self._has_read_back = True
 
-  def restore_latest(self, template: Any) -> tuple[int, Any, dict] | None:
+  def restore_latest(
+      self, template: Any, check: Callable[[Any], object] = lambda record: None
+  ) -> tuple[int, Any, dict] | None:
     """Restores the newest checkpoint whose contents match their digest.
 
     Newer ones that do not are reported and moved to `<directory>_damaged`.
@@ -110,13 +195,19 @@ class Checkpointer(contextlib.AbstractContextManager):
     Args:
       template: pytree of `jax.Array` or `jax.ShapeDtypeStruct`, as saved; its
         shardings are those of the result (default device where it has none).
+      check: called with the record, None if it has none; may raise InputError.
 
     Returns:
       (step, state, iterator state), or None if there is no checkpoint at all.
 
     Raises:
-      InputError: all are damaged, or of another model; nothing is moved then.
+      InputError: all are damaged, or of another model, or `check` raises it;
+        nothing is moved then.
     """
+    for name in os.listdir(self._directory):
+      if name.isdecimal() and int(name) not in self.steps():
+        path = self._directory / name
+        self._report(f'{path} is not named as checkpoints are; left alone')
     damaged = {}
     while True:
       # File systems may show each process another listing: process 0 decides.
@@ -129,6 +220,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       except InputError as error:
         damaged[step] = str(error)
         continue
+      check(found.get('record'))
       state = self._place(step, found['leaves'], template)
       self._set_aside(damaged, step)
       return step, state, found['iterator_state']
@@ -150,7 +242,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     except MemoryError:
       raise
     except Exception as error:  # Whatever Orbax says of bytes that are wrong.
-      reason = (str(error) or repr(error)).splitlines()[0][:200]
+      reason = _reason(error)
     if _all_processes(found is not None):
       return found
     where = f'checkpoint {step} in {self._directory}'
@@ -159,13 +251,14 @@ class Checkpointer(contextlib.AbstractContextManager):
   def _read(self, step: int) -> dict:
     """Reads a step, or raises anything; without barriers, as one may fail."""
     folder = self._directory / str(step)
-    meta = ocp.JsonCheckpointHandler().restore(folder / 'meta')
+    meta = _read_meta(folder)
     leaves = ocp.PyTreeCheckpointHandler().restore(folder / 'state')
     for name, dtype, shape in meta['leaves']:
       if 0 in shape:
         leaves[name] = np.zeros(shape, jnp.dtype(dtype))
     leaves = {name: leaves[name] for name in sorted(leaves)}
-    if meta['digest'] != _digest(step, leaves, meta['iterator_state']):
+    extra = meta['iterator_state'], meta.get('record')
+    if meta['digest'] != _digest(step, leaves, *extra):
       raise ValueError('its contents do not match their digest')
     return {**meta, 'leaves': leaves}
 
@@ -207,6 +300,28 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._manager.reload()
 
 
+def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
+  return ocp.JsonCheckpointHandler().restore(folder / 'meta')
+
+
+def _tell_unraisable(hook: Callable[[Any], object], fault: Any) -> None:
+  """Hands on what Python cannot raise.
+
+  But of reads that Orbax leaves behind when one beside them fails.
+  """
+  if str(fault.exc_value) != 'Event loop is closed':
+    hook(fault)
+
+
+def _reason(error: Exception) -> str:
+  """Returns what went wrong in a few words: those of the system, if it was."""
+  number = re.search(r"os_error_code='(\d+)'", str(error))
+  number = int(number[1]) if number else getattr(error, 'errno', None)
+  if number:
+    return os.strerror(number)
+  return (str(error) or repr(error)).splitlines()[0][:200]
+
+
 def _named_leaves(tree: Any) -> tuple[dict[str, Any], Any]:
   """Returns leaves by name ('params/conv1/kernel') and the tree structure."""
   paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -231,9 +346,13 @@ def _listed(leaves: dict[str, np.ndarray]) -> list:
   return [[k, str(v.dtype), list(v.shape)] for k, v in leaves.items()]
 
 
-def _digest(step: int, leaves: dict[str, np.ndarray], iterator_state) -> str:
+def _digest(
+    step: int, leaves: dict[str, np.ndarray], iterator_state: Any, record: Any
+) -> str:
   """Returns the SHA-256 over names, dtypes, shapes, bytes and the rest."""
   contents = [step, _listed(leaves), iterator_state]
+  if record is not None:  # Older checkpoints have none.
+    contents.append(record)
   digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode())
   for leaf in leaves.values():
     # As bytes, since bfloat16 has no buffer protocol.

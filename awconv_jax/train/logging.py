@@ -93,12 +93,18 @@ class Log(contextlib.AbstractContextManager):
     self._restart_clock()
     self._file: Any = None
     self._board: Any = None
+    # Whether there is a row of an evaluation after the first steps.
+    self.has_evaluation = False
     speaks = jax.process_index() == 0
     if speaks:
       from tensorboardX import SummaryWriter  # Slow to import.
 
       path = workdir / 'metrics.jsonl'
       rows = read(path) if path.exists() else []
+      self.has_evaluation = any(
+          row['step'] == first and any(k.startswith('eval/') for k in row)
+          for row in rows
+      )
       # Replaced in one go: a kill in here must not cost the rows already there.
       temporary = path.with_suffix('.tmp')
       kept = [json.dumps(row) + '\n' for row in rows if row['step'] <= first]
@@ -190,11 +196,11 @@ class Log(contextlib.AbstractContextManager):
     self._write(step, 'train', means)
 
   def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Shows the metrics of an evaluation, and writes those of a new step."""
+    """Shows the metrics of an evaluation, and writes them if none are there."""
     self._unreadable()
     info(f'step {step}/{self._total}  evaluation: {shown(metrics)}')
     self._restart_clock()
-    if step > self._first:
+    if step > self._first or not self.has_evaluation:
       self._write(step, 'eval', metrics)
 
   def _write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clu import parameter_overview
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from awconv_jax import data, macs, options, text_table
@@ -57,6 +58,7 @@ def train(config: Any, workdir: str) -> Result:
   """
   config = settings.complete(config)
   workdir, mesh = pathlib.Path(workdir).absolute(), partition.create_mesh()
+  checkpoint.check_place(workdir)
   task = settings.create_task(config)
   with contextlib.ExitStack() as stack:
     # In force while functions are traced: `ops.aw_conv` asks for it.
@@ -84,7 +86,12 @@ def train(config: Any, workdir: str) -> Result:
     stack.enter_context(rundir.claim(workdir, config))
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(
-        checkpoint.Checkpointer(directory, keep=keep, report=logging.info)
+        checkpoint.Checkpointer(
+            directory,
+            keep=keep,
+            report=logging.info,
+            record={'config': config.to_dict()},
+        )
     )
     state = train_step.create_state(
         task,
@@ -99,7 +106,11 @@ def train(config: Any, workdir: str) -> Result:
     )
     if jax.process_index() == 0:
       _describe(config, workdir, task, state, shapes, batches, eval_batches)
-    step, restored = 0, checkpointer.restore_latest(state)
+    step, restored = 0, checkpointer.restore_latest(
+        state, lambda record: rundir.check_record(workdir, record, config)
+    )
+    if jax.process_index() == 0:
+      rundir.write_config(workdir, config)
     if restored is not None:
       step, state, iterator_state = restored
       batches.set_state(iterator_state)
@@ -132,8 +143,12 @@ def train(config: Any, workdir: str) -> Result:
     if step >= total:
       logging.info('this run is complete; evaluating it again')
       return Result(step, total, evaluation(), None)
-    logging.info('compiling; the first step takes its time')
     metrics, stopped_by = {}, None
+    # A run that was asked to stop has left out what was due.
+    if step and _is_due(step, total, eval_every):
+      if not multihost_utils.broadcast_one_to_all(log.has_evaluation):
+        metrics = evaluation()
+    logging.info('compiling; the first step takes its time')
     while step < total and not stopped_by:
       with log.waiting():
         batch = next(batches)

@@ -1,6 +1,6 @@
 """The directory of a run belongs to one config, saved beside its results."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fcntl
 import json
@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from awconv_jax.errors import InputError
-from awconv_jax.train import partition, settings
+from awconv_jax.train import checkpoint, partition, settings
 
 CONFIG = 'config.json'
 CLASSES = 'classes.json'  # The names, in the order of labels.
@@ -37,27 +37,88 @@ FREE_KEYS = {
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """Returns the config of a run, complete, or raises InputError without one."""
+  """Returns the config of a run, complete.
+
+  Raises:
+    InputError: there is none, or not that of the run's checkpoints.
+  """
   path = pathlib.Path(workdir) / CONFIG
+  if not path.parent.exists():
+    raise InputError(
+        f'{str(path.parent)!r} does not exist; which run is meant?'
+    )
+  trained = []
+  for record in checkpoint.records(path.parent / 'checkpoints'):
+    with contextlib.suppress(InputError):  # It may be damaged.
+      trained.append(settings.complete(record['config']))
   try:
-    return settings.complete(json.loads(path.read_text()))
-  except OSError as error:
+    config = settings.complete(json.loads(path.read_text()))
+  except FileNotFoundError as error:
+    if trained:
+      return trained[-1]
     reason = f'{error.strerror}; weights without one need a config'
+  except OSError as error:
+    reason = error.strerror
+  except RecursionError:
+    reason = 'it is nested too deeply'
   except (AttributeError, TypeError, ValueError) as error:
     reason = str(error).replace('\n', '; ')
+  else:
+    changes = [_changes(config, there) for there in trained]
+    if not all(changes) or not changes:
+      return config
+    reason = (
+        f'it was changed after the checkpoints were written: {changes[-1]}; '
+        'put the old values back'
+    )
   raise InputError(f'{path} does not hold the config of a run: {reason}')
+
+
+def check_record(
+    workdir: pathlib.Path, record: Mapping[str, Any] | None, config: Any
+) -> None:
+  """Raises InputError if a checkpoint's record is of a run of another config.
+
+  Checkpoints that were written before there were records have None.
+  """
+  if record is None:
+    read_config(workdir)
+  elif changes := _changes(settings.complete(record['config']), config):
+    raise InputError(
+        f'--workdir={workdir} has checkpoints of another config: {changes}; '
+        'give another, or that config'
+    )
+
+
+def _changes(held: Any, given: Any) -> str:
+  """Returns where two configs differ that one run cannot both have, or ''."""
+  held, given = (
+      flax.traverse_util.flatten_dict(c.to_dict(), True, sep='.')
+      for c in (held, given)
+  )
+  changes = [
+      f'config.{key} is {there!r} there and {here!r} here'
+      for key in sorted((held.keys() | given.keys()) - FREE_KEYS)
+      if (there := held.get(key, 'absent'))
+      != (here := given.get(key, 'absent'))
+  ]
+  more = f' and {len(changes) - 3} more' * (len(changes) > 3)
+  return '; '.join(changes[:3]) + more
 
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
-  """Has a directory for this run alone, and saves its whole config there.
+  """Has a directory for this run alone.
 
   One without any checkpoint holds nothing to continue, and takes any config.
   With several processes, the first does all this, and all of them call it.
+  Of a run that leaves nothing, nothing stays.
 
   Raises:
     InputError: it cannot be written, or has another run or another config.
   """
+  path, directory = workdir / '.lock', workdir / 'checkpoints'
+  made = [p for p in (directory, workdir, *workdir.parents) if not p.exists()]
   with contextlib.ExitStack() as stack:
 
     def take():
@@ -65,41 +126,32 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
         return
       try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context((workdir / '.lock').open('w'))
+        lock = stack.enter_context(path.open('w'))
         # It also ends with the process.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_nlink == 0:  # Another has just ended.
+          raise BlockingIOError
       except OSError as error:
         why = f'cannot be written: {error.strerror}'
         if isinstance(error, BlockingIOError):
           why = 'has another run under way'
         raise InputError(f'--workdir={workdir} {why}; give another') from error
-      _save_config(workdir, config)
+      stack.callback(leave)
+      if (workdir / CONFIG).exists() and checkpoint.steps_in(directory):
+        if changes := _changes(read_config(workdir), config):
+          raise InputError(
+              f'--workdir={workdir} belongs to a run with another config: '
+              f'{changes}; give another, or that config'
+          )
+
+    def leave():
+      with contextlib.suppress(OSError):  # It may have gone, or not be empty.
+        path.unlink()
+        for folder in made:
+          folder.rmdir()
 
     partition.sync_errors(take)
     yield
-
-
-def _save_config(workdir: pathlib.Path, config: Any) -> None:
-  path = workdir / CONFIG
-  steps = (workdir / 'checkpoints').glob('*')
-  if path.exists() and any(step.name.isdigit() for step in steps):
-    held, given = (
-        flax.traverse_util.flatten_dict(c.to_dict(), True, sep='.')
-        for c in (read_config(workdir), config)
-    )
-    changes = [
-        f'config.{key} is {there!r} there and {here!r} here'
-        for key in sorted((held.keys() | given.keys()) - FREE_KEYS)
-        if (there := held.get(key, 'absent'))
-        != (here := given.get(key, 'absent'))
-    ]
-    if changes:
-      more = f' and {len(changes) - 3} more' * (len(changes) > 3)
-      raise InputError(
-          f'--workdir={workdir} belongs to a run with another config: '
-          f'{"; ".join(changes[:3])}{more}; give another, or that config'
-      )
-  write_config(workdir, config)
 
 
 def write_config(
