@@ -22,10 +22,10 @@ import numpy as np
 
 from awconv_jax import errors, models
 from awconv_jax.options import (
-  NonNegativeFloat,
-  NonNegativeInt,
-  PositiveInt,
-  Seed,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Seed,
 )
 from awconv_jax.train import partition
 from benchmarks import network
