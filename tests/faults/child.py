@@ -54,6 +54,8 @@ def befall(fault: str, workdir: str) -> None:
 if __name__ == '__main__':
   fault, *sys.argv = sys.argv[1:]
   places = [a.partition('=')[2] for a in sys.argv if a.startswith('--workdir=')]
+  # Which programs that a shell starts behind its back do without.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   befall(fault, *places)
   sys.path[0] = os.getcwd()
   runpy.run_path(sys.argv[0], run_name='__main__')

@@ -38,11 +38,11 @@ def start(workdir, fault='SIG0@0', *flags):
   return commands.start(CHILD, fault, 'train.py', *flags, env=quick)
 
 
-def end(process, since=None):
-  """Returns (exit code, stdout, stderr, seconds since then); None is now."""
+def end(process, since=None, limit=SECONDS):
+  """Returns (exit code, stdout, stderr, seconds since then, or since now)."""
   since = since or time.time()
   try:
-    out, err = process.communicate(timeout=SECONDS)
+    out, err = process.communicate(timeout=limit)
   finally:
     process.kill()
   return process.returncode, out, err, time.time() - since
