@@ -47,6 +47,7 @@ MOST = 2**31 - 1
 PositiveInt = Annotated[int, Bound(ge=1, le=MOST)]
 NonNegativeInt = Annotated[int, Bound(ge=0, le=MOST)]
 Seed = Annotated[int, Bound(ge=0, lt=2**32)]  # JAX takes the lowest 32 bits.
+Side = Annotated[int, Bound(ge=1, le=2**15)]  # Of an image, in pixels.
 PositiveFloat = Annotated[float, Bound(gt=0)]
 NonNegativeFloat = Annotated[float, Bound(ge=0)]
 UnitFloat = Annotated[float, Bound(ge=0, le=1)]  # In [0, 1].

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import pathlib
 import time
 
 import commands
@@ -125,25 +126,62 @@ def test_threads_change_nothing(create, whole, threads, prefetch):
 
 
 WORKERS = """
-import sys
+import multiprocessing, os, signal, sys
 sys.path.insert(0, 'tests')
 import test_data
 from awconv_jax import data
 if __name__ == '__main__':
-  options = test_data.SECTION | {'num_workers': 2}
+  options = test_data.SECTION | {'num_workers': 2, 'prefetch': 1}
   batches = data.create(options, train=True, batch_size=64, seed=0)
-  batches.set_state(batches.get_state() | {'batches': 21})
-  print(test_data.digest(test_data.take(batches, 5)))
+  batches.set_state(batches.get_state() | {'batches': 3})
+  def readers():
+    return sorted(child.pid for child in multiprocessing.active_children())
+  def take(number):
+    return test_data.take(batches, number)
+  taken = take(2)
+  first = readers()
+  for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+    for pid in first:
+      os.kill(pid, number)
+  taken += take(7)
+  assert readers() == first
+  os.kill(first[0], signal.SIGKILL)
+  taken += take(7)
+  os.kill(readers()[0], signal.SIGSTOP)
+  taken += take(7)
+  print(test_data.digest(taken), *readers(), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_change_nothing(whole, tmp_path):
-  """From a script, as users run it, and which ends without `close`."""
+def test_workers_change_nothing_and_end_with_their_parent(whole, tmp_path):
+  """Signals are not for them; the killed is replaced, the stopped is woken."""
   script = tmp_path / 'script.py'
   script.write_text(WORKERS)
   path = {'PYTHONPATH': str(commands.ROOT)}
   _, out, err = commands.run(script, env=path)
-  assert out.strip() == digest(whole[21:]), err
+  digested, *readers = out.split()
+  assert digested == digest(whole[3:]), err
+  assert 'killed by SIGKILL; another one goes on' in err
+  end = time.monotonic() + 10
+  while any(map(alive, readers)):
+    assert time.monotonic() < end
+    time.sleep(0.1)
+
+
+def alive(pid) -> bool:
+  try:
+    state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
+  except FileNotFoundError:
+    return False
+  return state.split()[0] != 'Z'  # Nobody has asked for how it ended.
+
+
+@pytest.mark.parametrize('host, hosts', [(0, 1), (1, 2)])
+def test_one_row_a_batch(create, whole, host, hosts):
+  taken = take(create(batch_size=hosts, hosts=(host, hosts)), 8)
+  want = joined(whole, 'image')[host::hosts][:8]
+  np.testing.assert_array_equal(joined(taken, 'image'), want)
 
 
 @pytest.mark.parametrize('delivered', [0, 5, 22, 23])
@@ -182,6 +220,11 @@ def test_eval_yields_every_example_once_and_in_order(create, batch_size, count):
     number = hosts[0].batches_per_epoch
     assert len(taken) == number == -(-N_TEST // batch_size)
     assert {b['image'].shape for b in taken} == {(batch_size, 32, 32, 1)}
+    kinds = [
+        {key: (array.shape, array.dtype) for key, array in batch.items()}
+        for batch in (next(iter(hosts[0])), hosts[0].blank)
+    ]
+    assert kinds[0] == kinds[1]
     wanted = dict(image=images, label=labels, mask=1, index=np.arange(N_TEST))
     for key, values in wanted.items():
       found = joined(taken, key)
@@ -203,6 +246,14 @@ def test_errors(create):
   ):
     with pytest.raises(InputError, match=message):
       create(batch_size=size, hosts=hosts)
+  for train, changes in (
+      (False, dict(batch_size=10**30)),
+      (True, dict(image_size=30_000)),
+      (True, dict(prefetch=10**9)),
+      (False, dict(num_workers=10**6)),
+  ):
+    with pytest.raises(InputError, match='GB of memory, and there are'):
+      create(train=train, **changes)
   batches = create()
   with pytest.raises(InputError, match='seed 7, and this run has 0'):
     batches.set_state(batches.get_state() | {'seed': 7})

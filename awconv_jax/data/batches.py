@@ -8,27 +8,29 @@ worker processes, and raises UnreadableError for what cannot be used. Without
 `rng` the row is as evaluated; that of index NONE is blank, its mask False.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import sys
-from typing import Any
+import os
+from typing import Annotated, Any
+import weakref
 
-from absl import flags
-import cv2
 import grain
 import numpy as np
 
+from awconv_jax.data import workers
 from awconv_jax.data.decode import UnreadableError
 from awconv_jax.data.order import EvalOrder
 from awconv_jax.errors import InputError
-from awconv_jax.options import NonNegativeInt, PositiveInt, UnitFloat
+from awconv_jax.options import Bound, NonNegativeInt, PositiveInt, UnitFloat
 
 Row = dict[str, Any]
 Batch = dict[str, np.ndarray]
 Rng = np.random.Generator | None  # None in evaluation.
 # In the place of an example's number.
 NONE = -1
+# Bytes that a reading process takes at the least, beside its batches.
+_PROCESS = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,34 +94,44 @@ class Reader:
   train_split: str = 'train'
   eval_split: str = 'test'
   max_bad_fraction: UnitFloat = 0.0
-  num_workers: NonNegativeInt = 0
-  num_threads: NonNegativeInt = 1
+  num_workers: Annotated[int, Bound(ge=0, le=1024)] = 0
+  num_threads: Annotated[int, Bound(ge=0, le=1024)] = 1
   prefetch: NonNegativeInt = 4
 
-  def read(self, batches: grain.MapDataset) -> grain.DatasetIterator:
-    """Starts reading batches ahead, in threads and workers."""
+  def blank(self, make_row: Callable[[], Row]) -> Batch:
+    """Returns this host's part of a batch of one row, without its memory.
+
+    Raises:
+      InputError: the batches that are read ahead need more than there is.
+    """
+    rows = self.batch_size // self.process_count
+    row = {k: np.asarray(v) for k, v in make_row().items()}
+    size = rows * sum(value.nbytes for value in row.values())
+    held = max(self.prefetch, self.num_threads) + 2
+    held *= max(self.num_workers, 1)
+    need = held * size + self.num_workers * _PROCESS
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if need > memory:
+      raise InputError(
+          f'batch_size={self.batch_size} is {size / 1e9:.3g} GB, of which '
+          f'prefetch={self.prefetch} and num_workers={self.num_workers} hold '
+          f'{held}: that takes {need / 1e9:.3g} GB of memory, and there are '
+          f"{memory / 1e9:.3g}; lower one of them or the images' size"
+      )
+    return {k: np.broadcast_to(v, (rows, *v.shape)) for k, v in row.items()}
+
+  def read(self, batches: grain.MapDataset) -> Generator[Batch, None, None]:
+    """Yields the batches, read ahead in threads and workers."""
     ahead = grain.ReadOptions(
         num_threads=self.num_threads,
         prefetch_buffer_size=max(self.prefetch, self.num_threads),
     )
-    dataset = batches.to_iter_dataset(ahead)
-    if self.num_workers == 0:
-      _settle_opencv()
-      return iter(dataset)
-    if not flags.FLAGS.is_parsed():
-      # Grain reads its own flags here, which only absl's app.run has parsed.
-      flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(
-        num_workers=self.num_workers, per_worker_buffer_size=1
-    )
-    return iter(dataset.mp_prefetch(options, _settle_opencv))
-
-
-def _settle_opencv(*_: int) -> None:
-  """Keeps OpenCV's threads from fighting those that read for the cores."""
-  cv2.setNumThreads(0)
-  # What it says of a broken image is told once, and with the image's name.
-  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if self.num_workers:
+      yield from workers.read(batches, ahead, self.num_workers)
+    else:
+      workers.settle_opencv()
+      with contextlib.closing(iter(batches.to_iter_dataset(ahead))) as opened:
+        yield from opened
 
 
 def check_classes(one: Any, other: Any, splits: tuple[str, str]) -> None:
@@ -226,7 +238,8 @@ class TrainBatches(_Batches):
       self, reader: Reader, source: Any, order: Any, make_row: Any, seed: int
   ):
     """Takes what reads; `seed` and position fix a row's random numbers."""
-    places = grain.MapDataset.range(sys.maxsize)
+    # Endless; Grain counts the batches by floats, which are exact so far.
+    places = grain.MapDataset.range(2**53)
     stream = places.random_map(ReadRow(source, order, make_row), seed=int(seed))
     super().__init__(reader, source, order.num_examples, stream)
     if reader.batch_size > order.num_examples:
@@ -234,6 +247,7 @@ class TrainBatches(_Batches):
           f'batch_size {reader.batch_size} is more than the '
           f'{order.num_examples} examples of split {reader.train_split!r}'
       )
+    reader.blank(lambda: make_row(source, NONE, 0, None))
     self.batches_per_epoch = order.num_examples / reader.batch_size
     counts = dict(num_examples=order.num_examples, repeats=order.repeats)
     sizes = dict(seed=reader.seed, batch_size=reader.batch_size)
@@ -245,7 +259,9 @@ class TrainBatches(_Batches):
 
   def __next__(self) -> Batch:
     if self._open is None:
-      self._open = self._reader.read(self._batches[self._delivered :])
+      opened = self._reader.read(self._batches[self._delivered :])
+      weakref.finalize(self, opened.close)  # In time, if nobody does.
+      self._open = opened
     batch = next(self._open)
     self._delivered += 1
     return self.unreadable.take(batch)
@@ -283,11 +299,15 @@ class EvalBatches(_Batches):
   """Every example once, in the same order each time it is iterated over.
 
   The last batch (of each group) is filled up with rows whose mask is False, and
-  all hosts yield the same number of batches.
+  all hosts yield the same number of batches. `blank` has the shapes and types
+  of the first one.
   """
 
   def __init__(self, reader: Reader, source: Any, examples: Any, make_row: Any):
     """Takes what reads, and the numbers of the examples by group."""
+    # As the first batch is, but for its pixels.
+    group = next(i for i, part in enumerate(examples) if len(part))
+    self.blank = reader.blank(lambda: make_row(source, NONE, group, None))
     order = EvalOrder(examples, reader.batch_size)
     positions = grain.MapDataset.range(order.num_batches * reader.batch_size)
     stream = positions.map(ReadRow(source, order, make_row))

@@ -10,7 +10,7 @@ from awconv_jax.data import batches, decode
 from awconv_jax.data.augment import CROPS, STEPS, augmented
 from awconv_jax.data.order import ShuffledOrder
 from awconv_jax.errors import InputError, look_up
-from awconv_jax.options import OneOf, PositiveInt, Share, Steps
+from awconv_jax.options import OneOf, PositiveInt, Share, Side, Steps
 
 # What an augmentation is given beside its options.
 _GIVEN = ('image', 'encoded', 'rng', 'size')
@@ -30,8 +30,8 @@ class LabelledImages(batches.Reader):
     eval_interpolation: a key of `decode.INTERPOLATIONS`.
   """
 
-  image_size: PositiveInt
-  eval_image_size: PositiveInt
+  image_size: Side
+  eval_image_size: Side
   augment: Annotated[
       Sequence[tuple[str, dict[str, Any]]], Steps(STEPS, 'augmentation', _GIVEN)
   ] = ()
@@ -63,7 +63,7 @@ class LabelledImages(batches.Reader):
   def _row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
     """Makes a row; see `batches`."""
     del group
-    size = self.eval_image_size
+    size = self.image_size if self.train else self.eval_image_size
     if index == batches.NONE:
       return dict(
           image=np.zeros((size, size, source.channels), np.uint8),
@@ -74,7 +74,7 @@ class LabelledImages(batches.Reader):
     record = source[index]
     encoded = decode.EncodedImage(record['image'], source.channels)
     if rng is not None:
-      how = dict(steps=self.augment, size=self.image_size)
+      how = dict(steps=self.augment, size=size)
       image = augmented(encoded, rng, **how)
     else:
       how = dict(share=self.eval_crop, interpolation=self.eval_interpolation)

@@ -213,7 +213,7 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
   check_classes(
       batches, eval_batches, (config.data.train_split, config.data.eval_split)
   )
-  shapes = jax.eval_shape(lambda: next(iter(eval_batches)))
+  shapes = jax.eval_shape(lambda batch: batch, eval_batches.blank)
   if lacking := [key for key in task.trains_on if key not in shapes]:
     raise InputError(
         f'config.task.name={config.task.name!r} does not fit {config.data.name}'

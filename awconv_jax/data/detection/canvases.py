@@ -15,7 +15,7 @@ import numpy as np
 from awconv_jax.data.detection.objects import Objects
 from awconv_jax.data.order import PORTRAIT
 from awconv_jax.errors import InputError
-from awconv_jax.options import Bound, Interval, PositiveInt, UnitFloat
+from awconv_jax.options import Bound, Interval, Side, UnitFloat
 
 # Pixels; less of a box than this inside of a crop is nothing to learn from.
 _LEAST_SIDE = 1e-2
@@ -42,13 +42,13 @@ class Geometry:
     InputError: the canvas cannot hold the sides.
   """
 
-  canvas: tuple[PositiveInt, PositiveInt]
-  short_side: PositiveInt
-  long_side: PositiveInt
-  train_short_sides: Annotated[tuple[PositiveInt, ...], Bound(min_length=1)]
+  canvas: tuple[Side, Side]
+  short_side: Side
+  long_side: Side
+  train_short_sides: Annotated[tuple[Side, ...], Bound(min_length=1)]
   flip: UnitFloat = 0.5
   scale_jitter: Interval | tuple[()] = ()
-  max_boxes: PositiveInt = 100
+  max_boxes: Annotated[int, Bound(ge=1, le=2**16)] = 100
 
   def __post_init__(self):
     height, width = self.canvas
