@@ -16,6 +16,7 @@ from absl import flags
 
 from awconv_jax import command_line
 from awconv_jax.errors import InputError
+from awconv_jax.train import processes
 
 command_line.define_config('A file, such as configs/digits.py:model=resnet34.')
 _WORKDIR = flags.DEFINE_string(
@@ -34,20 +35,27 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 def main() -> None:
   """Trains as the flags say."""
+  where = processes.place(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
+  # Before all else: a mistake in one of several processes ends all of them.
+  with processes.joined(where):
+    _train()
+
+
+def _train() -> None:
   config = command_line.read_config()
   if config is None or not _WORKDIR.value:
     folder = command_line.shipped_configs()
     given = f'--config={folder}/digits.py --workdir=runs/digits'
     raise InputError(f'--config or --workdir is missing, such as {given}')
+  processes.start(config, _WORKDIR.value)
   # After the flags, so that --help and a mistake in them answer at once.
   import jax
 
   from awconv_jax.tools import plot_curves
-  from awconv_jax.train import logging, loop, partition
+  from awconv_jax.train import logging, loop
 
-  partition.initialize_distributed(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  )
   result = loop.train(config, _WORKDIR.value)
   if result.stopped_by:
     logging.info(

@@ -16,13 +16,6 @@ from absl import app, flags, logging
 
 from awconv_jax import errors, options
 
-# The system's word on a file or a place that was given, not faults of ours.
-_OF_THE_PLACE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
-    errno.ENAMETOOLONG,
-)
-
 
 def fail(message: object) -> NoReturn:
   """Ends the program with exit code 1, and the lines on standard error."""
@@ -181,18 +174,10 @@ def reported() -> Iterator[None]:
   """Ends the program in one line for what is no defect of ours."""
   try:
     yield
-  except errors.ReportedError as error:
-    fail(error)
-  except OSError as error:
-    if error.errno not in _OF_THE_PLACE:
-      raise
-    place = repr(error.filename) if error.filename else 'while writing'
-    fail(f'{error.strerror}: {place}')
-  except (MemoryError, RuntimeError) as error:  # The latter is that of XLA.
-    reason = ' '.join(str(error).split())
-    if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' not in reason:
-      raise
-    remedy = 'make the batches, the images or the network smaller'
-    fail(f'out of memory: {reason[:200]}; {remedy}')
   except KeyboardInterrupt:
     sys.exit('interrupted')
+  except Exception as error:
+    line = errors.reported(error)
+    if line is None:
+      raise
+    fail(line)

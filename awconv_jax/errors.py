@@ -7,7 +7,15 @@ of ours and keeps its traceback.
 
 from collections.abc import Iterable, Mapping
 import difflib
+import errno
 from typing import Any
+
+# The system's word on a file or a place that was given, not faults of ours.
+_OF_THE_PLACE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+    errno.ENAMETOOLONG,
+)
 
 
 class ReportedError(Exception):
@@ -31,6 +39,21 @@ def one_line(text: str | bytes) -> str:
   if isinstance(text, bytes):
     text = text.decode('utf-8', 'surrogateescape')
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def reported(error: BaseException) -> str | None:
+  """Returns what to tell of an error, or None if it is a defect of ours."""
+  if isinstance(error, ReportedError):
+    return str(error)
+  if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
+    place = repr(error.filename) if error.filename else 'while writing'
+    return f'{error.strerror}: {place}'
+  reason = ' '.join(str(error).split())
+  memory = isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in reason
+  if memory or isinstance(error, MemoryError):  # The former is that of XLA.
+    remedy = 'make the batches, the images or the network smaller'
+    return f'out of memory: {reason[:200]}; {remedy}'
+  return None
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:

@@ -1,5 +1,6 @@
 """train.py as a user runs it: devices, processes, kills, signals, mistakes."""
 
+import importlib.util
 import re
 import signal
 
@@ -8,7 +9,7 @@ import pytest
 from watched_run import assert_same_runs, rows_of
 
 from awconv_jax.errors import InputError
-from awconv_jax.train import partition
+from awconv_jax.train import processes
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -58,9 +59,9 @@ def assert_same_losses_and_evaluation(expected, got):
 
 
 def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
-  processes = commands.start_two(*command(tmp_path, *THIRTY))
-  outs = [p.communicate(timeout=300) for p in processes]
-  assert [p.returncode for p in processes] == [0, 0], outs
+  both = commands.start_two(*command(tmp_path, *THIRTY))
+  outs = [p.communicate(timeout=300) for p in both]
+  assert [p.returncode for p in both] == [0, 0], outs
   assert_same_losses_and_evaluation(one_device[0], tmp_path)
   # Only the first process speaks (but for what Gloo itself prints).
   assert 'evaluation: ' in outs[0][0]
@@ -88,8 +89,8 @@ def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
 
 def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
   # The directory is that of another config.
-  processes = commands.start_two(*command(one_device[0]), devices=1)
-  for process in processes:
+  both = commands.start_two(*command(one_device[0]), devices=1)
+  for process in both:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert 'belongs to a run with another config' in err
@@ -104,13 +105,13 @@ def test_a_signal_stops_two_processes_after_the_same_step(
 ):
   every = ('num_epochs', 'eval_every_epochs', 'checkpoint_every_epochs')
   lengths = (f'--config.{key}=50.0' for key in every)
-  processes = commands.start_two(*command(tmp_path, *lengths))
-  assert any(line.startswith('step 4/') for line in processes[0].stdout)
+  both = commands.start_two(*command(tmp_path, *lengths))
+  assert any(line.startswith('step 4/') for line in both[0].stdout)
   # The one that prints nothing is told; both must hear of it.
-  processes[1].send_signal(signal_number)
-  out, err = processes[0].communicate(timeout=120)
-  processes[1].communicate(timeout=120)
-  assert [p.returncode for p in processes] == [143, 143], err
+  both[1].send_signal(signal_number)
+  out, err = both[0].communicate(timeout=120)
+  both[1].communicate(timeout=120)
+  assert [p.returncode for p in both] == [143, 143], err
   (stopped,) = (path.name for path in (tmp_path / 'checkpoints').iterdir())
   assert f'stopped by SIGTERM after step {stopped} of' in out
   assert 'goes on' in out and 'checkpoints:' not in out
@@ -149,21 +150,26 @@ def test_help_lists_the_flags_also_those_that_another_tool_defines():
 
 
 def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
-  called = []
-  initialize = 'jax.distributed.initialize'
-  monkeypatch.setattr(initialize, lambda *args: called.append(args))
-  partition.initialize_distributed()
-  monkeypatch.setenv('SLURM_PROCID', '0')
+  assert processes.place(None, None, None) is None
+  monkeypatch.setenv('SLURM_JOB_ID', '7')
+  monkeypatch.setenv('SLURM_STEP_NODELIST', 'node[3-4]')
+  monkeypatch.setenv('SLURM_PROCID', '1')
+  monkeypatch.setenv('SLURM_LOCALID', '0')
   monkeypatch.setenv('SLURM_NTASKS', '1')
-  partition.initialize_distributed()
-  assert not called
+  assert processes.place(None, None, None) is None
   monkeypatch.setenv('SLURM_NTASKS', '2')
-  partition.initialize_distributed()
-  partition.initialize_distributed('host:1', 2, 0)
-  assert called == [(), ('host:1', 2, 0)]
+  host, *others = processes.place(None, None, None)
+  assert host.startswith('node3:') and others == [2, 1, [0]]
+  assert processes.place('host:1', 2, 0) == ('host:1', 2, 0, None)
   for wrong in (('host:1', 2, None), ('host:1', 2, 2), ('host', 2, 0)):
     with pytest.raises(InputError, match='several processes need'):
-      partition.initialize_distributed(*wrong)
+      processes.place(*wrong)
+
+
+def test_libtpu_without_a_tpu_is_no_error(monkeypatch):
+  monkeypatch.delenv('JAX_PLATFORMS')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  assert processes.place(None, None, None) is None
 
 
 def test_signals_are_noted_and_a_second_interrupt_interrupts_at_once():

@@ -11,6 +11,8 @@ worker processes, and raises UnreadableError for what cannot be used. Without
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 from typing import Annotated, Any
 import weakref
@@ -31,6 +33,8 @@ Rng = np.random.Generator | None  # None in evaluation.
 NONE = -1
 # Bytes that a reading process takes at the least, beside its batches.
 _PROCESS = 2**27
+# So many examples are compared between hosts.
+_HASHED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,13 +166,10 @@ class Unreadable:
   Args:
     source: of the examples; its faults are told with the rest.
     most: how many may be unreadable, on this host.
-    prompt: whether one too many is an error at once. Where several hosts work
-      together the others would wait for the one that fails: there it is one
-      when all of them call `check`.
   """
 
-  def __init__(self, source: Any, most: float, prompt: bool):
-    self._source, self._most, self._prompt = source, most, prompt
+  def __init__(self, source: Any, most: float):
+    self._source, self._most = source, most
     self._known, self._untold = {}, list(source.faults)
 
   def __len__(self) -> int:
@@ -186,11 +187,10 @@ class Unreadable:
         line = f'{self._source.place(index)} cannot be read: {reason}'
         self._known[index] = line
         self._untold.append(line)
-    if self._prompt:
-      self.check()
+    self._check()
     return batch
 
-  def check(self) -> None:
+  def _check(self) -> None:
     """Raises InputError, with all their names, if there are too many."""
     if len(self) > self._most:
       raise InputError(
@@ -223,12 +223,34 @@ class _Batches:
     # A host meets its part of what is evaluated, and of training all in time.
     met = len(source) / (1 if reader.train else hosts)
     most = reader.max_bad_fraction * met
-    self.unreadable = Unreadable(source, most, prompt=hosts == 1)
+    self.unreadable = Unreadable(source, most)
     self.num_examples, self.num_left_out = number, len(source) - number
     self.num_classes = len(source.class_names)
     self.class_names = source.class_names
     self.category_ids = source.category_ids
     self.channels = source.channels
+    self._source = source
+
+  def summary(self) -> list[Any]:
+    """Returns, as JSON, what on each host must be the same of the data.
+
+    It is their number, the classes, and a hash over some of the examples.
+    """
+    digest, size = hashlib.sha256(), len(self._source)
+    for index in sorted({size * i // _HASHED for i in range(_HASHED)}):
+      try:
+        record = self._source[index]
+      except UnreadableError:
+        continue
+      digest.update(record['image'])
+      objects = record['objects'] if 'objects' in record else None
+      parts = [record['label']] if objects is None else vars(objects).values()
+      for part in parts:
+        digest.update(np.asarray(part).tobytes())
+    names = json.dumps(self.class_names)
+    digest.update(names.encode())
+    numbers = size, self.num_examples, self.num_classes
+    return [*map(int, numbers), digest.hexdigest()[:12]]
 
 
 class TrainBatches(_Batches):

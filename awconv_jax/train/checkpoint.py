@@ -346,6 +346,11 @@ def _listed(leaves: dict[str, np.ndarray]) -> list:
   return [[k, str(v.dtype), list(v.shape)] for k, v in leaves.items()]
 
 
+def digest(step: int, state: Any, iterator_state: dict) -> str:
+  """Returns a hash of a state and of where its data stand."""
+  return _digest(step, _to_host(state), iterator_state, None)
+
+
 def _digest(
     step: int, leaves: dict[str, np.ndarray], iterator_state: Any, record: Any
 ) -> str:

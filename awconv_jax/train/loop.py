@@ -21,6 +21,7 @@ from awconv_jax.train import (
     optim,
     partition,
     preemption,
+    processes,
     rundir,
     settings,
     warm_start,
@@ -60,7 +61,7 @@ def train(config: Any, workdir: str) -> Result:
   workdir, mesh = pathlib.Path(workdir).absolute(), partition.create_mesh()
   checkpoint.check_place(workdir)
   task = settings.create_task(config)
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, processes.telling():
     # In force while functions are traced: `ops.aw_conv` asks for it.
     stack.enter_context(jax.set_mesh(mesh))
     batches, eval_batches, shapes = _create_data(config, task, mesh)
@@ -106,7 +107,8 @@ def train(config: Any, workdir: str) -> Result:
     )
     if jax.process_index() == 0:
       _describe(config, workdir, task, state, shapes, batches, eval_batches)
-    step, restored = 0, checkpointer.restore_latest(
+    step, iterator_state = 0, {}
+    restored = checkpointer.restore_latest(
         state, lambda record: rundir.check_record(workdir, record, config)
     )
     if jax.process_index() == 0:
@@ -115,6 +117,10 @@ def train(config: Any, workdir: str) -> Result:
       step, state, iterator_state = restored
       batches.set_state(iterator_state)
       logging.info(f'resumed from the checkpoint of step {step}')
+    # Of weights and a directory of which each host may have its own.
+    processes.agree(
+        lambda: {'first state': checkpoint.digest(step, state, iterator_state)}
+    )
     stop_reason = stack.enter_context(preemption.stop_requests())
     sources, saved = (batches, eval_batches), checkpointer.steps
     log = logging.Log(workdir, step, total, sources, saved, **lengths)
@@ -136,7 +142,6 @@ def train(config: Any, workdir: str) -> Result:
       for _, outputs in predictions(predict, variables, eval_batches, mesh):
         evaluator.update(outputs)
       metrics = evaluator.compute()
-      partition.sync_errors(eval_batches.unreadable.check)
       log.evaluation(step, metrics)
       return metrics
 
@@ -161,7 +166,6 @@ def train(config: Any, workdir: str) -> Result:
       save_now = _is_due(step, total, save_every) or stopped_by
       if evaluate_now or save_now or step % config.log_every_steps == 0:
         log.flush()
-        partition.sync_errors(batches.unreadable.check)
       if evaluate_now:
         metrics = evaluation()
       # After the evaluation: what a checkpoint follows is on record.
@@ -199,11 +203,15 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
   )
-  batches, eval_batches = partition.sync_errors(
-      lambda: (
-          create(train=True, batch_size=config.batch_size),
-          create(train=False, batch_size=config.eval_batch_size),
-      )
+  batches = create(train=True, batch_size=config.batch_size)
+  eval_batches = create(train=False, batch_size=config.eval_batch_size)
+  processes.agree(
+      lambda: {
+          'number of devices': jax.local_device_count(),
+          'kind of device': jax.local_devices()[0].device_kind,
+          'data to train on': batches.summary(),
+          'data to evaluate on': eval_batches.summary(),
+      }
   )
   if task.num_classes != batches.num_classes:
     raise InputError(
@@ -226,14 +234,14 @@ def _first_weights(config: Any, fresh: Any) -> Any:
   """Returns the variables to start with: of `config.init_from` if given."""
   variables, skip = fresh, config.init_skip
   if config.init_from:
-    load = functools.partial(
-        warm_start.load,
+    variables = warm_start.load(
+        config.init_from,
+        fresh,
         skip=skip,
         report=logging.info,
         entry=config.init_entry,
         network=config.model,
     )
-    variables = partition.sync_errors(lambda: load(config.init_from, fresh))
   elif skip:
     raise InputError(f'config.init_skip={skip} needs config.init_from')
   frozen = optim.is_frozen(fresh['params'], config.optimizer.frozen)

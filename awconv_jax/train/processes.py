@@ -1,0 +1,227 @@
+"""The processes of one run: they agree before they start, and end together.
+
+Each is watched by a `watcher`, which tells the others what ends one of them. A
+single process has none, and all of this does nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import pathlib
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NamedTuple, NoReturn
+
+from awconv_jax import errors
+from awconv_jax.errors import InputError
+from awconv_jax.train import watcher
+
+# What makes other numbers of the same config, beside our own code.
+_LIBRARIES = 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain'
+_SETTINGS = (
+    *('jax_enable_x64', 'jax_default_matmul_precision'),
+    *('jax_threefry_partitionable', 'jax_default_prng_impl'),
+    *('jax_numpy_dtype_promotion',),
+)
+
+
+class Place(NamedTuple):
+  """Where the processes meet, how many there are, and which is this one."""
+
+  coordinator: str
+  number: int
+  index: int
+  local_devices: Any = None
+
+
+def place(
+    coordinator: str | None, number: int | None, index: int | None
+) -> Place | None:
+  """Returns what the flags say, or SLURM or Cloud TPU; None if it is alone.
+
+  Raises:
+    InputError: only some of the three are given, or they cannot be right.
+  """
+  given = (coordinator, number, index)
+  if given == (None, None, None):
+    if 'SLURM_PROCID' in os.environ:
+      several = int(os.environ.get('SLURM_NTASKS', '1')) > 1
+    else:  # Only Cloud TPU has it, where JAX asks the metadata server.
+      platforms = os.environ.get('JAX_PLATFORMS', 'tpu')
+      found = importlib.util.find_spec('libtpu') is not None
+      several = found and platforms.startswith('tpu')
+    if not several:
+      return None
+    from jax._src.clusters import ClusterEnv  # There is no public name for it.
+
+    detect = ClusterEnv.auto_detect_unset_distributed_params
+    found = Place(*detect(None, None, None, None, None, 300))
+    # None of it is known where libtpu is installed and there is no TPU.
+    return found if None not in found[:3] and found.number > 1 else None
+  port = str(coordinator).rpartition(':')[2]
+  if None in given or not (port.isdigit() and 0 <= index < number):
+    raise InputError(
+        f'several processes need --coordinator=host:port, not {coordinator!r}, '
+        f'and --process_id={index} from 0 to below --num_processes={number}'
+    )
+  return Place(coordinator, number, index) if number > 1 else None
+
+
+class _Watched:
+  """This process, as its watcher hears of it."""
+
+  def __init__(self, where: Place):
+    self.where = where
+    ours, its = socket.socketpair()
+    words, mouth = os.pipe()
+    with its:
+      arguments = its.fileno(), words, os.getpid(), where.index, where.number
+      self._process = subprocess.Popen(
+          [sys.executable, '-I', '-S', watcher.__file__, where.coordinator]
+          + list(map(str, arguments)),
+          pass_fds=(its.fileno(), words),
+          stdin=subprocess.DEVNULL,
+          stdout=subprocess.DEVNULL,
+          start_new_session=True,  # Signals to our group are not for it.
+      )
+    os.close(words)
+    # What native code says goes by way of the watcher; what Python says, as
+    # before.
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1, errors='replace')
+    os.dup2(mouth, 2)
+    os.close(mouth)
+    ours.setblocking(True)
+    self._link, self._answers = watcher.Link(ours), queue.Queue()
+    ours.settimeout(None)
+    threading.Thread(target=self._listen, daemon=True).start()
+
+  def _listen(self) -> None:
+    while (messages := self._link.receive()) is not None:
+      for message in messages:
+        if 'end' in message:
+          _end()
+        self._answers.put(message['port'])
+    print('error: its watcher is gone', file=sys.stderr)
+    _end()
+
+  def agree(self, facts: Mapping[str, Any]) -> int:
+    """Returns, once all gave the same facts, a free port of the first."""
+    self._link.send(facts=facts)
+    return self._answers.get()
+
+  def tell(self, error: BaseException, *, through: bool) -> None:
+    """Tells the watcher what ends this process, and whether it has ended."""
+    line = errors.reported(error)
+    if isinstance(error, KeyboardInterrupt):
+      line = 'interrupted'
+    text = {}
+    if line is None:
+      text = {'traceback': ''.join(traceback.format_exception(error))}
+    name = type(error).__name__
+    first = (str(error).splitlines() or [''])[0]
+    self._link.send(
+        failed=line or f'{name}: {first[:300]}',
+        cause=line is not None,
+        through=through,
+        **text,
+    )
+
+  def done(self) -> None:
+    """Tells the watcher that this process ends as it should."""
+    self._link.send(done=True)
+
+
+_watched: _Watched | None = None
+
+
+@contextlib.contextmanager
+def joined(where: Place | None) -> Iterator[None]:
+  """Has this process ended if another one ends, and the others if this does."""
+  global _watched
+  if where is None:
+    yield
+    return
+  _watched = _Watched(where)
+  try:
+    yield
+  except SystemExit:
+    _watched.done()
+    raise
+  except BaseException as error:
+    _watched.tell(error, through=True)
+    time.sleep(2 * watcher.JOIN_SECONDS)  # The watcher ends it long before.
+    _end()
+  _watched.done()
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+  """Tells others of an error at once, before anything waits for them."""
+  try:
+    yield
+  except BaseException as error:
+    if _watched is not None:
+      _watched.tell(error, through=False)
+    raise
+
+
+def agree(facts: Callable[[], Mapping[str, Any]] = dict) -> None:
+  """Waits for all processes, and ends the run if one has other facts.
+
+  Args:
+    facts: gives what JSON can hold, by names to show; not called for a single
+      process.
+  """
+  if _watched is not None:
+    _watched.agree(facts())
+
+
+def start(config: Any, workdir: str) -> None:
+  """Joins JAX's processes once all agree on config, workdir and code.
+
+  Raises:
+    InputError: JAX cannot join them.
+  """
+  if _watched is None:
+    return
+  import flax.traverse_util
+  import jax
+
+  flat = flax.traverse_util.flatten_dict(config.to_dict(), sep='.')
+  facts = {f'config.{key}': value for key, value in flat.items()}
+  facts |= {name: getattr(jax.config, name) for name in _SETTINGS}
+  facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+  facts['--workdir'] = str(pathlib.Path(workdir).absolute())
+  facts['Python'] = '.'.join(map(str, sys.version_info[:2]))
+  facts['the code of awconv_jax'] = _hash_of_code()
+  port, where = _watched.agree(facts), _watched.where
+  host = where.coordinator.rpartition(':')[0]
+  try:
+    jax.distributed.initialize(f'{host}:{port}', *where[1:])
+  except (RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:300]
+    raise InputError(f'JAX cannot join the processes: {reason}') from error
+
+
+def _hash_of_code() -> str:
+  package = pathlib.Path(__file__).resolve().parent.parent
+  digest = hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+  return digest.hexdigest()[:12]
+
+
+def _end() -> NoReturn:
+  for child in multiprocessing.active_children():
+    child.kill()
+  os._exit(1)  # Nothing is waited for: what it waits for may never come.
