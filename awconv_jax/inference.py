@@ -34,7 +34,7 @@ from awconv_jax.errors import InputError, look_up
 from awconv_jax.evaluators import coco
 from awconv_jax.tasks.flipped import Flipped
 from awconv_jax.train import rundir, settings, warm_start
-from awconv_jax.weights import state_dict
+from awconv_jax.weights import origin, state_dict
 
 Images = Sequence[np.ndarray]
 
@@ -317,6 +317,8 @@ def _variables(
   """Returns variables, which they are, and the number of images' channels."""
   if pathlib.Path(source).is_dir():
     variables, kind = warm_start.read_run(source)
+    told = origin.untold(warm_start.network_of(source))
+    origin.compare(source, told, 'its config', task.model)
     arrays = state_dict.to_state_dict(variables)
   else:
     arrays, kind = weights.read(source, network=task.model), 'weights'

@@ -14,13 +14,15 @@ class Resnet:
     imagenet: whether the stem strides and has a max-pool.
     strided: the convolution of a bottleneck that strides.
     epsilon: of the norms.
+    ceil: whether the max-pool begins inside of the image.
   """
 
-  def __init__(self, state, imagenet=True, strided=2, epsilon=1e-5):
+  def __init__(self, state, imagenet=True, strided=2, epsilon=1e-5, ceil=False):
     self.state = {k: np.float64(v) for k, v in state.items()}
     self.imagenet = imagenet
     self.strided = strided
     self.epsilon = epsilon
+    self.ceil = ceil
 
   def conv(self, name, x, stride):
     """Symmetric padding by hand: half the kernel on every side."""
@@ -57,10 +59,11 @@ class Resnet:
     return np.maximum(x + y, 0)
 
   def max_pool(self, x):
-    """3x3 of stride 2, one position of minus infinity on every side."""
-    pads = (0, 0), (1, 1), (1, 1), (0, 0)
+    """3x3 of stride 2, minus infinity on every side, or where it ends alone."""
+    low = 0 if self.ceil else 1
+    pads = (0, 0), (low, 1), (low, 1), (0, 0)
     padded = np.pad(x, pads, constant_values=-np.inf)
-    rows, columns = ((n - 1) // 2 + 1 for n in x.shape[1:3])
+    rows, columns = ((n - 2 + low) // 2 + 1 for n in x.shape[1:3])
     out = np.zeros((len(x), rows, columns, x.shape[3]))
     for i, j in np.ndindex(rows, columns):
       window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]

@@ -8,7 +8,7 @@ import pytest
 import random_values
 import torch_zip
 
-from awconv_jax import models, weights
+from awconv_jax import inference, models, weights
 from awconv_jax.errors import InputError
 from awconv_jax.tools import convert
 from awconv_jax.train import rundir
@@ -102,6 +102,36 @@ def test_weights_without_aw_convolutions_are_known_as_such(state, tmp_path):
   with pytest.raises(InputError, match='1 missing.; choose the network and'):
     convert.convert(source, tmp_path / 'run', aw_shapes)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_and_its_file_say_what_no_array_tells_of(state, tmp_path):
+  source = torch_zip.save(tmp_path / 'weights.pth', {'ema': state})
+  run, file = tmp_path / 'run', tmp_path / 'a.safetensors'
+  v1 = (
+      f'{commands.TINY}:aw_conv=false',
+      *CONFIG[1:],
+      '--config.model.version=v1',
+  )
+  for given, first, output in (
+      ((*v1, '--entry=ema'), source, run),
+      ((), run, file),
+      (v1, file, tmp_path / 'again'),
+  ):
+    flags = *given, f'--input={first}', f'--output={output}'
+    assert commands.tool('convert', *flags)[::2] == (0, '')
+  config = rundir.read_config(run)
+  assert config.model.version == 'v1'
+  config.unlock().model.version = 'v1.5'
+  for trained in (run, file):
+    with pytest.raises(InputError, match="for version='v1', by.*of 'v1.5'"):
+      inference.load(trained, config)
+
+
+def test_the_flag_of_the_channels_is_named(state, tmp_path):
+  source = torch_zip.save(tmp_path / 'weights.pth', state)
+  flags = *CONFIG[:-1], f'--input={source}', f'--output={tmp_path}/run'
+  code, _, error = commands.tool('convert', *flags)
+  assert code == 1 and '1 channels: --channels=1: of another kind' in error
 
 
 @pytest.mark.parametrize('ema', [False, True])

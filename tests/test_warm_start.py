@@ -131,6 +131,18 @@ def test_the_backbone_of_a_detector_starts_from_a_classifier(
   assert any("the backbone takes it, without 'head'" in line for line in told)
 
 
+@pytest.mark.parametrize('name', ['mobilenet_v2', 'wrn_16_4'])
+def test_no_backbone_takes_the_layers_that_only_classify(name, tmp_path):
+  stages = dict(stages=((1, 8, 1, 1), (2, 8, 1, 2), (2, 8, 1, 2)))
+  small = dict(blocks=1, widen=1) if name == 'wrn_16_4' else stages
+  classifier = of_model(models.create(name, **small, num_classes=5), seed=1)
+  weights.save(tmp_path / 'a.safetensors', classifier)
+  backbone = of_model(models.create(name, **small, num_classes=None), seed=2)
+  fresh = {c: {'backbone': tree} for c, tree in backbone.items()}
+  start = warm_start.load(tmp_path / 'a.safetensors', fresh)
+  check_start(start, fresh, classifier, '/backbone/', ())
+
+
 def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
   source = tmp_path / 'a.safetensors'
   weights.save(source, of_model(models.create(**BACKBONE)))

@@ -1,10 +1,14 @@
 """Weights in and out: torch's names and numbers, and files that lie."""
 
 import functools
+import json
 import os
+import re
 import struct
 from unittest import mock
+import zipfile
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import naive_resnet
@@ -77,24 +81,43 @@ def create(block, sizes=SIZES, reduction=0, **options):
   return models.create(name, **options)
 
 
-@pytest.mark.parametrize('block, reduction', [('basic', 0), ('bottleneck', 4)])
+LEGACY = dict(stem='imagenet_ceil', version='v1')
+
+
+def legacy(state):
+  """Returns a state dict under the names of timm's legacy_seresnet50."""
+  return {
+      re.sub(r'^(conv|bn)1', r'layer0.\g<0>', name)
+      .replace('.se.', '.se_module.')
+      .replace('fc.', 'last_linear.'): array
+      for name, array in state.items()
+  }
+
+
+@pytest.mark.parametrize(
+    'block, reduction, options',
+    [('basic', 0, {}), ('bottleneck', 4, {}), ('bottleneck', 4, LEGACY)],
+)
 def test_every_block_computes_what_its_torch_weights_say(
-    block, reduction, tmp_path
+    block, reduction, options, tmp_path
 ):
   state = draw(torch_shapes(block, reduction=reduction), np.float64)
-  path = torch_zip.save(tmp_path / 'weights.pth', state)
+  saved = legacy(state) if options else state
+  path = torch_zip.save(tmp_path / 'weights.pth', saved)
   x = np.random.default_rng(1).normal(size=(2, 39, 34, 3))
   with jax.enable_x64(True):
     dtypes = dict(dtype='float64', param_dtype='float64')
-    model = create(block, reduction=reduction, **dtypes)
+    model = create(block, reduction=reduction, **options, **dtypes)
     # Flax makes statistics in float32, whatever the dtype.
     wide = lambda a: a.update(dtype=np.float64)  # noqa: E731
-    variables = weights.load(path, jax.tree.map(wide, models.shapes_of(model)))
-    options = dict(train=False, capture_intermediates=True)
-    apply = jax.jit(functools.partial(model.apply, **options))
+    shapes = jax.tree.map(wide, models.shapes_of(model))
+    variables = weights.load(path, shapes, network=model)
+    seeing = dict(train=False, capture_intermediates=True)
+    apply = jax.jit(functools.partial(model.apply, **seeing))
     logits, seen = apply(variables, x)
   seen = seen['intermediates']
-  expected = naive_resnet.Resnet(state)(x)
+  places = dict(strided=1, ceil=True) if options else {}
+  expected = naive_resnet.Resnet(state, **places)(x)
   # Logits are float32, whatever the computation.
   np.testing.assert_allclose(logits, expected.pop('fc'), rtol=1e-5, atol=1e-5)
   ours = {'bn1': 'stem_norm'}
@@ -114,6 +137,63 @@ def test_names_and_shapes_are_the_published():
   found = {name: entry.shape for name, entry in entries.items()}
   found |= dict.fromkeys(names.counters(entries), ())
   assert found == torch_shapes(*published) and len(found) == 320 + 16 * 4
+
+
+def mobile_names(style):
+  """Names of the modules of MobileNetV2 in torchvision or timm, by ours."""
+  table = {
+      'torchvision': (
+          'features.0.',
+          '0 1',
+          'features.18.',
+          '0 1',
+          'classifier.1',
+      ),
+      'timm': ('', 'conv_stem bn1', '', 'conv_head bn2', 'classifier'),
+      'before': ('', 'conv1 bn1', '', 'last_conv last_norm', 'fc'),
+  }[style]
+  first, last = (table[i + 1].split() for i in (0, 2))
+  found = {'stem_conv': table[0] + first[0], 'stem_norm': table[0] + first[1]}
+  found |= {'last_conv': table[2] + last[0], 'last_norm': table[2] + last[1]}
+  found['head'] = table[4]
+  index = 0
+  for stage, blocks in enumerate((1, 2, 3, 4, 3, 3, 1), start=1):
+    for block in range(blocks):
+      index += 1
+      at, slots = f'features.{index}.conv.', '0.0 0.1 1.0 1.1 2 3'
+      if style == 'timm':
+        at, slots = f'blocks.{stage - 1}.{block}.', 'conv_pw bn1 conv_dw bn2 '
+        slots += 'conv_pwl bn3'
+      elif style == 'before':
+        at, slots = f'layer{stage}.{block}.', 'conv1 bn1 conv2 bn2 conv3 bn3'
+      if index == 1:  # Widens nothing, and so has two convolutions.
+        slots = {
+            'torchvision': '- - 0.0 0.1 1 2',
+            'timm': '- - conv_dw bn1 conv_pw bn2',
+        }.get(style, slots)
+      ours = 'conv1 norm1 conv2 norm2 conv3 norm3'.split()
+      for slot, name in zip(ours, slots.split(), strict=True):
+        found[f'stage{stage}_block{block + 1}/{slot}'] = at + name
+  return found
+
+
+@pytest.mark.parametrize('style', ['torchvision', 'timm', 'before'])
+def test_a_mobile_net_loads_from_all_the_names_it_has_had(style, tmp_path):
+  model = models.create('mobilenet_v2', width_factor=0.25, num_classes=7)
+  variables, state = of_model(model), {}
+  modules, ends = mobile_names(style), dict(kernel='weight', scale='weight')
+  ends |= dict(mean='running_mean', var='running_var')
+  for path, array in traverse_util.flatten_dict(variables).items():
+    name = f'{modules["/".join(path[1:-1])]}.{ends.get(path[-1], path[-1])}'
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, (0,))
+    state[name] = np.ascontiguousarray(array.transpose(axes))
+    if path[-1] == 'mean':
+      state[name.replace('running_mean', 'num_batches_tracked')] = np.array(1)
+  assert len(state) == 314
+  path = torch_zip.save(tmp_path / 'mobile.pth', state)
+  assert_same_bits(weights.load(path, variables), variables)
+  if style == 'torchvision':
+    assert state_dict.to_state_dict(variables).keys() == state.keys()
 
 
 def test_there_and_back_keeps_every_bit(tmp_path):
@@ -295,6 +375,145 @@ def refusal(path):
   message = str(error.value)
   assert '\n' not in message and message.startswith(f'{path} cannot be read: ')
   return message
+
+
+def pickle_of(program, name, compression=zipfile.ZIP_STORED):
+  """Writes a file of torch whose pickle is a program, and a megabyte of 0."""
+  with zipfile.ZipFile(name, 'w', compression) as archive:
+    archive.writestr('archive/data.pkl', b'\x80\x02' + program + b'.')
+    archive.writestr('archive/data/0', bytes(1 << 20))
+  return name
+
+
+# A tuple of two of the tuple before it, and so on: 2 ** 60 to be hashed.
+NESTED = b'()' + b'q\x00h\x00h\x00\x86' * 60 + b't'
+STORAGE = b'(Nctorch\nFloatStorage\n' + NESTED + b'NK\x01tQ'
+
+
+@pytest.mark.parametrize(
+    'program, words',
+    [
+        (b'}' + NESTED + b'K\x01s', 'a dict by other keys than names'),
+        (STORAGE, 'a storage without a name'),
+        (b'(K\x01\x91', 'FROZENSET, which no weights need'),
+        (b'}' * 2000, 'more than 1,000 bytes'),
+    ],
+)
+def test_no_pickle_takes_long(program, words, tmp_path, monkeypatch):
+  monkeypatch.setattr(torch_file, 'MAX_PICKLE', 1000)
+  assert words in refusal(pickle_of(program, tmp_path / 'bad.pth'))
+
+
+def test_no_file_takes_more_memory_than_its_size(tmp_path):
+  path, packed = tmp_path / 'bad.pth', zipfile.ZIP_DEFLATED
+  pickle_of(b'}', path, packed)
+  assert 'unpacks to more than it is' in refusal(path)
+  storage = torch_zip.Storage(np.ones(4, np.float32))
+  view = torch_zip.View(storage, 0, (4,), (1,))
+  torch_zip.save_legacy(path, {'a': view})
+  raw = path.read_bytes()
+  for count in (2**33, -1):
+    path.write_bytes(raw[:-24] + struct.pack('<q', count) + raw[-16:])
+    assert 'storages are more than it has' in refusal(path)
+  with mock.patch.dict(
+      weights.READERS, {'.pth': mock.Mock(side_effect=MemoryError)}
+  ):
+    with pytest.raises(InputError, match='more than the memory can hold'):
+      weights.read(path)
+
+
+@pytest.mark.parametrize(
+    'name, beside, arch, words',
+    [
+        ('resnetblur50-84f4748f.pth', {}, None, 'anti-aliased'),
+        ('seresnextaa101d_32x8d/model.safetensors', {}, None, 'anti-aliased'),
+        ('model.pth', {'architecture': 'resnetaa50'}, None, 'anti-aliased'),
+        (
+            'model.pth',
+            {'architecture': 'resnet50', 'model_args': {'act_layer': 'silu'}},
+            None,
+            'another activation',
+        ),
+        (
+            'model.safetensors',
+            {'architecture': 'resnet50', 'global_pool': 'max'},
+            None,
+            'another pooling',
+        ),
+        ('best.pth.tar', {}, 'resnetblur18', 'anti-aliased'),
+        ('model-00001-of-00002.safetensors', {}, None, 'join them'),
+        ('resnet50_caffe-788b5fa3.pth', {}, None, r"for version='v1'.*'v1.5'"),
+        ('net.pth', {'architecture': 'resnet50.a1_in1k'}, 'resnet50', None),
+    ],
+)
+def test_names_that_tell_of_another_network_refuse_its_weights(
+    name, beside, arch, words, tmp_path
+):
+  path, model = tmp_path / name, create('bottleneck', (1,))
+  path.parent.mkdir(exist_ok=True)
+  (path.parent / 'config.json').write_text(json.dumps(beside))
+  state = state_dict.to_state_dict(of_model(model))
+  if path.suffix == '.safetensors':
+    weights.save(path, of_model(model))
+  else:
+    # As timm writes its flags.
+    args = torch_zip.Call(torch_zip.Global('argparse', 'Namespace'), ())
+    args = torch_zip.Build(args, {'model': arch or 'resnet50', 'lr': None})
+    torch_zip.save(path, {'state_dict': state, 'args': args})
+  load = functools.partial(
+      weights.load, path, models.shapes_of(model), network=model
+  )
+  if words is None:
+    assert_same_bits(state_dict.to_state_dict(load()), state)
+    return
+  with pytest.raises(InputError, match=words):
+    load()
+
+
+def test_what_no_array_tells_of_is_written_and_compared(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  options = dict(aw_conv=True, aw_stages=(1,))
+  model = create('bottleneck', (1,), version='v1', norm_epsilon=0.1, **options)
+  variables = of_model(model)
+  weights.save(path, variables, model)
+  load = functools.partial(weights.load, path, variables)
+  assert_same_bits(load(network=model), variables)
+  for field, value in (
+      ('version', 'v1.5'),
+      ('norm_epsilon', 1e-5),
+      ('stem', 'imagenet_ceil'),
+  ):
+    with pytest.raises(InputError, match=f'is for {field}=.*{value!r}$'):
+      load(network=model.clone(**{field: value}))
+  old = legacy(draw(torch_shapes('bottleneck', (1,))))
+  torch_zip.save(tmp_path / 'old.pth', old)
+  with pytest.raises(InputError, match="is for stem='imagenet_ceil'"):
+    weights.read(tmp_path / 'old.pth', network=create('bottleneck', (1,)))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e39])
+def test_values_that_are_no_numbers_are_named(value):
+  state = draw(torch_shapes('basic'), np.float64)
+  state['fc.bias'][2] = value  # The last is too large for float32.
+  state['bn1.running_var'][:2] = -1
+  words = r'bn1.running_var \(2 of 8\), fc.bias \(1 of 7\); take'
+  with np.errstate(over='ignore'), pytest.raises(InputError, match=words):
+    state_dict.from_state_dict(state, models.shapes_of(create('basic')))
+
+
+def test_averages_are_taken_where_they_are_asked_for(tmp_path):
+  state, ema = {'fc.bias': np.zeros(2)}, {'fc.bias': np.ones(2)}
+  tree = {'state_dict': state, 'epoch': 1, 'state_dict_ema': ema}
+  path, lines = torch_zip.save(tmp_path / 'a.pth.tar', tree), []
+  assert_same_bits(weights.read(path, report=lines.append), state)
+  assert_same_bits(weights.read(path, entry='state_dict_ema'), ema)
+  assert 'without epoch, state_dict_ema' in lines[0]
+  with pytest.raises(InputError, match="no dict 'ema', but state_dict, epoch"):
+    weights.read(path, entry='ema')
+  # Of torch.optim.swa_utils.
+  averaged = {'module.model.fc.bias': np.ones(2), 'n_averaged': np.array(3)}
+  path = torch_zip.save(tmp_path / 'b.pth', {'model': averaged})
+  assert_same_bits(weights.read(path), ema)
 
 
 @pytest.mark.parametrize('save', [torch_zip.save, torch_zip.save_legacy])

@@ -207,10 +207,6 @@ MODELS = {
     'wide_resnet50_2': partial(ResNet, group_width=128),
     'wide_resnet101_2': partial(_resnet101, group_width=128),
     # Of timm, from Caffe: other places of strides, another max-pool.
-    'legacy_seresnet18': partial(
-        _legacy, block='basic', stage_sizes=(2, 2, 2, 2)
-    ),
-    'legacy_seresnet34': partial(_legacy, block='basic'),
     'legacy_seresnet50': partial(_legacy, version='v1'),
     'legacy_seresnet101': partial(
         _legacy, version='v1', stage_sizes=(3, 4, 23, 3)

@@ -34,15 +34,13 @@ import jax
 import numpy as np
 
 from awconv_jax import command_line, errors, models, weights
-from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.options import MOST
 from awconv_jax.train import checkpoint, rundir, settings, warm_start
+from awconv_jax.weights import origin
 
 FLAGS = flags.FLAGS
 # Suffixes of files that hold weights, besides those of `weights`. A name with
 # any other, such as that of runs/v1.5, is that of a directory.
-UNTOLD = 'stem', 'version', 'norm_epsilon'
-UNTOLD_OF_AW = 'gate', 'residual', 'pool_size', 'expansion_axis', 'norm_epsilon'
 OTHERS = '.safetensor .npz .npy .h5 .hdf5 .onnx .ckpt .msgpack .pkl .pickle'
 
 
@@ -103,11 +101,12 @@ def convert(
     raise errors.unknown_name('suffix of --output:', suffix, known)
   if pathlib.Path(source).is_dir():
     variables, kind = warm_start.read_run(source)
+    network = warm_start.network_of(source)
   else:
     options = dict(entry=entry, network=network)
     variables, kind = weights.load(source, shapes, **options), 'weights'
   if to_file:
-    weights.save(output, variables)
+    weights.save(output, variables, network)
   else:
     write_run(output, variables, config)
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
@@ -153,21 +152,6 @@ def shapes_of(config: Any, *, channels: int = 3, **named: Any) -> Any:
   return jax.eval_shape(init, jax.random.key(0), {'image': image})
 
 
-def untold(network: Any) -> str:
-  """Returns a line with the options of a network that no array tells of."""
-  network = getattr(network, 'backbone', network)
-  options = {k: getattr(network, k) for k in UNTOLD if hasattr(network, k)}
-  if network.aw_conv:
-    layer = AWConv(features=1, kernel_size=(1, 1), **(network.aw_options or {}))
-    options |= {f'aw_options.{k}': getattr(layer, k) for k in UNTOLD_OF_AW}
-  taken = ', '.join(f'{name}={value!r}' for name, value in options.items())
-  return (
-      f'no array tells of {taken}, nor of pooling, activations, and the mean '
-      'and std of the images: these are the options given here, whatever the '
-      'file was made with; see docs/weights.md'
-  )
-
-
 def main() -> None:
   """Converts as the flags say."""
   shapes = config = network = None
@@ -179,7 +163,12 @@ def main() -> None:
   given = dict(entry=FLAGS.entry, network=network)
   print(convert(FLAGS.input, FLAGS.output, shapes, config, **given))
   if network is not None:
-    print(untold(network))
+    taken = ', '.join(f'{k}={v!r}' for k, v in origin.untold(network).items())
+    print(
+        f'no array tells of {taken}, nor of pooling, activations, and the mean '
+        'and std of the images: these are the options given here, whatever the '
+        'file was made with; see docs/weights.md'
+    )
 
 
 if __name__ == '__main__':

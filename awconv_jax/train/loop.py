@@ -242,8 +242,9 @@ def _first_weights(config: Any, fresh: Any) -> Any:
         entry=config.init_entry,
         network=config.model,
     )
-  elif skip:
-    raise InputError(f'config.init_skip={skip} needs config.init_from')
+  elif skip or config.init_entry:
+    given = f'init_skip={skip}' if skip else f'init_entry={config.init_entry!r}'
+    raise InputError(f'config.{given} needs config.init_from')
   frozen = optim.is_frozen(fresh['params'], config.optimizer.frozen)
   fixed = warm_start.fixed_at_random
   if names := fixed(fresh['params'], variables['params'], frozen):

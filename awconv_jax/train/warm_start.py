@@ -20,8 +20,8 @@ import numpy as np
 
 from awconv_jax import weights
 from awconv_jax.errors import InputError, unknown_name
-from awconv_jax.train import checkpoint
-from awconv_jax.weights import names, state_dict
+from awconv_jax.train import checkpoint, rundir
+from awconv_jax.weights import names, origin, state_dict
 
 Report = Callable[[str], object]
 # Modules: of a detector, the network that it is over; of that, what a backbone
@@ -81,13 +81,22 @@ def read_run(
   raise InputError(f'no checkpoint in good order in {directory}: {why}')
 
 
+def network_of(workdir: str | os.PathLike) -> Any:
+  """Returns the options of a run's network; None if it has no config."""
+  try:
+    return rundir.read_config(workdir).model
+  except InputError:
+    return None
+
+
 def load(
     source: str,
     variables: Mapping[str, Any],
     *,
     skip: Sequence[str] = (),
     report: Report = print,
-    **options: Any,
+    entry: str | None = None,
+    network: Any = None,
 ) -> dict[str, Any]:
   """Returns a network's variables with the values of another run or a file.
 
@@ -97,7 +106,7 @@ def load(
     variables: tree of arrays, fresh from the network: 'params', 'batch_stats'.
     skip: modules that keep their values, such as 'head' for other classes.
     report: called with a line for what was read, and what was not.
-    **options: of a file, as in `weights.read`: entry and network.
+    entry, network: as in `weights.read`; a run has the options of its config.
 
   Returns:
     A tree as `variables`, of its dtypes, with arrays on the host.
@@ -113,10 +122,12 @@ def load(
       raise unknown_name('module in config.init_skip', name, modules)
   if pathlib.Path(source).is_dir():
     saved, kind = read_run(source, report=report)
+    told = origin.untold(network_of(source))
+    origin.compare(source, told, 'its config', network)
     report(f'starting from the {kind} in {source}')
     arrays = state_dict.to_state_dict(saved)
   else:
-    arrays = weights.read(source, report=report, **options)
+    arrays = weights.read(source, entry=entry, network=network, report=report)
   allowed = weights.in_aw_branch
   if (of_backbone := _as_backbone(arrays, variables)) is not None:
     report(

@@ -7,6 +7,7 @@ Nothing of torch is needed, and no code in a file is run.
 """
 
 from collections.abc import Callable
+import json
 import os
 import pathlib
 from typing import Any
@@ -27,9 +28,11 @@ def _read_safetensors(path, entry, report):
   if entry:
     raise ValueError(f'it has no {entry!r}, nor any other dict in it')
   with safetensors.safe_open(path, 'numpy') as file:
-    said = file.metadata() or {}
-    hints = [said[key] for key in torch_file.NETWORK if key in said]
-    return {name: file.get_tensor(name) for name in file.keys()}, hints
+    known = {*torch_file.NETWORK, origin.KEY}
+    said = {k: v for k, v in (file.metadata() or {}).items() if k in known}
+    if origin.KEY in said:
+      said[origin.KEY] = dict(json.loads(said[origin.KEY]))
+    return {name: file.get_tensor(name) for name in file.keys()}, said
 
 
 # Torch's example writes model.pth.tar.
@@ -71,7 +74,7 @@ def read(
     raise InputError(f'{path} is {kind}')
   reader = look_up(f'format of {path}:', path.suffix, READERS)
   try:
-    arrays, hints = reader(path, entry, report)
+    arrays, said = reader(path, entry, report)
   except MemoryError as error:
     raise InputError(f'{path} is more than the memory can hold') from error
   except Exception as error:  # Whatever the libraries say of wrong bytes.
@@ -79,7 +82,7 @@ def read(
     remedy = 'fetch it again, or save float tensors alone, as of state_dict()'
     raise InputError(f'{path} cannot be read: {reason}; {remedy}') from error
   arrays = names.without_prefix(arrays, report)
-  origin.check(path, hints, arrays, network)
+  origin.check(path, said, arrays, network)
   return names.renew(arrays, report)
 
 
@@ -108,12 +111,14 @@ def load(
   )
 
 
-def save(path: str | os.PathLike, variables: Any) -> None:
+def save(path: str | os.PathLike, variables: Any, network: Any = None) -> None:
   """Writes a network's variables for torch: names, layout, and our dtypes.
 
   Args:
     path: a .safetensors file; replaced as a whole if it is there.
     variables: tree of arrays: 'params' and 'batch_stats'.
+    network: of them, or its options: those without arrays are then written,
+      too, and a network with others is not given these weights.
 
   Raises:
     InputError: the suffix is another, or the file cannot be written.
@@ -128,7 +133,10 @@ def save(path: str | os.PathLike, variables: Any) -> None:
   temporary = path.with_name(f'{path.name}.tmp')
   try:
     # The metadata is what some readers want to see before they load torch's.
-    safetensors.save_file(arrays, temporary, metadata={'format': 'pt'})
+    said = {'format': 'pt'}
+    if network is not None:
+      said[origin.KEY] = json.dumps(origin.untold(network))
+    safetensors.save_file(arrays, temporary, metadata=said)
     temporary.replace(path)
   except (OSError, SafetensorError) as error:
     if temporary.exists():

@@ -23,7 +23,7 @@ import numpy as np
 # What a file begins with that torch before 1.6 wrote.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 # Of a pickle, which has some hundred bytes for each tensor.
-MAX_PICKLE = 8 << 20
+MAX_PICKLE = 4 << 20
 DTYPES = {
     'DoubleStorage': np.float64,
     'FloatStorage': np.float32,
@@ -213,14 +213,14 @@ def _tensors(
   return {str(name): tensor for name, tensor in tree.items()}
 
 
-def _hints(tree: Any) -> list[str]:
+def _said(tree: Any) -> dict[str, str]:
   """Returns the names of networks that a checkpoint has beside the weights."""
-  found = []
-  for part in (tree, *map(tree.get, ('args', 'hyper_parameters'))):
+  found = {}
+  for part in (*map(tree.get, ('args', 'hyper_parameters')), tree):
     part = part.state if isinstance(part, _Named) else part
     if isinstance(part, Mapping):
-      found += map(part.get, NETWORK)
-  return [name for name in found if isinstance(name, str)]
+      found |= {k: part[k] for k in NETWORK if isinstance(part.get(k), str)}
+  return found
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[str], Any], bool]:
@@ -259,7 +259,7 @@ def read(
     path: str | os.PathLike,
     entry: str | None,
     report: Callable[[str], object],
-) -> tuple[dict[str, np.ndarray], list[str]]:
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """Returns the arrays of a state dict, or of the one in a checkpoint, by name.
 
   They are read-only, in torch's layout and dtypes (bfloat16 as ml_dtypes').
@@ -285,4 +285,4 @@ def read(
     keys = {tensor.storage.key for tensor in tensors.values()}
     data = {key: storage(key) for key in keys}
   arrays = {name: t.over(data[t.storage.key]) for name, t in tensors.items()}
-  return arrays, _hints(tree)
+  return arrays, _said(tree)
