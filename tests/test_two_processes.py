@@ -10,7 +10,10 @@ import pytest
 
 from awconv_jax.train import warm_start
 
-pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+pytestmark = [
+    pytest.mark.faults('processes'),
+    pytest.mark.usefixtures('quick_compiles_of_module'),
+]
 
 SECONDS = 30  # From the fault to the end of both.
 START = 60  # Until a process has imported what it needs, on a busy machine.

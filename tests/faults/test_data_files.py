@@ -1,4 +1,4 @@
-"""Damaged files of data: each is named, and no other example changes."""
+"""Damaged files of data and weights: each is named, all else as it was."""
 
 import shutil
 
@@ -9,8 +9,10 @@ import numpy as np
 import pictures
 import pytest
 import runs
+import safetensors.numpy
+import torch_zip
 
-from awconv_jax import data
+from awconv_jax import data, weights
 from awconv_jax.data import sources
 from awconv_jax.errors import InputError
 
@@ -144,3 +146,39 @@ def test_images_that_vanish_while_they_are_read(tmp_path):
   news = batches.unreadable.news()
   assert seen + len(news) == 2 * COUNT
   assert all('/dog/' in line for line in news)
+
+
+ARRAYS = {
+    'fc.weight': np.arange(4000, dtype=np.float32).reshape(40, 100),
+    'fc.bias': np.ones(40, np.float32),
+}
+WRITE = {
+    'w.pth': lambda path: torch_zip.save(path, ARRAYS),
+    'w.tar': lambda path: torch_zip.save_legacy(path, ARRAYS),
+    'w.safetensors': lambda path: safetensors.numpy.save_file(ARRAYS, path),
+}
+# Only zip files have checksums of what they hold.
+UNTOLD = ('bit', 'zeros_at_the_end', 'of_another', 'one_byte_more', 'twice')
+WEIGHTS = [
+    f'{name} {harm}'
+    for harm in HARMS
+    for name in WRITE
+    if name == 'w.pth' or not any(word in harm for word in UNTOLD)
+]
+
+
+@pytest.mark.parametrize('fault', runs.cases(WEIGHTS, every=25))
+def test_weights(tmp_path, fault):
+  name, harm = fault.split()
+  path, other = tmp_path / name, tmp_path / 'other'
+  WRITE[name](path)
+  other.write_bytes(b'')
+  HARMS[harm](path, other)
+  try:
+    found = weights.read(path, report=lambda line: None)
+  except InputError as error:
+    assert str(path) in str(error) and '\n' not in str(error)
+    return
+  assert found.keys() == ARRAYS.keys()
+  for key, array in ARRAYS.items():
+    np.testing.assert_array_equal(found[key], array)

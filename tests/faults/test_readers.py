@@ -1,0 +1,99 @@
+"""Faults of the processes that read: the run goes on, or ends with them."""
+
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+import runs
+from watched_run import assert_same_runs
+
+pytestmark = pytest.mark.faults('readers')
+
+LINES = ('step 1/', 'step 5/', 'step 9/')
+TO_ONE = ('SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP', 'SIGSTOP', 'SIGSEGV')
+
+
+def started(workdir, line):
+  """Returns a run with two readers that has told so much, and the readers."""
+  process = runs.start(workdir, 'SIG0@0', '--config.data.num_workers=2')
+  assert any(text.startswith(line) for text in process.stdout)
+  return process, readers_of(process.pid)
+
+
+def readers_of(parent):
+  """Returns the numbers of the processes that it reads with."""
+  found = []
+  for file in pathlib.Path(f'/proc/{parent}/task').glob('*/children'):
+    for pid in file.read_text().split():
+      line = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
+      if b'spawn_main' in line:
+        found.append(int(pid))
+  return found
+
+
+def assert_gone(pids):
+  """Asserts that processes end in time."""
+  until = time.monotonic() + runs.SECONDS
+  for pid in pids:
+    stat = pathlib.Path(f'/proc/{pid}/stat')
+    while (
+        stat.exists() and stat.read_text().rpartition(')')[2].split()[0] != 'Z'
+    ):
+      assert time.monotonic() < until, pid
+      time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    'fault', runs.cases([f'{name}@{line}' for name in TO_ONE for line in LINES])
+)
+def test_one_gets_a_signal(reference, tmp_path, fault):
+  name, _, line = fault.partition('@')
+  process, readers = started(tmp_path / 'run', line)
+  assert len(readers) >= 2
+  os.kill(readers[LINES.index(line) % len(readers)], getattr(signal, name))
+  code, _, err, _ = runs.end(process)
+  assert code == 0 and len(err.splitlines()) <= 1, err
+  assert not err or 'another one goes on' in err
+  assert_same_runs(reference, tmp_path / 'run', runs.LAST)
+  assert_gone(readers)
+
+
+@pytest.mark.parametrize('line', runs.cases(LINES))
+def test_all_are_killed(reference, tmp_path, line):
+  process, readers = started(tmp_path / 'run', line)
+  for pid in readers:
+    os.kill(pid, signal.SIGKILL)
+  code, _, err, _ = runs.end(process)
+  if code:
+    assert 'error: a reading process was killed' in err.splitlines()[-1]
+  assert 'Traceback' not in err and len(err.splitlines()) <= 4, err
+  runs.assert_as_if_nothing_had_been(tmp_path / 'run', reference)
+
+
+@pytest.mark.parametrize('line', runs.cases(['compiling', *LINES]))
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGKILL'])
+def test_all_and_the_run_get_a_signal(
+    reference, tmp_path, name, line, record_property
+):
+  process, readers = started(tmp_path / 'run', line)
+  os.killpg(process.pid, getattr(signal, name))
+  code, out, err, seconds = runs.end(process)
+  record_property('end', seconds)
+  if name in ('SIGINT', 'SIGTERM'):
+    assert code == 128 + getattr(signal, name) and not err, err
+    assert 'saved' in out
+  else:
+    assert code == -getattr(signal, name) and not err, err
+  assert_gone(readers)
+  runs.assert_as_if_nothing_had_been(tmp_path / 'run', reference)
+
+
+@pytest.mark.parametrize('line', runs.cases(['compiling', *LINES]))
+def test_none_outlives_a_run_that_is_killed(reference, tmp_path, line):
+  process, readers = started(tmp_path / 'run', line)
+  process.kill()
+  assert_gone(readers)
+  runs.end(process)
+  runs.assert_as_if_nothing_had_been(tmp_path / 'run', reference)
