@@ -240,7 +240,7 @@ class _Filling:
       listed = ', '.join(sorted(beside)) or 'none'
       self.faults.append(f'unknown {path}{near}; known: {listed}')
     if self.faults:
-      raise InputError('\n'.join(self.faults))
+      raise InputError(*self.faults)
 
 
 def _line(path: str, value: Any, fault: Mapping[str, Any]) -> str:

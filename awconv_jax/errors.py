@@ -19,7 +19,11 @@ _OF_THE_PLACE = (
 
 
 class ReportedError(Exception):
-  """Says what is wrong, where, and what to do about it, in one line."""
+  """Says what is wrong, where, and what to do about it, in one line each."""
+
+  def __init__(self, *lines: str):
+    # A name that holds the end of a line makes no further line.
+    super().__init__('\n'.join(map(one_line, lines)))
 
 
 class InputError(ReportedError, ValueError):

@@ -38,17 +38,23 @@ def start_two(*arguments, devices=4):
   ]
 
 
-def run(*arguments, devices=1, env=None):
+def program(name):
+  """Returns what follows `python` to start train.py, benchmarks or a tool."""
+  tools = {'train': ('train.py',), 'benchmarks': ('-m', 'benchmarks')}
+  return tools.get(name, ('-m', f'awconv_jax.tools.{name}'))
+
+
+def run(*arguments, devices=1, env=None, timeout=300):
   """Runs a Python command; returns (exit code, stdout, stderr)."""
   process = start(*arguments, devices=devices, env=env)
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=timeout)
   return process.returncode, out, err
 
 
 def tool(name, *arguments):
   """Runs a tool as `run` does, but in this process, which saves its start."""
-  folder = '' if name == 'train' else 'awconv_jax/tools/'
-  path = str(ROOT / f'{folder}{name}.py')
+  places = {'train': 'train.py', 'benchmarks': 'benchmarks/__main__.py'}
+  path = str(ROOT / places.get(name, f'awconv_jax/tools/{name}.py'))
   app.define_help_flags()
   known, out, err = set(flags.FLAGS), io.StringIO(), io.StringIO()
   with (

@@ -241,8 +241,8 @@ def test_several_labels_are_not_trained_on(create, monkeypatch):
 
 def test_errors(create):
   for size, hosts, message in (
-      (9, (0, 2), 'batch_size 9 .* multiple of 2 hosts'),
-      (2000, (0, 1), "batch_size 2000 .* 1437 examples .* 'train'"),
+      (9, (0, 2), 'batch_size=9 .* multiple of 2 hosts'),
+      (2000, (0, 1), "batch_size=2000 .* 1437 examples .* 'train'"),
   ):
     with pytest.raises(InputError, match=message):
       create(batch_size=size, hosts=hosts)

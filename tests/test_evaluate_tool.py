@@ -159,7 +159,11 @@ def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
           "label 1 is 'eel' there and 'dog' here",
       ),
       (run[0], own | dict(batch_size=3), 'eval_batch_size=3 must be a multipl'),
-      (run[0], dict(data='digit_scenes'), '--data=digit_scenes does not fit a'),
+      (
+          run[0],
+          dict(data='digit_scenes'),
+          "'digit_scenes' does not fit a run of 'di",
+      ),
       (tmp_path, {}, 'config.json does not hold .*: No such'),
   ):
     with pytest.raises(InputError, match=message):

@@ -287,7 +287,7 @@ def test_mistakes_are_one_line(call, tmp_path, capsys):
     assert f'{path} cannot be read' in capsys.readouterr().out
   assert not (tmp_path / 'out/results.json').exists()
   call.config.task.name = 'classification'
-  with pytest.raises(InputError, match='is a run of classification'):
+  with pytest.raises(InputError, match='is of classification'):
     call()
 
 

@@ -212,7 +212,8 @@ class _Batches:
     hosts = reader.process_count
     if reader.batch_size % hosts:
       raise InputError(
-          f'batch_size {reader.batch_size} must be a multiple of {hosts} hosts'
+          f'config.batch_size={reader.batch_size} must be a multiple of {hosts}'
+          ' hosts'
       )
     self._reader = reader
     # Each host has its part of every batch. Batched before the threads and
@@ -266,7 +267,7 @@ class TrainBatches(_Batches):
     super().__init__(reader, source, order.num_examples, stream)
     if reader.batch_size > order.num_examples:
       raise InputError(
-          f'batch_size {reader.batch_size} is more than the '
+          f'config.batch_size={reader.batch_size} is more than the '
           f'{order.num_examples} examples of split {reader.train_split!r}'
       )
     reader.blank(lambda: make_row(source, NONE, 0, None))

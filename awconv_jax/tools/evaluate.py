@@ -70,7 +70,7 @@ def choose(
   if data and data != (before := changed.data.name):
     name, split = SETS.get(data, (data, 'test'))
     if sources.reader_of(name).func is not sources.reader_of(before).func:
-      raise InputError(f'--data={data} does not fit a run of {before}')
+      raise InputError(f'--data={data!r} does not fit a run of {before!r}')
     changed.data.update(name=name, eval_split=split)
   changed.update_from_flattened_dict({CHANGES[k]: changes[k] for k in changes})
   partition.check_batch_size(
@@ -99,7 +99,7 @@ def eval_batches(model: inference.Model) -> Any:
   ):
     if there != here:
       raise InputError(
-          f'--data={name} does not fit the run {model.source}: {what} is '
+          f'--data={name!r} does not fit the run {model.source!r}: {what} is '
           f'{there!r} there and {here!r} here'
       )
   return batches

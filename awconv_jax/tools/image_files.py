@@ -38,7 +38,9 @@ def find(inputs: Sequence[str]) -> list[str]:
     left_out += [file for file in inside if file not in images]
     if not images and not path.is_file():
       kinds = ' '.join(sorted(EXTENSIONS))
-      raise InputError(f'--input={path} is no file and holds none of {kinds}')
+      raise InputError(
+          f'--input={str(path)!r} is no file and holds none of {kinds}'
+      )
     files |= images or {os.fsencode(path)}
   for line in left_out_line(left_out):
     print(line)

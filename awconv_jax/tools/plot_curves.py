@@ -76,7 +76,7 @@ def plot(workdirs: Sequence[str], output: str) -> str:
     # Named, or a suffix would be added, and that file replaced.
     figure.savefig(output, dpi=120, format=pathlib.Path(output).suffix[1:])
   except (OSError, ValueError) as error:
-    reason = f'cannot write --output={output}: {error}'
+    reason = f'cannot write --output={output!r}: {error}'
     raise errors.InputError(reason) from error
   finally:
     pyplot.close(figure)

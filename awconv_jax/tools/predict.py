@@ -71,7 +71,7 @@ def run(
   """
   if config.task.name != 'detection':
     raise InputError(
-        f'--run={workdir} is a run of {config.task.name}, want one of detection'
+        f'--run={workdir!r} is of {config.task.name}, want one of detection'
     )
   files, folder = image_files.find(inputs), pathlib.Path(output)
   # Before anything that takes long.

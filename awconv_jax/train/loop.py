@@ -216,7 +216,7 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
   if task.num_classes != batches.num_classes:
     raise InputError(
         f'config.model.num_classes={task.num_classes} must be '
-        f'{batches.num_classes}, as {config.data.name} has'
+        f'{batches.num_classes}, as {config.data.name!r} has'
     )
   check_classes(
       batches, eval_batches, (config.data.train_split, config.data.eval_split)
@@ -224,8 +224,8 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
   shapes = jax.eval_shape(lambda batch: batch, eval_batches.blank)
   if lacking := [key for key in task.trains_on if key not in shapes]:
     raise InputError(
-        f'config.task.name={config.task.name!r} does not fit {config.data.name}'
-        f', whose batches have no {", ".join(lacking)}'
+        f'config.task.name={config.task.name!r} does not fit '
+        f'{config.data.name!r}, whose batches have no {", ".join(lacking)}'
     )
   return batches, eval_batches, shapes
 

@@ -250,6 +250,6 @@ def is_frozen(
     if not any(jax.tree.leaves(is_frozen(tree, [pattern]))):
       raise InputError(
           f'config.optimizer.frozen: {pattern!r} is no path below '
-          f'{", ".join(sorted(tree))}; see parameters.txt'
+          f'{", ".join(sorted(tree))}; want such as {sorted(tree)[0]}/*'
       )
   return jax.tree_util.tree_map_with_path(matches, tree)

@@ -85,7 +85,8 @@ def check_record(
     read_config(workdir)
   elif changes := _changes(settings.complete(record['config']), config):
     raise InputError(
-        f'--workdir={workdir} has checkpoints of another config: {changes}; '
+        f'--workdir={str(workdir)!r} has checkpoints of another config: '
+        f'{changes}; '
         'give another, or that config'
     )
 
@@ -135,13 +136,15 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
         why = f'cannot be written: {error.strerror}'
         if isinstance(error, BlockingIOError):
           why = 'has another run under way'
-        raise InputError(f'--workdir={workdir} {why}; give another') from error
+        raise InputError(
+            f'--workdir={str(workdir)!r} {why}; give another'
+        ) from error
       stack.callback(leave)
       if (workdir / CONFIG).exists() and checkpoint.steps_in(directory):
         if changes := _changes(read_config(workdir), config):
           raise InputError(
-              f'--workdir={workdir} belongs to a run with another config: '
-              f'{changes}; give another, or that config'
+              f'--workdir={str(workdir)!r} belongs to a run with another '
+              f'config: {changes}; give another, or that config'
           )
 
     def leave():

@@ -66,7 +66,10 @@ def create_state(
     )
 
   whole = partition.replicated(mesh)
-  variables = warm_start(jax.jit(init, out_shardings=whole)())
+  fresh = jax.jit(init, out_shardings=whole)
+  # Which parameters do not exist is told before anything is compiled.
+  jax.eval_shape(optimizer.init, fresh.eval_shape()['params'])
+  variables = warm_start(fresh())
   return jax.jit(first, in_shardings=whole, out_shardings=whole)(variables)
 
 

@@ -36,7 +36,8 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     if faults and not self.drop_bad:
       raise InputError(
           f'{len(faults)} fault(s) in the data; mend them, or leave out what '
-          'is faulty by config.data.drop_bad=true:\n  ' + '\n  '.join(faults)
+          'is faulty by config.data.drop_bad=true:',
+          *(f'  {fault}' for fault in faults),
       )
     source, other = opened[names[0]], opened[self.eval_split]
     batches.check_classes(source, other, (names[0], self.eval_split))
