@@ -136,7 +136,7 @@ INPUTS = {
 --workdir={d}/out | --config or --workdir is missing
 {tiny} | --config or --workdir is missing
 {tiny} {out} extra | unexpected argument 'extra'
-{tiny} {out} --batchsize=3 | flag 'batchsize'; known:
+{tiny} {out} --batchsize=3 | did you mean 'config.batch_size'?
 {tiny} {out} --wrkdir=x | (did you mean 'workdir'?)
 {tiny} {out} --num_processes=two | --num_processes='two'
 {tiny} {out} --num_processes=2 | --coordinator=host:port, not None
@@ -219,11 +219,12 @@ INPUTS = {
     ): (
         r"""
 --config.task.mean="('a',)" | config.task.mean[0]='a' must be
---config.task.mean=() | config.task.mean=() must
+--config.task.mean=() | config.task.mean=(), but the images have
 --config.task.mean="(1,2,3)" | config.task.mean=(1.0, 2.0, 3.0)
 --config.task.mean=nan | config.task.mean
 --config.task.std=(0.0,) | config.task.std[0]=0.0 must be
---config.optimizer.frozen=3 | config.optimizer.frozen=3 must be
+--config.optimizer.frozen=3 | '3' is no path below
+--config.optimizer.frozen=(3,) | config.optimizer.frozen[0]=3 must be
 --config.optimizer.frozen=stemm_* | 'stemm_*' is no path below
 --config.init_skip="({{}},)" | config.init_skip
 --config.data.augment=flip | config.data.augment='flip'
@@ -237,7 +238,7 @@ INPUTS = {
 --config.data..name=x | config.data.
 --config.data=3 | config.data=3 must hold options by name
 --config.data.name=3 | unknown dataset '3'
---config.data.name.x=3 | config.data.name.x
+--config.data.name.x=3 | unknown config.data.name
 --config.model.stage_sizes=[] | config.model.stage_sizes=() must
 --config.model.stage_sizes=((1,),) | config.model.stage_sizes[0]=(1,) must be
 --config.model.dtype=int8 | config.model.dtype='int8' must be
@@ -267,7 +268,7 @@ INPUTS = {
 --config.data.eval_split= | split ''
 --config.model.num_classes=7 | config.model.num_classes=7 must be 10
 --config.model.num_classes=none | config.model.num_classes
---config.task.name=detection | config.
+--config.task.name=detection | unknown detector 'resnet18'
 """
     ),
     (
@@ -283,8 +284,6 @@ INPUTS = {
 {tiny}:model=resnet18 --config.model.aw_options.identity_start=true | identity_
 {scenes} --config.model.roi_matcher.negative=0.9 | negative=0.9 above positive=
 {scenes} --config.model.anchor_matcher.positive=0.1 | above positive=0.1
-{scenes} --config.model.backbone.stochastic_depth=0.1 | needs config.model.norm
-{scenes} --config.model.anchors.strides=(4,8) | strides
 {scenes} --config.data.canvas=(3,3) | config.data.canvas=(3, 3)
 """
     ),
