@@ -290,6 +290,14 @@ def test_mistakes_are_one_line_before_anything_is_measured(
   assert not list(tmp_path.iterdir())
 
 
+def test_help_says_what_each_option_is(capsys):
+  with pytest.raises(SystemExit):
+    command.main(['op', '--help'])
+  words = ' '.join(capsys.readouterr().out.split())
+  assert 'batch sizes. (default: (8, 32))' in words
+  assert 'of all inputs. (default: 0)' in words
+
+
 def test_the_command_needs_little_more_than_jax_and_flax(tmp_path):
   """Machines with an accelerator may hold nothing else."""
   absent = ('clu', 'cv2', 'ml_collections', 'matplotlib', 'pydantic', 'torch')

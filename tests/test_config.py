@@ -221,6 +221,11 @@ def test_a_fault_is_one_line_that_begins_with_its_path(changes, line):
   assert got.startswith(line)
 
 
+def test_a_name_with_the_end_of_a_line_makes_no_further_line():
+  (line,) = faults({'crew\nerror: all is well': 3})
+  assert line.startswith('unknown config.crew\\nerror')
+
+
 def test_all_faults_are_told_at_once_and_none_twice():
   got = faults(
       dict(crew=0, sale='lug', gear=dict(name='rope')),

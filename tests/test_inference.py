@@ -56,6 +56,7 @@ def test_an_array_is_classified_as_its_file_is_evaluated(run, images):
   assert found.labels.tolist() == np.argmax(wanted, 1).tolist()
   assert found.names == ['abcde'[label] for label in found.labels]
   assert (classifier.weights, classifier.channels) == ('weights of step 0', 3)
+  assert classifier.predict([]).probabilities.shape == (0, 5)
 
 
 def test_with_flip_an_image_and_its_mirror_image_are_one(run, images):

@@ -53,3 +53,17 @@ def test_runs_of_different_tasks_share_a_picture(tmp_path, monkeypatch):
   assert markers == ['None', '.', '.']
   with pytest.raises(errors.InputError, match='--output=.*curves.pgn'):
     plot_curves.plot([scenes], str(tmp_path / 'curves.pgn'))
+
+
+def test_every_run_has_a_label_of_its_own(tmp_path, monkeypatch):
+  figures = []
+  monkeypatch.setattr(pyplot, 'close', figures.append)
+  names = 'a/_run', 'b/_run', 'b/$x^$'
+  for name in names:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_run(tmp_path / name, [{'step': 1, 'train/loss': 2.0}])
+  runs = [str(tmp_path / name) for name in names]
+  plot_curves.plot(runs, str(tmp_path / 'all.png'))
+  plot_curves.plot(runs[:1], str(tmp_path / 'one.png'))
+  labels = [[t.get_text() for t in f.legends[0].texts] for f in figures]
+  assert labels == [[f'{name}, train' for name in names], ['./_run, train']]

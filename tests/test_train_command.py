@@ -143,6 +143,15 @@ def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
     assert re.match(f'error: .*{words}', line), line
 
 
+def test_configs_are_named_from_where_the_user_is(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for flags in ((), ('--config=digit.py', '--workdir=x')):
+    code, _, err = commands.tool('train', *flags)
+    (path,) = re.findall(r'\S*configs/digits.py\b', err)[:1]
+    path = path.removeprefix('--config=').lstrip("'")
+    assert code == 1 and (tmp_path / path).is_file(), err
+
+
 def test_help_lists_the_flags_also_those_that_another_tool_defines():
   code, out, _ = commands.tool('predict', '--help')
   flags = ('config', 'run', 'split')
