@@ -203,6 +203,10 @@ INPUTS = {
 --config.ema_decay=1 | config.ema_decay=1 must be
 --config.model.width=-3 | config.model.width=-3 must be
 --config.model.width={huge} | config.model.width=9999
+--config.data.image_size=100000 | config.data.image_size=100000
+--config.data.num_workers=1000000 | config.data.num_workers=1000000
+--config.data.num_threads=1000000 | config.data.num_threads=1000000
+--config.eval_batch_size=80000000 | 80000000
 --config.data.repeats={huge} | config.data.repeats=9999
 --config.optimizer.learning_rate=1e400 | config.optimizer.learning_rate=inf must
 --config.optimizer.warmup_epochs=1e308 | config.optimizer.warmup_epochs=1e+308
@@ -298,7 +302,6 @@ INPUTS = {
 --workdir=/proc/x | --workdir='/proc/x'
 --workdir={d}/loop/x | --workdir='{d}/loop/x'
 --workdir={d}/run | belongs to a run with another config
---workdir={d}/run_bytes | config.json
 {out} --config.init_from={d}/nothing.pth | neither a file nor a run
 {out} --config.init_from={d}/empty | no checkpoint
 {out} --config.init_from={d}/zeros.safetensors | cannot be read
@@ -332,7 +335,7 @@ coco_text | is not of https
 coco_list | is not of https
 coco_few | is not of https
 coco_width | '64'
-coco_twice | id 1
+coco_twice | category 1: the id is that of another one
 coco_none | no image
 coco_box | 'x'
 coco_class | 7
@@ -344,7 +347,7 @@ coco_class | 7
         '--run={d}/',
     ): (
         r"""
-nowhere | config.json
+nowhere | does not exist
 file | config.json
 empty | config.json
 run_list | config.json
@@ -354,15 +357,15 @@ run_null | config.model.name is missing
 run_name | config.task
 run_dtype | config.model.dtype={{}} must be
 run_huge | config.seed=9999
-run_bytes | config.json
+run_bytes | run_bytes
 run_deep | config.json
 run_none | no checkpoint
 run_damaged | checkpoint
-run --split=nowhere | did you mean
+run --split=nowhere | unknown split of digits 'nowhere'
 run --data=nowhere | unknown dataset 'nowhere'
 run --data=digit_scenes | does not fit a run of
-run --batch_size=0 | --batch_size=0
-run --batch_size=99999999999 | batch_size=99999999999
+run --batch_size=0 | --batch_size='0'
+run --batch_size=99999999999 | --batch_size='99999999999'
 run --batch_size=1.5 | --batch_size='1.5'
 run --max_bad_fraction=2 | max_bad_fraction=2.0 must be
 run --output={d}/nowhere/x.json | --output='{d}/nowhere/x.json'
@@ -381,9 +384,10 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --output={d}/o | --run=... is wanted
 --run={d}/run | --output=... is wanted
 --run={d}/run --output={d}/o | want one of detection
---run={d}/nowhere --output={d}/o | config.json
---run={d}/run --output={d}/o --score=2 | --score=2
---run={d}/run --output={d}/o --max_images=-1 | --max_images=-1
+--run={d}/nowhere --output={d}/o | does not exist
+--run={d}/run --output={d}/o --score=2 | --score='2'
+--run={d}/run --output={d}/o --score=nan | --score='nan'
+--run={d}/run --output={d}/o --max_images=-1 | --max_images='-1'
 --run={d}/run --output={d}/o --flip=perhaps | --flip='perhaps'
 --run={d}/nothing.pth {scenes} --output={d}/o | neither a file nor a run
 --run={d}/nothing.pth {scenes} --output={d}/o --input={d}/no | holds none of
@@ -409,8 +413,8 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --input={d}/zeros.safetensors | give either --model
 --input={d}/zeros.safetensors --model=resnet20 | unknown model 'resnet20'
 --input={d}/zeros.safetensors --model=resnet18 --attention=sea | 'sea'
---input={d}/zeros.safetensors --model=resnet18 --num_classes={huge} | =9999
---input={d}/zeros.safetensors --model=resnet18 --channels=0 | --channels=0
+--input={d}/zeros.safetensors --model=resnet18 --num_classes={huge} | ='9999
+--input={d}/zeros.safetensors --model=resnet18 --channels=0 | --channels='0'
 --input={d}/empty | no checkpoint
 --input={d}/run_damaged | checkpoint
 --input={d}/run --output={d}/x.npz | unknown suffix of --output
@@ -424,13 +428,13 @@ run --data=folder:{d}/bad_images --split=train | num_classes
         '',
     ): (
         r"""
---side=99999999999 | --side=99999999999
---side=0 | --side=0
+--side=99999999999 | --side='99999999999'
+--side=0 | --side='0'
 --models=resnet20 | unknown model 'resnet20'
 --models= | must name at least one
 --attention=sea | unknown attention 'sea'
---stem=cifra | stem='cifra'
---num_classes={huge} | --num_classes=9999
+--stem=cifra | did you mean 'cifar'?
+--num_classes={huge} | --num_classes='9999
 --config={d}/none.py | returned None
 {scenes} | faster_rcnn
 """
@@ -451,7 +455,6 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 {d}/rows_dir | metrics.jsonl
 {d}/run --output={d}/x.pgn | --output='{d}/x.pgn'
 {d}/run --output={d}/nowhere/x.png | --output='{d}/nowhere/x.png'
-{d}/run --output=/dev/full.png | --output='/dev/full.png'
 {d}/run --outptu=x.png | (did you mean 'output'?)
 """
     ),
@@ -466,11 +469,11 @@ opp | 'opp'
 op --batches=0 | --batches
 op --batches={huge} | --batches
 op --seconds=nan | --seconds
-op --implementations=fats | did you mean
+op --implementations=mpa | did you mean 'map'?
 network --model=resnet20 | resnet20
 network --side=x | --side
-data --output={d}/nowhere/x | --output='{d}/nowhere/x'
-op --bacthes=3 | --bacthes
+data --output={d}/nowhere/x | --output='{d}/nowhere/x.json'
+op --bacthes=3 | did you mean '--batches'?
 """
     ),
 }

@@ -74,13 +74,13 @@ def run(
         f'--run={workdir!r} is of {config.task.name}, want one of detection'
     )
   files, folder = image_files.find(inputs), pathlib.Path(output)
-  # Before anything that takes long.
-  (folder / 'pictures').mkdir(parents=True, exist_ok=True)
   model: Any = inference.load(workdir, config)
   if files:
     batches = image_files.batches(files, model)
   else:
     batches = evaluate.eval_batches(model)
+  # Before anything is computed.
+  (folder / 'pictures').mkdir(parents=True, exist_ok=True)
   total = batches.num_examples
   print(f'{model.weights}; {total:,} images to look at')
   if flip and not config.data.flip:

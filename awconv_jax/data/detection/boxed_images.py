@@ -34,11 +34,12 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     opened = {split: self.open_split(self.dir, split) for split in names}
     faults = [f'{k}: {fault}' for k, s in opened.items() for fault in s.faults]
     if faults and not self.drop_bad:
-      raise InputError(
+      head = (
           f'{len(faults)} fault(s) in the data; mend them, or leave out what '
-          'is faulty by config.data.drop_bad=true:',
-          *(f'  {fault}' for fault in faults),
+          'is faulty by config.data.drop_bad=true:'
       )
+      lines = head, *(f'  {fault}' for fault in faults)
+      raise InputError(*lines if len(faults) > 1 else [f'{head} {faults[0]}'])
     source, other = opened[names[0]], opened[self.eval_split]
     batches.check_classes(source, other, (names[0], self.eval_split))
     sizes = source.index[:, :2]
