@@ -391,7 +391,7 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --run={d}/run --output={d}/o --flip=perhaps | --flip='perhaps'
 --run={d}/nothing.pth {scenes} --output={d}/o | neither a file nor a run
 --run={d}/nothing.pth {scenes} --output={d}/o --input={d}/no | holds none of
---run={d}/text.pth {scenes} --output={d}/file | '{d}/file
+--run={d}/text.pth {scenes} --output={d}/o | cannot be read
 """
     ),
     (
