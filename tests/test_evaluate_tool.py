@@ -162,7 +162,7 @@ def test_mistakes_are_one_line(run, two_classes, sets, tmp_path):
       (
           run[0],
           dict(data='digit_scenes'),
-          "'digit_scenes' does not fit a run of 'di",
+          "'digit_scenes' does not fit a run of 'im",
       ),
       (tmp_path, {}, 'config.json does not hold .*: No such'),
   ):
