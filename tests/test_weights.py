@@ -441,6 +441,7 @@ def test_no_file_takes_more_memory_than_its_size(tmp_path):
             'another pooling',
         ),
         ('best.pth.tar', {}, 'resnetblur18', 'anti-aliased'),
+        ('best.pth.tar', {}, None, 'another activation'),
         ('model-00001-of-00002.safetensors', {}, None, 'join them'),
         ('resnet50_caffe-788b5fa3.pth', {}, None, r"for version='v1'.*'v1.5'"),
         ('net.pth', {'architecture': 'resnet50.a1_in1k'}, 'resnet50', None),
@@ -458,7 +459,8 @@ def test_names_that_tell_of_another_network_refuse_its_weights(
   else:
     # As timm writes its flags.
     args = torch_zip.Call(torch_zip.Global('argparse', 'Namespace'), ())
-    args = torch_zip.Build(args, {'model': arch or 'resnet50', 'lr': None})
+    changed = {} if arch or beside else {'act_layer': 'silu'}
+    args = torch_zip.Build(args, {'model': arch, 'model_kwargs': changed})
     torch_zip.save(path, {'state_dict': state, 'args': args})
   load = functools.partial(
       weights.load, path, models.shapes_of(model), network=model

@@ -100,6 +100,8 @@ def convert(
     known = (*weights.WRITERS, 'none (a directory)')
     raise errors.unknown_name('suffix of --output:', suffix, known)
   if pathlib.Path(source).is_dir():
+    if entry:
+      raise errors.InputError(f'--entry={entry!r} is of a file, not of a run')
     variables, kind = warm_start.read_run(source)
     network = warm_start.network_of(source)
   else:

@@ -121,6 +121,10 @@ def load(
       modules = {path[1] for path in flat}
       raise unknown_name('module in config.init_skip', name, modules)
   if pathlib.Path(source).is_dir():
+    if entry:
+      raise InputError(
+          f'config.init_entry={entry!r} is of a file, and {source} is a run'
+      )
     saved, kind = read_run(source, report=report)
     told = origin.untold(network_of(source))
     origin.compare(source, told, 'its config', network)

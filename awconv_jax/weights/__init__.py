@@ -28,8 +28,7 @@ def _read_safetensors(path, entry, report):
   if entry:
     raise ValueError(f'it has no {entry!r}, nor any other dict in it')
   with safetensors.safe_open(path, 'numpy') as file:
-    known = {*torch_file.NETWORK, origin.KEY}
-    said = {k: v for k, v in (file.metadata() or {}).items() if k in known}
+    said = dict(file.metadata() or {})
     if origin.KEY in said:
       said[origin.KEY] = dict(json.loads(said[origin.KEY]))
     return {name: file.get_tensor(name) for name in file.keys()}, said
@@ -74,6 +73,9 @@ def read(
     raise InputError(f'{path} is {kind}')
   reader = look_up(f'format of {path}:', path.suffix, READERS)
   try:
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if path.stat().st_size > memory:
+      raise MemoryError
     arrays, said = reader(path, entry, report)
   except MemoryError as error:
     raise InputError(f'{path} is more than the memory can hold') from error
@@ -83,6 +85,9 @@ def read(
     raise InputError(f'{path} cannot be read: {reason}; {remedy}') from error
   arrays = names.without_prefix(arrays, report)
   origin.check(path, said, arrays, network)
+  kinds = {str(array.dtype) for array in arrays.values()}
+  if halves := ' and '.join(sorted(kinds & {'float16', 'bfloat16'})):
+    report(f'{path} holds {halves}: its values were rounded to that')
   return names.renew(arrays, report)
 
 

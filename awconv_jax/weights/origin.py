@@ -18,13 +18,15 @@ from awconv_jax.errors import InputError
 # Of names of networks, and of what timm says of them: what is in no network
 # here, though all arrays may fit.
 ELSEWHERE = {
-    r'res(net|next)(blur|aa)|antialias|aa_layer': 'anti-aliased downsampling',
+    r'res(net|next)(blur|aa)|antialias|^aa_layer=': 'anti-aliased downsampling',
     r'legacy_seresnet(18|34)': 'a ReLU between the last norm and SE',
-    r'\bceca': 'circular channel attention',
-    r'\btf_': "TensorFlow's padding",
-    r'global_pool=(?!avg)': 'another pooling before the head',
-    r'act_layer': 'another activation',
-    r'output_stride|replace_stem_pool|norm_layer|block_args': 'other layers',
+    r'\bceca_?res': 'circular channel attention',
+    r'\btf_mobilenet': "TensorFlow's padding",
+    r'^global_pool=(?!avg)': 'another pooling before the head',
+    r'^act_layer=': 'another activation',
+    r'^(output_stride|replace_stem_pool|norm_layer|block_args)=': (
+        'other layers'
+    ),
     r'-\d{5}-of-\d{5}': 'more arrays, in other files; join them into one',
 }
 # Options without arrays; those of AW-convolutions are in `aw_options`.
@@ -89,8 +91,9 @@ def check(
     network: the network, or its options; None if it is not known.
   """
   own = path.name if 'net' in path.name else '/'.join(path.parts[-4:])
-  names = [text for key, text in said.items() if key != KEY]
-  names = [text.lower() for text in (own, *names, *_beside(path))]
+  names = [own, *(text for key, text in said.items() if key != KEY)]
+  names = [text.lower() for text in (*names, *_beside(path))]
+  names += ['antialias'] * any(name.endswith('.filt') for name in arrays)
   # Groups are of ResNeXt, which strides in the 3x3.
   inner = arrays.get('layer1.0.conv2.weight', np.zeros((0, 1)))
   v1 = inner.shape[0] == inner.shape[1] and 'layer1.0.conv3.weight' in arrays

@@ -220,6 +220,8 @@ def _said(tree: Any) -> dict[str, str]:
     part = part.state if isinstance(part, _Named) else part
     if isinstance(part, Mapping):
       found |= {k: part[k] for k in NETWORK if isinstance(part.get(k), str)}
+      if isinstance(changed := part.get('model_kwargs'), dict):
+        found |= {str(k): f'{k}=' for k in changed}
   return found
 
 
