@@ -43,7 +43,7 @@ def write_image(path, number):
 class FindsRectangles:
   """Stands for the task: one object per image, the brighter of class 1."""
 
-  num_classes = 2
+  num_classes, model = 2, None
 
   def init(self, rng, batch):
     return {'params': {'level': jnp.zeros(())}}
@@ -275,7 +275,7 @@ def test_classes_keep_their_names_and_their_order(call, tmp_path):
 def test_mistakes_are_one_line(call, tmp_path, capsys):
   (tmp_path / 'empty').mkdir()
   for name in ('empty', 'nowhere'):
-    with pytest.raises(InputError, match=f'{name} is no file and holds none'):
+    with pytest.raises(InputError, match=f"{name}' is no file and holds none"):
       call(tmp_path / name)
   path = tmp_path / 'half.jpg'
   noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

@@ -53,7 +53,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
       trained.append(settings.complete(record['config']))
   try:
     config = settings.complete(json.loads(path.read_text()))
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     if trained:
       return trained[-1]
     reason = f'{error.strerror}; weights without one need a config'
@@ -86,8 +86,7 @@ def check_record(
   elif changes := _changes(settings.complete(record['config']), config):
     raise InputError(
         f'--workdir={str(workdir)!r} has checkpoints of another config: '
-        f'{changes}; '
-        'give another, or that config'
+        f'{changes}; give another, or that config'
     )
 
 
