@@ -19,8 +19,8 @@ from awconv_jax.errors import InputError
 from awconv_jax.train import processes
 
 command_line.define_config('A file, such as configs/digits.py:model=resnet34.')
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory for the checkpoints, metrics and curves.'
+_WORKDIR = command_line.define_path(
+    'workdir', 'Directory for the checkpoints, metrics and curves.'
 )
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, "Address of process 0, 'host:port'."

@@ -29,6 +29,24 @@ def define_config(text: str) -> None:
   flags.DEFINE_string('config', None, text)
 
 
+class _LocalPath(flags.ArgumentParser):
+  """Parses what `options.local_path` takes."""
+
+  def parse(self, argument: str) -> str:
+    return options.local_path(argument)
+
+
+def define_path(
+    name: str, text: str, default: str | None = None, **kwargs: Any
+) -> flags.FlagHolder:
+  """Defines a flag that is a path on this machine."""
+  flags.disclaim_key_flags()  # It is the program's that calls this.
+  serializer = flags.ArgumentSerializer()
+  return flags.DEFINE(
+      _LocalPath(), name, default, text, serializer=serializer, **kwargs
+  )
+
+
 def given(*names: str) -> dict[str, Any]:
   """Returns those of these flags that there are and that are not None."""
   values = flags.FLAGS.flag_values_dict()
@@ -75,6 +93,7 @@ def load_config(value: str) -> Any:
   from awconv_jax import config
 
   path, _, text = value.partition(':')
+  path = os.path.expanduser(path)
   if not os.path.isfile(path):
     folder = pathlib.Path(os.path.dirname(path) or shipped_configs())
     known = map(str, folder.glob('*[!_].py'))

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import inspect
+import os
+import re
 from typing import Annotated, Any
 
-from awconv_jax.errors import look_up
+from awconv_jax.errors import InputError, look_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,23 @@ class Check:
     )
 
 
+def local_path(path: str | os.PathLike) -> str:
+  """Returns a path with '~' expanded; InputError unless it is of this machine.
+
+  It may be absent.
+  """
+  text = os.path.expanduser(path)
+  if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):
+    fault = 'is no path of this machine; copy it here, or mount it'
+  elif text[:1] == '~':
+    fault = f'has no such user; a file called so is ./{text}'
+  elif '\0' in text:
+    fault = 'has a zero byte'
+  else:
+    return text
+  raise InputError(f'{os.fspath(path)!r} {fault}')
+
+
 def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
   if pair[0] > pair[1]:
     raise ValueError('must be (least, greatest)')
@@ -104,6 +123,7 @@ def _floating(dtype: Any) -> str:
 # (least, greatest) of what is drawn at random.
 Interval = Annotated[tuple[PositiveFloat, PositiveFloat], Check(_increasing)]
 ShareInterval = Annotated[tuple[Share, Share], Check(_increasing)]
+LocalPath = Annotated[str, Check(local_path)]
 Dtype = Annotated[Any, Check(_floating)]  # By name in a config: 'bfloat16'.
 
 

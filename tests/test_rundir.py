@@ -94,7 +94,7 @@ def test_a_broken_row_and_a_missing_file_are_named(tmp_path):
   with pytest.raises(InputError, match='does not exist'):
     rows_of(tmp_path)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\nnonsense\n{}\n')
-  with pytest.raises(InputError, match='line 2 is not JSON'):
+  with pytest.raises(InputError, match='line 2 is no row of metrics'):
     rows_of(tmp_path)
 
 

@@ -24,7 +24,13 @@ from awconv_jax.data import workers
 from awconv_jax.data.decode import UnreadableError
 from awconv_jax.data.order import EvalOrder
 from awconv_jax.errors import InputError
-from awconv_jax.options import Bound, NonNegativeInt, PositiveInt, UnitFloat
+from awconv_jax.options import (
+    Bound,
+    LocalPath,
+    NonNegativeInt,
+    PositiveInt,
+    UnitFloat,
+)
 
 Row = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -94,7 +100,7 @@ class Reader:
   seed: NonNegativeInt
   process_index: NonNegativeInt = 0
   process_count: PositiveInt = 1
-  dir: str | None = None
+  dir: LocalPath | None = None
   train_split: str = 'train'
   eval_split: str = 'test'
   max_bad_fraction: UnitFloat = 0.0

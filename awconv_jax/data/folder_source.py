@@ -10,6 +10,7 @@ import numpy as np
 from awconv_jax.data import splits
 from awconv_jax.data.decode import below, read_file
 from awconv_jax.errors import InputError, one_line
+from awconv_jax.options import local_path
 
 EXTENSIONS = frozenset(
     '.jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm'.split()
@@ -42,7 +43,7 @@ class FolderSource:
       InputError: the split is unknown or empty, or it has a folder without
         images, a class that 'train' lacks, or a file that cannot be opened.
     """
-    self._path = os.fsencode(os.path.abspath(os.path.expanduser(path)))
+    self._path = os.fsencode(os.path.abspath(local_path(path)))
     shown, (name, part) = one_line(self._path), splits.parse(split)
     whole = name == _WHOLE
     self._root = self._path if whole else below(self._path, name)

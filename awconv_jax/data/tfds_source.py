@@ -16,6 +16,7 @@ import numpy as np
 from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import objects
 from awconv_jax.errors import InputError
+from awconv_jax.options import local_path
 
 # Of these features the first that a data set has is taken.
 _IDS = ('id', 'file_name')
@@ -227,7 +228,7 @@ def open_tfds(
   from tensorflow_datasets.core import constants
   from tensorflow_datasets.core.utils import version
 
-  data_dir = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
+  data_dir = os.path.abspath(local_path(data_dir or constants.DATA_DIR))
   root = os.path.join(data_dir, name)
   entries = os.listdir(root) if os.path.isdir(root) else []
   versions = filter(version.Version.is_valid, entries)

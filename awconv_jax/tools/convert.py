@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 from awconv_jax import command_line, errors, models, weights
-from awconv_jax.options import MOST
+from awconv_jax.options import MOST, local_path
 from awconv_jax.train import checkpoint, rundir, settings, warm_start
 from awconv_jax.weights import origin
 
@@ -57,7 +57,7 @@ def write_run(
   Raises:
     InputError: the directory holds another run.
   """
-  model_state, workdir = dict(variables), pathlib.Path(workdir)
+  model_state, workdir = dict(variables), pathlib.Path(local_path(workdir))
   state = {'params': model_state.pop('params'), 'model_state': model_state}
   directory = workdir / 'checkpoints'
   if (directory / '0').exists():
@@ -175,9 +175,9 @@ def main() -> None:
 
 if __name__ == '__main__':
   text = "A file of weights, or a run's directory."
-  flags.DEFINE_string('input', None, text, required=True)
+  command_line.define_path('input', text, required=True)
   text = 'A .safetensors file, or a directory.'
-  flags.DEFINE_string('output', None, text, required=True)
+  command_line.define_path('output', text, required=True)
   flags.DEFINE_string('model', None, 'Name of the network, such as resnet50.')
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
   flags.DEFINE_integer('num_classes', None, 'Number of its classes.', 1, MOST)

@@ -175,9 +175,9 @@ def _format(value: Any) -> str:
 def define_flags() -> None:
   """Defines the flags that all tools over a run have."""
   text = 'Directory of a run, or file of weights.'
-  flags.DEFINE_string('run', None, text, required=True)
+  command_line.define_path('run', text, required=True)
   flags.DEFINE_string('split', None, 'Of the data set; the eval split.')
-  flags.DEFINE_string('data_dir', None, "TFDS data directory; the run's.")
+  command_line.define_path('data_dir', "TFDS data directory; the run's.")
   text = "Images at a time; the run's."
   flags.DEFINE_integer('batch_size', None, text, 1, MOST)
   command_line.define_config('Config, in place of that of the run.')
@@ -207,5 +207,5 @@ if __name__ == '__main__':
   flags.DEFINE_float(
       'max_bad_fraction', None, "Share that may be unreadable; the run's."
   )
-  flags.DEFINE_string('output', None, 'JSON file to write the result to.')
+  command_line.define_path('output', 'JSON file to write the result to.')
   command_line.run(main)

@@ -19,6 +19,7 @@ from awconv_jax.data.folder_source import (
     left_out_line,
 )
 from awconv_jax.errors import InputError, one_line
+from awconv_jax.options import local_path
 
 
 def find(inputs: Sequence[str]) -> list[str]:
@@ -32,7 +33,7 @@ def find(inputs: Sequence[str]) -> list[str]:
     InputError: one of them is not there, or holds no image.
   """
   files, left_out = set(), []
-  for path in map(pathlib.Path, inputs):
+  for path in map(pathlib.Path, map(local_path, inputs)):
     inside = list(files_below(os.fsencode(path))) if path.is_dir() else []
     images = set(filter(is_image, inside))
     left_out += [file for file in inside if file not in images]

@@ -11,6 +11,7 @@ from absl import flags
 import numpy as np
 
 from awconv_jax import command_line, errors
+from awconv_jax.options import local_path
 from awconv_jax.train import logging
 
 # Titles and units of the panels, and the scalars that they show of each run.
@@ -39,8 +40,11 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   matplotlib.use('agg')
   from matplotlib import pyplot
 
-  paths = list(map(pathlib.Path, workdirs))
+  paths = [pathlib.Path(local_path(path)) for path in workdirs]
   runs = [logging.read(path / 'metrics.jsonl') for path in paths]
+  for path, rows in zip(paths, runs, strict=True):
+    if not rows:
+      raise errors.InputError(f'{path}/metrics.jsonl has no rows yet')
   panels, entries, labels = {}, {}, _labels(paths)
   for title, names in PANELS.items():
     for (number, rows), name in itertools.product(enumerate(runs), names):
@@ -102,5 +106,5 @@ def main(workdirs: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('output', 'curves.png', 'Path of the picture.')
+  command_line.define_path('output', 'Path of the picture.', 'curves.png')
   command_line.run(main, positional=True)

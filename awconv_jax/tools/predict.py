@@ -153,7 +153,7 @@ if __name__ == '__main__':
   evaluate.define_flags()
   flags.adopt_module_key_flags(evaluate)  # So that --help lists them.
   text = 'Directory to write to.'
-  flags.DEFINE_string('output', None, text, required=True)
+  command_line.define_path('output', text, required=True)
   flags.DEFINE_multi_string(
       'input', [], 'Image file or folder; may be given several times.'
   )

@@ -44,8 +44,8 @@ def check_place(directory: str | os.PathLike) -> None:
   else:
     return
   raise InputError(
-      f'{os.fspath(directory)!r} {fault}, with which checkpoints cannot be '
-      'read again; take another directory, or rename it'
+      f'the workdir of {path!r} {fault}, with which checkpoints cannot be read '
+      'again; take another directory, or rename it'
   )
 
 

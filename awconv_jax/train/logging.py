@@ -26,20 +26,28 @@ _MOST_LINES = 10
 def read(path: str | os.PathLike) -> list[dict[str, float]]:
   """Returns the rows of a `metrics.jsonl`: 'step' and the scalars by name.
 
-  A last row that a killed run left half-written is skipped; InputError if there
-  is no such file, or a row in its midst is not JSON.
+  A last row that a killed run left half-written is skipped.
+
+  Raises:
+    InputError: there is no such file, or it holds something else.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise InputError(f'{path} does not exist; is it a run that began?')
-  rows, lines = [], path.read_text().splitlines()
+  rows, lines = [], path.read_bytes().split(b'\n')
   for number, line in enumerate(lines, start=1):
+    if not line:
+      continue
     try:
-      rows.append(json.loads(line))
-    except ValueError as error:
-      if number < len(lines):
-        fault = f'{path}, line {number} is not JSON: {line[:40]!r}; remove it'
-        raise InputError(fault) from error
+      row = json.loads(line)
+      if not isinstance(row['step'], int):
+        raise TypeError
+      rows.append({name: value + 0 for name, value in row.items()})
+    except (RecursionError, TypeError, KeyError, ValueError) as error:
+      if number == len(lines) and line.startswith(b'{'):
+        break
+      fault = f'{path}, line {number} is no row of metrics: {line[:40]!r}'
+      raise InputError(f'{fault}; remove it') from error
   return rows
 
 
@@ -106,10 +114,8 @@ class Log(contextlib.AbstractContextManager):
           for row in rows
       )
       # Replaced in one go: a kill in here must not cost the rows already there.
-      temporary = path.with_suffix('.tmp')
       kept = [json.dumps(row) + '\n' for row in rows if row['step'] <= first]
-      temporary.write_text(''.join(kept))
-      temporary.replace(path)
+      rundir.write(path, ''.join(kept))
       self._file = path.open('a')
       self._board = SummaryWriter(
           str(workdir / 'tensorboard'), purge_step=first + 1

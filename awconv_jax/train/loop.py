@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 from clu import parameter_overview
@@ -58,8 +57,7 @@ def train(config: Any, workdir: str) -> Result:
     DivergenceError: a loss, gradient or parameter is not finite.
   """
   config = settings.complete(config)
-  workdir, mesh = pathlib.Path(workdir).absolute(), partition.create_mesh()
-  checkpoint.check_place(workdir)
+  workdir, mesh = rundir.place(workdir), partition.create_mesh()
   task = settings.create_task(config)
   with contextlib.ExitStack() as stack, processes.telling():
     # In force while functions are traced: `ops.aw_conv` asks for it.
@@ -275,7 +273,7 @@ def _describe(config, workdir, task, state, shapes, batches, eval_batches):
   overview = parameter_overview.get_parameter_overview(
       state.params, include_stats=False
   )
-  (workdir / 'parameters.txt').write_text(f'{overview}\n')
+  rundir.write(workdir / 'parameters.txt', f'{overview}\n')
   rundir.write_classes(workdir, batches.class_names, batches.category_ids)
 
 

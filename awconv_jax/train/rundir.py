@@ -13,6 +13,7 @@ import jax
 import ml_collections
 
 from awconv_jax.errors import InputError
+from awconv_jax.options import local_path
 from awconv_jax.train import checkpoint, processes, settings
 
 CONFIG = 'config.json'
@@ -36,6 +37,28 @@ FREE_KEYS = {
 }
 
 
+def place(workdir: str | os.PathLike) -> pathlib.Path:
+  """Returns the whole path of a run's directory; InputError if none can be."""
+  path = pathlib.Path(local_path(workdir)).absolute()
+  checkpoint.check_place(path)
+  return path
+
+
+def write(path: pathlib.Path, text: str) -> None:
+  """Writes a file of a run: all of it or nothing.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  temporary = path.with_name(f'.{path.name}.tmp')
+  try:
+    temporary.write_text(text, encoding='utf-8')
+    temporary.replace(path)
+  except OSError as error:
+    reason = f'{str(path)!r} cannot be written: {error.strerror}'
+    raise InputError(f'{reason}; make room for it') from error
+
+
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   """Returns the config of a run, complete.
 
@@ -53,12 +76,10 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
       trained.append(settings.complete(record['config']))
   try:
     config = settings.complete(json.loads(path.read_text()))
-  except (FileNotFoundError, NotADirectoryError) as error:
-    if trained:
-      return trained[-1]
-    reason = f'{error.strerror}; weights without one need a config'
   except OSError as error:
-    reason = error.strerror
+    reason = f'{error.strerror}; weights without one need a config'
+    if trained:
+      reason = f'{error.strerror}; the command that trained it writes it anew'
   except RecursionError:
     reason = 'it is nested too deeply'
   except (AttributeError, TypeError, ValueError) as error:
@@ -118,13 +139,15 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
     InputError: it cannot be written, or has another run or another config.
   """
   path, directory = workdir / '.lock', workdir / 'checkpoints'
-  made = [p for p in (directory, workdir, *workdir.parents) if not p.exists()]
+  made = []
   with contextlib.ExitStack() as stack:
 
     def take():
       if jax.process_index() != 0:
         return
       try:
+        places = directory, workdir, *workdir.parents
+        made.extend(place for place in places if not place.exists())
         workdir.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context(path.open('w'))
         # It also ends with the process.
@@ -160,10 +183,8 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
 def write_config(
     workdir: pathlib.Path, config: ml_collections.ConfigDict
 ) -> None:
-  """Writes what `read_config` reads; all of it or nothing."""
-  temporary = workdir / 'config.tmp'
-  temporary.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-  temporary.replace(workdir / CONFIG)
+  """Writes what `read_config` reads."""
+  write(workdir / CONFIG, json.dumps(config.to_dict(), indent=2) + '\n')
 
 
 def write_classes(
@@ -172,8 +193,8 @@ def write_classes(
     category_ids: Sequence[int] | None,
 ) -> None:
   """Writes what labels stand for: names, and the data set's numbers of them."""
-  (workdir / CLASSES).write_text(json.dumps(list(names)) + '\n')
+  write(workdir / CLASSES, json.dumps(list(names)) + '\n')
   if category_ids is not None:
     pairs = zip(category_ids, names, strict=True)
     rows = [{'id': int(number), 'name': name} for number, name in pairs]
-    (workdir / CATEGORIES).write_text(json.dumps(rows) + '\n')
+    write(workdir / CATEGORIES, json.dumps(rows) + '\n')

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from awconv_jax.errors import InputError, look_up, unknown_name
+from awconv_jax.options import local_path
 from awconv_jax.weights import names, origin, state_dict, torch_file
 from awconv_jax.weights.names import in_aw_branch
 
@@ -65,7 +66,7 @@ def read(
     InputError: the suffix is unknown, or the file not there, a directory,
       damaged, holding more than arrays, or by its names of another network.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(local_path(path))
   if not path.is_file():
     kind = 'neither a file nor a run'
     if path.is_dir():
@@ -131,7 +132,7 @@ def save(path: str | os.PathLike, variables: Any, network: Any = None) -> None:
   from safetensors import SafetensorError
   from safetensors import numpy as safetensors
 
-  path = pathlib.Path(path)
+  path = pathlib.Path(local_path(path))
   if path.suffix not in WRITERS:
     raise unknown_name(f'format of {path}:', path.suffix, WRITERS)
   arrays = state_dict.to_state_dict(variables)

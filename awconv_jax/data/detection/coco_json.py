@@ -28,7 +28,7 @@ import pydantic
 from awconv_jax.data.decode import UnreadableError, below, header, read_file
 from awconv_jax.data.detection import objects
 from awconv_jax.errors import InputError, one_line
-from awconv_jax.options import Bound, PositiveInt
+from awconv_jax.options import Bound, PositiveInt, local_path
 
 # Pixels by which a box may reach beyond its image, as rounding makes it.
 _TOLERANCE = 1.0
@@ -90,7 +90,7 @@ class CocoJson(objects.Source):
       InputError: there is no such split, its JSON is not of the format, its
         categories are not sound, or no image of it can be used.
     """
-    path = os.path.abspath(os.path.expanduser(path))
+    path = os.path.abspath(local_path(path))
     self._folder = below(os.fsencode(path), split)
     document, place = _load(path, split)
     faults: list[str] = []
