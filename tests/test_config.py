@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import functools
+import pathlib
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -20,6 +21,27 @@ from awconv_jax.options import (
     PositiveInt,
     Steps,
 )
+
+
+@pytest.mark.parametrize(
+    'path, want',
+    [
+        ('~/runs/a', '/root/elsewhere/runs/a'),
+        ('./~x', './~x'),
+        ('a:b/c', 'a:b/c'),
+        ('~nobody_here/x', 'no such user'),
+        ('gs://bucket/run', 'no path of this machine'),
+        (pathlib.PurePath('s3://bucket/run'), 'no path of this machine'),
+        ('a\0b', 'zero byte'),
+    ],
+)
+def test_a_path_is_one_of_this_machine(monkeypatch, path, want):
+  """For all flags and options that are paths, or no folder '~' would be made."""
+  monkeypatch.setenv('HOME', '/root/elsewhere')
+  try:
+    assert options.local_path(path) == want
+  except InputError as error:
+    assert want in str(error)
 
 
 def knot(*, rope: str = 'hemp', turns: PositiveInt = 2):

@@ -152,6 +152,30 @@ def test_configs_are_named_from_where_the_user_is(tmp_path, monkeypatch):
     assert code == 1 and (tmp_path / path).is_file(), err
 
 
+PATHS = {
+    'train': ('workdir', 'config.init_from', 'config.data.dir'),
+    'evaluate': ('run', 'data_dir', 'output'),
+    'predict': ('run', 'output'),
+    'convert': ('input', 'output'),
+    'plot_curves': ('output',),
+}
+
+
+@pytest.mark.parametrize('tool', PATHS)
+def test_no_flag_takes_a_bucket_for_a_folder(tool, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run = tmp_path / 'run'
+  given = {
+      'train': [commands.TINY, f'--workdir={run}'],
+      'plot_curves': [run],
+      'convert': [f'--input={run}', f'--output={run}'],
+  }.get(tool, [f'--run={run}', f'--output={run}'])
+  for name in PATHS[tool]:
+    code, _, err = commands.tool(tool, *given, f'--{name}=gs://bucket/x')
+    assert code == 1 and not any(tmp_path.iterdir())
+    assert re.fullmatch(f"error: .*{name}='gs://bucket/x'.*machine;.*\n", err)
+
+
 def test_help_lists_the_flags_also_those_that_another_tool_defines():
   code, out, _ = commands.tool('predict', '--help')
   flags = ('config', 'run', 'split')
