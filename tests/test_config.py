@@ -36,7 +36,7 @@ from awconv_jax.options import (
     ],
 )
 def test_a_path_is_one_of_this_machine(monkeypatch, path, want):
-  """For all flags and options that are paths, or no folder '~' would be made."""
+  """Or a folder '~' would be made where the user happens to be."""
   monkeypatch.setenv('HOME', '/root/elsewhere')
   try:
     assert options.local_path(path) == want
