@@ -1,5 +1,6 @@
 """Batches: what they hold, in which order, on how many hosts and threads."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import decode, digits, order, sources
+from awconv_jax.data import decode, digits, order, sources, workers
 from awconv_jax.errors import InputError
 
 N_TRAIN, N_TEST = 1437, 360
@@ -175,6 +176,28 @@ def alive(pid) -> bool:
   except FileNotFoundError:
     return False
   return state.split()[0] != 'Z'  # Nobody has asked for how it ended.
+
+
+@pytest.mark.parametrize(
+    'error, told',
+    [
+        (OSError(errno.EMFILE, 'Too many open files'), 'ulimit -n'),
+        (
+            RuntimeError(
+                'Worker process was terminated unexpectedly with exit code -7.'
+            ),
+            'killed by SIGBUS, as was the one before: .*/dev/shm',
+        ),
+    ],
+)
+def test_what_readers_lack_is_told(create, monkeypatch, error, told):
+  def read(*_):
+    yield from ()
+    raise error
+
+  monkeypatch.setattr(workers, '_read', read)
+  with pytest.raises(InputError, match=told):
+    next(create(num_workers=2))
 
 
 @pytest.mark.parametrize('host, hosts', [(0, 1), (1, 2)])

@@ -9,6 +9,7 @@ goes on where it was; one that is stopped is woken.
 from collections.abc import Generator, Iterator
 from concurrent import futures
 import contextlib
+import errno
 import multiprocessing
 from multiprocessing import resource_tracker
 import os
@@ -20,12 +21,15 @@ from typing import Any
 from absl import flags, logging
 import cv2
 import grain
+import numpy as np
 
 from awconv_jax.errors import InputError
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 # Seconds without a batch after which readers may be stopped ones.
 _PATIENCE = 5.0
+# There are too many files, processes, or bytes.
+_LACKING = errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN
 _KILLED = re.compile(r'Worker process was terminated .* exit code -(\d+)')
 
 
@@ -35,8 +39,8 @@ def read(
   """Yields the batches in order; each of the processes reads so far ahead.
 
   Raises:
-    InputError: a reader was killed, and the one in its place before its first
-      batch.
+    InputError: the system refuses what they need; or a reader was killed, and
+      the one in its place before its first batch.
   """
   if not flags.FLAGS.is_parsed():
     # Grain reads its own flags here, which only absl's app.run has parsed.
@@ -50,6 +54,14 @@ def read(
           yield batch
           given += 1
       return
+    except OSError as error:
+      if error.errno not in _LACKING:
+        raise
+      raise InputError(
+          f'reading processes cannot go on: {error.strerror}; raise `ulimit '
+          '-n` or the size of /dev/shm, or lower config.data.num_workers='
+          f'{num_workers}'
+      ) from error
     except RuntimeError as error:
       if (killed := _KILLED.search(str(error))) is None:
         raise
@@ -79,7 +91,7 @@ def _read(
   ):
     try:
       while True:
-        asked = thread.submit(next, opened, None)
+        asked = thread.submit(_next, opened)
         while not futures.wait([asked], _PATIENCE).done:
           _send(signal.SIGCONT)
         if (batch := asked.result()) is None:
@@ -90,6 +102,13 @@ def _read(
       raise
     finally:
       _send(signal.SIGCONT)  # A stopped one could not end.
+
+
+def _next(opened: Iterator[Any]) -> Any:
+  # Copied, as what is held of shared memory when the run ends would be told as
+  # a leak.
+  batch = next(opened, None)
+  return batch and {name: np.array(value) for name, value in batch.items()}
 
 
 def _block_signals() -> None:
