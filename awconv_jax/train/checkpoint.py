@@ -10,12 +10,14 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
 import sys
 from typing import Any
 
+from absl import logging as absl_logging
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -106,10 +108,13 @@ class Checkpointer(contextlib.AbstractContextManager):
     if getattr(sys.unraisablehook, 'func', None) is not _tell_unraisable:
       hook = functools.partial(_tell_unraisable, sys.unraisablehook)
       sys.unraisablehook = hook
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         # Otherwise a damaged step can already fail here.
         lightweight_initialize=True,
+        # One that cannot be made would be waited for, five minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     with self._writing():
       self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -302,6 +307,11 @@ class Checkpointer(contextlib.AbstractContextManager):
 
 def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
   return ocp.JsonCheckpointHandler().restore(folder / 'meta')
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  """Leaves out its tracebacks of what it raises as well."""
+  return '/orbax/' not in record.pathname
 
 
 def _tell_unraisable(hook: Callable[[Any], object], fault: Any) -> None:
