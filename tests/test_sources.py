@@ -102,6 +102,25 @@ def test_features_that_lack(copy):
   assert 'has no features image and label or' in message and 'digit' in message
 
 
+@pytest.mark.parametrize('key', ['pythonClassName', 'type'])
+def test_no_module_is_imported_because_a_file_names_it(copy, key, monkeypatch):
+  data_dir, directory = copy
+  (directory / 'opened_by_a_file.py').write_text('')
+  monkeypatch.syspath_prepend(str(directory))
+  path = directory / 'features.json'
+  old = '"pythonClassName": "tensorflow_datasets.core.features.image_feature'
+  text = path.read_text().replace(old, f'"{key}": "opened_by_a_file')
+  path.write_text(text)
+  message = open_error('tiny', data_dir, 'train')
+  assert "features.json has 'opened_by_a_file.Image', want kinds of" in message
+  assert 'opened_by_a_file' not in sys.modules
+
+
+def test_a_set_lies_in_the_data_directory(data_dir):
+  for name in ('../tiny', data_dir + '/../tiny'):
+    assert 'leads out of ' in open_error(name, f'{data_dir}/tiny', 'train')
+
+
 def test_several_labels_are_padded(tmp_path):
   image, wanted = pictures.encode(pictures.smooth(4, 4)), [[1, 7], [], [5]]
   features = fake_tfds.labelled(9)

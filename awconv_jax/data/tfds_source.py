@@ -7,13 +7,14 @@ code that built them, and without TensorFlow. Images stay encoded.
 import contextlib
 import functools
 import hashlib
+import json
 import os
 from typing import Any
 import urllib.parse
 
 import numpy as np
 
-from awconv_jax.data.decode import EncodedImage, UnreadableError
+from awconv_jax.data.decode import EncodedImage, UnreadableError, below
 from awconv_jax.data.detection import objects
 from awconv_jax.errors import InputError
 from awconv_jax.options import local_path
@@ -23,6 +24,8 @@ _IDS = ('id', 'file_name')
 _LABELS = ('label', 'real_label')
 # More than any image of ReaL has (https://arxiv.org/abs/2006.07159).
 _MOST_LABELS = 20
+# What features may be of: TFDS would import any module that a file names.
+_FEATURES = 'tensorflow_datasets.core.features.'
 _REMEDY = 'copy or prepare it again'
 # TFDS does not keep the ids. COCO's are 1..90 without those that were given
 # to categories of which no object has been outlined.
@@ -50,6 +53,7 @@ class TfdsRecords:
 
     self.directory, self.split = directory, split
     try:
+      _check_features(os.path.join(directory, 'features.json'))
       builder = tfds.builder_from_directory(directory)
     except Exception as error:  # Of JSON, of protocol buffers and of TFDS.
       reason = f'{_reason(error)}; {_REMEDY}'
@@ -100,6 +104,19 @@ class TfdsRecords:
   def __reduce__(self):
     # A worker process opens the files itself: readers cannot be sent to it.
     return (type(self), (self.directory, self.split))
+
+
+def _check_features(path: str) -> None:
+  """Raises ValueError for kinds of features that TFDS would have to import."""
+  # TFDS knows more than one form of the file.
+  kinds, keys = [], ('pythonClassName', 'python_class_name', 'type')
+  with open(path, encoding='utf-8') as file:
+    json.load(
+        file, object_hook=lambda entry: kinds.extend(map(entry.get, keys))
+    )
+  for kind in kinds:
+    if isinstance(kind, str) and not kind.startswith(_FEATURES) and '.' in kind:
+      raise ValueError(f'{path} has {kind!r}, want kinds of {_FEATURES}*')
 
 
 def _reason(error: Exception) -> str:
@@ -229,7 +246,7 @@ def open_tfds(
   from tensorflow_datasets.core.utils import version
 
   data_dir = os.path.abspath(local_path(data_dir or constants.DATA_DIR))
-  root = os.path.join(data_dir, name)
+  root = os.fsdecode(below(os.fsencode(data_dir), name))
   entries = os.listdir(root) if os.path.isdir(root) else []
   versions = filter(version.Version.is_valid, entries)
   for newest in sorted(versions, key=version.Version, reverse=True):
