@@ -14,6 +14,7 @@ calling a function does not check them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -22,6 +23,8 @@ import re
 from typing import Annotated, Any
 
 from awconv_jax.errors import InputError, look_up
+
+_LARGEST = 3.4e38  # Beyond it float32, in which all is computed, is infinite.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +42,14 @@ class Bound:
     schema = handler(source)
     if schema['type'] == 'float':
       limits['allow_inf_nan'] = False
+      if not limits.keys() & {'le', 'lt'}:
+        limits['le'] = _LARGEST
     return schema | limits
 
 
 # In texts, in any case.
 NONE = 'none', 'null'
+_DTYPES = 'float32', 'bfloat16', 'float16', 'float64'
 # What arrays can be as long as, and 32 bits can count.
 MOST = 2**31 - 1
 PositiveInt = Annotated[int, Bound(ge=1, le=MOST)]
@@ -109,15 +115,19 @@ def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 def _floating(dtype: Any) -> str:
+  import jax
   import jax.numpy as jnp
 
-  try:
-    # Numpy takes None for float64.
-    if dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-      return jnp.dtype(dtype).name
-  except TypeError:  # No dtype at all.
-    pass
-  raise ValueError("must be a floating dtype, such as 'bfloat16'")
+  # Numpy takes None for float64; and what is no dtype at all is no name here.
+  name = str(None)
+  with contextlib.suppress(TypeError):
+    name = str(dtype) if dtype is None else jnp.dtype(dtype).name
+  if name not in _DTYPES:
+    raise ValueError(f'must be one of {", ".join(map(repr, _DTYPES))}')
+  if name == 'float64' and not jax.config.jax_enable_x64:
+    # JAX would compute in float32.
+    raise ValueError('needs JAX_ENABLE_X64=1 in the environment')
+  return name
 
 
 # (least, greatest) of what is drawn at random.

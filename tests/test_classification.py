@@ -1,16 +1,19 @@
 """The losses of classification against float64 formulas written out here."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from awconv_jax import errors
 from awconv_jax.ops import mixing
 from awconv_jax.tasks import classification
-from awconv_jax.train import partition
+from awconv_jax.train import partition, settings
 from awconv_jax.train import step as train_step
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -49,6 +52,31 @@ def batch(rows=8):
 @pytest.fixture(scope='module')
 def variables():
   return jax.jit(create().init)(jax.random.key(0), batch())
+
+
+def test_in_float64_nothing_is_narrower():
+  config = tiny.get_config(attention='aa')
+  wide = dict.fromkeys(('dtype', 'param_dtype'), 'float64')
+  with jax.enable_x64(True), config.unlocked():
+    # Attention at a coarser grid, and a norm over statistics.
+    config.model.update(width=16, stage_sizes=(1, 1), aw_stages=(1, 2), **wide)
+    config.task.update(mixup=0.2, cutmix=1.0)
+    task = settings.create_task(settings.complete(config))
+    rows = jax.eval_shape(
+        lambda: batch() | {'image': jnp.zeros((8, 16, 16, 1))}
+    )
+    rng = jax.random.key(0)
+    variables = jax.eval_shape(task.init, rng, rows)
+    gradient = jax.grad(task.loss, has_aux=True)
+    made = jax.make_jaxpr(gradient)(variables, rows, rng)
+    predicted = jax.make_jaxpr(task.predict)(variables, rows)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
+      np.dtype('float64')
+  }
+  for jaxpr in (made, predicted):
+    assert 'f64[8,10]' in str(jaxpr)
+    narrow = re.findall(r':(?:f32|bf16|f16)\[.*\n?.*', str(jaxpr))
+    assert not [line for line in narrow if 'f32[]' not in line]
 
 
 def softmax_loss(logits, targets):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import functools
+import math
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -77,6 +78,7 @@ def boat(
     fuel: options.NonNegativeFloat | None = None,
     sail: Literal['gaff', 'lug'] = 'lug',
     ports: Sequence[str] = (),
+    wind: Sequence[float] = (),
     marks: (
         Annotated[tuple[PositiveInt, ...], Bound(min_length=1)] | None
     ) = None,
@@ -114,7 +116,7 @@ def test_a_sparse_config_gets_every_default_of_what_reads_it():
   gear = dict(name='knot', rope='hemp', turns=2)
   want = dict(length=7.0, crew=2, motor=False, load=0.5, sail='lug', grip=1)
   assert config.to_dict() == want | none | dict(
-      ports=(), moves=(), net=net, gear=gear
+      wind=(), ports=(), moves=(), net=net, gear=gear
   )
   assert engine.complete(config, boat) == config
   with pytest.raises(AttributeError):  # It is locked.
@@ -199,7 +201,16 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
         (dict(sail='lgu'), "config.sail='lgu' must be 'gaff' or 'lug' (did"),
         (dict(marks=(1, 0)), 'config.marks[1]=0 must be greater than or equal'),
         (dict(ports='Kiel'), "config.ports='Kiel' must be a sequence in b"),
-        (dict(net=dict(dtype='int8')), "config.net.dtype='int8' must be a f"),
+        (dict(fuel=1e39), 'config.fuel=1e+39 must be less than or equal to 3'),
+        (dict(wind=(1.0, -math.inf)), 'config.wind[1]=-inf must be a finite'),
+        *(
+            (dict(net=dict(dtype=name)), f"config.net.dtype='{name}' must be o")
+            for name in ('int8', 'bool', 'float8_e4m3fn', 'complex64', 'x')
+        ),
+        (
+            dict(net=dict(dtype='float64')),
+            "config.net.dtype='float64' needs JAX_ENABLE_X64=1 in the environ",
+        ),
         (dict(marks=()), 'config.marks=() must have at least 1 item'),
         (dict(gear=dict(turns=3)), 'config.gear.name is missing'),
         (

@@ -14,8 +14,8 @@ import tiny_scenes
 from watched_run import assert_same_runs, logged, rows_of, saved_arrays
 
 from awconv_jax import errors
+from awconv_jax.train import logging, preemption, rundir
 from awconv_jax.train import loop as train_loop
-from awconv_jax.train import preemption, rundir
 from configs import imagenet
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -107,6 +107,28 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
   for step in (tmp_path / 'checkpoints').iterdir():
     for name, leaf in saved_arrays(tmp_path, int(step.name)).items():
       assert np.isfinite(leaf).all(), name
+
+
+def test_statistics_that_no_loss_shows_end_the_run_and_are_not_kept(tmp_path):
+  # float32 holds the images, 1e20 at most, and not their squares.
+  vast = config({'task.std': (1e-18,), 'num_epochs': 0.1})
+  words = 'stem_norm/var is inf at step 1; the last checkpoint .* is of step no'
+  with pytest.raises(errors.DivergenceError, match=words) as caught:
+    train_loop.train(vast, str(tmp_path))
+  assert '\n' not in str(caught.value)
+  assert not list((tmp_path / 'checkpoints').iterdir())
+  log = logging.Log(tmp_path, 0, 9, steps_per_epoch=3.0, batch_size=8)
+  for good, wrong, words in (
+      (0.0, -1e-9, 'norm/var is -1e-09 at step 3'),
+      (-1.0, np.nan, 'norm/mean is nan at step 3'),
+      (-1.0, np.inf, 'ema/kernel is inf at step 3'),
+  ):
+    name = words.partition(' ')[0]
+    for value in (good, wrong):
+      state = {name: np.array([1.0, value]), 'step': np.int32(3)}
+      expected = pytest.raises(errors.DivergenceError, match=words)
+      with contextlib.nullcontext() if value is good else expected:
+        log.check(3, state)
 
 
 @pytest.mark.parametrize(

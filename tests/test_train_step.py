@@ -1,12 +1,16 @@
 """One step against written-out numpy: accumulation, averages, randomness."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
+from watched_run import assert_same_bits
 
-from awconv_jax.train import partition
+from awconv_jax.train import partition, settings
 from awconv_jax.train import step as train_step
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -82,6 +86,41 @@ def test_no_gradient_reaches_what_is_frozen_and_its_statistics_stay():
     state, metrics = steps(2, frozen=patterns)
     assert [row['grad_norm'] for row in metrics] == [0, 0]
     assert state.model_state['batch_stats']['n'] == count
+
+
+def test_norms_with_frozen_statistics_normalise_by_these():
+  """All norms of a network, so that it trains as it is evaluated."""
+  config = tiny.get_config(attention='cbam')
+  with config.unlocked():
+    config.task.label_smoothing = 0.0
+  task, mesh = settings.create_task(config), partition.create_mesh()
+  rng = np.random.default_rng(0)
+  rows = {
+      'image': rng.integers(0, 256, (8, 16, 16, 1), np.uint8),
+      'label': np.arange(8, dtype=np.int32),
+      'mask': np.ones(8, bool),
+  }
+  optimizer = optax.sgd(0.1)
+  shapes, ema = jax.eval_shape(lambda: rows), dict(ema_decay=0.3)
+  drawn = functools.partial(
+      jax.tree.map, lambda x: rng.uniform(0.1, 0.3, x.shape).astype(x.dtype)
+  )
+  create = functools.partial(
+      train_step.create_state, task, optimizer, mesh, warm_start=drawn
+  )
+  state = create(seed=0, batch_shapes=shapes, ema=True)
+  first = jax.device_get(state)
+  one = dict(seed=7, accumulation_steps=1, **ema)
+  step = train_step.create_train_step(
+      task, optimizer, lambda step: 0.1, mesh, frozen=('*norm*',), **one
+  )
+  wanted = task.predict(first.variables(), rows)['loss'].mean()
+  state, metrics = step(state, rows)
+  np.testing.assert_allclose(metrics['loss'], wanted, rtol=1e-5)
+  state = jax.device_get(step(state, rows)[0])
+  assert_same_bits(state.model_state, first.model_state)
+  assert_same_bits(state.ema['batch_stats'], first.ema['batch_stats'])
+  assert (state.params['head']['bias'] != first.params['head']['bias']).all()
 
 
 def test_averages_of_parameters_and_statistics():

@@ -21,7 +21,13 @@ import jax.numpy as jnp
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention
-from awconv_jax.layers.conv import NORM_MOMENTUM, WRAPS, explicit_padding, pair
+from awconv_jax.layers.conv import (
+    NORM_MOMENTUM,
+    WRAPS,
+    BatchNorm,
+    explicit_padding,
+    pair,
+)
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from awconv_jax.ops.valid_area import as_valid_size
@@ -35,7 +41,11 @@ GATES = {
 }
 # Gates that are 0 at 0, and leave it: the gradient of a relu is 0 there.
 IDENTITY_GATES = ('tanh', 'none')
-NORMS = {'batch': nn.BatchNorm, 'layer': nn.LayerNorm, 'none': None}
+NORMS = {
+    'batch': BatchNorm,
+    'layer': functools.partial(nn.LayerNorm, use_fast_variance=False),
+    'none': None,
+}
 # Whether consecutive input, and output, channels share values of A.
 EXPANSION_AXES = {'in': (1, 0), 'out': (0, 1), 'none': (0, 0)}
 # Fields of nn.Conv that compute another convolution.

@@ -50,9 +50,10 @@ class Network(nn.Module):
       rounded up at every stride) mean nothing. With `train=True` the padding
       still counts in the batch statistics.
 
-  It returns logits [N, num_classes] in float32 or, for `num_classes=None`, the
-  output of every stage, 'c2', 'c3', ...; of a ResNet {'c2': [N, H/4, W/4, ...],
-  ..., 'c5': [N, H/32, W/32, ...]} (strides are 1 to 8 with the CIFAR stem).
+  It returns logits [N, num_classes] in float32 at least or, for
+  `num_classes=None`, the output of every stage, 'c2', 'c3', ...; of a ResNet
+  {'c2': [N, H/4, W/4, ...], ..., 'c5': [N, H/32, W/32, ...]} (strides are 1 to
+  8 with the CIFAR stem).
 
   With `aw_conv=False` the other fields named aw_* have no effect, so that a
   config holds them whole and that one field switches AW-convolutions on.
@@ -73,8 +74,10 @@ class Network(nn.Module):
       blocks from 0 at the first; needs an rng 'dropout' in training.
     norm_momentum: share of the old running statistics.
     norm_epsilon: of the norms.
-    dtype: of the computation, such as 'bfloat16'; logits are float32.
-    param_dtype: of the parameters.
+    dtype: of the computation, such as 'bfloat16'; logits are float32 at least.
+      'float64' needs JAX_ENABLE_X64=1 in the environment.
+    param_dtype: of the parameters; running statistics have the widest of both
+      and float32.
   """
 
   num_classes: options.PositiveInt | None = 1000
@@ -172,8 +175,13 @@ class Network(nn.Module):
     return convolve
 
   def norm(self, train: bool) -> partial:
-    """Returns the batch norm."""
-    return batch_norm(self, train)
+    """Returns the batch norm, with Flax's variance E[x^2] - E[x]^2.
+
+    An exact one reads all activations once more: 8 % of a step of ResNet-50
+    (H200, bfloat16), 7 % of one of ResNet-18 (16 cores). That of Flax is wrong
+    where a mean is a thousand times its standard deviation.
+    """
+    return partial(batch_norm(self, train), use_fast_variance=True)
 
   def attend(self, place: Mapping[str, type], train: bool) -> partial | None:
     """Returns the attention layer if it has that place, or None."""
@@ -213,9 +221,9 @@ class Network(nn.Module):
   def classify(
       self, x: jax.Array, train: bool, valid_size: Size, dropout: float = 0.0
   ) -> jax.Array:
-    """Returns float32 logits [N, num_classes] for features [N, H, W, C]."""
+    """Returns logits [N, num_classes] for features [N, H, W, C]."""
     x = adaptive_average_pool(x, (1, 1), valid_size=valid_size)[:, 0, 0]
     x = nn.Dropout(dropout, deterministic=not train)(x).astype(self.dtype)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     head = nn.Dense(self.num_classes, name='head', **dtypes)
-    return head(x).astype(jnp.float32)
+    return head(x).astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 class Mix(NamedTuple):
   """How a batch is mixed."""
 
-  weights: jax.Array  # M, float32 [H, W, 1], share of a row's pixel that stays.
-  share: jax.Array  # s, float32 [], share of a row's target that stays.
+  weights: jax.Array  # M, float [H, W, 1], share of a row's pixel that stays.
+  share: jax.Array  # s, float [], share of a row's target that stays.
 
 
 def draw(
@@ -51,7 +51,7 @@ def draw(
   mixes, cuts, ratio, place = jax.random.split(rng, 4)
   chance = switch_probability if mixup and cutmix else float(cutmix > 0)
   is_cut = jax.random.bernoulli(cuts, chance)
-  alpha = jnp.where(is_cut, cutmix, mixup).astype(jnp.float32)
+  alpha = jnp.where(is_cut, cutmix, mixup).astype(float)
   share = jax.random.beta(ratio, alpha, alpha)
   centre = jax.random.randint(place, (2,), 0, jnp.array(size))
   box = cut_box(size, share, centre)
@@ -77,7 +77,7 @@ def cut_box(
     centre: int [2], row and column.
 
   Returns:
-    float32 [H, W], 1 in the box and 0 outside of it.
+    float [H, W], 1 in the box and 0 outside of it.
   """
   inside = []
   for length, middle in zip(size, centre, strict=True):
@@ -85,21 +85,21 @@ def cut_box(
     position = jnp.arange(length)
     inside.append((position >= middle - half) & (position < middle + half))
   rows, columns = inside
-  return (rows[:, None] & columns[None, :]).astype(jnp.float32)
+  return (rows[:, None] & columns[None, :]).astype(float)
 
 
 def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
-  """Returns images [B, H, W, C] mixed with their partners, in float32.
+  """Returns images [B, H, W, C] mixed with their partners, in JAX's float.
 
   Before or after normalising is the same, as that is affine per channel and the
   weights of a pixel sum to 1. Of a batch sharded over devices, rows move: of
   uint8, a quarter of the traffic.
   """
-  first, other = (x.astype(jnp.float32) for x in (images, images[::-1]))
+  first, other = (jnp.asarray(x, float) for x in (images, images[::-1]))
   return mix.weights * first + (1 - mix.weights) * other
 
 
 def mix_targets(targets: jax.Array, mix: Mix) -> jax.Array:
   """Returns targets, float [B, classes], mixed with their partners'."""
-  targets = targets.astype(jnp.float32)
+  targets = jnp.asarray(targets, float)
   return mix.share * targets + (1 - mix.share) * targets[::-1]

@@ -126,9 +126,9 @@ def strided_average(
   return (sums / jnp.maximum(counts, 1)).astype(x.dtype)
 
 
-def _linear_weights(length, cells, factor, last):
+def _linear_weights(length, cells, factor, last, dtype):
   """Returns the share of every cell in every position, [N, length, cells]."""
-  position = jnp.arange(length, dtype=jnp.float32) / factor
+  position = jnp.arange(length, dtype=dtype) / factor
   position = jnp.minimum(position, last[:, None])
   distance = jnp.abs(position[..., None] - jnp.arange(cells))
   return jnp.maximum(1 - distance, 0)
@@ -157,11 +157,11 @@ def upsample(
     [N, H, W, C] in the dtype of x.
   """
   last = as_valid_size(valid_size, x.shape) - 1
+  wide = jnp.promote_types(x.dtype, jnp.float32)
   rows, columns = (
-      _linear_weights(size[i], x.shape[1 + i], factor, last[:, i])
+      _linear_weights(size[i], x.shape[1 + i], factor, last[:, i], wide)
       for i in range(2)
   )
-  wide = jnp.promote_types(x.dtype, jnp.float32)
   einsum = functools.partial(jnp.einsum, precision='highest')
-  out = einsum('nyi,nijc->nyjc', rows.astype(wide), x.astype(wide))
-  return einsum('nxj,nyjc->nyxc', columns.astype(wide), out).astype(x.dtype)
+  out = einsum('nyi,nijc->nyjc', rows, x.astype(wide))
+  return einsum('nxj,nyjc->nyxc', columns, out).astype(x.dtype)

@@ -17,7 +17,7 @@ STD = (58.395, 57.12, 57.375)
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float]
 ) -> jax.Array:
-  """Returns (images - mean) / std, in float32, for images [B, H, W, C].
+  """Returns (images - mean) / std, in JAX's float, for images [B, H, W, C].
 
   Mean and std are per channel (one value serves all), in units of the images;
   InputError for another number of them.
@@ -28,5 +28,6 @@ def normalize(
           f'config.task.{name}={tuple(values)}, but the images have '
           f'{images.shape[-1]} channel(s); give one value, or one for each'
       )
-  mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
-  return (images.astype(jnp.float32) - mean) / std
+  # float32, or with JAX_ENABLE_X64=1 float64.
+  images, mean, std = (jnp.asarray(x, float) for x in (images, mean, std))
+  return (images - mean) / std

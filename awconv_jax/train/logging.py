@@ -175,12 +175,7 @@ class Log(contextlib.AbstractContextManager):
     for step, row in zip(steps, rows, strict=True):
       for name in ('loss', 'grad_norm', 'param_norm'):
         if not np.isfinite(row[name]):
-          kept = max(self._checkpoints(), default='none')
-          raise DivergenceError(
-              f'{name} is {row[name]} at step {step}; the last checkpoint in '
-              f'{self._workdir} is of step {kept}; in another --workdir, lower '
-              'config.optimizer.learning_rate, warm up longer or set clip_norm'
-          )
+          raise self._divergence(name, row[name], step)
     step, seconds = steps[-1], max(time.monotonic() - self._since, 1e-9)
     means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     means |= {
@@ -200,6 +195,29 @@ class Log(contextlib.AbstractContextManager):
       self._bar.set_postfix_str(text)
     self._restart_clock()
     self._write(step, 'train', means)
+
+  def check(self, step: int, state: Any) -> None:
+    """Raises DivergenceError for arrays that no good state has, by name.
+
+    Those that are not finite, and variances below 0: a loss in training shows
+    neither where norms normalise by the batch.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        jax.device_get(state)
+    ):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      least = 0 if name.endswith('/var') else -np.inf
+      wrong = leaf[~np.isfinite(leaf) | (leaf < least)]
+      if wrong.size:
+        raise self._divergence(name, wrong[0], step)
+
+  def _divergence(self, name: str, value: Any, step: int) -> DivergenceError:
+    kept = max(self._checkpoints(), default='none')
+    return DivergenceError(
+        f'{name} is {value} at step {step}; the last checkpoint in '
+        f'{self._workdir} is of step {kept}; in another --workdir, lower '
+        'config.optimizer.learning_rate, warm up longer or set clip_norm'
+    )
 
   def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
     """Shows the metrics of an evaluation, and writes them if none are there."""

@@ -54,7 +54,7 @@ def train(config: Any, workdir: str) -> Result:
 
   Raises:
     InputError: the config, the data or the directory cannot be used.
-    DivergenceError: a loss, gradient or parameter is not finite.
+    DivergenceError: a loss, gradient or array of the state is not finite.
   """
   config = settings.complete(config)
   workdir, mesh = rundir.place(workdir), partition.create_mesh()
@@ -164,6 +164,9 @@ def train(config: Any, workdir: str) -> Result:
       save_now = _is_due(step, total, save_every) or stopped_by
       if evaluate_now or save_now or step % config.log_every_steps == 0:
         log.flush()
+        # All of it, which takes longer, before it is used or kept.
+        used = evaluate_now or save_now
+        log.check(step, state if used else state.model_state)
       if evaluate_now:
         metrics = evaluation()
       # After the evaluation: what a checkpoint follows is on record.

@@ -1,9 +1,11 @@
 """The state of training and the two compiled functions over it."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -102,6 +104,32 @@ def _accumulate(loss_and_grads, state, batch, rng, number):
   return (loss, (metrics, model_state)), grads
 
 
+def _freeze_norms(patterns: Sequence[str]) -> Callable[..., Any]:
+  """Has norms whose statistics are frozen normalise by these.
+
+  For `nn.intercept_methods`. A norm that normalised by the batch would compute
+  what no evaluation does, however still its statistics lie.
+  """
+
+  def intercept(call, args, kwargs, context):
+    norm = context.module
+    if (
+        not isinstance(norm, nn.BatchNorm)
+        or context.method_name != '__call__'
+        or norm.use_running_average
+    ):
+      return call(*args, **kwargs)
+    path = '/'.join(norm.path)
+    statistics = {f'{path}/mean': 0, f'{path}/var': 0}
+    if not any(optim.is_frozen(statistics, patterns).values()):
+      return call(*args, **kwargs)
+    fields = {f.name: getattr(norm, f.name) for f in dataclasses.fields(norm)}
+    fields |= dict(use_running_average=True, parent=norm.scope, name=None)
+    return type(norm)(**fields)(*args, **kwargs)
+
+  return intercept
+
+
 def create_train_step(
     task: Any,
     optimizer: optax.GradientTransformation,
@@ -123,8 +151,8 @@ def create_train_step(
     accumulation_steps: parts the batch is computed in, one after the other.
     ema_decay: share of the old averages, after t steps at most
       (1 + t) / (10 + t); unused if the state has none.
-    frozen: patterns of parameters that get no gradient and of statistics that
-      stay; see `optim.is_frozen`.
+    frozen: patterns of parameters that get no gradient, and of statistics that
+      stay and that their norms normalise by; see `optim.is_frozen`.
 
   Metrics are scalars: loss, the task's own, learning_rate, and the norms of
   the gradients and of the parameters after the step (both become non-finite
@@ -138,7 +166,8 @@ def create_train_step(
         optim.is_frozen(params, frozen),
         params,
     )
-    return task.loss({'params': params, **model_state}, batch, rng)
+    with nn.intercept_methods(_freeze_norms(frozen)):
+      return task.loss({'params': params, **model_state}, batch, rng)
 
   loss_and_grads = jax.value_and_grad(loss, has_aux=True)
 
@@ -162,7 +191,8 @@ def create_train_step(
       decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
       newest = {'params': params, **model_state}
       ema = jax.tree.map(
-          lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype)
+          # The old where both are equal, to the bit: what is frozen is.
+          lambda old, new: (old + (1 - decay) * (new - old)).astype(old.dtype)
           if jnp.issubdtype(old.dtype, jnp.floating)
           else new,  # A count or a mask.
           ema,

@@ -73,7 +73,7 @@ class BoxPredictor(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns logits and deltas for regions [..., features].
 
-    Both float32: [..., C + 1], the background last, and [..., C, 4].
+    Both float32 at least: [..., C + 1], the background last, and [..., C, 4].
     """
     dense = functools.partial(
         nn.Dense,
@@ -112,7 +112,7 @@ def box_loss(
   C, 4], only those of its class are trained.
   """
   label = jnp.where(targets.positive, targets.labels, deltas.shape[1])[:, None]
-  log = jax.nn.log_softmax(logits.astype(jnp.float32))
+  log = jax.nn.log_softmax(logits)
   classes = -jnp.take_along_axis(log, label, axis=1)[:, 0]
   label = jnp.minimum(label, deltas.shape[1] - 1)[..., None]
   deltas = jnp.take_along_axis(deltas, label, axis=1)[:, 0]
@@ -152,7 +152,7 @@ def detections(
     boxes float32 [number, 4], scores float32 [number] from high to low, labels
     int32 [number], and valid bool [number]; zeros where there are no more.
   """
-  scores = jax.nn.softmax(logits.astype(jnp.float32))[:, :-1]
+  scores = jax.nn.softmax(logits)[:, :-1]
   boxes = clip(coder.decode(deltas, rois[:, None]), size)
   some = valid[:, None] & (scores > min_score) & is_large(boxes, min_size)
   keep = lax.map(

@@ -65,7 +65,8 @@ class FasterRCNN(nn.Module):
     proposals: of `rpn.propose`.
     roi_levels, roi_align: of `ops.roi_align.assign_levels` and `roi_align`.
     head, detections: of `box_head.create_head` and `detections`.
-    dtype: of the computation; boxes and losses are float32.
+    dtype: of the computation, see `models.network.Network`; logits and losses
+      are float32 at least, and boxes float32.
     param_dtype: of the parameters.
   """
 
@@ -240,7 +241,7 @@ class FasterRCNN(nn.Module):
         batch, and not from the other images.
 
     Returns:
-      rpn_class, rpn_box, roi_class, roi_box, float32 [].
+      rpn_class, rpn_box, roi_class, roi_box, float [].
     """
     gt_boxes = jnp.asarray(gt_boxes, jnp.float32)
     truth = gt_boxes, gt_labels, gt_valid

@@ -1,4 +1,6 @@
-"""What anchors and regions are trained on, and how wrong they are, in float32.
+"""What anchors and regions are trained on, and how wrong they are.
+
+In float32, or in the dtype of wider predictions.
 
 "Fast R-CNN", https://arxiv.org/abs/1504.08083, section 2.3: a sample of the
 boxes of an image, some of which overlap its ground truth, and equations 1 to 3.
@@ -79,7 +81,7 @@ def sum_losses(
 
   That of deltas is smooth L1: |d| - beta / 2, or d^2 / (2 beta) below beta.
   """
-  distance = jnp.abs(deltas.astype(jnp.float32) - targets.deltas)
+  distance = jnp.abs(deltas - targets.deltas)
   if beta > 0:
     square = 0.5 * distance**2 / beta
     distance = jnp.where(distance < beta, square, distance - 0.5 * beta)

@@ -32,8 +32,8 @@ sample_anchors = functools.partial(sample, number=256, fraction=0.5)
 class RPNHead(nn.Module):
   """A 3x3 convolution and two 1x1, the same ones for every level.
 
-  Predictions are in float32: in bfloat16 thousands of logits would be equal,
-  and of equals the anchors at the top left go first.
+  Predictions are in float32 at least: in bfloat16 thousands of logits would be
+  equal, and of equals the anchors at the top left go first.
   """
 
   anchors: int  # Of each cell.
@@ -62,7 +62,7 @@ class RPNHead(nn.Module):
       valid_size: see `ops.valid_area`.
 
     Returns:
-      Logits and deltas, float32 [N, A] and [N, A, 4], in the order of
+      Logits and deltas, float [N, A] and [N, A, 4], in the order of
       `ops.anchors`; and bool [N, A], False in the padding, where they mean
       nothing.
     """
@@ -132,7 +132,7 @@ def rpn_loss(
 
   Logits are [A], of all levels, and deltas [A, 4]; see `losses.sum_losses`.
   """
-  logits = logits[targets.index].astype(jnp.float32)
+  logits = logits[targets.index]
   # -log sigmoid(logit) of positives, and -log(1 - sigmoid(logit)) of others.
   classes = jax.nn.softplus(jnp.where(targets.positive, -logits, logits))
   return sum_losses(classes, deltas[targets.index], targets, beta=beta)
