@@ -309,6 +309,7 @@ def load(
   side, kind = data.eval_image_size, data.eval_interpolation
   loaded = _variables(source, task, (side, side), channels)
   crop = dict(size=side, share=data.eval_crop, interpolation=kind)
+  crop['how'] = data.eval_resize
   return Classifier(task, config, source, *loaded, crop)
 
 

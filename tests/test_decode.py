@@ -153,6 +153,28 @@ def test_the_central_crop_is_resize_and_cut(interpolation):
   assert difference.mean() < 1.5 and difference.max() < 12
 
 
+@pytest.mark.parametrize(
+    'height, width, whole, corner',
+    # As torchvision rounds: sizes down, and offsets of a half to the even one.
+    [(45, 105, (32, 74), (2, 23)), (97, 66, (47, 32), (10, 2))],
+)
+def test_torchvisions_resize_and_centre_crop_pixel_by_pixel(
+    height, width, whole, corner
+):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (height, width, 3), np.uint8)
+  (rows, columns), (top, left) = whole, corner
+  method = Image.Resampling.BILINEAR
+  resized = np.asarray(Image.fromarray(image).resize((columns, rows), method))
+  how = dict(share=0.875, interpolation='area', how='torchvision')
+  cut = decode.center_crop(image, size=28, **how)
+  expected = resized[top : top + 28, left : left + 28]
+  np.testing.assert_array_equal(cut, expected)
+  # A line would become one of a gigabyte.
+  with pytest.raises(decode.UnreadableError, match='more than 2'):
+    decode.center_crop(np.zeros((1, 10**6, 1), np.uint8), size=224, **how)
+
+
 @pytest.mark.parametrize('size', [224, 100, 60, 25])
 @pytest.mark.parametrize('box', [(0, 0, 375, 500), (37, 51, 240, 260)])
 def test_a_crop_of_a_jpeg_is_the_crop_of_its_pixels(box, size):

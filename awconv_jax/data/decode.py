@@ -71,9 +71,12 @@ def _opencv(pixels: np.ndarray, size: int, method: int) -> np.ndarray:
   return cv2.resize(pixels, (size, size), interpolation=method)
 
 
-def _pillow(pixels: np.ndarray, size: int, method: int) -> np.ndarray:
+def _pillow(
+    pixels: np.ndarray, size: int | tuple[int, int], method: int
+) -> np.ndarray:
+  size = (size, size) if isinstance(size, int) else size
   image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-  return np.array(image.resize((size, size), method))
+  return np.array(image.resize(size, method))
 
 
 def _area(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -109,15 +112,43 @@ def resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
   return np.atleast_3d(INTERPOLATIONS[interpolation](pixels, size))
 
 
-def center_crop(
-    pixels: np.ndarray, *, size: int, share: float, interpolation: str
-) -> np.ndarray:
-  """Cuts the central square and resizes it to uint8 [size, size, C].
+# How the central square comes to its size; see `center_crop`.
+CENTRES = 'crop', 'torchvision'
 
-  Of all pixels, [H, W, C], as evaluation takes no short cuts. `share` is the
-  square's side over the image's shorter side; see `resize`.
+
+def center_crop(
+    pixels: np.ndarray,
+    *,
+    size: int,
+    share: float,
+    interpolation: str,
+    how: str = 'crop',
+) -> np.ndarray:
+  """Returns the central square as uint8 [size, size, C].
+
+  Of all pixels, [H, W, C], as evaluation takes no short cuts.
+
+  Args:
+    pixels: of the image.
+    size: pixels of the result's side.
+    share: the square's side over the image's shorter side.
+    interpolation: of 'crop', see `resize`.
+    how: 'crop' cuts the square and resizes it; 'torchvision' resizes the whole
+      image and cuts, which is torchvision's Resize(round(size / share)),
+      bilinear, and CenterCrop(size), pixel by pixel.
+
+  Raises:
+    UnreadableError: the whole image would be too large, as a line is.
   """
   height, width = pixels.shape[:2]
+  if how == 'torchvision':
+    short = round(size / share)
+    # Rounded down; what is left over, to the even neighbour.
+    rows, columns = (short * n // min(height, width) for n in (height, width))
+    _check_size(rows, columns)
+    whole = _pillow(pixels, (columns, rows), Image.Resampling.BILINEAR)
+    top, left = (round((n - size) / 2) for n in (rows, columns))
+    return np.atleast_3d(whole)[top : top + size, left : left + size]
   side = max(round(min(height, width) * share), 1)
   top, left = (height - side) // 2, (width - side) // 2
   cut = pixels[top : top + side, left : left + side]

@@ -28,6 +28,9 @@ class LabelledImages(batches.Reader):
     eval_crop: side of the central square that is evaluated, over the image's
       shorter side.
     eval_interpolation: a key of `decode.INTERPOLATIONS`.
+    eval_resize: 'crop' for these two; 'torchvision' for its Resize, to the size
+      over `eval_crop`, bilinear, and CenterCrop, pixel by pixel: published
+      weights were measured so.
   """
 
   image_size: Side
@@ -38,6 +41,7 @@ class LabelledImages(batches.Reader):
   repeats: PositiveInt = 1
   eval_crop: Share = 1.0
   eval_interpolation: Annotated[str, OneOf(decode.INTERPOLATIONS)] = 'area'
+  eval_resize: Annotated[str, OneOf(decode.CENTRES)] = 'crop'
 
   def create(self) -> batches.TrainBatches | batches.EvalBatches:
     """Returns the batches; InputError if the data cannot be used."""
@@ -77,8 +81,13 @@ class LabelledImages(batches.Reader):
       how = dict(steps=self.augment, size=size)
       image = augmented(encoded, rng, **how)
     else:
-      how = dict(share=self.eval_crop, interpolation=self.eval_interpolation)
-      image = decode.center_crop(encoded.pixels(), size=size, **how)
+      image = decode.center_crop(
+          encoded.pixels(),
+          size=size,
+          share=self.eval_crop,
+          interpolation=self.eval_interpolation,
+          how=self.eval_resize,
+      )
     label = np.int32(record['label'])
     # Of several labels, those that are right, padded with -1.
     mask = np.any(label >= 0)
