@@ -115,7 +115,6 @@ def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 def _floating(dtype: Any) -> str:
-  import jax
   import jax.numpy as jnp
 
   # Numpy takes None for float64; and what is no dtype at all is no name here.
@@ -124,7 +123,7 @@ def _floating(dtype: Any) -> str:
     name = str(dtype) if dtype is None else jnp.dtype(dtype).name
   if name not in _DTYPES:
     raise ValueError(f'must be one of {", ".join(map(repr, _DTYPES))}')
-  if name == 'float64' and not jax.config.jax_enable_x64:
+  if name == 'float64' != jnp.result_type(float).name:
     # JAX would compute in float32.
     raise ValueError('needs JAX_ENABLE_X64=1 in the environment')
   return name

@@ -55,7 +55,7 @@ class BatchNorm(nn.BatchNorm):
   use_fast_variance: bool = False
 
   @nn.nowrap
-  def variable(self, col, name, init_fn=None, *args, **kwargs):
+  def variable(self, col, name, init_fn: Any = None, *args, **kwargs):
     """Returns the variable, which Flax would make in float32."""
     own = self.param_dtype
     dtype = jnp.result_type(own, self.dtype or own, jnp.float32)
