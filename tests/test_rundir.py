@@ -43,7 +43,7 @@ def test_a_workdir_names_the_keys_that_differ(workdir):
   with pytest.raises(InputError, match='width is 4 there .* and 1 more'):
     claim(workdir, seed=2, batch_size=8, **model)
   claim(workdir)
-  with pytest.raises(InputError, match='/dev/null/x cannot be written'):
+  with pytest.raises(InputError, match="/dev/null/x' cannot be written"):
     claim(pathlib.Path('/dev/null/x'))
 
 
