@@ -449,6 +449,9 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 {d}/nowhere | does not exist
 {d}/file | does not exist
 {d}/rows_half | line 1
+{d}/rows_list | line 1
+{d}/rows_word | line 1
+{d}/rows_none | line 1
 {d}/rows_dir | metrics.jsonl
 {d}/run --output={d}/x.pgn | --output='{d}/x.pgn'
 {d}/run --output={d}/nowhere/x.png | --output='{d}/nowhere/x.png'

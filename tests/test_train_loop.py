@@ -138,7 +138,7 @@ def test_statistics_that_no_loss_shows_end_the_run_and_are_not_kept(tmp_path):
         ('eval_batch_size', 7, 'config.eval_batch_size=7 '),
         ('accumulation_steps', 3, 'of 24, .* config.accumulation_steps=3'),
         ('task.mean', (1.0, 2.0), 'config.task.mean.*1 channel'),
-        ('model.num_classes', 11, 'num_classes=11 must be 10, as digits'),
+        ('model.num_classes', 11, "num_classes=11 must be 10, as 'digi"),
         ('data.train_split', 'trian', "'trian'.*train"),
         ('seed', 2**32, 'config.seed=4294967296 must be less than 4294967296'),
         ('init_skip', ('head',), r"init_skip=\('head',\) needs .*init_from"),
