@@ -512,6 +512,10 @@ def test_averages_are_taken_where_they_are_asked_for(tmp_path):
   assert 'without epoch, state_dict_ema' in lines[0]
   with pytest.raises(InputError, match="no dict 'ema', but state_dict, epoch"):
     weights.read(path, entry='ema')
+  hostile = {'module.' * 5000 + 'a\nerror: b': np.ones(2)}
+  path = torch_zip.save(tmp_path / 'c.pth', {'model': hostile, 'x\ny': 1})
+  (name,) = weights.read(path, report=lines.append)
+  assert name.endswith(r'a\nerror: b') and not any('\n' in x for x in lines)
   # Of torch.optim.swa_utils.
   averaged = {'module.model.fc.bias': np.ones(2), 'n_averaged': np.array(3)}
   path = torch_zip.save(tmp_path / 'b.pth', {'model': averaged})

@@ -25,6 +25,8 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
+from awconv_jax.errors import one_line
+
 LEAVES = dict(
     kernel='weight', scale='weight', mean='running_mean', var='running_var'
 )
@@ -206,12 +208,13 @@ def without_prefix(
     arrays: Mapping[str, Any], report: Callable[[str], object]
 ) -> dict[str, Any]:
   """Returns arrays without what all names begin with; reports a line."""
-  arrays = {name: a for name, a in arrays.items() if name != AVERAGED}
-  for prefix in PREFIXES:
-    if arrays and all(name.startswith(prefix) for name in arrays):
-      report(f'took {prefix!r} off every name')
-      inner = {name.removeprefix(prefix): a for name, a in arrays.items()}
-      return without_prefix(inner, report)
+  arrays = {one_line(name): array for name, array in arrays.items()}
+  arrays.pop(AVERAGED, None)
+  for _ in range(9):  # A hostile file has a name of thousands of them.
+    for prefix in PREFIXES:
+      if arrays and all(name.startswith(prefix) for name in arrays):
+        report(f'took {prefix!r} off every name')
+        arrays = {n.removeprefix(prefix): a for n, a in arrays.items()}
   return arrays
 
 

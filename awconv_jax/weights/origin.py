@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, quoted
 
 # Of names of networks, and of what timm says of them: what is in no network
 # here, though all arrays may fit.
@@ -106,8 +106,8 @@ def check(
     for pattern, what in ELSEWHERE.items():
       if re.search(pattern, name):
         raise InputError(
-            f'{path} is of a network with {what}, by {name!r}, which the '
-            'networks here have not; rename it if it is of another'
+            f'{path} is of a network with {what}, by {quoted(name)}, which '
+            'the networks here have not; rename it if it is of another'
         )
     if v1 and re.search(r'(?<![a-z])(caffe|msra)(?![a-z])', name):
       compare(path, dict(version='v1'), repr(name), network)

@@ -20,6 +20,8 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
+from awconv_jax.errors import one_line
+
 # What a file begins with that torch before 1.6 wrote.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 # Of a pickle, which has some hundred bytes for each tensor.
@@ -196,7 +198,7 @@ def _tensors(
     raise ValueError('it holds no dict')
   keys = [entry] if entry else [k for k in WRAPPINGS if k in tree]
   if keys and isinstance(tree.get(keys[0]), dict):
-    beside = ', '.join(str(k) for k in tree if k != keys[0])
+    beside = one_line(', '.join(str(k) for k in tree if k != keys[0]))
     without = f', without {beside}' if beside else ''
     report(f'took the weights under {keys[0]!r}{without}')
     tree, entry = tree[keys[0]], None
