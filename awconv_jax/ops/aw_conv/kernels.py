@@ -31,15 +31,10 @@ from awconv_jax.ops.aw_conv import tiles
 from awconv_jax.ops.aw_conv.tiles import Plan
 
 # So many programs that the last ones do not leave a large GPU half idle.
-_PROGRAMS = 1024
+_PROGRAMS = 512
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 # A product of Triton has at least as many rows, columns and terms.
 _LEAST = 16
-
-
-def _largest_power(number, most):
-  """Returns the largest power of two, up to `most`, that divides a number."""
-  return min(number & -number, most)
 
 
 def has_tiles(x, kernel, options) -> bool:
@@ -54,9 +49,17 @@ def has_tiles(x, kernel, options) -> bool:
   )
 
 
-def _rows(positions, most):
-  """Returns the rows of a tile for so many positions."""
-  return min(most, max(_LEAST, pl.next_power_of_2(positions)))
+def _parts(positions, most=256):
+  """Returns the rows of a program's tiles: powers of two, up to so many in all.
+
+  196 positions are 128 + 64 + 16 rows, which waste less than 256 would.
+  """
+  if positions > most:
+    return (most // 2,)
+  rows = -(-positions // _LEAST) * _LEAST
+  parts = [1 << bit for bit in range(rows.bit_length()) if rows >> bit & 1]
+  # Few positions take one tile, where products of 16 rows would be slow.
+  return (pl.next_power_of_2(rows),) if rows <= 64 else tuple(parts[::-1])
 
 
 def _depth(dtype):
@@ -66,7 +69,7 @@ def _depth(dtype):
 
 def _warps(sums):
   """Returns how many warps a program has for so many sums in registers."""
-  return 8 if sums > 128 * 64 else 4
+  return 8 if sums > 128 * 128 else 4
 
 
 def _samples_together(kernel, maps, positions):
@@ -77,127 +80,177 @@ def _samples_together(kernel, maps, positions):
   return 2 if fits and maps.shape[0] % 2 == 0 else 1
 
 
-def _call(kernel, operands, results, grid, plan, *, warps):
+def _call(kernel, operands, results, programs, plan, *, warps):
   """Runs a kernel on whole arrays, of which each program takes its own part."""
+  # One axis, since a GPU has at most 65535 programs on the others.
   return pl.pallas_call(
       kernel,
       out_shape=results,
-      grid=grid,
+      grid=(programs,),
       interpret=plan.interpret,
       compiler_params=triton.CompilerParams(num_warps=warps, num_stages=3),
       name=kernel.func.__name__.strip('_'),
   )(*operands)
 
 
-def _add_products(sums, image, shared, maps, first, at, plan, trans_b=False):
-  """Adds a step's product to the sums of each sample, which share a tile of K.
+def _program(*counts):
+  """Returns this program's numbers on some axes, the last one the fastest."""
+  numbers, rest = [], pl.program_id(0)
+  for count in counts[::-1]:
+    rest, number = tiles.divide(rest, count)
+    numbers.append(number)
+  return [rest, *numbers[::-1]]
 
-  From sample `first` on there are sums [rows, columns]. `at` holds what
-  `tiles.read` and `tiles.factors_of` take after array and sample.
+
+def _add_products(program, seen_by, steps, operands, plan, tile):
+  """Sums up, and writes, the tiles of an output or of a gradient dI.
+
+  They are transposed, [channels, positions], so that the scaled kernel is the
+  factor that the matrix unit takes from registers.
+
+  Args:
+    program: numbers of the first sample, and of the tile of channels.
+    seen_by: gives the tap of a step, and for each part of the positions where
+      it looks in the image and whether that is inside.
+    steps: how many taps there are.
+    operands: the image [N, positions, terms], K [taps, channels, terms], and
+      for maps [N, taps, G, D'] their axis that goes along with the terms.
+    plan, tile: the plan; channels and terms of a tile, parts, and samples.
+
+  Returns:
+    A list of samples of lists of parts.
   """
-  seen, tile = at
-  for s in range(len(sums)):
-    factors = tiles.factors_of(maps, first + s, *tile, plan.residual)
-    sums[s] += triton.dot(
-        tiles.read(image, first + s, *seen),
-        tiles.scaled(shared, factors),
-        trans_b=trans_b,
-        precision=plan.precision,
-    )
-  return sums
+  image, kernel, maps, axis = operands
+  columns, depth, parts, samples = tile
+  channels, terms = kernel.shape[1:]
+  first, column_tile = program
+  here = pl.ds(column_tile * columns, columns)
+  runs = maps.shape[2:] if axis else maps.shape[:1:-1]
+  outer = tiles.runs_of(column_tile, columns, channels // runs[0])
+  blocks = terms // depth
+
+  def add(step, sums):
+    index, block = tiles.divide(step, blocks)
+    tap, places = seen_by(index)
+    inputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
+    shared = triton.load(kernel.at[tap, here, now])
+    inner = tiles.runs_of(block, depth, terms // runs[1])
+    for s in range(samples):
+      own = tiles.scaled(
+          shared, maps, (first + s, tap), outer, inner, axis, plan
+      )
+      for i, where in enumerate(places):
+        sums[s * len(parts) + i] += triton.dot(
+            own,
+            tiles.read(image, first + s, *where, inputs),
+            trans_b=True,
+            precision=plan.precision,
+        )
+    return sums
+
+  zeros = [jnp.zeros((columns, rows), jnp.float32) for rows in parts]
+  return lax.fori_loop(0, steps * blocks, add, zeros * samples)
 
 
 def _forward(x, kernel, maps, out, *, plan, tile):
-  rows, columns, depth, samples = tile
-  shape = kernel.shape[1:]
-  positions = tiles.span(pl.program_id(1), rows)
-  valid = positions < math.prod(plan.output)
-  row, column = tiles.divide(positions, plan.output[1])
-  outputs = tiles.span(pl.program_id(0), columns)
-  here = pl.ds(pl.program_id(0) * columns, columns)
-  first = pl.program_id(2) * samples
-  blocks = shape[0] // depth
+  columns, _, parts, samples = tile
+  positions = math.prod(plan.output)
+  row_tiles = pl.cdiv(positions, sum(parts))
+  counts = row_tiles, kernel.shape[1] // columns
+  group, row_tile, column_tile = _program(*counts)
+  places = []
+  for rows in tiles.spans(row_tile, parts):
+    places.append((rows, rows < positions))
 
-  def add(step, sums):
-    tap, block = tiles.divide(step, blocks)
-    place, inside = tiles.seen(plan, row, column, tap, valid)
-    inputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
-    shared = triton.load(kernel.at[tap, now, here])
-    at = (place, inside, inputs), (tap, inputs, outputs, shape)
-    return _add_products(sums, x, shared, maps, first, at, plan)
+  def seen_by(tap):
+    return tap, [
+        tiles.seen(plan, *tiles.divide(rows, plan.output[1]), tap, valid)
+        for rows, valid in places
+    ]
 
-  zeros = jnp.zeros((rows, columns), jnp.float32)
-  steps = math.prod(plan.kernel_size) * blocks
-  sums = lax.fori_loop(0, steps, add, [zeros] * samples)
-  for s in range(samples):
-    tiles.write(out, first + s, positions, valid, outputs, sums[s])
+  sums = _add_products(
+      (group * samples, column_tile),
+      seen_by,
+      math.prod(plan.kernel_size),
+      (x, kernel, maps, 0),
+      plan,
+      tile,
+  )
+  outputs = tiles.span(column_tile, columns)
+  for i, total in enumerate(sums):
+    sample, part = divmod(i, len(parts))
+    where = group * samples + sample, *places[part]
+    tiles.write(out, *where, outputs, total.T)
 
 
 def forward(x, kernel, maps, plan: Plan):
   """Returns O, [N, H' * W', D]."""
   number, (_, c, d) = x.shape[0], kernel.shape
   positions = math.prod(plan.output)
-  samples = _samples_together(kernel, maps, positions)
-  rows, columns = _rows(positions, 128), _largest_power(d, 128)
-  tile = rows, columns, _largest_power(c, _depth(x.dtype)), samples
+  samples, parts = _samples_together(kernel, maps, positions), _parts(positions)
+  columns = tiles.largest_power(d, 128)
+  tile = columns, tiles.largest_power(c, _depth(x.dtype)), parts, samples
+  programs = d // columns * pl.cdiv(positions, sum(parts)) * number // samples
   return _call(
       functools.partial(_forward, plan=plan, tile=tile),
-      (x, kernel, maps),
+      (x, kernel.transpose(0, 2, 1), maps),
       jax.ShapeDtypeStruct((number, positions, d), x.dtype),
-      (d // columns, pl.cdiv(positions, rows), number // samples),
+      programs,
       plan,
-      warps=_warps(rows * columns * samples),
+      warps=_warps(sum(parts) * columns * samples),
   )
 
 
 def _input_gradient(grad, kernel, maps, out, *, plan, tile):
-  rows, columns, depth, samples = tile
-  shape = kernel.shape[1:]
-  phase, places = tiles.phase_of(plan, rows)
-  place, valid = tiles.place_of(*places, plan.size, True)
-  firsts, counts = tiles.taps_of(plan, phase)
-  inputs = tiles.span(pl.program_id(0), columns)
-  here = pl.ds(pl.program_id(0) * columns, columns)
-  first_sample = pl.program_id(2) * samples
-  blocks = shape[1] // depth
+  columns, _, parts, samples = tile
+  row_tiles = pl.cdiv(plan.positions_of_phase, sum(parts))
+  counts = math.prod(plan.strides), row_tiles, kernel.shape[1] // columns
+  group, phase, row_tile, column_tile = _program(*counts)
+  phase = tiles.divide(phase, plan.strides[1])
+  firsts, taps = tiles.taps_of(plan, phase)
+  places = []
+  for rows in tiles.spans(row_tile, parts):
+    places.append(tiles.positions_of(plan, phase, rows))
 
-  def add(step, sums):
-    index, block = tiles.divide(step, blocks)
-    turns = lax.div(index, counts[1]), lax.rem(index, counts[1])
-    taps = [f + t * s for f, t, s in zip(firsts, turns, plan.strides)]  # noqa: B905
-    tap = taps[0] * plan.kernel_size[1] + taps[1]
-    source, inside = tiles.seen_back(plan, places, taps, valid)
-    outputs, now = tiles.span(block, depth), pl.ds(block * depth, depth)
-    shared = triton.load(kernel.at[tap, here, now])
-    at = (source, inside, outputs), (tap, inputs, outputs, shape)
-    return _add_products(
-        sums, grad, shared, maps, first_sample, at, plan, trans_b=True
-    )
+  def seen_by(index):
+    turns = tiles.divide(index, taps[1])
+    here = [f + t * s for f, t, s in zip(firsts, turns, plan.strides)]  # noqa: B905
+    seen = [tiles.seen_back(plan, p, here, valid) for p, _, valid in places]
+    return here[0] * plan.kernel_size[1] + here[1], seen
 
-  zeros = jnp.zeros((rows, columns), jnp.float32)
-  steps = counts[0] * counts[1] * blocks
-  sums = lax.fori_loop(0, steps, add, [zeros] * samples)
-  # Beyond the image, so that no two rows of the tile name one position.
-  place = jnp.where(valid, place, math.prod(plan.size))
-  for s in range(samples):
-    tiles.write(out, first_sample + s, place, valid, inputs, sums[s])
+  sums = _add_products(
+      (group * samples, column_tile),
+      seen_by,
+      taps[0] * taps[1],
+      (grad, kernel, maps, 1),
+      plan,
+      tile,
+  )
+  inputs = tiles.span(column_tile, columns)
+  for i, total in enumerate(sums):
+    sample, part = divmod(i, len(parts))
+    _, place, valid = places[part]
+    # Beyond the image, so that no two rows of the tile name one position.
+    place = jnp.where(valid, place, math.prod(plan.size))
+    where = group * samples + sample, place, valid
+    tiles.write(out, *where, inputs, total.T)
 
 
 def input_gradient(grad, kernel, maps, plan: Plan):
   """Returns dI, [N, H * W, C]."""
   number, (_, c, d) = grad.shape[0], kernel.shape
-  positions = math.prod(map(pl.cdiv, plan.size, plan.strides))
-  samples = _samples_together(kernel, maps, positions)
-  rows, columns = _rows(positions, 128), _largest_power(c, 128)
-  tile = rows, columns, _largest_power(d, _depth(grad.dtype)), samples
-  row_tiles = pl.cdiv(positions, rows) * math.prod(plan.strides)
+  positions = plan.positions_of_phase
+  samples, parts = _samples_together(kernel, maps, positions), _parts(positions)
+  columns = tiles.largest_power(c, 128)
+  tile = columns, tiles.largest_power(d, _depth(grad.dtype)), parts, samples
+  row_tiles = pl.cdiv(positions, sum(parts)) * math.prod(plan.strides)
   return _call(
       functools.partial(_input_gradient, plan=plan, tile=tile),
       (grad, kernel, maps),
       jax.ShapeDtypeStruct((number, math.prod(plan.size), c), grad.dtype),
-      (c // columns, row_tiles, number // samples),
+      c // columns * row_tiles * number // samples,
       plan,
-      warps=_warps(rows * columns * samples),
+      warps=_warps(sum(parts) * columns * samples),
   )
 
 
@@ -206,9 +259,9 @@ def _kernel_gradient(
 ):
   """A program sums over the samples of one group; the last may be smaller."""
   rows, columns, depth, samples, run, part = tile
-  shape = kernel.shape[1:]
-  tap, group = pl.program_id(0), pl.program_id(2)
-  row_tile, column_tile = tiles.divide(pl.program_id(1), shape[1] // columns)
+  c, d = kernel.shape[1:]
+  counts = c // rows, d // columns, math.prod(plan.kernel_size)
+  group, row_tile, column_tile, tap = _program(*counts)
   inputs, outputs = tiles.span(row_tile, rows), tiles.span(column_tile, columns)
   here_in = pl.ds(row_tile * rows, rows)
   here_out = pl.ds(column_tile * columns, columns)
@@ -236,7 +289,12 @@ def _kernel_gradient(
 
     products = lax.fori_loop(0, pl.cdiv(number, depth), add, zeros)
     factors = tiles.factors_of(
-        maps, sample, tap, inputs, outputs, shape, plan.residual
+        maps,
+        (sample, tap),
+        tiles.runs_of(row_tile, rows, c // maps.shape[2]),
+        tiles.runs_of(column_tile, columns, d // maps.shape[3]),
+        1,
+        plan.residual,
     )
     split = rows // run, run, columns // part, part
     by_runs = (products * shared).reshape(split).sum(3).sum(1)
@@ -254,21 +312,20 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   """Returns dK [taps, C, D] and dA [N, taps, G, D'], in their dtypes."""
   number, (taps, c, d) = x.shape[0], kernel.shape
   runs, parts = maps.shape[2:]
-  rows, columns = _largest_power(c, 64), _largest_power(d, 128)
-  programs = (c // rows) * (d // columns)
+  rows, columns = tiles.largest_power(c, 128), tiles.largest_power(d, 128)
+  programs = taps * (c // rows) * (d // columns)
   # Groups of samples, summed afterwards, where the tiles alone are too few.
   groups = 1
-  while groups < number and taps * programs * groups < _PROGRAMS:
+  while groups < number and programs * groups < _PROGRAMS:
     groups *= 2
   samples = pl.cdiv(number, groups)
   groups = pl.cdiv(number, samples)
   # Runs of input and output channels as far as a tile can sum them up.
-  run = _largest_power(c // runs, rows)
-  part = _largest_power(d // parts, columns)
+  run = tiles.largest_power(c // runs, rows)
+  part = tiles.largest_power(d // parts, columns)
   whole = run * runs == c and part * parts == d
-  # Where the terms are positions: what wastes the fewest.
-  most, terms = _depth(x.dtype), math.prod(plan.output)
-  depth = min((most, most // 2), key=lambda d: pl.cdiv(terms, d) * d)
+  # Where the terms are positions.
+  depth = min(_depth(x.dtype), _parts(math.prod(plan.output))[0])
   tile = rows, columns, depth, samples, run, part
   wide, maps_shape = jnp.float32, (number, taps, c // run, d // part)
   kernel_grad, maps_grad = _call(
@@ -278,7 +335,7 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
           jax.ShapeDtypeStruct((groups, taps, c, d), wide),
           jax.ShapeDtypeStruct(maps_shape, maps.dtype if whole else wide),
       ),
-      (taps, programs, groups),
+      programs * groups,
       plan,
       warps=_warps(2 * rows * columns),  # Of a sample, and of all.
   )

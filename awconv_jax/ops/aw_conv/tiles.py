@@ -7,6 +7,7 @@ Positions of an image are numbered row by row; taps of a kernel, too.
 import dataclasses
 import math
 
+import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -33,6 +34,11 @@ class Plan(Options):
     """Zeros before the first row and column."""
     return self.padding[0][0], self.padding[1][0]
 
+  @property
+  def positions_of_phase(self) -> int:
+    """The most that leave the same remainders by the strides."""
+    return math.prod(map(pl.cdiv, self.size, self.strides))
+
 
 def divide(number, by):
   """Returns quotient and remainder of a number that is not negative."""
@@ -46,20 +52,92 @@ def span(start, size):
   return jnp.int32(start) * size + jnp.arange(size, dtype=jnp.int32)
 
 
-def factors_of(maps, sample, tap, inputs, outputs, shape, residual):
+def spans(start, sizes):
+  """Returns the numbers of the start-th run of so many, in parts."""
+  base, parts = jnp.int32(start) * sum(sizes), []
+  for size in sizes:
+    parts.append(base + jnp.arange(size, dtype=jnp.int32))
+    base += size
+  return parts
+
+
+def largest_power(number, most):
+  """Returns the largest power of two, up to `most`, that divides a number."""
+  return min(number & -number, most)
+
+
+def runs_of(tile, size, run):
+  """Returns which runs of channels a tile meets, and how many of it each has.
+
+  Args:
+    tile: its number.
+    size: its channels, a power of two.
+    run: channels that share a value of the maps.
+  """
+  each = largest_power(run, size)
+  first = jnp.int32(tile) * size + each * jnp.arange(
+      size // each, dtype=jnp.int32
+  )
+  return lax.div(first, jnp.int32(run)), each
+
+
+def _loaded(maps, at, outer, inner, axis):
+  """Returns the maps' values of a tile, one of each run that it meets."""
+  pair = outer[0][:, None], inner[0][None, :]
+  return triton.load(maps.at[*at, *(pair if axis else pair[::-1])])
+
+
+def _spread(values, outer, inner):
+  """Returns the values of runs for all channels of a tile."""
+  for axis, (_, each) in enumerate((outer, inner)):
+    if each > 1:
+      shape = list(values.shape)
+      wide = shape[: axis + 1] + [each] + shape[axis + 1 :]
+      shape[axis] *= each
+      values = jnp.expand_dims(values, axis + 1)
+      values = jnp.broadcast_to(values, wide).reshape(shape)
+  return values
+
+
+def factors_of(maps, at, outer, inner, axis, residual):
   """Returns what a tile of the kernel is multiplied by, in float32.
 
-  inputs and outputs are the tile's channels, shape is (C, D) of the kernel.
+  Args:
+    maps: [N, taps, G, D'].
+    at: sample and tap.
+    outer, inner: of `runs_of`, for the tile's rows and columns.
+    axis: 1 where the rows are inputs, 0 where they are outputs.
+    residual: whether for K * (1 + A), or for K * A.
   """
-  runs = lax.div(inputs, jnp.int32(shape[0] // maps.shape[2]))
-  parts = lax.div(outputs, jnp.int32(shape[1] // maps.shape[3]))
-  here = sample, tap, runs[:, None], parts[None, :]
-  factors = triton.load(maps.at[here]).astype(jnp.float32)
-  return 1 + factors if residual else factors
+  values = _loaded(maps, at, outer, inner, axis)
+  values = _spread(values.astype(jnp.float32), outer, inner)
+  return 1 + values if residual else values
 
 
-def scaled(shared, factors):
-  """Returns K * (1 + A), formed in float32 and rounded once."""
+# One instruction for two numbers.
+_PAIRS = {
+    ('bfloat16', True): 'fma.rn.bf16x2 $0, $1, $2, $1;',
+    ('float16', True): 'fma.rn.f16x2 $0, $1, $2, $1;',
+}
+
+
+def scaled(shared, maps, at, outer, inner, axis, plan):
+  """Returns K * (1 + A) or K * A of a sample, rounded once.
+
+  shared is a tile of K; for the others see `factors_of`.
+  """
+  kind = shared.dtype.name, plan.residual
+  if kind in _PAIRS and maps.dtype == shared.dtype and not plan.interpret:
+    values = _spread(_loaded(maps, at, outer, inner, axis), outer, inner)
+    (own,) = triton.elementwise_inline_asm(
+        _PAIRS[kind],
+        args=[shared, values],
+        constraints='=r,r,r',
+        pack=2,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shared.shape, shared.dtype)],
+    )
+    return own
+  factors = factors_of(maps, at, outer, inner, axis, plan.residual)
   return (shared.astype(jnp.float32) * factors).astype(shared.dtype)
 
 
@@ -96,19 +174,16 @@ def seen(plan, row, column, tap, valid):
   return place_of(*moved, plan.size, valid)
 
 
-def phase_of(plan, rows):
-  """Returns this program's phase, and the rows and columns of its positions.
+def positions_of(plan, phase, numbers):
+  """Returns a phase's positions as rows and columns, as places, and if valid.
 
   Positions of the input that leave the same remainders by the strides see the
   same taps. They are a phase; a program takes positions of one.
   """
-  tiles = pl.num_programs(1) // math.prod(plan.strides)
-  phase, tile = divide(pl.program_id(1), tiles)
-  phase = divide(phase, plan.strides[1])
-  across = pl.cdiv(plan.size[1], plan.strides[1])
-  row, column = divide(span(tile, rows), across)
+  row, column = divide(numbers, pl.cdiv(plan.size[1], plan.strides[1]))
   down, right = plan.strides
-  return phase, (row * down + phase[0], column * right + phase[1])
+  where = row * down + phase[0], column * right + phase[1]
+  return where, *place_of(*where, plan.size, True)
 
 
 def taps_of(plan, phase):
