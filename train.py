@@ -12,11 +12,14 @@ Cloud TPU they find each other.
 import signal
 import sys
 
-from absl import flags
+try:  # They take seconds.
+  from absl import flags
 
-from awconv_jax import command_line
-from awconv_jax.errors import InputError
-from awconv_jax.train import processes
+  from awconv_jax import command_line
+  from awconv_jax.errors import InputError
+  from awconv_jax.train import processes
+except KeyboardInterrupt:
+  sys.exit('interrupted')
 
 command_line.define_config('A file, such as configs/digits.py:model=resnet34.')
 _WORKDIR = command_line.define_path(

@@ -177,13 +177,16 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
   def guarded(argv):
     if argv[1:] and not positional:
       fail(f'unexpected argument {argv[1]!r}; flags begin with --')
-    # Orbax tells of every step, and JAX of what it has not found.
-    logging.set_verbosity(logging.WARNING)
+    # Orbax tells of every step, and by tracebacks of what it raises, too.
+    logging.set_verbosity(logging.FATAL)
+    if sys.stdout is None:  # As of `>&-`.
+      sys.stdout = open(os.devnull, 'w')
     if isinstance(sys.stdout, io.TextIOWrapper):
       # Names of files and classes may have what a terminal does not take.
       sys.stdout.reconfigure(errors='backslashreplace')
     with reported():
       main(argv[1:]) if positional else main()
+      sys.stdout.flush()  # Or Python itself would tell that nobody reads.
 
   app.run(guarded, flags_parser=_parse)
 
@@ -199,4 +202,15 @@ def reported() -> Iterator[None]:
     line = errors.reported(error)
     if line is None:
       raise
+    silence_output()
     fail(line)
+
+
+def silence_output() -> None:
+  """Has standard output lead nowhere if it takes no more, as of `| head`."""
+  try:
+    sys.stdout.flush()
+  except OSError:
+    # The descriptor, as there may be text that waits for it.
+    with open(os.devnull, 'w') as nowhere:
+      os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from typing import Any
 _OF_THE_PLACE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
-    errno.ENAMETOOLONG,
+    *(errno.ENAMETOOLONG, errno.EPIPE, errno.EIO, errno.ESTALE),
 )
 
 

@@ -206,6 +206,23 @@ def test_a_failed_save_surfaces(directory, monkeypatch, call):
   assert restore(directory)[0][0] == 3
 
 
+def test_a_directory_that_has_gone_is_not_made_anew(directory):
+  with Checkpointer(directory, keep=2) as checkpointer:
+    shutil.rmtree(directory)
+    with pytest.raises(InputError, match='has gone while training'):
+      checkpointer.save(3, on_device(make_state(3)), {})
+  assert not directory.exists()
+
+
+def test_what_is_not_as_checkpoints_are_is_told(directory):
+  (directory / '3').write_text('')
+  for name in ('012', '99999999999', '٣'):
+    (directory / name).mkdir()
+  (step, _, _), lines = restore(directory)
+  assert step == 2 and damaged(directory) == ['3']
+  assert sum('not named as checkpoints are' in line for line in lines) == 3
+
+
 def start(call, devices=1):
   """Starts a Python process that runs `call` of this module."""
   code = f'import test_checkpoint as t; t.{call}'

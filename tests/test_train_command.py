@@ -176,6 +176,21 @@ def test_no_flag_takes_a_bucket_for_a_folder(tool, tmp_path, monkeypatch):
     assert re.fullmatch(f"error: .*{name}='gs://bucket/x'.*machine;.*\n", err)
 
 
+def test_a_run_goes_on_when_nobody_reads_what_it_shows():
+  code = (
+      'import os\n'
+      'from awconv_jax.train import logging\n'
+      'read, write = os.pipe()\n'
+      'os.close(read), os.dup2(write, 1)\n'
+      'for text in "ab": logging.info(text)\n'
+  )
+  code, _, err = commands.run('-c', code)
+  assert code == 0, err
+  assert err == (
+      'standard output: Broken pipe; the run goes on, see metrics.jsonl\n'
+  )
+
+
 def test_help_lists_the_flags_also_those_that_another_tool_defines():
   code, out, _ = commands.tool('predict', '--help')
   flags = ('config', 'run', 'split')

@@ -163,6 +163,8 @@ class Checkpointer(contextlib.AbstractContextManager):
       InputError: this save, or the one before it, cannot be written, or read.
     """
     self.wait()
+    if not self._directory.is_dir():  # Orbax would make another.
+      raise InputError(f'{str(self._directory)!r} has gone while training')
     leaves = _to_host(state)
     # What JSON gives back (string keys, lists), or digests would differ.
     iterator_state = json.loads(json.dumps(iterator_state))

@@ -61,9 +61,16 @@ def shown(metrics: Mapping[str, float]) -> str:
 
 def info(text: str) -> None:
   """Shows a line, above the bar; in processes but the first none."""
-  if jax.process_index() == 0:
+  if jax.process_index() != 0:
+    return
+  try:
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+  except OSError as error:  # As of `| head`; it must not end the run.
+    with open(os.devnull, 'w') as nowhere:
+      os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    reason = f'standard output: {error.strerror}'
+    print(f'{reason}; the run goes on, see metrics.jsonl', file=sys.stderr)
 
 
 class Log(contextlib.AbstractContextManager):
