@@ -212,7 +212,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         nothing is moved then.
     """
     for name in os.listdir(self._directory):
-      if name.isdecimal() and int(name) not in self.steps():
+      if name.isdecimal() and name not in map(str, self.steps()):
         path = self._directory / name
         self._report(f'{path} is not named as checkpoints are; left alone')
     damaged = {}
