@@ -53,6 +53,8 @@ def reported(error: BaseException) -> str | None:
     place = repr(error.filename) if error.filename else 'while writing'
     return f'{error.strerror}: {place}'
   reason = ' '.join(str(error).split())
+  if isinstance(error, RuntimeError) and 'initialize backend' in reason:
+    return reason  # There is no such device; it says what to do.
   memory = isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in reason
   if memory or isinstance(error, MemoryError):  # The former is that of XLA.
     remedy = 'make the batches, the images or the network smaller'

@@ -87,15 +87,6 @@ def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
   assert_same_runs(one_device[0], tmp_path, 30)
 
 
-def test_a_mistake_with_two_processes_ends_both_at_once(one_device, tmp_path):
-  # The directory is that of another config.
-  both = commands.start_two(*command(one_device[0]), devices=1)
-  for process in both:
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert 'belongs to a run with another config' in err
-
-
 @pytest.mark.parametrize(
     'signal_number',
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
@@ -212,6 +203,15 @@ def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
   for wrong in (('host:1', 2, None), ('host:1', 2, 2), ('host', 2, 0)):
     with pytest.raises(InputError, match='several processes need'):
       processes.place(*wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('platform', ['tpu', 'cuda', 'nonsense'])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
+  env = {'JAX_PLATFORMS': platform}
+  code, _, err = commands.run(*command(tmp_path), env=env)
+  assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
+  assert f"'{platform}'" in err
 
 
 def test_libtpu_without_a_tpu_is_no_error(monkeypatch):

@@ -5,6 +5,7 @@ computes the same metrics.
 """
 
 from collections.abc import Mapping
+import os
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -15,15 +16,14 @@ from awconv_jax.ops.data_shards import DATA_AXIS
 
 
 def create_mesh() -> Mesh:
-  """Returns the mesh over all devices of all processes.
-
-  Raises:
-    InputError: JAX has no devices of the kind that JAX_PLATFORMS asks for.
-  """
+  """Returns the mesh over all devices of all processes."""
   try:
     devices = jax.devices()
-  except RuntimeError as error:
-    raise InputError(' '.join(str(error).split())) from error
+  except AssertionError as error:  # It is all JAX says of CUDA without a GPU.
+    wanted = os.environ.get('JAX_PLATFORMS')
+    raise InputError(
+        f'there is no device of JAX_PLATFORMS={wanted!r}'
+    ) from error
   # jax.make_mesh would give Explicit axes, which optax's losses do not take.
   return Mesh(np.array(devices), (DATA_AXIS,))
 

@@ -111,7 +111,7 @@ class _Watched:
         if 'end' in message:
           _end()
         self._answers.put(message['port'])
-    print('error: its watcher is gone', file=sys.stderr)
+    print('error: the watcher of this process is gone', file=sys.stderr)
     _end()
 
   def agree(self, facts: Mapping[str, Any]) -> int:
