@@ -12,6 +12,7 @@ ends its process. This file is run by itself and needs Python alone.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import json
 import os
 import re
@@ -365,10 +366,8 @@ class _Watcher:
 
 
 def _say(words: bytes) -> None:
-  try:
+  with contextlib.suppress(OSError):  # Nobody may listen any more.
     os.write(2, words)
-  except OSError:  # Nobody listens any more.
-    os.close(2)
 
 
 def _named(processes: list[int]) -> str:
