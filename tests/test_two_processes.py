@@ -178,7 +178,7 @@ WEIGHTS = (
         (['--num_processes=3'], None, {}, '--num_processes is 2 .* 3 in 1'),
         ([], CODE_OF, {}, "the code of awconv_jax is '.*' .* '0' in 1"),
         ([], VERSION, {}, "optax is .* '0.1' in 1"),
-        ([], None, {'devices': 2}, 'number of devices is 1 .* 2 in 1'),
+        ([], None, {'devices': 2}, "devices is '1 of cpu' .* '2 of cpu' in 1"),
         ([], None, {'env': {'JAX_ENABLE_X64': '1'}}, 'jax_enable_x64 is False'),
         ([], LABELS, {}, 'data to train on is'),
         ([], LENGTH, {}, 'data to train on is'),
@@ -367,7 +367,7 @@ def test_a_data_state_that_one_process_refuses(start, tmp_path):
 @pytest.mark.parametrize(
     'second, words',
     [
-        (['--config.model.name=resnet1'], 'unknown config.model.name'),
+        (['--config.model.name=resnet1'], "unknown model 'resnet1'"),
         pytest.param(
             ['--config=configs/none.py'], 'unknown config file', marks=slow
         ),
@@ -385,7 +385,7 @@ def test_a_mistake_in_one_command_ends_both(start, second, words):
 @pytest.mark.parametrize(
     'which, words',
     [
-        ((0,), 'process 1 did not come in 25 s'),
+        ((0,), 'process 1 did not come in 20 s'),
         ((1,), 'process 0 is not at --coordinator=127.0.0.1:'),
         ((1, 1), 'process 0 is not at --coordinator=127.0.0.1:'),
         ((0, 0), 'in use|process 1 did not come'),

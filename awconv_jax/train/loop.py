@@ -208,8 +208,6 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
   eval_batches = create(train=False, batch_size=config.eval_batch_size)
   processes.agree(
       lambda: {
-          'number of devices': jax.local_device_count(),
-          'kind of device': jax.local_devices()[0].device_kind,
           'data to train on': batches.summary(),
           'data to evaluate on': eval_batches.summary(),
       }

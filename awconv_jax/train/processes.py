@@ -211,6 +211,8 @@ def start(config: Any, workdir: str) -> None:
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:300]
     raise InputError(f'JAX cannot join the processes: {reason}') from error
+  devices = jax.local_devices()
+  agree(lambda: {'devices': f'{len(devices)} of {devices[0].device_kind}'})
 
 
 def _hash_of_code() -> str:

@@ -24,7 +24,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
-JOIN_SECONDS = 25  # For all processes to come, and to find the first.
+JOIN_SECONDS = 20  # For all processes to come, and to find the first.
 _SILENT_SECONDS = 12  # Stopped, or nothing heard over the network.
 _GRACE_SECONDS = 5  # For what fails to finish a save, with the help of others.
 _CAUSE_SECONDS = 3  # An exception may be the echo of what is heard of later.
