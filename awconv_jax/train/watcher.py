@@ -228,7 +228,8 @@ class _Watcher:
       try:
         listener = _listen(int(port))
       except (OSError, OverflowError) as error:
-        reason = getattr(error, 'strerror', error)
+        number = getattr(error, 'errno', None)
+        reason = os.strerror(number) if number else error
         self._finish(f'--coordinator={address}: {reason}; give another port')
       self._thread = _Hub(listener, number)
       self._thread.start()
