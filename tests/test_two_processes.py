@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -13,7 +14,7 @@ import time
 import commands
 import pytest
 
-from awconv_jax.train import warm_start
+from awconv_jax.train import warm_start, watcher
 
 pytestmark = [
     pytest.mark.faults('processes'),
@@ -424,3 +425,15 @@ def test_a_port_of_another_program(start, words):
     first, second = start(port=server.getsockname()[1]).ends(START)
   assert 'Address already in use; give another port' in first
   assert 'process 0' in second
+
+
+def test_what_comes_in_one_go_with_the_greeting_is_heard():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    watcher._Hub(server, 2).start()
+    with socket.create_connection(server.getsockname()) as connection:
+      connection.sendall(
+          b'{"hello": 1, "number": 2}\n'
+          b'{"failed": "it fails", "cause": true, "through": true}\n'
+      )
+      said = connection.makefile().readline()
+  assert json.loads(said) == {'end': 'it fails', 'process': 1}

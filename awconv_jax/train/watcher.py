@@ -149,18 +149,21 @@ class _Hub(threading.Thread):
     return link
 
   def _hear(self, link: Link) -> None:
-    who = next((i for i, m in self._members.items() if m is link), None)
     messages = link.receive()
     if messages is None:
       self._selector.unregister(link)
       link.close()
+      who = self._who(link)
       if who is not None and who not in self._done:
         self.end(None, f'process {who}, or its host, is gone')
     for message in messages or ():
       if 'hello' in message:
         self._welcome(link, message['hello'], message['number'])
-      elif who is not None:
+      elif (who := self._who(link)) is not None:
         self._take(who, message)
+
+  def _who(self, link: Link) -> int | None:
+    return next((i for i, m in self._members.items() if m is link), None)
 
   def _welcome(self, link: Link, who: int, number: int) -> None:
     if who in self._members:
@@ -228,8 +231,8 @@ class _Watcher:
       try:
         listener = _listen(int(port))
       except (OSError, OverflowError) as error:
-        number = getattr(error, 'errno', None)
-        reason = os.strerror(number) if number else error
+        code = getattr(error, 'errno', None)
+        reason = os.strerror(code) if code else error
         self._finish(f'--coordinator={address}: {reason}; give another port')
       self._thread = _Hub(listener, number)
       self._thread.start()
