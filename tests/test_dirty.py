@@ -149,3 +149,20 @@ def test_a_folder_of_nothing_but_broken_images_ends_in_one_line(tmp_path):
   batches = batches_of(tmp_path, 1.0, train=True)
   with pytest.raises(errors.InputError, match='100 examples in succession'):
     next(batches)
+
+
+def test_labels_mean_the_same_classes_in_both_splits_and_ever_after(tmp_path):
+  for split, names in (('one', 'abcd'), ('two', 'bcde')):
+    for name in names:
+      (tmp_path / split / name).mkdir(parents=True)
+      for i in range(2):
+        (tmp_path / split / name / f'{i}.jpg').write_bytes(jpeg(i))
+  options = config(tmp_path, 0.0)
+  options.data.update(train_split='one', eval_split='two')
+  options.batch_size = 8
+  with pytest.raises(errors.InputError, match="4 differ: label 0 is 'a' and"):
+    train_loop.train(options, str(tmp_path / 'run'))
+  record = {'config': options.to_dict(), 'classes': [*'abcd']}
+  rundir.check_record(tmp_path, record, options, [*'abcd'])
+  with pytest.raises(errors.InputError, match="label 2 is 'c' there and 'x' h"):
+    rundir.check_record(tmp_path, record, options, [*'abxd'])

@@ -89,7 +89,10 @@ def train(config: Any, workdir: str) -> Result:
             directory,
             keep=keep,
             report=logging.info,
-            record={'config': config.to_dict()},
+            record={
+                'config': config.to_dict(),
+                'classes': list(batches.class_names),
+            },
         )
     )
     state = train_step.create_state(
@@ -107,7 +110,10 @@ def train(config: Any, workdir: str) -> Result:
       _describe(config, workdir, task, state, shapes, batches, eval_batches)
     step, iterator_state = 0, {}
     restored = checkpointer.restore_latest(
-        state, lambda record: rundir.check_record(workdir, record, config)
+        state,
+        lambda record: rundir.check_record(
+            workdir, record, config, batches.class_names
+        ),
     )
     if jax.process_index() == 0:
       rundir.write_config(workdir, config)

@@ -96,9 +96,12 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 
 
 def check_record(
-    workdir: pathlib.Path, record: Mapping[str, Any] | None, config: Any
+    workdir: pathlib.Path,
+    record: Mapping[str, Any] | None,
+    config: Any,
+    classes: Sequence[str],
 ) -> None:
-  """Raises InputError if a checkpoint's record is of a run of another config.
+  """Raises InputError if a checkpoint is of another config or other classes.
 
   Checkpoints that were written before there were records have None.
   """
@@ -108,6 +111,14 @@ def check_record(
     raise InputError(
         f'--workdir={str(workdir)!r} has checkpoints of another config: '
         f'{changes}; give another, or that config'
+    )
+  elif (kept := record.get('classes', [*classes])) != [*classes]:
+    pairs = enumerate(zip(kept, classes, strict=False))
+    label, pair = next((n, p) for n, p in pairs if p[0] != p[1])
+    raise InputError(
+        f'--workdir={str(workdir)!r} was trained on other classes than '
+        f'{config.data.name!r} has: label {label} is {pair[0]!r} there and '
+        f'{pair[1]!r} here'
     )
 
 
