@@ -80,6 +80,18 @@ def test_values_and_gradients_equal_the_loop(name, tiled):
   assert tiled == {*KERNELS}
 
 
+def test_sums_in_half_precision_are_rounded_once():
+  case = dict(channels=128, features=128, size=(2, 2), n=1)
+  halves = [jnp.asarray(abs(o), jnp.bfloat16) for o in floats(WIDE | case)]
+  halves[2] *= 0
+  out = np.float64(jax.jit(form('fused'))(*halves))
+  with jax.enable_x64(True):
+    exact = form('map')(*(jnp.asarray(h, jnp.float64) for h in halves))
+  # By half of the last of 8 bits, and what is next to halves of it.
+  assert np.max(np.abs(out - exact) / exact) < 2**-7.9
+  assert np.mean(out == np.float64(exact.astype(jnp.bfloat16))) > 0.98
+
+
 @pytest.mark.parametrize('number', [5, 6])
 def test_samples_in_groups_equal_the_loop(number, monkeypatch):
   # So many programs as make two groups of three samples, or of three and two.

@@ -1,6 +1,8 @@
 """AWConv as a drop-in for `nn.Conv`, and its options."""
 
+import dataclasses
 import functools
+import inspect
 
 from flax import nnx
 import flax.linen as nn
@@ -13,8 +15,10 @@ from random_values import KEY, close, images, of_layer
 
 from awconv_jax import config
 from awconv_jax.layers.attention import IN_BLOCK
-from awconv_jax.layers.aw_conv import AWConv, expansion_factor
-from awconv_jax.layers.conv import Conv, pair
+from awconv_jax.layers.attention_augmented import AugmentedConv
+from awconv_jax.layers.aw_conv import NORMS, AWConv, expansion_factor
+from awconv_jax.layers.bam import BAM
+from awconv_jax.layers.conv import Conv, batch_norm, pair
 
 IMAGES = (2, 6, 5, 4)
 
@@ -53,7 +57,9 @@ def test_train_may_be_given_in_the_call():
         (dict(strides=None, kernel_dilation=None), IMAGES),
         (dict(padding=(1, (0, 3)), strides=(2, 1)), IMAGES),
         (dict(mask=np.arange(144).reshape(3, 3, 4, 4) % 3 > 0), IMAGES),
-        (dict(padding='VALID'), IMAGES),
+        (dict(padding='valid', input_dilation=np.array([1, 1])), IMAGES),
+        (dict(padding='same', kernel_size=np.array([3, 2])), IMAGES),
+        (dict(strides=np.array([2, 1]), kernel_dilation=[1, 2]), IMAGES),
         (dict(padding='SAME_LOWER', strides=2), (2, 6, 6, 4)),
         (dict(padding='CIRCULAR', kernel_size=(2, 4), strides=2), IMAGES),
         (dict(padding='REFLECT', kernel_dilation=(1, 2)), IMAGES),
@@ -83,6 +89,37 @@ def test_drop_in_for_flax_conv(fields, shape):
   expected, out = both(x)
   assert out.shape == expected.shape and out.dtype == expected.dtype
   close(out, expected)
+
+
+def test_arguments_by_position_are_those_of_flax_conv():
+  def by_position(layer):
+    parameters = inspect.signature(layer).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+  for layer in (AWConv, AugmentedConv, Conv):
+    assert set(by_position(layer)) <= set(by_position(nn.Conv))
+    made, plain = (
+        of(16, (3, 3), 1, 'SAME', 1, 2, 4, False) for of in (layer, nn.Conv)
+    )
+    for field in dataclasses.fields(nn.Conv):
+      if field.name not in ('parent', 'name'):
+        assert getattr(made, field.name) == getattr(plain, field.name)
+
+
+@pytest.mark.parametrize('mean', [0.0, 1000.0])
+def test_norms_in_attention_are_exact_at_any_mean(mean):
+  x = np.float32(mean + images(64, 3, 3, 8))
+  exact, batch = np.float64(x), dict(use_running_average=False)
+  for make, axes in (
+      (functools.partial(NORMS['batch'], **batch), (0, 1, 2)),
+      (batch_norm(BAM(train=True)), (0, 1, 2)),
+      (NORMS['layer'], -1),
+  ):
+    # An epsilon of a thousandth of the variance weighs nothing.
+    out, _ = make(epsilon=1e-9).init_with_output(KEY, x)
+    want = exact - exact.mean(axes, keepdims=True)
+    want /= exact.std(axes, keepdims=True)
+    np.testing.assert_allclose(out, want, atol=1e-3)
 
 
 @pytest.mark.parametrize('layer', [AWConv(4, (3, 3)), Conv(4, (3, 3))])
@@ -208,8 +245,13 @@ def test_a_tap_takes_the_nearest_cell_of_another_grid(pool_size, rows, columns):
         (dict(feature_group_count=3), r'x \(1, 4, 4, 4\).*groups=3'),
         (dict(kernel_size=(3,)), r'each of two axes, not \(3,\)'),
         (dict(padding=(1, 1, 1)), r'padding.*\(1, 1, 1\)'),
-        (dict(input_dilation=2), 'input_dilation'),
-        (dict(conv_general_dilated=jax.lax.conv), 'conv_general_dilated'),
+        (dict(input_dilation=2), 'input_dilation=2 .*nn.ConvTranspose'),
+        (
+            dict(conv_general_dilated=jax.lax.conv),
+            'dilated=.* for every sample',
+        ),
+        (dict(padding='casual'), "padding 'CASUAL'.*known: CIRC.*, VALID"),
+        (dict(mask=np.ones((3, 3, 1, 4))), r'mask is \(3, 3, 1, 4\), want'),
     ],
 )
 def test_impossible_fields_are_named(fields, message):

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention
@@ -48,8 +49,13 @@ NORMS = {
 }
 # Whether consecutive input, and output, channels share values of A.
 EXPANSION_AXES = {'in': (1, 0), 'out': (0, 1), 'none': (0, 0)}
-# Fields of nn.Conv that compute another convolution.
-_OTHERS = ('input_dilation', 'conv_general_dilated', 'conv_general_dilated_cls')
+# Fields of nn.Conv that must be left out, and why.
+_OWN = 'it has one for every sample, which no other convolution computes'
+_REFUSED = {
+    'conv_general_dilated': _OWN,
+    'conv_general_dilated_cls': _OWN,
+    'input_dilation': 'no form of it transposes; use nn.ConvTranspose',
+}
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -111,7 +117,8 @@ class AWConv(nn.Conv, kw_only=True):
   `norm2` learns. Use norm='layer' there, which normalises over the channels.
 
   Fields of `nn.Conv` are as there, but kernel_size may be one number for both
-  axes, and input_dilation and conv_general_dilated must be left out.
+  axes, names of paddings of any case, and input_dilation and
+  conv_general_dilated must be left out.
 
   Attributes:
     reduction: r, by which pointwise convolution 1 reduces the channels.
@@ -224,9 +231,11 @@ class AWConv(nn.Conv, kw_only=True):
           'model.aw_options.identity_start needs residual=True and a gate of '
           f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
       )
-    for name in _OTHERS:
-      if getattr(self, name) not in (None, 1, (1, 1), [1, 1]):
-        raise InputError(f'AWConv: {name} must be left out')
+    for name, why in _REFUSED.items():
+      value = getattr(self, name)
+      one = name == 'input_dilation' and pair(value) == (1, 1)
+      if value is not None and not one:
+        raise InputError(f'AWConv: {name}={value!r} must be left out: {why}')
     if self.train is not None or train is not None:
       train = nn.merge_param('train', self.train, train)
     else:
@@ -236,6 +245,9 @@ class AWConv(nn.Conv, kw_only=True):
     shape = *kernel_size, channels, self.features
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
     if self.mask is not None:
+      if np.shape(self.mask) != shape:
+        got = np.shape(self.mask)
+        raise InputError(f'AWConv: mask is {got}, want {shape}, as the kernel')
       kernel = kernel * self.mask  # Not in place: it may be NumPy's.
     bias = None
     if self.use_bias:
@@ -251,9 +263,9 @@ class AWConv(nn.Conv, kw_only=True):
     strides, dilation = pair(self.strides), pair(self.kernel_dilation)
     spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
     padding = explicit_padding(self.padding, x.shape[1:3], spans, strides)
-    if self.padding in list(WRAPS):
+    if wrap := WRAPS.get(str(self.padding).upper()):
       pads = (0, 0), *padding, (0, 0)
-      x, padding = jnp.pad(x, pads, mode=WRAPS[self.padding]), 'VALID'
+      x, padding = jnp.pad(x, pads, mode=wrap), 'VALID'
     out = aw_conv(
         x,
         kernel,

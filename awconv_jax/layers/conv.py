@@ -10,10 +10,14 @@ from flax.linen.linear import canonicalize_padding
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
+
+from awconv_jax.errors import look_up
 
 Axes = Sequence[int]
-# Paddings of nn.Conv that XLA has not, by their names in `jnp.pad`.
+# Paddings by name: those of nn.Conv that XLA has not are modes of `jnp.pad`.
 WRAPS = {'CIRCULAR': 'wrap', 'REFLECT': 'reflect'}
+_PADDINGS = WRAPS | dict.fromkeys(('SAME', 'SAME_LOWER', 'VALID'))
 NORM_MOMENTUM = 0.9  # Of batch norms: the share of the old statistics.
 
 
@@ -21,7 +25,7 @@ def pair(value: int | Sequence[int] | None) -> tuple[int, int]:
   """Returns (value, value) for a number, (1, 1) for None, else two values."""
   if value is None:
     return 1, 1
-  entries = tuple(value) if isinstance(value, Sequence) else (value, value)
+  entries = tuple(value) if np.ndim(value) else (value, value)
   if len(entries) != 2:
     raise ValueError(f'want a number for each of two axes, not {value!r}')
   return operator.index(entries[0]), operator.index(entries[1])
@@ -33,12 +37,13 @@ def explicit_padding(
   """Returns (low, high) for both axes, whatever padding `nn.Conv` was given.
 
   The image has that size; spans are from the first to the last tap of the
-  kernel, in positions. ValueError if padding does not cover two axes.
+  kernel, in positions. ValueError if padding does not cover two axes, or is no
+  name (in any case).
   """
   padding = canonicalize_padding(padding, 2)
   if not isinstance(padding, str):
     return padding
-  if padding in WRAPS:
+  if look_up('padding', padding.upper(), _PADDINGS):
     return [(span // 2, (span + 1) // 2) for span in spans]
   windows = [span + 1 for span in spans]
   return lax.padtype_to_pads(size, windows, strides, padding)
