@@ -122,7 +122,8 @@ def _floating(dtype: Any) -> str:
   with contextlib.suppress(TypeError):
     name = str(dtype) if dtype is None else jnp.dtype(dtype).name
   if name not in _DTYPES:
-    raise ValueError(f'must be one of {", ".join(map(repr, _DTYPES))}')
+    known = ', '.join(map(repr, _DTYPES))
+    raise ValueError(f'must be a floating dtype, one of {known}')
   if name == 'float64' != jnp.result_type(float).name:
     # JAX would compute in float32.
     raise ValueError('needs JAX_ENABLE_X64=1 in the environment')

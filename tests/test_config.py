@@ -204,7 +204,7 @@ def test_an_override_of_a_name_brings_its_options_and_drops_the_others():
         (dict(fuel=1e39), 'config.fuel=1e+39 must be less than or equal to 3'),
         (dict(wind=(1.0, -math.inf)), 'config.wind[1]=-inf must be a finite'),
         *(
-            (dict(net=dict(dtype=name)), f"config.net.dtype='{name}' must be o")
+            (dict(net=dict(dtype=name)), f"config.net.dtype='{name}' must be a")
             for name in ('int8', 'bool', 'float8_e4m3fn', 'complex64', 'x')
         ),
         (
