@@ -55,8 +55,6 @@ if __name__ == '__main__':
   fault, *sys.argv = sys.argv[1:]
   places = [a.partition('=')[2] for a in sys.argv if a.startswith('--workdir=')]
   os.setpgid(0, 0)  # Signals to all of it reach nobody else.
-  # Which programs that a shell starts behind its back do without.
-  signal.signal(signal.SIGINT, signal.default_int_handler)
   befall(fault, *places)
   sys.path[0] = os.getcwd()
   runpy.run_path(sys.argv[0], run_name='__main__')
