@@ -11,7 +11,7 @@ from watched_run import use_devices
 def reference(tmp_path_factory):
   """The directory of a run that nothing befell."""
   workdir = tmp_path_factory.mktemp('reference') / 'run'
-  code, _, err, _ = runs.end(runs.start(workdir), limit=300)
+  code, _, err, _ = runs.end(runs.start(workdir))
   assert code == 0 and not err, err
   return workdir
 

@@ -51,7 +51,8 @@ def small_disk(place, size):
 def test_a_disk_that_fills(reference, tmp_path, kilobytes, record_property):
   with small_disk(tmp_path / 'disk', f'{kilobytes}k'):
     workdir = tmp_path / 'disk/run'
-    code, _, err, seconds = runs.end(runs.start(workdir))
+    process = runs.start(workdir)
+    code, _, err, seconds = runs.end(process, limit=2 * runs.SECONDS)
     record_property('end', seconds)
     if workdir.exists():
       shutil.copytree(workdir, tmp_path / 'run')

@@ -53,7 +53,7 @@ def test_one_gets_a_signal(reference, tmp_path, fault):
   process, readers = started(tmp_path / 'run', line)
   assert len(readers) >= 2
   os.kill(readers[LINES.index(line) % len(readers)], getattr(signal, name))
-  code, _, err, _ = runs.end(process, limit=120)  # It goes on.
+  code, _, err, _ = runs.end(process)
   assert code == 0 and len(err.splitlines()) <= 1, err
   assert not err or 'another one goes on' in err
   assert_same_runs(reference, tmp_path / 'run', runs.LAST)
@@ -65,7 +65,7 @@ def test_all_are_killed(reference, tmp_path, line):
   process, readers = started(tmp_path / 'run', line)
   for pid in readers:
     os.kill(pid, signal.SIGKILL)
-  code, _, err, _ = runs.end(process, limit=120)  # It goes on.
+  code, _, err, _ = runs.end(process)
   if code:
     assert 'error: a reading process was killed' in err.splitlines()[-1]
   assert 'Traceback' not in err and len(err.splitlines()) <= 4, err

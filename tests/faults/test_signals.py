@@ -69,7 +69,7 @@ def test_a_run_that_sleeps_for_a_while(reference, tmp_path, seed):
     process.send_signal(signal.SIGSTOP)
     time.sleep(chance.uniform(0.1, 0.5))
     process.send_signal(signal.SIGCONT)
-  code, _, err, _ = runs.end(process, limit=300)
+  code, _, err, _ = runs.end(process)
   assert code == 0 and not err, err
   runs.assert_as_if_nothing_had_been(tmp_path / 'run', reference)
 
