@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_terminal_summary(terminalreporter, config):
   """Writes the table, how to repeat what failed, and the file."""
-  if config.option.markexpr != 'faults':
+  if config.option.markexpr != 'faults' or config.option.collectonly:
     return
   write, found = terminalreporter.write_line, _found(terminalreporter)
   row = '{:<16}{:>9}{:>7}{:>8}{:>9}{:>13}'.format
