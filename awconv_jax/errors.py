@@ -10,12 +10,22 @@ import difflib
 import errno
 from typing import Any
 
-# The system's word on a file or a place that was given, not faults of ours.
+# The system's word on a file or a place that was given, and on itself; neither
+# are faults of ours.
 _OF_THE_PLACE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
     *(errno.ENAMETOOLONG, errno.EPIPE, errno.EIO, errno.ESTALE),
 )
+_OF_THE_SYSTEM = {
+    errno.EMFILE: '; raise `ulimit -n`',
+    errno.ENFILE: '; close programs that hold many',
+    errno.ENOMEM: '; make the batches, the images or the network smaller',
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+        '; the disk, or the way to it, is at fault',
+    ),
+}
 
 
 class ReportedError(Exception):
@@ -45,13 +55,20 @@ def one_line(text: str | bytes) -> str:
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def of_the_system(error: BaseException) -> bool:
+  """Returns whether an error says nothing of the file that was asked for."""
+  ours = isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM
+  return ours or isinstance(error, MemoryError)
+
+
 def reported(error: BaseException) -> str | None:
   """Returns what to tell of an error, or None if it is a defect of ours."""
   if isinstance(error, ReportedError):
     return str(error)
-  if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
+  known = {**dict.fromkeys(_OF_THE_PLACE, ''), **_OF_THE_SYSTEM}
+  if isinstance(error, OSError) and error.errno in known:
     place = repr(error.filename) if error.filename else 'while writing'
-    return f'{error.strerror}: {place}'
+    return f'{error.strerror}: {place}{known[error.errno]}'
   reason = ' '.join(str(error).split())
   if isinstance(error, RuntimeError) and 'initialize backend' in reason:
     return reason  # There is no such device; it says what to do.

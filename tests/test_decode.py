@@ -1,7 +1,10 @@
 """Decoding: what is read, how exactly, and what is refused."""
 
 from concurrent import futures
+import errno
 import io
+import os
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import EpsImagePlugin, ExifTags, Image, ImageOps
 import pytest
 import simplejpeg
 
+from awconv_jax import data, errors, memory
 from awconv_jax.data import augment, decode
 
 SMOOTH = pictures.smooth(40, 50)
@@ -259,3 +263,44 @@ def test_crops_share_no_memory():
   with futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(cut, files * 4))
   np.testing.assert_array_equal(found, expected * 4)
+
+
+@pytest.mark.parametrize('code', [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_errors_of_the_system_are_not_an_images(tmp_path, monkeypatch, code):
+  def no_file(path, *_):
+    raise OSError(code, os.strerror(code), path)
+
+  for name in ('val/a/1.png', 'val/b/1.png'):
+    (path := tmp_path / name).parent.mkdir(parents=True)
+    path.write_bytes(pictures.photo(1, 'PNG'))
+  options = dict(name=f'folder:{tmp_path}', eval_split='val', image_size=8)
+  options |= dict(eval_image_size=8, max_bad_fraction=1.0)
+  batches = data.create(options, train=False, batch_size=1, seed=0)
+  monkeypatch.setattr(decode, 'open', no_file, raising=False)
+  with pytest.raises(OSError, match=os.strerror(code)) as caught:
+    list(batches)
+  line = errors.reported(caught.value)
+  assert line.startswith(os.strerror(code)) and f'{tmp_path}/val' in line
+  monkeypatch.undo()
+  monkeypatch.setattr(decode.Image, 'open', mock.Mock(side_effect=MemoryError))
+  with pytest.raises(MemoryError):
+    list(batches)
+
+
+@pytest.mark.parametrize(
+    'groups, name',
+    [
+        ('0::/a/b', 'a/memory.max'),
+        ('4:memory:/x', 'memory/memory.limit_in_bytes'),
+    ],
+)
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch, groups, name):
+  monkeypatch.setattr(memory, '_GROUPS', tmp_path / 'groups')
+  monkeypatch.setattr(memory, '_LIMITS', tmp_path)
+  whole = memory.limit()
+  (tmp_path / 'groups').write_text(f'{groups}\n')
+  (file := tmp_path / name).parent.mkdir()
+  (tmp_path / 'memory.max').write_text('max\n')
+  assert memory.limit() == whole
+  file.write_text('1000\n')
+  assert memory.limit() == 1000

@@ -13,13 +13,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from typing import Annotated, Any
 import weakref
 
 import grain
 import numpy as np
 
+from awconv_jax import memory
 from awconv_jax.data import workers
 from awconv_jax.data.decode import UnreadableError
 from awconv_jax.data.order import EvalOrder
@@ -84,8 +84,7 @@ class Reader:
       ~/tensorflow_datasets.
     train_split, eval_split: of the data set.
     max_bad_fraction: share of the split that may be unreadable.
-    num_workers: processes that read; 0 reads in this one. A script that uses
-      them needs `if __name__ == '__main__':`, as for all multiprocessing.
+    num_workers: processes that read; 0 reads in this one.
     num_threads: threads per reading process, each making a whole batch. For
       tiny images one is best: they hold the interpreter's lock most of the
       time. For JPEGs, as many as there are cores.
@@ -120,13 +119,13 @@ class Reader:
     held = max(self.prefetch, self.num_threads) + 2
     held *= max(self.num_workers, 1)
     need = held * size + self.num_workers * _PROCESS
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    if need > memory:
+    most = memory.limit()
+    if need > most:
       raise InputError(
           f'batch_size={self.batch_size} is {size / 1e9:.3g} GB, of which '
           f'prefetch={self.prefetch} and num_workers={self.num_workers} hold '
           f'{held}: that takes {need / 1e9:.3g} GB of memory, and there are '
-          f"{memory / 1e9:.3g}; lower one of them or the images' size"
+          f"{most / 1e9:.3g}; lower one of them or the images' size"
       )
     return {k: np.broadcast_to(v, (rows, *v.shape)) for k, v in row.items()}
 

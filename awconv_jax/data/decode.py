@@ -21,7 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image
 import simplejpeg
 
-from awconv_jax.errors import InputError, one_line
+from awconv_jax.errors import InputError, of_the_system, one_line
 
 # More pixels than this is a mistake or an attack: 0.4 GB decoded.
 MAX_PIXELS = 2**27
@@ -59,11 +59,17 @@ def below(folder: bytes, name: str) -> bytes:
 
 
 def read_file(path: str | bytes) -> bytes:
-  """Returns a file's content; UnreadableError if that cannot be had."""
+  """Returns a file's content; UnreadableError if that cannot be had.
+
+  Not where the system is at fault, which any other file might have met.
+  """
   try:
     with open(path, 'rb') as file:
       return file.read()
   except OSError as error:
+    if of_the_system(error):
+      error.filename = path  # Also of one that was opened.
+      raise
     raise UnreadableError(error.strerror) from error
 
 
@@ -372,9 +378,9 @@ def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
     raise _unreadable(error, io.BytesIO(data)) from error
 
 
-def _unreadable(error: Exception, file: BinaryIO) -> UnreadableError:
+def _unreadable(error: Exception, file: BinaryIO) -> Exception:
   """Returns what is said of an image that Pillow cannot open or decode."""
-  if isinstance(error, UnreadableError):
+  if isinstance(error, UnreadableError) or of_the_system(error):
     return error
   reason = ' '.join(str(error).split()) or type(error).__name__
   if 'cannot identify image file' in reason:

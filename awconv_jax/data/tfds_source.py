@@ -16,7 +16,7 @@ import numpy as np
 
 from awconv_jax.data.decode import EncodedImage, UnreadableError, below
 from awconv_jax.data.detection import objects
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, of_the_system
 from awconv_jax.options import local_path
 
 # Of these features the first that a data set has is taken.
@@ -93,6 +93,8 @@ class TfdsRecords:
     try:
       return self._records[index]
     except Exception as error:  # Each reader has its own kinds.
+      if of_the_system(error):
+        raise
       raise UnreadableError(f'{_reason(error)}; {_REMEDY}') from error
 
   def place(self, index: int) -> str:

@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from awconv_jax.errors import InputError, look_up, unknown_name
+from awconv_jax import memory
+from awconv_jax.errors import (
+    InputError,
+    look_up,
+    of_the_system,
+    unknown_name,
+)
 from awconv_jax.options import local_path
 from awconv_jax.weights import names, origin, state_dict, torch_file
 from awconv_jax.weights.names import in_aw_branch
@@ -74,13 +80,14 @@ def read(
     raise InputError(f'{path} is {kind}')
   reader = look_up(f'format of {path}:', path.suffix, READERS)
   try:
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    if path.stat().st_size > memory:
+    if path.stat().st_size > memory.limit():
       raise MemoryError
     arrays, said = reader(path, entry, report)
   except MemoryError as error:
     raise InputError(f'{path} is more than the memory can hold') from error
   except Exception as error:  # Whatever the libraries say of wrong bytes.
+    if of_the_system(error):
+      raise
     reason = (str(error) or repr(error)).splitlines()[0][:200]
     remedy = 'fetch it again, or save float tensors alone, as of state_dict()'
     raise InputError(f'{path} cannot be read: {reason}; {remedy}') from error

@@ -28,7 +28,7 @@ def readers_of(parent):
   for file in pathlib.Path(f'/proc/{parent}/task').glob('*/children'):
     for pid in file.read_text().split():
       line = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
-      if b'spawn_main' in line:
+      if b'workers import serve' in line:
         found.append(int(pid))
   return found
 

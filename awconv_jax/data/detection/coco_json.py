@@ -27,7 +27,7 @@ import pydantic
 
 from awconv_jax.data.decode import UnreadableError, below, header, read_file
 from awconv_jax.data.detection import objects
-from awconv_jax.errors import InputError, one_line
+from awconv_jax.errors import InputError, of_the_system, one_line
 from awconv_jax.options import Bound, PositiveInt, local_path
 
 # Pixels by which a box may reach beyond its image, as rounding makes it.
@@ -245,6 +245,8 @@ def _file_fault(folder: bytes, entry: _Image) -> str | None:
     with open(path := below(folder, entry.file_name), 'rb') as file:
       height, width, turn = header(file)
   except OSError as error:
+    if of_the_system(error):
+      raise
     return error.strerror
   except (UnreadableError, ValueError) as error:
     return str(error)
