@@ -91,11 +91,14 @@ class TfdsRecords:
   def record(self, index: int) -> dict[str, Any]:
     """Returns a record by the names of its features."""
     try:
-      return self._records[index]
+      record = self._records[index]
     except Exception as error:  # Each reader has its own kinds.
       if of_the_system(error):
         raise
       raise UnreadableError(f'{_reason(error)}; {_REMEDY}') from error
+    if record.get('image', b'') is None:  # Of files that are cut short later.
+      raise UnreadableError(f'the file does not hold it any more; {_REMEDY}')
+    return record
 
   def place(self, index: int) -> str:
     """Returns where a record is."""
