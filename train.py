@@ -9,6 +9,7 @@ each with --coordinator, --num_processes and --process_id; under SLURM and on
 Cloud TPU they find each other.
 """
 
+import shlex
 import signal
 import sys
 
@@ -75,7 +76,8 @@ def _train() -> None:
       f'metrics:     {workdir}/metrics.jsonl\n'
       f'TensorBoard: {workdir}/tensorboard (pip install tensorboard)\n'
       f'curves:      {plot_curves.plot([workdir], f"{workdir}/curves.png")}\n'
-      f'compare:     python -m awconv_jax.tools.plot_curves {workdir} ANOTHER\n'
+      f'compare:     python -m awconv_jax.tools.plot_curves '
+      f'{shlex.quote(workdir)} ANOTHER\n'
       f'done:        {logging.shown(result.metrics)}'
   )
 

@@ -56,6 +56,7 @@ PositiveInt = Annotated[int, Bound(ge=1, le=MOST)]
 NonNegativeInt = Annotated[int, Bound(ge=0, le=MOST)]
 Seed = Annotated[int, Bound(ge=0, lt=2**32)]  # JAX takes the lowest 32 bits.
 Side = Annotated[int, Bound(ge=1, le=2**15)]  # Of an image, in pixels.
+Number = Annotated[float, Bound()]
 PositiveFloat = Annotated[float, Bound(gt=0)]
 NonNegativeFloat = Annotated[float, Bound(ge=0)]
 UnitFloat = Annotated[float, Bound(ge=0, le=1)]  # In [0, 1].
@@ -103,6 +104,8 @@ def local_path(path: str | os.PathLike) -> str:
     fault = f'has no such user; a file called so is ./{text}'
   elif '\0' in text:
     fault = 'has a zero byte'
+  elif not text:
+    fault = 'is empty, as of a variable that is not set; none is None'
   else:
     return text
   raise InputError(f'{os.fspath(path)!r} {fault}')

@@ -213,6 +213,7 @@ INPUTS = {
 --config.optimizer.warmup_epochs=9 | is longer than the run
 --config.optimizer.warmup_steps={huge} | config.optimizer.warmup_steps=9999
 --config.optimizer.options.momentum=1.5 | config.optimizer.options.momentum=1.5
+--config.model.norm_momentum=1 | config.model.norm_momentum=1 must be less
 --config.model.aw_conv=1 | config.model.aw_conv=1 must be
 """
     ),
@@ -226,6 +227,7 @@ INPUTS = {
 --config.task.mean=() | config.task.mean=(), but the images have
 --config.task.mean="(1,2,3)" | config.task.mean=(1.0, 2.0, 3.0)
 --config.task.mean=nan | config.task.mean
+--config.task.mean=1e300 | config.task.mean[0]=1e+300 must be
 --config.task.std=(0.0,) | config.task.std[0]=0.0 must be
 --config.optimizer.frozen=3 | '3' is no path below
 --config.optimizer.frozen=(3,) | config.optimizer.frozen[0]=3 must be
@@ -302,6 +304,8 @@ INPUTS = {
 --workdir=/proc/x | --workdir='/proc/x'
 --workdir={d}/loop/x | --workdir='{d}/loop/x'
 --workdir={d}/run | belongs to a run with another config
+{out} --config.init_from= | config.init_from=''
+{out} --config.data.dir= | config.data.dir=''
 {out} --config.init_from={d}/nothing.pth | neither a file nor a run
 {out} --config.init_from={d}/empty | no checkpoint
 {out} --config.init_from={d}/zeros.safetensors | cannot be read

@@ -34,6 +34,7 @@ from awconv_jax.options import (
         ('gs://bucket/run', 'no path of this machine'),
         (pathlib.PurePath('s3://bucket/run'), 'no path of this machine'),
         ('a\0b', 'zero byte'),
+        ('', 'is empty'),
     ],
 )
 def test_a_path_is_one_of_this_machine(monkeypatch, path, want):

@@ -32,7 +32,7 @@ from awconv_jax.layers.conv import (
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from awconv_jax.ops.valid_area import as_valid_size
-from awconv_jax.options import NonNegativeFloat, OneOf, PositiveInt, UnitFloat
+from awconv_jax.options import Fraction, NonNegativeFloat, OneOf, PositiveInt
 
 GATES = {
     'sigmoid': jax.nn.sigmoid,
@@ -155,7 +155,7 @@ class AWConv(nn.Conv, kw_only=True):
   expansion_axis: Annotated[str, OneOf(EXPANSION_AXES)] = 'in'
   gate: Annotated[str, OneOf(GATES)] = 'sigmoid'
   norm: Annotated[str, OneOf(NORMS)] = 'batch'
-  norm_momentum: UnitFloat = NORM_MOMENTUM
+  norm_momentum: Fraction = NORM_MOMENTUM
   norm_epsilon: NonNegativeFloat = nn.BatchNorm.epsilon
   residual: bool = True
   pool_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None

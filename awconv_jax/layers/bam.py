@@ -46,7 +46,7 @@ class BAM(nn.Module):
   reduction: options.PositiveInt = 16
   dilation: options.PositiveInt = 4
   combine: Annotated[str, options.OneOf(COMBINE)] = 'product'
-  norm_momentum: options.UnitFloat = NORM_MOMENTUM
+  norm_momentum: options.Fraction = NORM_MOMENTUM
   norm_epsilon: options.NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
   dtype: options.Dtype | None = None

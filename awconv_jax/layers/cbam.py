@@ -45,7 +45,7 @@ class CBAM(nn.Module):
 
   reduction: options.PositiveInt = 16
   spatial_size: options.PositiveInt = 7
-  norm_momentum: options.UnitFloat = 0.99  # As in the authors' code.
+  norm_momentum: options.Fraction = 0.99  # As in the authors' code.
   norm_epsilon: options.NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
   dtype: options.Dtype | None = None

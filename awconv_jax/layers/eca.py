@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.options import Dtype, PositiveFloat, PositiveInt
+from awconv_jax.options import Dtype, Number, PositiveFloat, PositiveInt
 
 
 class ECA(nn.Module):
@@ -28,7 +28,7 @@ class ECA(nn.Module):
   """
 
   gamma: PositiveFloat = 2
-  b: float = 1
+  b: Number = 1
   kernel_size: PositiveInt | None = None
   dtype: Dtype | None = None
   param_dtype: Dtype = jnp.float32

@@ -98,7 +98,7 @@ class Network(nn.Module):
       options.Options(AWConv, given=('train', 'norm_momentum', 'norm_epsilon')),
   ] = None
   stochastic_depth: options.Fraction = 0.0
-  norm_momentum: options.UnitFloat = AWConv.norm_momentum
+  norm_momentum: options.Fraction = AWConv.norm_momentum
   norm_epsilon: options.NonNegativeFloat = AWConv.norm_epsilon
   dtype: options.Dtype = jnp.float32
   param_dtype: options.Dtype = jnp.float32

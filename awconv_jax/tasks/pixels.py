@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax.errors import InputError
-from awconv_jax.options import PositiveFloat
+from awconv_jax.options import Number, PositiveFloat
 
-Mean, Std = Sequence[float], Sequence[PositiveFloat]
+Mean, Std = Sequence[Number], Sequence[PositiveFloat]
 # Of ImageNet's training images, in units of 0..255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
