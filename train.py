@@ -35,6 +35,9 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     'process_id', None, 'Which of them this one is, from 0.'
 )
+_JOIN_SECONDS = flags.DEFINE_integer(
+    'join_seconds', 300, 'So long processes wait for each other to come.', 1
+)
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
   # Before all else: a mistake in one of several processes ends all of them.
-  with processes.joined(where):
+  with processes.joined(where, _JOIN_SECONDS.value):
     _train()
 
 

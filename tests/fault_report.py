@@ -61,6 +61,7 @@ def _found(reporter):
           seconds=round(report.duration, 2),
           end=round(known.get('end', report.duration), 2),
           reason=''.join(lines[:1])[:150],
+          lines=known.get('lines', []),  # What each process ended with.
       )
   return sorted(
       faults.values(), key=lambda fault: (fault['kind'], fault['name'])

@@ -1,5 +1,7 @@
 """Two processes of a run: what they disagree on, and what ends one of them."""
 
+import asyncio
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
@@ -37,6 +39,7 @@ class Run:
   processes: list
   since: float
   noted: pathlib.Path
+  record: Callable  # What `make faults` keeps of it.
 
   def fault(self, act):
     """Does something now that is to end them."""
@@ -45,6 +48,8 @@ class Run:
 
   def ends(self, limit=SECONDS, traceback=None):
     """Returns their lines; each has ended in time, with one and not with 0.
+
+    Those on whom they wait for are left out.
 
     Args:
       limit: seconds since they began, or the fault.
@@ -55,12 +60,13 @@ class Run:
       left = self.since + limit - time.monotonic()
       _, err = process.communicate(timeout=max(left, 0.1))
       assert process.returncode != 0, err
-      lines.append(err)
+      lines.append(re.sub('(?m)^waiting for .*\n', '', err))
     took = time.monotonic() - self.since
     if self.noted.exists():
       took = time.time() - self.noted.stat().st_mtime
       assert took < SECONDS
-    print(f'{took:.1f} s', [p.returncode for p in self.processes], lines)
+    self.record('end', took)
+    self.record('lines', lines)
     for i, err in enumerate(lines):
       if i != traceback:
         assert err.count('\n') == 1 and err.startswith('error: '), lines
@@ -68,7 +74,7 @@ class Run:
 
 
 @pytest.fixture(name='start')
-def fixture_start(tmp_path, monkeypatch):
+def fixture_start(tmp_path, monkeypatch, record_property):
   """Starts two processes of a long run that saves every few steps."""
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   begun = []
@@ -84,7 +90,7 @@ def fixture_start(tmp_path, monkeypatch):
         *arguments,
     ]
     joined = f'--coordinator=127.0.0.1:{port or commands.free_port()}'
-    run = Run([], time.monotonic(), tmp_path / 'now')
+    run = Run([], time.monotonic(), tmp_path / 'now', record_property)
     for i in which:
       given = [*common, joined, '--num_processes=2', f'--process_id={i}']
       now = f'open({str(tmp_path / "now")!r}, "w").close()'
@@ -114,6 +120,15 @@ def reach(run, step):
   assert told, [process.communicate() for process in run.processes]
 
 
+# A difference is there once the last has told what it has.
+NOTED = """
+from awconv_jax.train import processes
+old_agree = processes._Watched.agree
+def agree(self, facts):
+  NOW
+  return old_agree(self, facts)
+processes._Watched.agree = agree
+"""
 # Name: what the second process is given, beside what both are, and the words.
 OF_CONFIG = {
     'optimizer.learning_rate': 0.123,
@@ -136,7 +151,8 @@ OF_CONFIG = {
     ],
 )
 def test_processes_of_other_configs_do_not_begin(start, tmp_path, key):
-  run = start(second=[f'--config.{key}={OF_CONFIG[key]}'])
+  other = f'--config.{key}={OF_CONFIG[key]}'
+  run = start(second=[other], inject=(NOTED, NOTED))
   first, second = run.ends(START)
   assert first == second
   assert f'config.{key} is ' in first
@@ -189,7 +205,8 @@ WEIGHTS = (
 def test_processes_of_other_things_do_not_begin(
     start, second, inject, options, words
 ):
-  run = start(second=second, inject=(None, inject), p1=options)
+  inject = NOTED, f'{NOTED}\n{inject or ""}'
+  run = start(second=second, inject=inject, p1=options)
   first, second = run.ends(2 * START)
   assert first == second
   assert re.search(words, first), first
@@ -386,15 +403,34 @@ def test_a_mistake_in_one_command_ends_both(start, second, words):
 @pytest.mark.parametrize(
     'which, words',
     [
-        ((0,), 'process 1 did not come in 20 s'),
+        ((0,), 'process 1 of 2 did not come to 127.0.0.1:.* in --join_sec'),
         ((1,), 'process 0 is not at --coordinator=127.0.0.1:'),
         ((1, 1), 'process 0 is not at --coordinator=127.0.0.1:'),
-        ((0, 0), 'in use|process 1 did not come'),
+        ((0, 0), 'in use|process 1 of 2 did not come'),
     ],
 )
 def test_a_process_that_does_not_come_is_not_waited_for(start, which, words):
-  for line in start(which=which).ends(START):
+  for line in start('--join_seconds=8', which=which).ends(START):
     assert re.search(words, line)
+
+
+@slow
+@pytest.mark.parametrize('first', [0, 1])
+def test_a_process_that_comes_later_is_waited_for_and_named(start, first):
+  run = start('--join_seconds=100', which=(first,))
+  told = run.processes[0].stderr.readline()
+  place = r' at 127\.0\.0\.1:(\d+)'
+  port = re.fullmatch(f'waiting for process {1 - first}.*{place}.*\n', told)[1]
+  other = start('--config.seed=2', which=(1 - first,), port=port)
+  run.processes += other.processes
+  for line in run.ends(2 * START):
+    assert 'config.seed is ' in line
+
+
+@slow
+def test_a_mistake_without_the_first_process_ends_in_time(start):
+  (line,) = start('--config.seed=x', which=(1,)).ends(START)
+  assert "config.seed='x' must be" in line
 
 
 @slow
@@ -427,13 +463,26 @@ def test_a_port_of_another_program(start, words):
   assert 'process 0' in second
 
 
+def hub_says(*texts):
+  """Returns what a hub answers to each of those who connect, one by one."""
+
+  async def ask(text, port):
+    reader, writer = await asyncio.open_connection('127.0.0.1', port)
+    writer.write(text)
+    return (await asyncio.wait_for(reader.readline(), 5)).decode(), writer
+
+  async def ask_all():
+    hub = watcher._Hub('host:1', 2, 300)
+    server = await asyncio.start_server(hub.serve, '127.0.0.1', 0)
+    port = server.sockets[0].getsockname()[1]
+    return [(await ask(text, port))[0] for text in texts]
+
+  return asyncio.run(ask_all())
+
+
 def test_what_comes_in_one_go_with_the_greeting_is_heard():
-  with socket.create_server(('127.0.0.1', 0)) as server:
-    watcher._Hub(server, 2).start()
-    with socket.create_connection(server.getsockname()) as connection:
-      connection.sendall(
-          b'{"hello": 1, "number": 2}\n'
-          b'{"failed": "it fails", "cause": true, "through": true}\n'
-      )
-      said = connection.makefile().readline()
-  assert json.loads(said) == {'end': 'it fails', 'process': 1}
+  text = (
+      b'{"hello": 1, "number": 2}\n{"failed": "it fails", "process": 1, '
+      b'"cause": true, "through": true}\n'
+  )
+  assert json.loads(*hub_says(text)) == {'end': 'it fails', 'process': 1}

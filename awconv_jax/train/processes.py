@@ -9,10 +9,12 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import multiprocessing
 import os
 import pathlib
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -68,7 +70,8 @@ def place(
     # None of it is known where libtpu is installed and there is no TPU.
     return found if None not in found[:3] and found.number > 1 else None
   port = str(coordinator).rpartition(':')[2]
-  if None in given or not (port.isdigit() and 0 <= index < number):
+  right = port.isdecimal() and int(port) < 2**16
+  if None in given or not (right and 0 <= index < number):
     raise InputError(
         f'several processes need --coordinator=host:port, not {coordinator!r}, '
         f'and --process_id={index} from 0 to below --num_processes={number}'
@@ -79,15 +82,15 @@ def place(
 class _Watched:
   """This process, as its watcher hears of it."""
 
-  def __init__(self, where: Place):
+  def __init__(self, where: Place, join_seconds: int):
     self.where = where
-    ours, its = socket.socketpair()
+    self._pair, its = socket.socketpair()
     words, mouth = os.pipe()
     with its:
-      arguments = its.fileno(), words, os.getpid(), where.index, where.number
-      self._process = subprocess.Popen(
+      numbers = its.fileno(), words, os.getpid(), *where[2:0:-1], join_seconds
+      self._watcher = subprocess.Popen(
           [sys.executable, '-I', '-S', watcher.__file__, where.coordinator]
-          + list(map(str, arguments)),
+          + list(map(str, numbers)),
           pass_fds=(its.fileno(), words),
           stdin=subprocess.DEVNULL,
           stdout=subprocess.DEVNULL,
@@ -100,58 +103,62 @@ class _Watched:
     sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1, errors='replace')
     os.dup2(mouth, 2)
     os.close(mouth)
-    ours.setblocking(True)
-    self._link, self._answers = watcher.Link(ours), queue.Queue()
-    ours.settimeout(None)
+    self._ports = queue.Queue()
     threading.Thread(target=self._listen, daemon=True).start()
 
   def _listen(self) -> None:
-    while (messages := self._link.receive()) is not None:
-      for message in messages:
+    with contextlib.suppress(OSError):
+      for line in self._pair.makefile():
+        message = json.loads(line)
         if 'end' in message:
           _end()
-        self._answers.put(message['port'])
+        self._ports.put(message['port'])
     print('error: the watcher of this process is gone', file=sys.stderr)
     _end()
 
+  def _send(self, **message: Any) -> None:
+    with contextlib.suppress(OSError):  # `_listen` notices.
+      self._pair.sendall(json.dumps(message).encode() + b'\n')
+
   def agree(self, facts: Mapping[str, Any]) -> int:
     """Returns, once all gave the same facts, a free port of the first."""
-    self._link.send(facts=facts)
-    return self._answers.get()
+    self._send(facts=facts)
+    return self._ports.get()
 
   def tell(self, error: BaseException, *, through: bool) -> None:
     """Tells the watcher what ends this process, and whether it has ended."""
-    line = errors.reported(error)
+    line, text = errors.reported(error), {}
     if isinstance(error, KeyboardInterrupt):
       line = 'interrupted'
-    text = {}
     if line is None:
       text = {'traceback': ''.join(traceback.format_exception(error))}
-    name = type(error).__name__
     first = (str(error).splitlines() or [''])[0]
-    self._link.send(
-        failed=line or f'{name}: {first[:300]}',
-        cause=line is not None,
-        through=through,
-        **text,
-    )
+    shown = line or f'{type(error).__name__}: {first[:300]}'
+    # A status of XLA, as a save quotes it, too, may be the echo of an end.
+    echo = line is None or re.search(r'\b[A-Z_]{6,}: ', line)
+    self._send(failed=shown, cause=not echo, through=through, **text)
 
   def done(self) -> None:
     """Tells the watcher that this process ends as it should."""
-    self._link.send(done=True)
+    self._send(done=True)
 
 
 _watched: _Watched | None = None
 
 
 @contextlib.contextmanager
-def joined(where: Place | None) -> Iterator[None]:
-  """Has this process ended if another one ends, and the others if this does."""
+def joined(where: Place | None, join_seconds: int) -> Iterator[None]:
+  """Has this process ended if another one ends, and the others if this does.
+
+  Args:
+    where: what `place` returned.
+    join_seconds: so long processes wait for those that have not yet come.
+  """
   global _watched
   if where is None:
     yield
     return
-  _watched = _Watched(where)
+  _watched = _Watched(where, join_seconds)
   try:
     yield
   except SystemExit:
@@ -159,7 +166,7 @@ def joined(where: Place | None) -> Iterator[None]:
     raise
   except BaseException as error:
     _watched.tell(error, through=True)
-    time.sleep(2 * watcher.JOIN_SECONDS)  # The watcher ends it long before.
+    time.sleep(60)  # The watcher ends it long before.
     _end()
   _watched.done()
 

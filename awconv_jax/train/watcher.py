@@ -9,392 +9,340 @@ watcher, a process of its own that `processes` starts:
 Watchers pass on what processes say; the hub compares the facts of all, and says
 what ended one of them to the others. Every watcher then prints one line and
 ends its process. This file is run by itself and needs Python alone.
+
+Who is not greeted as one of the processes is not heard. Beyond that the hub
+trusts its network, as JAX's own service does.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 import contextlib
 import json
 import os
 import re
-import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 from typing import Any, NoReturn
 
-JOIN_SECONDS = 20  # For all processes to come, and to find the first.
 _SILENT_SECONDS = 12  # Stopped, or nothing heard over the network.
-_GRACE_SECONDS = 5  # For what fails to finish a save, with the help of others.
-_CAUSE_SECONDS = 3  # An exception may be the echo of what is heard of later.
+_GRACE_SECONDS = 5  # To finish a save, or to hear what an error is the echo of.
 _HOLD_SECONDS = 3  # Native code's last words are dropped if a line says more.
-_TICK = 0.1
+_KNOCK_SECONDS = 15  # To find the first for what has failed by then.
+_LONGEST = 2**22  # Bytes of a message.
 
 
-class Link:
+class _Link:
   """Messages over a socket: dicts, each a line of JSON."""
 
-  def __init__(self, connection: socket.socket):
-    connection.settimeout(5)
-    self._connection, self._left = connection, b''
-    self.heard = time.monotonic()
-
-  def fileno(self) -> int:
-    """Returns what selectors want."""
-    return self._connection.fileno()
-
-  def close(self) -> None:
-    """Closes it."""
-    self._connection.close()
+  def __init__(
+      self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+  ):
+    self._reader, self._writer = reader, writer
+    self.close = writer.close
 
   def send(self, **message: Any) -> None:
     """Sends a message; that nobody is there is noticed where one reads."""
-    try:
-      self._connection.sendall(json.dumps(message).encode() + b'\n')
-    except OSError:
-      self._left = b''
+    if not self._writer.is_closing():
+      self._writer.write(json.dumps(message).encode() + b'\n')
 
-  def receive(self) -> list[dict[str, Any]] | None:
-    """Waits; returns what has come, or None at the end, as of strangers."""
-    try:
-      data = self._connection.recv(2**16)
-      *lines, self._left = (self._left + data).split(b'\n')
-      messages = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-      return None
-    if not data or not all(isinstance(m, dict) for m in messages):
-      return None
-    self.heard = time.monotonic()
-    return messages
+  @classmethod
+  async def over(cls, connection: socket.socket) -> '_Link':
+    """Returns one over a connected socket."""
+    return cls(*await asyncio.open_connection(sock=connection, limit=_LONGEST))
+
+  async def messages(
+      self, seconds: float | None = None
+  ) -> AsyncIterator[dict[str, Any]]:
+    """Yields them up to the end, as which silence and strange words count."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+      while True:
+        async with asyncio.timeout(seconds):
+          message = json.loads(await self._reader.readline())
+        if not isinstance(message, dict):
+          return
+        yield message
 
 
 def difference(facts: Mapping[int, Mapping[str, Any]]) -> str | None:
   """Returns a line on what processes do not agree on, or None."""
   lines = []
-  for key in sorted({key for mine in facts.values() for key in mine}):
-    first, *others = (
-        (i, repr(mine.get(key, 'absent'))) for i, mine in sorted(facts.items())
-    )
-    for i, value in others:
-      if value != first[1]:
-        lines.append(f'{key} is {first[1]} in process 0 and {value} in {i}')
-        break
+  for key in sorted(set().union(*facts.values())):
+    values = {i: repr(facts[i].get(key, 'absent')) for i in sorted(facts)}
+    others = [i for i in values if values[i] != values[0]]
+    for i in others[:1]:
+      lines.append(f'{key} is {values[0]} in process 0 and {values[i]} in {i}')
   if not lines:
     return None
   more = f' and {len(lines) - 5} more' * (len(lines) > 5)
   return f'the processes do not agree: {"; ".join(lines[:5])}{more}'
 
 
-class _Hub(threading.Thread):
+class _Hub:
   """Hears the watchers of all processes, and tells them how the run ends."""
 
-  def __init__(self, listener: socket.socket, number: int):
-    super().__init__(daemon=True)
-    self._number, self._listener = number, listener
-    self._selector = selectors.DefaultSelector()
-    self._selector.register(listener, selectors.EVENT_READ)
-    self._members: dict[int, Link] = {}
+  def __init__(self, address: str, number: int, seconds: int):
+    self._address, self._number, self._seconds = address, number, seconds
+    self._members: dict[int, _Link] = {}
     self._facts: dict[int, dict] = {}
     self._done: set[int] = set()
-    # Of what failed: whether it is through, its line, whether that is a cause.
-    self._failed: dict[int, tuple[bool, str, bool]] = {}
-    self._since: float | None = None
+    self._left: set[int] = set()
+    self._failed: list[dict] = []
     self._end: dict | None = None
+    self.all_left = asyncio.Event()
 
-  def run(self) -> None:
-    """Works until all are gone, or know the end."""
-    started = beaten = time.monotonic()
-    while self._end is None:
-      for key, _ in self._selector.select(_TICK):
-        if key.fileobj is self._listener:
-          self._accept()
-        else:
-          self._hear(key.data)
-      now = time.monotonic()
-      if now > beaten + 1:
-        beaten = now
-        for link in self._members.values():
-          link.send(beat=True)
-      missing = sorted({*range(self._number)} - {*self._members})
-      if missing and now > started + JOIN_SECONDS:
-        self.end(None, f'{_named(missing)} did not come in {JOIN_SECONDS} s')
-      for i, link in self._members.items():
-        if now > link.heard + _SILENT_SECONDS and i not in self._done:
-          self.end(None, f'nothing is heard of process {i} any more')
-      self._judge(now)
-      if not missing and len(self._done) == self._number:
-        if not any(link.fileno() >= 0 for link in self._members.values()):
-          return
-    for link in self._members.values():
-      link.send(**self._end)
-    # Closed with words unread, a socket would take back what it was told. And
-    # some may be about to come.
-    until, left = time.monotonic() + 3, self._number
-    while left and time.monotonic() < until:
-      for key, _ in self._selector.select(_TICK):
-        if key.fileobj is self._listener:
-          self._accept().send(**self._end)
-        elif key.data.receive() is None:
-          self._selector.unregister(key.fileobj)
-          left -= 1
-
-  def end(self, process: int | None, line: str) -> None:
-    """Has all of them end, with a line on one process, or on all."""
-    self._end = self._end or dict(end=line, process=process)
-
-  def _accept(self) -> Link:
-    link = Link(self._listener.accept()[0])
-    self._selector.register(link, selectors.EVENT_READ, link)
-    return link
-
-  def _hear(self, link: Link) -> None:
-    messages = link.receive()
-    if messages is None:
-      self._selector.unregister(link)
-      link.close()
-      who = self._who(link)
-      if who is not None and who not in self._done:
-        self.end(None, f'process {who}, or its host, is gone')
-    for message in messages or ():
-      if 'hello' in message:
-        self._welcome(link, message['hello'], message['number'])
-      elif (who := self._who(link)) is not None:
+  async def serve(
+      self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+  ) -> None:
+    """Hears one watcher, to its end."""
+    link, who = _Link(reader, writer), None
+    async for message in link.messages(_SILENT_SECONDS):
+      if who is not None:
         self._take(who, message)
+      elif isinstance(message.get('hello'), int):
+        who = self._welcome(link, message['hello'], message.get('number'))
+    link.close()
+    if who is not None:
+      if who not in self._done:
+        self._finish(f'process {who}, or its host, is gone')
+      self._left.add(who)
+      if len(self._left) == self._number:
+        self.all_left.set()
 
-  def _who(self, link: Link) -> int | None:
-    return next((i for i, m in self._members.items() if m is link), None)
-
-  def _welcome(self, link: Link, who: int, number: int) -> None:
-    if who in self._members:
-      link.send(end=f'another process has --process_id={who}', process=None)
-      return
-    self._members[who] = link
+  def _welcome(self, link: _Link, who: int, number: int | None) -> int | None:
+    complete = len(self._members) == self._number
     if number != self._number:
-      self.end(
-          None,
-          f'the processes do not agree: --num_processes is {self._number} in '
-          f'process 0 and {number} in {who}',
-      )
+      here = f'--num_processes is {self._number} in process 0'
+      line = f'the processes do not agree: {here} and {number} in {who}'
+      if not complete:
+        self._finish(line)
+    elif complete or who in self._members:
+      line = f'another process has --process_id={who}'
+    else:
+      self._members[who] = link
+      if self._end is not None:
+        link.send(**self._end)
+      return who
+    link.send(end=line, process=None)
 
   def _take(self, who: int, message: dict[str, Any]) -> None:
     if 'facts' in message:
       self._facts[who] = message['facts']
       if len(self._facts) == self._number:
         if line := difference(self._facts):
-          self.end(None, line)
+          self._finish(line)
         self._facts = {}
         with socket.create_server(('', 0)) as free:
           port = free.getsockname()[1]
         for link in self._members.values():
           link.send(port=port)
     elif 'failed' in message:
-      self._since = self._since or time.monotonic()
-      through = message['through']
-      self._failed[who] = through, message['failed'], message['cause']
-    elif 'dead' in message:
-      self.end(None, message['dead'])
+      self._failed.append(message)
+      # What is no cause may be the echo of what is heard of later; and what
+      # fails may yet finish a save, with the help of others.
+      known = message['cause'] and message['through']
+      wait = 0 if known else _GRACE_SECONDS
+      asyncio.get_running_loop().call_later(wait, self._judge)
     elif 'done' in message:
       self._done.add(who)
 
-  def _judge(self, now: float) -> None:
-    """Ends the run once all that can be known of a failure is known."""
-    if self._since is None:
-      return
-    causes = [(i, f[1]) for i, f in self._failed.items() if f[2]]
-    over = all(f[0] for f in self._failed.values()) and (
-        causes or now > self._since + _CAUSE_SECONDS
-    )
-    if over or now > self._since + _GRACE_SECONDS:
-      others = [(i, f[1]) for i, f in self._failed.items()]
-      self.end(*(causes or others)[0])
+  def _judge(self) -> None:
+    causes = [message for message in self._failed if message['cause']]
+    first = (causes or self._failed)[0]
+    self._finish(first['failed'], first['process'])
+
+  def _finish(self, line: str, process: int | None = None) -> None:
+    """Has all of them end, with a line on one process, or on all."""
+    if self._end is None:
+      self._end = dict(end=line, process=process)
+      for link in self._members.values():
+        link.send(**self._end)
+
+  async def beat(self) -> None:
+    """Lets watchers know that it is there, and whom it waits for."""
+    for second in range(1, sys.maxsize):
+      await asyncio.sleep(1)
+      missing = sorted({*range(self._number)} - {*self._members})
+      names = f'process{"es" * (len(missing) > 1)} {str(missing)[1:-1]}'
+      if missing and second >= self._seconds:
+        self._finish(
+            f'{names} of {self._number} did not come to {self._address} in '
+            f'--join_seconds={self._seconds}'
+        )
+      waits = f'waiting for {names} of {self._number} at {self._address}'
+      for link in self._members.values():
+        link.send(beat=waits if missing and second % 30 == 10 else '')
 
 
 class _Watcher:
   """Passes messages on between its process and the hub."""
 
-  def __init__(self, own: Link, words: int, parent: int, index: int):
-    self._own, self._words, self._parent = own, words, parent
-    self._index = index
-    self._hub: Any = None  # The link to it.
-    self._thread: _Hub | None = None
+  def __init__(self, address: str, words: int, parent: int, index: int):
+    self._address, self._words = address, words
+    self._parent, self._index = parent, index
+    self._own: Any = None  # The link to its process.
+    self._hub: Any = None  # That to the hub.
+    self._all_left: asyncio.Event | None = None  # Of its own hub.
+    self._unsent: list[dict] = []
     self._held: list[tuple[float, bytes]] = []
-    self._failed, self._traceback = False, None
-    self._done = self._gone = self._met = False
-    self._stopped: float | None = None
-    self._dies: float | None = None
+    self._failed = self._traceback = ''
+    self._done = False
 
-  def run(self, address: str, number: int) -> None:
+  async def run(self, own: int, number: int, seconds: int) -> None:
     """Works until its process, or the run, has ended."""
-    host, _, port = address.rpartition(':')
-    if self._index == 0:
-      try:
-        listener = _listen(int(port))
-      except (OSError, OverflowError) as error:
-        code = getattr(error, 'errno', None)
-        reason = os.strerror(code) if code else error
-        self._finish(f'--coordinator={address}: {reason}; give another port')
-      self._thread = _Hub(listener, number)
-      self._thread.start()
-      host = 'localhost'
-    # Until the hub is found, what its process says waits in the socket.
-    self._hub = self._connect(host.strip('[]'), int(port), address)
-    self._hub.send(hello=self._index, number=number)
-    selector = selectors.DefaultSelector()
-    readers: dict[Any, Callable[[], bool]] = {
-        self._own: self._hear_own,
-        self._hub: lambda: self._hear_hub(address),
-        self._words: self._hear_words,
-    }
-    for reader in readers:
-      selector.register(reader, selectors.EVENT_READ)
-    beaten = 0.0
-    while not (self._done and self._gone):
-      for key, _ in selector.select(_TICK):
-        if not readers[key.fileobj]():
-          selector.unregister(key.fileobj)
-      now = time.monotonic()
-      if now > beaten + 1:
-        beaten = now
-        self._hub.send(beat=True)
-        self._look(now)
-      if now > self._hub.heard + _SILENT_SECONDS and not self._done:
-        self._finish(f'nothing is heard of process 0 at {address} any more')
-      if self._dies is not None and now > self._dies:
-        self._dies = None
-        self._report_death()
-      self._let_out(now - _HOLD_SECONDS)
-    self._let_out(now)
-    self._leave()
+    self._own = await _Link.over(socket.socket(fileno=own))
+    asyncio.get_running_loop().add_reader(self._words, self._hear_words)
+    async with asyncio.TaskGroup() as tasks:
+      host, _, port = self._address.rpartition(':')
+      if self._index == 0:
+        hub, host = _Hub(self._address, number, seconds), 'localhost'
+        try:
+          await asyncio.start_server(hub.serve, None, int(port), limit=_LONGEST)
+        except OSError as error:
+          reason = f'{os.strerror(error.errno)}; give another port'
+          await self._finish(f'--coordinator={self._address}: {reason}')
+        self._all_left = hub.all_left
+        tasks.create_task(hub.beat())
+      for part in self._hear_own, self._look, self._let_out:
+        tasks.create_task(part())
+      found = await self._find((host.strip('[]'), int(port)), seconds)
+      self._hub = await _Link.over(found)
+      for message in dict(hello=self._index, number=number), *self._unsent:
+        self._hub.send(**message)
+      await self._hear_hub()
 
-  def _connect(self, host: str, port: int, address: str) -> Link:
-    until = time.monotonic() + JOIN_SECONDS
+  async def _find(self, place: tuple[str, int], seconds: int) -> socket.socket:
+    """Returns a connection to the hub, which may come later than this."""
+    began, told = time.monotonic(), -20
     while True:
       try:
-        return Link(socket.create_connection((host, port), timeout=5))
-      except (OSError, OverflowError) as error:
-        if time.monotonic() > until or os.getppid() != self._parent:
-          reason = getattr(error, 'strerror', None) or error
-          self._finish(f'process 0 is not at --coordinator={address}: {reason}')
-      time.sleep(_TICK)
+        return await asyncio.to_thread(socket.create_connection, place, 5)
+      except OSError as error:
+        reason = error.strerror or error
+      waited = time.monotonic() - began
+      if waited > (min(_KNOCK_SECONDS, seconds) if self._failed else seconds):
+        line = f'process 0 is not at --coordinator={self._address}: {reason}'
+        line += f'; it did not come in --join_seconds={seconds}'
+        await self._finish(self._failed or line, self._traceback)
+      if waited > told + 30:
+        told = waited
+        await _say(f'waiting for process 0 at {self._address}: {reason}\n')
+      await asyncio.sleep(0.2)
 
-  def _hear_own(self) -> bool:
-    messages = self._own.receive()
-    if messages is None:
-      self._gone = True
-      if not (self._done or self._failed):
-        # Native code that aborts says why; it may be the end of another.
-        loud = bool(self._held)  # A second later, then.
-        self._dies = time.monotonic() + loud
-      return False
-    for message in messages:
-      self._done = self._done or 'done' in message
-      self._failed = self._failed or 'failed' in message
-      self._traceback = message.pop('traceback', self._traceback)
+  def _tell(self, **message: Any) -> None:
+    if self._hub is None:
+      self._unsent.append(message)
+    else:
       self._hub.send(**message)
-    return True
 
-  def _hear_hub(self, address: str) -> bool:
-    messages = self._hub.receive()
-    if messages is None:
-      if not self._met:
-        self._finish(f'at --coordinator={address} there is no process 0')
-      if self._done:
-        return False
-      self._finish('process 0, or its host, is gone')
-    self._met = True
-    for message in messages:
-      if 'end' in message:
-        who = message['process']
-        other = '' if who in (None, self._index) else f'process {who}: '
-        text = self._traceback if who == self._index else None
-        self._finish(message['end'], text, other)
-      elif 'port' in message:
-        self._own.send(**message)
-    return True
-
-  def _hear_words(self) -> bool:
-    words = os.read(self._words, 2**16)
-    self._held.append((time.monotonic(), words))
-    return bool(words)
-
-  def _let_out(self, until: float) -> None:
-    while self._held and self._held[0][0] <= until:
-      _say(self._held.pop(0)[1])
-
-  def _look(self, now: float) -> None:
-    """Notices that its process is stopped, where there is /proc."""
-    try:
-      with open(f'/proc/{self._parent}/stat', encoding='latin-1') as file:
-        state = file.read().rpartition(')')[2].split()[0]
-    except OSError:
-      return
-    self._stopped = (self._stopped or now) if state == 'T' else None
-    if self._stopped and now > self._stopped + _SILENT_SECONDS:
-      self._stopped = None
-      self._die(f'was stopped for {_SILENT_SECONDS} s, as by SIGSTOP')
-
-  def _report_death(self) -> None:
-    words = b''.join(words for _, words in self._held).decode(errors='replace')
-    lines = [line for line in words.splitlines() if line.strip()]
-    fatal = [
-        line for line in lines if re.match(r'Fatal|F\d{4} |terminate', line)
-    ]
-    said = (fatal or lines[-1:])[:1]
-    self._die(f'crashed: {said[0][:300]}' if said else 'was killed')
+  async def _hear_own(self) -> None:
+    async for message in self._own.messages():
+      self._done = self._done or 'done' in message
+      self._failed = message.get('failed', self._failed)
+      self._traceback = message.pop('traceback', self._traceback)
+      self._tell(**message, process=self._index)
+    if self._done:
+      await self._leave()
+    if not self._failed:
+      # Native code that aborts says why; it may be the end of another, which is
+      # then heard of first.
+      await asyncio.sleep(bool(self._held))
+      words = b''.join(words for _, words in self._held).decode(
+          errors='replace'
+      )
+      lines = [line for line in words.splitlines() if line.strip()]
+      fatal = [x for x in lines if re.match(r'Fatal|F\d{4} |terminate', x)]
+      said = (fatal or lines[-1:])[:1]
+      self._die(f'crashed: {said[0][:300]}' if said else 'was killed')
 
   def _die(self, how: str) -> None:
-    self._hub.send(dead=f'process {self._index} {how}')
+    self._failed = f'process {self._index} {how}'
+    self._tell(failed=self._failed, process=None, cause=True, through=True)
 
-  def _finish(
-      self, line: str, traceback: str | None = None, other: str = ''
+  async def _hear_hub(self) -> None:
+    line = f'at --coordinator={self._address} there is no process 0'
+    async for message in self._hub.messages(_SILENT_SECONDS):
+      line = 'process 0, or its host, is gone'
+      if message.get('beat'):
+        await _say(message['beat'] + '\n')
+      elif 'end' in message:
+        own = (who := message['process']) == self._index
+        other = '' if own or who is None else f'process {who}: '
+        text = self._traceback if own else ''
+        await self._finish(message['end'], text, other)
+      elif 'port' in message:
+        self._own.send(**message)
+    if not self._done:
+      await self._finish(line)
+
+  async def _look(self) -> None:
+    """Notices that its process is stopped, where there is /proc."""
+    stopped = 0
+    while True:
+      await asyncio.sleep(1)
+      if self._hub is not None:
+        self._hub.send(beat='')
+      with contextlib.suppress(OSError):
+        with open(f'/proc/{self._parent}/stat', encoding='latin-1') as file:
+          state = file.read().rpartition(')')[2].split()[0]
+        stopped = stopped + 1 if state == 'T' else 0
+      if stopped == _SILENT_SECONDS:
+        self._die(f'was stopped for {_SILENT_SECONDS} s, as by SIGSTOP')
+
+  def _hear_words(self) -> None:
+    words = os.read(self._words, 2**16)
+    self._held.append((time.monotonic(), words))
+    if not words:
+      asyncio.get_running_loop().remove_reader(self._words)
+
+  async def _let_out(self, seconds: float = _HOLD_SECONDS) -> None:
+    while seconds or self._held:
+      while self._held and time.monotonic() >= self._held[0][0] + seconds:
+        await _say(self._held.pop(0)[1])
+      await asyncio.sleep(0.1)
+
+  async def _finish(
+      self, line: str, traceback: str = '', other: str = ''
   ) -> NoReturn:
     """Says why the run ends, and ends its process."""
     lines = [f'error: {other}{part}\n' for part in line.splitlines()]
-    _say((traceback or ''.join(lines)).encode())
-    self._own.send(end=line)
-    for patience in (2.0, 2.0):
-      until = time.monotonic() + patience
-      while os.getppid() == self._parent and time.monotonic() < until:
-        time.sleep(_TICK / 2)
-      if os.getppid() == self._parent:
+    with contextlib.suppress(TimeoutError):  # A terminal may be held.
+      await asyncio.wait_for(_say(traceback or ''.join(lines)), 2)
+    self._own.send(end=True)
+    until = time.monotonic() + 2
+    while os.getppid() == self._parent:
+      if time.monotonic() > until:
         os.kill(self._parent, signal.SIGKILL)
-    self._leave()
+      await asyncio.sleep(0.05)
+    await self._leave()
 
-  def _leave(self) -> NoReturn:
+  async def _leave(self) -> NoReturn:
+    if self._done:
+      await self._let_out(0)
     if self._hub is not None:
       self._hub.close()
-    if self._thread is not None:
-      self._thread.join(30)
+    if self._all_left is not None:
+      with contextlib.suppress(TimeoutError):
+        limit = None if self._done else 3
+        await asyncio.wait_for(self._all_left.wait(), limit)
     os._exit(0)
 
 
-def _say(words: bytes) -> None:
+async def _say(words: str | bytes) -> None:
+  words = words.encode() if isinstance(words, str) else words
   with contextlib.suppress(OSError):  # Nobody may listen any more.
-    os.write(2, words)
-
-
-def _named(processes: list[int]) -> str:
-  several = 'es' * (len(processes) > 1)
-  return f'process{several} {", ".join(map(str, processes))}'
-
-
-def _listen(port: int) -> socket.socket:
-  if socket.has_dualstack_ipv6():
-    family = socket.AF_INET6
-    return socket.create_server(
-        ('', port), family=family, dualstack_ipv6=True, backlog=1024
-    )
-  return socket.create_server(('', port), backlog=1024)
+    # In a thread: who holds up the output holds up nothing else.
+    await asyncio.to_thread(os.write, 2, words)
 
 
 def main() -> None:
   """Watches the process that started it."""
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)  # They are for its process.
-  own, words, parent, index, number = map(int, sys.argv[2:])
-  link = Link(socket.socket(fileno=own))
-  _Watcher(link, words, parent, index).run(sys.argv[1], number)
+  own, words, parent, index, number, seconds = map(int, sys.argv[2:])
+  watching = _Watcher(sys.argv[1], words, parent, index)
+  asyncio.run(watching.run(own, number, seconds))
 
 
 if __name__ == '__main__':
