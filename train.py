@@ -9,18 +9,23 @@ each with --coordinator, --num_processes and --process_id; under SLURM and on
 Cloud TPU they find each other.
 """
 
+import os
 import shlex
 import signal
 import sys
 
-try:  # They take seconds.
-  from absl import flags
+# An exception amid the imports, which take seconds, crashes some of them;
+# `command_line.run` takes this back.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  signal.signal(
+      signal.SIGINT, lambda *_: os._exit(os.write(2, b'interrupted\n') and 1)
+  )
 
-  from awconv_jax import command_line
-  from awconv_jax.errors import InputError
-  from awconv_jax.train import processes
-except KeyboardInterrupt:
-  sys.exit('interrupted')
+from absl import flags
+
+from awconv_jax import command_line
+from awconv_jax.errors import InputError
+from awconv_jax.train import processes
 
 command_line.define_config('A file, such as configs/digits.py:model=resnet34.')
 _WORKDIR = command_line.define_path(

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
 import tempfile
 from typing import Any, NoReturn
@@ -195,6 +196,8 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
 def reported() -> Iterator[None]:
   """Ends the program in one line for what is no defect of ours."""
   try:
+    if callable(signal.getsignal(signal.SIGINT)):  # As it was for the imports.
+      signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
   except KeyboardInterrupt:
     sys.exit('interrupted')

@@ -234,3 +234,16 @@ def test_signals_are_noted_and_a_second_interrupt_interrupts_at_once():
   )
   code, _, err = commands.run('-c', code)
   assert code != 0 and err.splitlines()[-1] == 'KeyboardInterrupt'
+
+
+@pytest.mark.parametrize('name', ['train', 'plot_curves', 'benchmarks'])
+def test_an_interrupt_amid_the_imports_is_one_word(tmp_path, name):
+  # As jaxlib makes another exception of it, and numpy a crash.
+  (tmp_path / 'jax.py').write_text(
+      'import os\n'
+      'try: os.kill(os.getpid(), 2)\n'
+      'except KeyboardInterrupt: raise ImportError'
+  )
+  env = {'PYTHONPATH': str(tmp_path)}
+  code, _, err = commands.run(*commands.program(name), env=env)
+  assert code == 1 and err == 'interrupted\n'
