@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax import config as engine
-from awconv_jax import models, tasks, weights
+from awconv_jax import models, tasks
 from awconv_jax.data import decode, order, sources
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
@@ -35,7 +35,7 @@ from awconv_jax.evaluators import coco
 from awconv_jax.options import local_path
 from awconv_jax.tasks.flipped import Flipped
 from awconv_jax.train import rundir, settings, warm_start
-from awconv_jax.weights import origin, state_dict
+from awconv_jax.weights import state_dict
 
 Images = Sequence[np.ndarray]
 
@@ -317,13 +317,7 @@ def _variables(
     source: str, task: Any, size: Sequence[int], channels: Sequence[int]
 ) -> tuple[Any, str, int]:
   """Returns variables, which they are, and the number of images' channels."""
-  if pathlib.Path(source).is_dir():
-    variables, kind = warm_start.read_run(source)
-    told = origin.untold(warm_start.network_of(source))
-    origin.compare(source, told, 'its config', task.model)
-    arrays = state_dict.to_state_dict(variables)
-  else:
-    arrays, kind = weights.read(source, network=task.model), 'weights'
+  arrays, kind = warm_start.read(source, network=task.model)
   faults = []
   for number in channels:
     image = jax.ShapeDtypeStruct((1, *size, number), jnp.uint8)

@@ -198,7 +198,7 @@ def test_the_command_compares_networks_or_lists_modules():
     ids=lambda row: ' '.join(row[:2]),
 )
 def test_the_tables_of_the_docs(row):
-  assert len(ROWS) == 39
+  assert len(ROWS) == 42
   cifar = row[0].startswith('wrn')
   size = dict(side=32, num_classes=100) if cifar else dict(side=224)
   plain, aw = tool.rows([row[0]], [row[1]], **size)

@@ -127,13 +127,6 @@ def test_a_run_and_its_file_say_what_no_array_tells_of(state, tmp_path):
       inference.load(trained, config)
 
 
-def test_the_flag_of_the_channels_is_named(state, tmp_path):
-  source = torch_zip.save(tmp_path / 'weights.pth', state)
-  flags = *CONFIG[:-1], f'--input={source}', f'--output={tmp_path}/run'
-  code, _, error = commands.tool('convert', *flags)
-  assert code == 1 and '1 channels: --channels=1: of another kind' in error
-
-
 @pytest.mark.parametrize('ema', [False, True])
 def test_a_run_that_was_trained_gives_what_it_evaluates_with(
     shapes, ema, tmp_path

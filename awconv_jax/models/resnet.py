@@ -192,33 +192,30 @@ class ResNet(network.Network):
     return self.classify(x, train, valid_size)
 
 
-_legacy = partial(ResNet, attention='se', stem='imagenet_ceil')
 _resnet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3))
+_resnet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3))
+# Of timm, from Caffe: another max-pool; without groups, strides in the 1x1.
+_legacy = dict(attention='se', stem='imagenet_ceil')
+_legacy_v1 = _legacy | dict(version='v1')
+_legacy_x = _legacy | dict(groups=32, group_width=4)
 MODELS = {
     'resnet18': partial(ResNet, block='basic', stage_sizes=(2, 2, 2, 2)),
     'resnet34': partial(ResNet, block='basic'),
     'resnet50': ResNet,
     'resnet101': _resnet101,
-    'resnet152': partial(ResNet, stage_sizes=(3, 8, 36, 3)),
+    'resnet152': _resnet152,
     'resnext50_32x4d': partial(ResNet, groups=32, group_width=4),
     'resnext101_32x4d': partial(_resnet101, groups=32, group_width=4),
     'resnext101_32x8d': partial(_resnet101, groups=32, group_width=8),
     'resnext101_64x4d': partial(_resnet101, groups=64, group_width=4),
     'wide_resnet50_2': partial(ResNet, group_width=128),
     'wide_resnet101_2': partial(_resnet101, group_width=128),
-    # Of timm, from Caffe: other places of strides, another max-pool.
-    'legacy_seresnet50': partial(_legacy, version='v1'),
-    'legacy_seresnet101': partial(
-        _legacy, version='v1', stage_sizes=(3, 4, 23, 3)
-    ),
-    'legacy_seresnet152': partial(
-        _legacy, version='v1', stage_sizes=(3, 8, 36, 3)
-    ),
+    'legacy_seresnet50': partial(ResNet, **_legacy_v1),
+    'legacy_seresnet101': partial(_resnet101, **_legacy_v1),
+    'legacy_seresnet152': partial(_resnet152, **_legacy_v1),
     'legacy_seresnext26_32x4d': partial(
-        _legacy, groups=32, group_width=4, stage_sizes=(2, 2, 2, 2)
+        ResNet, stage_sizes=(2, 2, 2, 2), **_legacy_x
     ),
-    'legacy_seresnext50_32x4d': partial(_legacy, groups=32, group_width=4),
-    'legacy_seresnext101_32x4d': partial(
-        _legacy, groups=32, group_width=4, stage_sizes=(3, 4, 23, 3)
-    ),
+    'legacy_seresnext50_32x4d': partial(ResNet, **_legacy_x),
+    'legacy_seresnext101_32x4d': partial(_resnet101, **_legacy_x),
 }

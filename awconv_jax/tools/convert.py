@@ -105,8 +105,8 @@ def convert(
     variables, kind = warm_start.read_run(source)
     network = warm_start.network_of(source)
   else:
-    options = dict(entry=entry, network=network)
-    variables, kind = weights.load(source, shapes, **options), 'weights'
+    given = dict(entry=entry, network=network)
+    variables, kind = weights.load(source, shapes, **given), 'weights'
   if to_file:
     weights.save(output, variables, network)
   else:
@@ -137,14 +137,9 @@ def network_of(config: Any, *, model: str | None = None, **options: Any) -> Any:
 
 
 def shapes_of(config: Any, *, channels: int = 3, **named: Any) -> Any:
-  """Returns the shapes of the variables of the network that the flags name.
+  """Returns the shapes of the variables of that, for images of those channels.
 
-  Args:
-    config, **named: as in `network_of`.
-    channels: of the images.
-
-  Raises:
-    InputError: as in `network_of`.
+  The other arguments, and errors, are as in `network_of`.
   """
   network, side = network_of(config, **named), models.IMAGENET_SIDE
   if config is None:

@@ -11,7 +11,6 @@ for classification, without the head of that.
 from collections.abc import Callable, Mapping, Sequence
 import os
 import pathlib
-import re
 from typing import Any
 
 from flax import traverse_util
@@ -40,12 +39,12 @@ def _as_backbone(
 ) -> dict[str, Any] | None:
   """Returns a classifier's arrays as those of a backbone; None if not that."""
   prefix = f'{names.module(BACKBONE)}.'
-  known, others = names.table(variables).keys(), names.others(variables)
-  renamed = {}
-  for name, array in arrays.items():
-    inside = others.get(f'{prefix}{name}', f'{prefix}{name}')
-    if inside in known or not re.match(names.HEADS, name):
-      renamed[inside] = array
+  known = names.table(variables).keys()
+  renamed = {
+      f'{prefix}{name}': array
+      for name, array in arrays.items()
+      if f'{prefix}{name}' in known or not name.startswith(names.HEADS)
+  }
   return (
       renamed if known & renamed.keys() and not known & arrays.keys() else None
   )
@@ -89,30 +88,56 @@ def network_of(workdir: str | os.PathLike) -> Any:
     return None
 
 
+def read(
+    source: str,
+    *,
+    entry: str | None = None,
+    network: Any = None,
+    report: Report = print,
+) -> tuple[dict[str, np.ndarray], str]:
+  """Returns the arrays of a run or a file by torch's names, and their kind.
+
+  Args:
+    source: a run's directory, or a file that `weights.read` takes.
+    entry, network, report: as in `weights.read`; a run has no entries, and the
+      options of its config.
+
+  Raises:
+    InputError: nothing is there, it is damaged, or of another network.
+  """
+  if not pathlib.Path(source).is_dir():
+    options = dict(entry=entry, network=network, report=report)
+    return weights.read(source, **options), 'weights'
+  if entry:
+    raise InputError(f'{source} is a run, which has no entry {entry!r}')
+  saved, kind = read_run(source, report=report)
+  told = origin.untold(network_of(source))
+  origin.compare(source, told, 'its config', network)
+  return state_dict.to_state_dict(saved), kind
+
+
 def load(
     source: str,
     variables: Mapping[str, Any],
     *,
     skip: Sequence[str] = (),
     report: Report = print,
-    entry: str | None = None,
-    network: Any = None,
+    **options: Any,
 ) -> dict[str, Any]:
   """Returns a network's variables with the values of another run or a file.
 
   Args:
-    source: a run's directory, or a file that `weights.read` takes, such as
-      resnet50.safetensors.
+    source: as in `read`.
     variables: tree of arrays, fresh from the network: 'params', 'batch_stats'.
     skip: modules that keep their values, such as 'head' for other classes.
     report: called with a line for what was read, and what was not.
-    entry, network: as in `weights.read`; a run has the options of its config.
+    **options: entry and network, as in `read`.
 
   Returns:
     A tree as `variables`, of its dtypes, with arrays on the host.
 
   Raises:
-    InputError: nothing is there, it is damaged, or of another network.
+    InputError: as in `read`, or it is of another network.
   """
   variables = jax.device_get(variables)
   flat: dict[Any, Any] = traverse_util.flatten_dict(variables)
@@ -120,18 +145,8 @@ def load(
     if not any(_is_below(path, [name]) for path in flat):
       modules = {path[1] for path in flat}
       raise unknown_name('module in config.init_skip', name, modules)
-  if pathlib.Path(source).is_dir():
-    if entry:
-      raise InputError(
-          f'config.init_entry={entry!r} is of a file, and {source} is a run'
-      )
-    saved, kind = read_run(source, report=report)
-    told = origin.untold(network_of(source))
-    origin.compare(source, told, 'its config', network)
-    report(f'starting from the {kind} in {source}')
-    arrays = state_dict.to_state_dict(saved)
-  else:
-    arrays = weights.read(source, entry=entry, network=network, report=report)
+  arrays, kind = read(source, report=report, **options)
+  report(f'starting from the {kind} in {source}')
   allowed = weights.in_aw_branch
   if (of_backbone := _as_backbone(arrays, variables)) is not None:
     report(

@@ -35,10 +35,9 @@ def _read_safetensors(path, entry, report):
   if entry:
     raise ValueError(f'it has no {entry!r}, nor any other dict in it')
   with safetensors.safe_open(path, 'numpy') as file:
-    said = dict(file.metadata() or {})
-    if origin.KEY in said:
-      said[origin.KEY] = dict(json.loads(said[origin.KEY]))
-    return {name: file.get_tensor(name) for name in file.keys()}, said
+    said = file.metadata() or {}
+    arrays = {name: file.get_tensor(name) for name in file.keys()}
+    return arrays, [said], dict(json.loads(said.get(origin.KEY, '{}')))
 
 
 # Torch's example writes model.pth.tar.
@@ -82,7 +81,7 @@ def read(
   try:
     if path.stat().st_size > memory.limit():
       raise MemoryError
-    arrays, said = reader(path, entry, report)
+    arrays, said, told = reader(path, entry, report)
   except MemoryError as error:
     raise InputError(f'{path} is more than the memory can hold') from error
   except Exception as error:  # Whatever the libraries say of wrong bytes.
@@ -92,10 +91,7 @@ def read(
     remedy = 'fetch it again, or save float tensors alone, as of state_dict()'
     raise InputError(f'{path} cannot be read: {reason}; {remedy}') from error
   arrays = names.without_prefix(arrays, report)
-  origin.check(path, said, arrays, network)
-  kinds = {str(array.dtype) for array in arrays.values()}
-  if halves := ' and '.join(sorted(kinds & {'float16', 'bfloat16'})):
-    report(f'{path} holds {halves}: its values were rounded to that')
+  origin.check(path, said, told, arrays, network)
   return names.renew(arrays, report)
 
 

@@ -68,9 +68,7 @@ PREFIXES = ('module.', '_orig_mod.', 'model.')
 # Beside the arrays of averages, counts what went into them.
 AVERAGED = 'n_averaged'
 # What a network for classification has beyond a backbone.
-HEADS = (
-    r'(fc|classifier|last_conv|last_norm|conv_head|bn2|features\.\d+\.[01])\.'
-)
+HEADS = ('fc.', 'last_conv.', 'last_norm.')
 # Attention modules that timm has (SE, ECA), told by what they hold. Its layers
 # are 1x1 convolutions where ours are matrices.
 ATTENTION = {
@@ -106,48 +104,27 @@ class Entry:
     return np.transpose(array, np.argsort(self.axes))
 
 
-def _of_mobile_nets(
-    leaves: Mapping[tuple[str, ...], Any], style: int
-) -> dict[tuple[str, ...], str]:
-  """Returns torch's names of the modules of MobileNetV2s, by our paths.
+def _of_mobile_net() -> dict[str, str]:
+  """Returns the names here of MobileNetV2's modules, by torchvision's, timm's.
 
-  Those nets are told by depthwise convolutions and no shortcut of their own.
-  The styles are torchvision's (0) and timm's (1).
+  They are those of a ResNet's blocks, of which the first widens nothing.
   """
-  shapes = {path[1:-1]: a.shape for path, a in leaves.items() if a.ndim == 4}
-  found = {}
-  for net in [path[:-1] for path in shapes if path[-1] == 'stem_conv']:
-    inside = [path[len(net) :] for path in shapes if path[: len(net)] == net]
-    matches = [re.fullmatch(r'stage(\d+)_block(\d+)', p[0]) for p in inside]
-    blocks = sorted({(int(m[1]), int(m[2]), m[0]) for m in matches if m})
-    depthwise = [shapes.get((*net, b[-1], 'conv2'), (0,) * 3) for b in blocks]
-    if any(shape[2] != 1 for shape in depthwise) or any(
-        path[1:] == ('downsample_conv',) for path in inside
-    ):
-      continue
-    last = len(blocks) + 1
-    rows = [
-        ('stem_conv', 'features.0.0', 'conv_stem'),
-        ('stem_norm', 'features.0.1', 'bn1'),
-        ('last_conv', f'features.{last}.0', 'conv_head'),
-        ('last_norm', f'features.{last}.1', 'bn2'),
-        ('head', 'classifier.1', 'classifier'),
-    ]
-    for index, (stage, number, block) in enumerate(blocks, start=1):
-      at = f'features.{index}', f'blocks.{stage - 1}.{number - 1}'
-      rows.append((block, *at))
-      slots = ['conv3 2 conv_pwl', 'norm3 3 bn3', 'conv2 1.0 conv_dw']
-      slots += ['norm2 1.1 bn2', 'conv1 0.0 conv_pw', 'norm1 0.1 bn1']
-      if (block, 'conv1') not in inside:
-        slots = ['conv3 1 conv_pw', 'norm3 2 bn2', 'conv2 0.0 conv_dw']
-        slots += ['norm2 0.1 bn1']
-      for slot, *named in map(str.split, slots):
-        names = f'{at[0]}.conv.{named[0]}', f'{at[1]}.{named[1]}'
-        rows.append((f'{block}/{slot}', *names))
-    prefix = ''.join(f'{module(part)}.' for part in net)
-    for ours, *theirs in rows:
-      found[*net, *ours.split('/')] = prefix + theirs[style]
-  return found
+  rows = ['conv1 features.0.0 conv_stem', 'bn1 features.0.1 bn1']
+  rows += ['last_conv features.18.0 conv_head', 'last_norm features.18.1 bn2']
+  rows += ['fc classifier.1 classifier']
+  stages = enumerate((1, 2, 3, 4, 3, 3, 1))
+  places = [(stage, block) for stage, n in stages for block in range(n)]
+  for index, (stage, block) in enumerate(places, start=1):
+    slots = ['conv1 0.0 conv_pw', 'bn1 0.1 bn1', 'conv2 1.0 conv_dw']
+    slots += ['bn2 1.1 bn2', 'conv3 2 conv_pwl', 'bn3 3 bn3']
+    if index == 1:
+      slots = ['conv2 0.0 conv_dw', 'bn2 0.1 bn1', 'conv3 1 conv_pw']
+      slots += ['bn3 2 bn2']
+    ends = f'layer{stage + 1}.{block}.', f'features.{index}.conv.'
+    ends += (f'blocks.{stage}.{block}.',)
+    for slot in map(str.split, slots):
+      rows.append(' '.join(map(''.join, zip(ends, slot, strict=True))))
+  return {other: own for own, *two in map(str.split, rows) for other in two}
 
 
 def module(part: str) -> str:
@@ -158,13 +135,11 @@ def module(part: str) -> str:
   return MODULES.get(part, part)
 
 
-def table(variables: Any, style: int | None = 0) -> dict[str, Entry]:
+def table(variables: Any) -> dict[str, Entry]:
   """Returns torch's names of a network's arrays, and where each belongs.
 
   Args:
     variables: tree of arrays or shapes: 'params' and 'batch_stats'.
-    style: of the names of a MobileNetV2: torchvision's (0), timm's (1), or as
-      the names of a ResNet (None), as this package once wrote them.
 
   Raises:
     ValueError: two arrays would have the same name.
@@ -174,16 +149,12 @@ def table(variables: Any, style: int | None = 0) -> dict[str, Entry]:
   for path in leaves:
     for i in range(1, len(path) - 1):
       children[path[1:i]].add(path[i])
-  mobile = {} if style is None else _of_mobile_nets(leaves, style)
   entries = {}
   for path, leaf in leaves.items():
     *modules, last = path[1:]
     at = [*modules, 'attention'].index('attention')
     known = ATTENTION.get(frozenset(children[tuple(modules[: at + 1])]))
-    outside, inside = [*map(module, modules[:at])], modules[at:]
-    for i in range(1, at + 1):
-      if name := mobile.get(tuple(modules[:i])):
-        outside = [name, *map(module, modules[i:at])]
+    outside, inside = map(module, modules[:at]), modules[at:]
     as_timm = known is not None and len(inside) == 2
     if as_timm:
       inside = [known[inside[1]]]
@@ -225,26 +196,18 @@ def renew(
 
   Those are of a detector's modules, or of networks that were renamed.
   """
-  renewed = {}
+  mobile, renewed = {}, {}
+  if arrays.keys() & {'features.18.0.weight', 'conv_stem.weight'}:
+    mobile = _of_mobile_net()
   for name, array in arrays.items():
+    inside = name.rpartition('.')[0]
+    name = name.replace(inside, mobile.get(inside, inside), 1)
     for former, now in FORMER.items():
       name = re.sub(f'^{former}$', now, name)
     renewed[name] = array
   if former := arrays.keys() - renewed.keys():
     report(f'took the present names for {len(former)} former ones')
   return renewed
-
-
-def others(variables: Any) -> dict[str, str]:
-  """Returns what else a network's arrays are called, and their names here."""
-  now, found = table(variables), {}
-  for style in (1, None):
-    named = table(variables, style)
-    pairs = [(named, now), map(counters, ([*named], [*now]))]
-    found |= {
-        n: own for p in pairs for n, own in zip(*p, strict=True) if n != own
-    }
-  return found
 
 
 def counters(names: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ of one network fit into others that compute something else. Where names give it
 away, the file is refused; see docs/weights.md for what nothing tells.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
 import re
@@ -15,20 +15,20 @@ import numpy as np
 
 from awconv_jax.errors import InputError, quoted
 
-# Of names of networks, and of what timm says of them: what is in no network
-# here, though all arrays may fit.
-ELSEWHERE = {
-    r'res(net|next)(blur|aa)|antialias|^aa_layer=': 'anti-aliased downsampling',
-    r'legacy_seresnet(18|34)': 'a ReLU between the last norm and SE',
-    r'\bceca_?res': 'circular channel attention',
-    r'\btf_mobilenet': "TensorFlow's padding",
-    r'^global_pool=(?!avg)': 'another pooling before the head',
-    r'^act_layer=': 'another activation',
-    r'^(output_stride|replace_stem_pool|norm_layer|block_args)=': (
-        'other layers'
-    ),
-    r'-\d{5}-of-\d{5}': 'more arrays, in other files; join them into one',
-}
+# Of names of networks and files, and of options of timm's: what is not of any
+# network here, though all arrays may fit.
+ELSEWHERE = (
+    r'res(net|next)(blur|aa)|net\d+[-_]?(blur|lpf)|anti[-_]?alias'
+    r'|(?<![a-z])blur[-_]?(pool|res)',
+    r'legacy_seresnet(18|34)',  # A ReLU between the last norm and SE.
+    r'res(net|next)\d+[cdst](?![a-z0-9])',  # Other stems and shortcuts.
+    r'leaky|net\d+[-_]?(elu|gelu|mish|silu|swish)|^act_layer=(?!relu)',
+    r'^(aa_layer|avg_down|block_args|norm_layer|output_stride)=',
+    r'^(replace_stem_pool=|bn_eps=(?!1e-05)|global_pool=(?!avg))',
+)
+# Where scripts and timm keep names of networks, and options.
+NAMES = 'arch', 'architecture', 'model', 'model_name'
+OPTIONS = 'model_args', 'model_kwargs'
 # Options without arrays; those of AW-convolutions are in `aw_options`.
 UNTOLD = 'stem', 'version', 'norm_epsilon'
 UNTOLD_OF_AW = 'gate', 'residual', 'pool_size', 'expansion_axis', 'norm_epsilon'
@@ -62,23 +62,32 @@ def compare(
       )
 
 
-def _beside(path: pathlib.Path) -> list[str]:
-  """Returns what timm wrote to a config.json beside a file."""
-  try:
-    said = json.loads((path.parent / 'config.json').read_text())
+def _hints(path: pathlib.Path, said: Sequence[Any]) -> list[str]:
+  """Returns names of networks, and 'name=value' of what was changed of them."""
+  found = [path.name]
+  if 'net' not in path.name:  # Of model.safetensors, a folder tells.
+    found += [part for part in path.parts[-4:-1] if 'net' in part]
+  try:  # Where timm describes the file beside it.
+    beside = json.loads((path.parent / 'config.json').read_text())
   except (OSError, ValueError, RecursionError):
-    return []
-  if not isinstance(said, dict) or 'architecture' not in said:
-    return []
-  pool = f'global_pool={said.get("global_pool", "avg")}'
-  changed = said.get('model_args')
-  changed = changed if isinstance(changed, dict) else {}
-  return [str(said['architecture']), pool, *(f'{k}=' for k in changed)]
+    beside = None
+  for part in (*said, beside):
+    if isinstance(part, Mapping):
+      found += [v for k in NAMES if isinstance(v := part.get(k), str)]
+      options = {k: part.get(k) for k in ('global_pool', 'bn_eps')}
+      for key in OPTIONS:
+        options |= given if isinstance(given := part.get(key), dict) else {}
+      for name, value in options.items():
+        # Trees of a pickle could take for ever to be written.
+        shown = value if isinstance(value, str | float) else ''
+        found += [f'{name}={shown}'] * bool(value)
+  return [text[:200].lower() for text in found]
 
 
 def check(
     path: pathlib.Path,
-    said: Mapping[str, Any],
+    said: Sequence[Any],
+    told: Mapping[str, Any],
     arrays: Mapping[str, Any],
     network: Any,
 ) -> None:
@@ -86,32 +95,28 @@ def check(
 
   Args:
     path: of the file.
-    said: in it, besides the arrays; see `untold` and `torch_file.NETWORK`.
+    said: dicts in it besides the arrays, of whatever else.
+    told: what `weights.save` wrote there, of `untold`.
     arrays: by the names in the file.
     network: the network, or its options; None if it is not known.
   """
-  own = path.name if 'net' in path.name else '/'.join(path.parts[-4:])
-  names = [own, *(text for key, text in said.items() if key != KEY)]
-  names = [text.lower() for text in (*names, *_beside(path))]
-  names += ['antialias'] * any(name.endswith('.filt') for name in arrays)
+  names = _hints(path, said)
   # Groups are of ResNeXt, which strides in the 3x3.
   inner = arrays.get('layer1.0.conv2.weight', np.zeros((0, 1)))
   v1 = inner.shape[0] == inner.shape[1] and 'layer1.0.conv3.weight' in arrays
   if any(name.startswith('layer0.') for name in arrays):
     basic = 'layer1.0.conv3.weight' not in arrays
     names += ['legacy_seresnet18'] * basic
-    told = dict(stem='imagenet_ceil') | (dict(version='v1') if v1 else {})
-    compare(path, told, "its arrays 'layer0...'", network)
+    caffe = dict(stem='imagenet_ceil') | (dict(version='v1') if v1 else {})
+    compare(path, caffe, "its arrays 'layer0...'", network)
   for name in names:
-    for pattern, what in ELSEWHERE.items():
-      if re.search(pattern, name):
-        raise InputError(
-            f'{path} is of a network with {what}, by {quoted(name)}, which '
-            'the networks here have not; rename it if it is of another'
-        )
+    if re.search('|'.join(ELSEWHERE), name):
+      raise InputError(
+          f'{path} is of a network that is not here, by {quoted(name)}, though '
+          'its arrays may fit; rename what says so if it is wrong'
+      )
     if v1 and re.search(r'(?<![a-z])(caffe|msra)(?![a-z])', name):
       compare(path, dict(version='v1'), repr(name), network)
     if 'fasterrcnn_resnet50_fpn_coco' in name:
       compare(path, dict(norm_epsilon=0.0), repr(name), network)
-  if KEY in said:
-    compare(path, said[KEY], 'what is written in it', network)
+  compare(path, told, 'what is written in it', network)

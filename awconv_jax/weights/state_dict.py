@@ -52,8 +52,7 @@ def from_state_dict(
     InputError: names are unknown or missing, or shapes differ; lists all.
   """
   leaves: dict[Any, Any] = traverse_util.flatten_dict(variables)
-  entries, others = names.table(variables), names.others(variables)
-  arrays = {others.get(name, name): array for name, array in arrays.items()}
+  entries = names.table(variables)
   found = entries.keys() & arrays.keys()
   paths = {name: '/'.join(entry.path) for name, entry in entries.items()}
   branches = {name: names.in_aw_branch(path) for name, path in paths.items()}
@@ -80,11 +79,6 @@ def from_state_dict(
         'missing': sorted(n for n, in_aw in branches.items() if in_aw)
     }:
       remedy = 'it has no AW-convolutions: choose aw_conv=false'
-    for name in found if faults.keys() == {'of another kind'} else ():
-      # The first convolution is as deep as the images.
-      shape, want = arrays[name].shape, entries[name].shape
-      if entries[name].path[-2] == 'stem_conv' and shape[1:2] != want[1:2]:
-        remedy = f'its images have {shape[1]} channels: --channels={shape[1]}'
     counts = ', '.join(f'{len(f)} {kind}' for kind, f in faults.items())
     listed = '; '.join(f'{kind}: {", ".join(f)}' for kind, f in faults.items())
     raise InputError(
@@ -94,7 +88,8 @@ def from_state_dict(
   for name in sorted(found):
     path = entries[name].path
     array = entries[name].from_torch(arrays[name])
-    taken[path] = array.astype(leaves[path].dtype)
+    with np.errstate(over='ignore'):  # Infinite, and named below.
+      taken[path] = array.astype(leaves[path].dtype)
     good = np.isfinite(taken[path]) & (path[-1] != 'var' or taken[path] >= 0)
     if count := int(np.sum(~good)):
       broken.append(f'{name} ({count} of {good.size})')

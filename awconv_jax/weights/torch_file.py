@@ -3,16 +3,15 @@
 A pickle holds the tree, with each tensor as (storage, offset, size, stride). In
 a zip it is `data.pkl`, and `data/<key>` are the bytes of a storage; before
 torch 1.6 it lay between two more pickles, and the storages behind. A pickle is
-a program, of which only what builds trees is carried out here: functions that
-it names are not called, but stand for records, and arrays are made afterwards,
-of what is asked for. Nothing takes more memory or time than a file of that size
-can need.
+a program, of which only what builds trees is carried out here: what it names is
+never called, but stands for records, and arrays are made afterwards, of what is
+asked for. Nothing takes more memory or time than a file of that size can need.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 import io
 import os
-import pickletools
+import pickle
 import struct
 from typing import Any, BinaryIO, NamedTuple
 import zipfile
@@ -38,10 +37,8 @@ DTYPES = {
     'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
 }
-# Where scripts keep the weights beside epoch, optimizer and the like; and where
-# the name of the network.
+# Where scripts keep the weights beside epoch, optimizer and the like.
 WRAPPINGS = ('state_dict', 'model', 'model_state_dict')
-NETWORK = ('arch', 'architecture', 'model', 'model_name')
 
 
 class _Storage(NamedTuple):
@@ -61,17 +58,6 @@ class _Tensor(NamedTuple):
     strides = [step * dtype.itemsize for step in self.stride]
     offset = self.offset * dtype.itemsize
     return np.ndarray(self.size, dtype, data, offset, strides)
-
-
-# Opcodes of a pickle that push a new value, and such as push their argument.
-CONSTANTS = dict(
-    NONE=lambda: None, NEWTRUE=lambda: True, NEWFALSE=lambda: False
-)
-CONSTANTS |= dict(EMPTY_DICT=dict, EMPTY_LIST=list, EMPTY_TUPLE=tuple)
-PLAIN = (
-    'BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE'.split()
-)
-PLAIN += ['BINSTRING', 'SHORT_BINSTRING']  # Of Python 2.
 
 
 class _Named(NamedTuple):
@@ -96,8 +82,10 @@ def _update(target: Any, items: Iterable[tuple[Any, Any]]) -> Any:
   """Sets items of a dict, and of nothing else; returns it."""
   if isinstance(target, dict):
     for key, value in items:
-      # The hash of tuples of tuples could take for ever.
-      if not isinstance(key, str | int | float | None):
+      # To hash tuples of tuples could take for ever, and large integers may all
+      # have the same hash.
+      name = isinstance(key, str | float | None)
+      if not name and not (isinstance(key, int) and abs(key) < 1 << 60):
         raise ValueError('it has a dict by other keys than names')
       target[key] = value
   return target
@@ -120,72 +108,72 @@ CALLS = {
 }
 
 
+_Python: Any = pickle._Unpickler
+
+
+class _Unpickler(_Python):
+  """Calls nothing: what is named is a record, and no record can be called.
+
+  That of the library in C hashes any key of a dict, which this one lets check.
+  """
+
+  def __init__(self, file: BinaryIO):
+    super().__init__(file, encoding='latin1')
+    self.storages = {}
+
+  def find_class(self, module: str, name: str) -> _Named:
+    return _Named(f'{module[:99]}.{name[:99]}')
+
+  def persistent_load(self, pid: Any) -> _Storage:
+    _, kind, key, _, _, *view = pid
+    if any(part is not None for part in view):  # Before torch 0.4.
+      raise ValueError('it has storages within others')
+    if not isinstance(key, str):
+      raise ValueError('it has a storage without a name')
+    dtype = np.dtype(DTYPES[kind.name.removeprefix('torch.')])
+    return self.storages.setdefault(key, _Storage(key, dtype))
+
+  def _reduce(self):
+    arguments, function = self.stack.pop(), self.stack.pop()
+    make = CALLS.get(function.name)
+    self.append(make(*arguments) if make else function)
+
+  def _build(self):
+    state, target = self.stack.pop(), self.stack.pop()
+    # What torch keeps beside a dict's items (`_metadata`) is dropped.
+    named = isinstance(target, _Named)
+    self.append(_Named(target.name, state) if named else target)
+
+  def _set_items(self):
+    items = self.pop_mark()
+    _update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+
+  def _set_item(self):
+    value, key = self.stack.pop(), self.stack.pop()
+    _update(self.stack[-1], [(key, value)])
+
+  def _refuse(self):
+    raise ValueError('it has sets or the like, which no weights need')
+
+  dispatch = _Python.dispatch | {
+      **dict.fromkeys(pickle.REDUCE + pickle.NEWOBJ, _reduce),
+      **dict.fromkeys(pickle.BUILD, _build),
+      **dict.fromkeys(pickle.SETITEM, _set_item),
+      **dict.fromkeys(pickle.SETITEMS, _set_items),
+      # These hash, or take memory for what is not there.
+      **dict.fromkeys(pickle.EMPTY_SET + pickle.FROZENSET, _refuse),
+      **dict.fromkeys(pickle.DICT + pickle.BYTEARRAY8, _refuse),
+  }
+
+
 def _load(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
   """Returns the tree of the pickle at a file's position, and its storages."""
-  stack, marks, memo, storages = [], [], {}, {}
-
-  def pop(count=None):
-    """Takes so many of the last values, or those since the last mark."""
-    first = marks.pop() if count is None else len(stack) - count
-    if not 0 <= first <= len(stack):
-      raise ValueError('its pickle takes more than it made')
-    taken = stack[first:]
-    del stack[first:]
-    return taken
-
-  start = file.tell()
-  for opcode, argument, position in pickletools.genops(file):
-    if (position or 0) - start > MAX_PICKLE:
-      raise ValueError(f'its tree takes more than {MAX_PICKLE:,} bytes')
-    match opcode.name:
-      case 'PROTO' | 'FRAME' | 'STOP':
-        pass
-      case 'MARK':
-        marks.append(len(stack))
-      case name if name in CONSTANTS:
-        stack.append(CONSTANTS[name]())
-      case name if name in PLAIN:
-        stack.append(argument)
-      case 'TUPLE':
-        stack.append(tuple(pop()))
-      case 'TUPLE1' | 'TUPLE2' | 'TUPLE3' as name:
-        stack.append(tuple(pop(int(name[-1]))))
-      case 'APPEND' | 'APPENDS' as name:
-        values = pop(1 if name == 'APPEND' else None)
-        if isinstance(stack[-1], list):
-          stack[-1] += values
-      case 'SETITEM' | 'SETITEMS' as name:
-        values = pop(2 if name == 'SETITEM' else None)
-        _update(stack[-1], zip(values[::2], values[1::2], strict=True))
-      case 'BINPUT' | 'LONG_BINPUT' | 'MEMOIZE':
-        memo[len(memo) if argument is None else argument] = stack[-1]
-      case 'BINGET' | 'LONG_BINGET':
-        stack.append(memo[argument])
-      case 'GLOBAL':
-        stack.append(_Named(str(argument).replace(' ', '.')))
-      case 'STACK_GLOBAL':
-        stack.append(_Named('.'.join(part[:99] for part in pop(2))))
-      case 'REDUCE' | 'NEWOBJ':
-        function, arguments = pop(2)
-        make = CALLS.get(function.name)
-        stack.append(make(*arguments) if make else function)
-      case 'BUILD':
-        target, state = pop(2)
-        # What torch keeps beside a dict's items (`_metadata`) is dropped.
-        named = isinstance(target, _Named)
-        stack.append(_Named(target.name, state) if named else target)
-      case 'BINPERSID':
-        _, kind, key, _, _, *view = stack.pop()
-        if any(part is not None for part in view):  # Before torch 0.4.
-          raise ValueError('it has storages within others')
-        dtype = np.dtype(DTYPES[kind.name.removeprefix('torch.')])
-        if not isinstance(key, str):
-          raise ValueError('it has a storage without a name')
-        storages[key] = _Storage(key, dtype)
-        stack.append(storages[key])
-      case name:
-        raise ValueError(f'it has the opcode {name}, which no weights need')
-  return stack.pop(), storages
+  unpickler = _Unpickler(file)
+  try:
+    return unpickler.load(), unpickler.storages
+  except EOFError as error:
+    size = f'{MAX_PICKLE:,} bytes'
+    raise ValueError(f'its tree is cut off, or has more than {size}') from error
 
 
 def _tensors(
@@ -215,18 +203,6 @@ def _tensors(
   return {str(name): tensor for name, tensor in tree.items()}
 
 
-def _said(tree: Any) -> dict[str, str]:
-  """Returns the names of networks that a checkpoint has beside the weights."""
-  found = {}
-  for part in (*map(tree.get, ('args', 'hyper_parameters')), tree):
-    part = part.state if isinstance(part, _Named) else part
-    if isinstance(part, Mapping):
-      found |= {k: part[k] for k in NETWORK if isinstance(part.get(k), str)}
-      if isinstance(changed := part.get('model_kwargs'), dict):
-        found |= {str(k): f'{k}=' for k in changed}
-  return found
-
-
 def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[str], Any], bool]:
   """Returns the tree, what reads a storage, and if that is little-endian."""
   size = file.seek(0, os.SEEK_END)
@@ -238,24 +214,24 @@ def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[str], Any], bool]:
   root = names[0].partition('/')[0] if names else ''
   order = f'{root}/byteorder'
   little = order not in names or archive.read(order) == b'little'
-  tree, _ = _load(io.BytesIO(archive.read(f'{root}/data.pkl')))
+  with archive.open(f'{root}/data.pkl') as pickled:
+    tree, _ = _load(io.BytesIO(pickled.read(MAX_PICKLE)))
   return tree, lambda key: archive.read(f'{root}/data/{key}'), little
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[str], Any], bool]:
   """Returns the same of a file that torch before 1.6 wrote."""
-  # Not from the file, of which a wrong length would take any memory.
-  stream = io.BytesIO(file.read())
-  _, _, (system, _) = (_load(stream) for _ in range(3))
-  (tree, known), (keys, _), storages = _load(stream), _load(stream), {}
+  size, _ = file.seek(0, os.SEEK_END), file.seek(0)
+  head = io.BytesIO(file.read(MAX_PICKLE))
+  _, _, (system, _) = (_load(head) for _ in range(3))
+  (tree, known), (keys, _), storages = _load(head), _load(head), {}
+  file.seek(head.tell())
   for key in keys:
-    (count,) = struct.unpack('<q', stream.read(8))
-    start = stream.tell()
-    size = count * known[key].dtype.itemsize
-    if not 0 <= size <= len(stream.getbuffer()) - start:
+    (count,) = struct.unpack('<q', file.read(8))
+    wanted = count * known[key].dtype.itemsize
+    if not 0 <= wanted <= size - file.tell():
       raise ValueError('its storages are more than it has')
-    storages[key] = stream.getbuffer()[start : start + size]
-    stream.seek(start + size)
+    storages[key] = file.read(wanted)
   return tree, storages.__getitem__, system['little_endian']
 
 
@@ -263,11 +239,12 @@ def read(
     path: str | os.PathLike,
     entry: str | None,
     report: Callable[[str], object],
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+) -> tuple[dict[str, np.ndarray], list[Any], dict[str, Any]]:
   """Returns the arrays of a state dict, or of the one in a checkpoint, by name.
 
   They are read-only, in torch's layout and dtypes (bfloat16 as ml_dtypes').
-  With them come the names of networks that stand beside them.
+  With them come the dicts where scripts say what network they are of, and none
+  of `origin.untold`.
 
   Args:
     path: of a file that torch.save wrote.
@@ -275,8 +252,8 @@ def read(
     report: called with one line for what was taken off around the weights.
 
   Raises:
-    Exception: of any type and with one line, from zipfile, pickletools or here:
-      it is damaged, or holds more than tensors in dicts.
+    Exception: of any type and with one line, from zipfile, pickle or here: it
+      is damaged, or holds more than tensors in dicts.
   """
   with open(path, 'rb') as file:
     legacy = file.read(len(LEGACY)) == LEGACY
@@ -289,4 +266,6 @@ def read(
     keys = {tensor.storage.key for tensor in tensors.values()}
     data = {key: storage(key) for key in keys}
   arrays = {name: t.over(data[t.storage.key]) for name, t in tensors.items()}
-  return arrays, _said(tree)
+  said = [tree, tree.get('args'), tree.get('hyper_parameters')]
+  said = [p.state if isinstance(p, _Named) else p for p in said]
+  return arrays, said, {}
