@@ -18,11 +18,11 @@ from awconv_jax.errors import InputError, quoted
 # Of names of networks and files, and of options of timm's: what is not of any
 # network here, though all arrays may fit.
 ELSEWHERE = (
-    r'res(net|next)(blur|aa)|net\d+[-_]?(blur|lpf)|anti[-_]?alias'
+    r'res(net|next)(blur|aa)|(net|next)\d+[-_]?(blur|lpf)|anti[-_]?alias'
     r'|(?<![a-z])blur[-_]?(pool|res)',
     r'legacy_seresnet(18|34)',  # A ReLU between the last norm and SE.
     r'res(net|next)\d+[cdst](?![a-z0-9])',  # Other stems and shortcuts.
-    r'leaky|net\d+[-_]?(elu|gelu|mish|silu|swish)|^act_layer=(?!relu)',
+    r'leaky|(net|next)\d+[-_]?(elu|gelu|mish|silu|swish)|^act_layer=(?!relu)',
     r'^(aa_layer|avg_down|block_args|norm_layer|output_stride)=',
     r'^(replace_stem_pool=|bn_eps=(?!1e-05)|global_pool=(?!avg))',
 )
@@ -64,9 +64,9 @@ def compare(
 
 def _hints(path: pathlib.Path, said: Sequence[Any]) -> list[str]:
   """Returns names of networks, and 'name=value' of what was changed of them."""
-  found = [path.name]
-  if 'net' not in path.name:  # Of model.safetensors, a folder tells.
-    found += [part for part in path.parts[-4:-1] if 'net' in part]
+  found = [part for part in path.parts[-4:] if re.search('ne[tx]', part)]
+  if path.name in found:  # Of model.safetensors, a folder tells.
+    found = [path.name]
   try:  # Where timm describes the file beside it.
     beside = json.loads((path.parent / 'config.json').read_text())
   except (OSError, ValueError, RecursionError):
