@@ -5,6 +5,7 @@ import errno
 import io
 import os
 from unittest import mock
+import warnings
 
 import cv2
 import numpy as np
@@ -53,6 +54,7 @@ def test_reads_what_images_are_kept_in_and_refuses_a_part(
 def test_images_are_upright_as_exif_says_in_every_format(turn, size):
   exif, stored = Image.Exif(), pictures.smooth(*size)
   exif[ExifTags.Base.Orientation] = turn
+  exif.endian = '<>'[turn % 2]
   wanted = Image.fromarray(stored)
   wanted.getexif()[ExifTags.Base.Orientation] = turn
   wanted = np.asarray(ImageOps.exif_transpose(wanted)).astype(int)
@@ -66,6 +68,8 @@ def test_images_are_upright_as_exif_says_in_every_format(turn, size):
   start = png.index(b'eXIf') - 4
   chunk = png[start : png.index(b'IDAT', start) - 4]
   files['late'] = plain[:-12] + chunk + plain[-12:]
+  # Bytes of 255 may lead any marker.
+  files['filled'] = files['JPEG'].replace(b'\xff\xe1', b'\xff\xff\xff\xe1')
   for kind, data in files.items():
     image = decode.EncodedImage(data, 3)
     assert (image.height, image.width) == wanted.shape[:2], kind
@@ -74,7 +78,39 @@ def test_images_are_upright_as_exif_says_in_every_format(turn, size):
     assert np.abs(image.pixels() - wanted).mean() < 2, kind
 
 
-@pytest.mark.parametrize('kind', ['PNG', 'GIF', 'TIFF', 'WEBP', 'BMP', 'PPM'])
+def test_what_opencv_turns_twice_is_refused():
+  tags = {ExifTags.Base.Orientation: 3}
+  data = pictures.encode(SMOOTH, 'TIFF', tiffinfo=tags)
+  assert decode.EncodedImage(data, 3).height == 40
+  old, new = ExifTags.Base.RowsPerStrip, ExifTags.Base.TileWidth
+  data = data.replace(old.to_bytes(2, 'little'), new.to_bytes(2, 'little'), 1)
+  with pytest.raises(decode.UnreadableError, match='TIFF in tiles'):
+    decode.EncodedImage(data, 3)
+
+
+def test_a_jpeg_that_claims_more_than_it_can_hold_is_refused():
+  data = bytearray(pictures.encode(SMOOTH, 'JPEG'))
+  frame = data.index(b'\xff\xc0')
+  data[frame + 5 : frame + 9] = 2 * (10_000).to_bytes(2)
+  with pytest.raises(decode.UnreadableError, match='hold 10000 x 10000 pixels'):
+    decode.EncodedImage(bytes(data), 3)
+
+
+def test_pillow_says_nothing_on_standard_error():
+  header = np.zeros((1, 1), np.uint8)
+  data = bytearray(pictures.encode(header[..., None], 'BMP'))
+  data[18:26] = 2 * (10_000).to_bytes(4, 'little')
+  decode._silence_pillow.cache_clear()
+  with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter('always')
+    with pytest.raises(decode.UnreadableError, match='truncated'):
+      decode.EncodedImage(bytes(data), 3)
+  assert not seen
+
+
+@pytest.mark.parametrize(
+    'kind', ['JPEG', 'PNG', 'GIF', 'TIFF', 'WEBP', 'BMP', 'PPM']
+)
 def test_the_header_is_looked_at_before_anything_is_decoded(kind, monkeypatch):
   data = pictures.encode(SMOOTH, kind)
   monkeypatch.setattr(decode, 'MAX_PIXELS', 40 * 50 - 1)

@@ -157,7 +157,7 @@ ANNOTATIONS = [
     ({'bbox': [2, 30.5, 4, 0.25]}, f'bbox [2, 30.5, 4, 0.25] {OUTSIDE}'),
     ({'bbox': [3, 4, 0, 5]}, 'bbox [3, 4, 0, 5] has no width or'),
     ({'bbox': [3, 4, 10**400, 5]}, 'bbox=[3, 4, 10000000'),
-    ({'bbox': [3, 4, 1e300, 5]}, f'bbox [3, 4, 1e+300, 5] {OUTSIDE}'),
+    ({'bbox': [3, 4, 1e300, 5]}, 'bbox=[3, 4, 1e+300, 5]: Input should'),
     ({'bbox': [3, 4, True, '5']}, "bbox=[3, 4, True, '5']: Input should"),
     ({'area': 10**400}, 'area=1000000000'),
     ({'category_id': 10**400}, 'there is no category 1000'),

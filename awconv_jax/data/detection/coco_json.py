@@ -27,7 +27,7 @@ import pydantic
 
 from awconv_jax.data.decode import UnreadableError, below, header, read_file
 from awconv_jax.data.detection import objects
-from awconv_jax.errors import InputError, of_the_system, one_line
+from awconv_jax.errors import InputError, of_the_system, one_line, quoted
 from awconv_jax.options import Bound, PositiveInt, local_path
 
 # Pixels by which a box may reach beyond its image, as rounding makes it.
@@ -118,9 +118,9 @@ class CocoJson(objects.Source):
 
     def fault_of(annotation):
       if repr(annotation.image_id) not in listed:
-        return f'there is no image {annotation.image_id!r}'
+        return f'there is no image {quoted(annotation.image_id)}'
       if annotation.category_id not in labels:
-        return f'there is no category {annotation.category_id}'
+        return f'there is no category {quoted(annotation.category_id)}'
       return _box_fault(annotation.bbox, images.get(annotation.image_id))
 
     sound = _sound(
@@ -198,11 +198,6 @@ def _load(path: str, split: str) -> tuple[_Document, str]:
   )
 
 
-def _shown(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 200 else f'{text[:200]}...'
-
-
 def _sound(
     kind: str,
     model: type[Any],
@@ -215,8 +210,8 @@ def _sound(
   def note(values, fault, unnamed=''):
     keys = [key for key in ('file_name', 'image_id') if key in values]
     identity = values.get('id')
-    named = [f'{kind} {_shown(identity) if identity is not None else unnamed}']
-    named += [f'{key}={_shown(values[key])}' for key in keys]
+    named = [f'{kind} {quoted(identity) if identity is not None else unnamed}']
+    named += [f'{key}={quoted(values[key])}' for key in keys]
     faults.append(f'{", ".join(named)}: {fault}')
 
   parsed = {}
@@ -225,7 +220,7 @@ def _sound(
       entry = model.model_validate(values)
     except pydantic.ValidationError as error:
       (key, *_), message = error.errors()[0]['loc'], error.errors()[0]['msg']
-      given = f'={_shown(values[key])}' if key in values else ''
+      given = f'={quoted(values[key])}' if key in values else ''
       note(values, f'{key}{given}: {message}', f'number {number} of the list')
     else:
       if parsed.setdefault(entry.id, entry) is not entry:
