@@ -128,7 +128,7 @@ def test_threads_change_nothing(create, whole, threads, prefetch):
 
 
 WORKERS = """
-import os, pathlib, signal, sys
+import os, pathlib, signal, sys, threading, time
 sys.path.insert(0, 'tests')
 import test_data
 from awconv_jax import data
@@ -140,6 +140,11 @@ def readers():
   return sorted(int(p) for file in found for p in file.read_text().split())
 def take(number):
   return test_data.take(batches, number)
+def kill_while_it_starts():
+  while not readers():
+    time.sleep(0.001)
+  os.kill(readers()[0], signal.SIGKILL)
+threading.Thread(target=kill_while_it_starts).start()
 taken = take(2)
 first = readers()
 for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:

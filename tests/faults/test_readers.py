@@ -5,12 +5,18 @@ import pathlib
 import signal
 import time
 
+import fake_tfds
+import pictures
 import pytest
 import runs
 from watched_run import assert_same_runs
 
+from awconv_jax import data
+from awconv_jax.errors import InputError
+
 pytestmark = pytest.mark.faults('readers')
 
+SLOW = pytest.mark.slow
 LINES = ('step 1/', 'step 5/', 'step 9/')
 TO_ONE = ('SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP', 'SIGSTOP', 'SIGSEGV')
 
@@ -97,3 +103,61 @@ def test_none_outlives_a_run_that_is_killed(reference, tmp_path, line):
   assert_gone(readers)
   runs.end(process)
   runs.assert_as_if_nothing_had_been(tmp_path / 'run', reference)
+
+
+def prepared(root):
+  """Returns a file of 40 records, and options that read it."""
+  rows = [dict(image=pictures.photo(i, 'PNG'), label=i % 3) for i in range(40)]
+  fake_tfds.write(root, 'tiny', fake_tfds.labelled(3), {'train': rows})
+  options = dict(name='tfds:tiny', dir=str(root), image_size=16, prefetch=1)
+  (path,) = (root / 'tiny/1.0.0').glob('*record*')
+  return path, options | dict(eval_image_size=16)
+
+
+BEFALL = {
+    'half': lambda path: os.truncate(path, path.stat().st_size // 2),
+    'empty': lambda path: os.truncate(path, 0),
+    'other_bytes': lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=SLOW)])
+@pytest.mark.parametrize('how', BEFALL)
+def test_what_befalls_a_file_that_is_read(tmp_path, how, workers):
+  path, options = prepared(tmp_path)
+  options |= dict(num_workers=workers)
+  batches = data.create(options, train=True, batch_size=4, seed=0)
+  next(batches)
+  BEFALL[how](path)
+  with pytest.raises(InputError, match='copy or prepare it again') as caught:
+    for _ in range(30):
+      next(batches)
+  batches.close()
+  assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=SLOW)])
+def test_an_image_vanishes(tmp_path, workers):
+  for name in ('cat', 'dog'):
+    (tmp_path / 'train' / name).mkdir(parents=True)
+    for i in range(10):
+      path = tmp_path / f'train/{name}/{i}.png'
+      path.write_bytes(pictures.photo(i, 'PNG'))
+  options = dict(name=f'folder:{tmp_path}', image_size=16, eval_image_size=16)
+  options |= dict(num_workers=workers, prefetch=1)
+  batches = data.create(options, train=True, batch_size=4, seed=0)
+  next(batches)
+  state, content = batches.get_state(), path.read_bytes()
+  path.unlink()
+  told = f'{path} cannot be read: No such file'
+  with pytest.raises(InputError, match=told) as caught:
+    for _ in range(30):
+      next(batches)
+  assert 'mend them or raise it' in str(caught.value)
+  batches.close()
+  path.write_bytes(content)
+  batches = data.create(options, train=True, batch_size=4, seed=0)
+  batches.set_state(state)
+  for _ in range(30):
+    next(batches)
+  batches.close()
