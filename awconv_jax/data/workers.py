@@ -36,7 +36,10 @@ _PATIENCE = 5.0
 # There are too many files, processes, or bytes.
 _LACKING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN
 _SIZE = struct.Struct('!Q')
-_GONE = EOFError, ConnectionError
+
+
+class _GoneError(Exception):
+  """There is nobody at the other end."""
 
 
 def read(
@@ -79,7 +82,7 @@ def read(
         try:
           batch = readers[place % number].take()
           break
-        except _GONE:
+        except _GoneError:
           fault = readers[place % number].fault()
         if place == started_at:
           raise InputError(
@@ -139,11 +142,11 @@ class _Reader:
 
   def send(self, message: Any) -> None:
     # Of one that has gone, `take` tells.
-    with contextlib.suppress(*_GONE):
+    with contextlib.suppress(_GoneError):
       _send(self._patiently(self._socket.send), message)
 
   def take(self) -> Any:
-    """Returns a batch, or the exception in its place; raises `_GONE`."""
+    """Returns a batch, or the exception in its place; raises `_GoneError`."""
     return _receive(self._patiently(self._socket.recv_into))
 
   def fault(self) -> str:
@@ -163,17 +166,18 @@ def serve(end: int) -> None:
   """Reads in this process, for the one at the other end of a socket."""
   settle_opencv()
   joined = socket.socket(fileno=end)
-  with contextlib.suppress(*_GONE):
-    batches, ahead = _receive(joined.recv_into)
-    for message in _read(batches, ahead):
+  with contextlib.suppress(_GoneError):
+    for message in _read(joined):
       _send(joined.send, message)
 
 
-def _read(
-    batches: grain.MapDataset, ahead: grain.ReadOptions
-) -> Generator[Any, None, None]:
+def _read(joined: socket.socket) -> Generator[Any, None, None]:
   try:
+    # Which opens files, too.
+    batches, ahead = _receive(joined.recv_into)
     yield from batches.to_iter_dataset(ahead)
+  except _GoneError:
+    raise
   except Exception as error:  # It is raised where the batch was wanted.
     error.add_note(traceback.format_exc())
     yield error
@@ -206,8 +210,12 @@ def _filled(act: Callable[[Any], int], size: int) -> memoryview:
 def _whole(act: Callable[[Any], int], data: memoryview) -> None:
   """Sends, or fills, data of which a socket takes parts."""
   while data:
-    if not (done := act(data)):
-      raise EOFError
+    try:
+      done = act(data)
+    except ConnectionError as error:
+      raise _GoneError from error
+    if not done:
+      raise _GoneError
     data = data[done:]
 
 
