@@ -8,6 +8,8 @@ of ours and keeps its traceback.
 from collections.abc import Iterable, Mapping
 import difflib
 import errno
+import os
+import sys
 from typing import Any
 
 # The system's word on a file or a place that was given, and on itself; neither
@@ -72,6 +74,12 @@ def reported(error: BaseException) -> str | None:
   reason = ' '.join(str(error).split())
   if isinstance(error, RuntimeError) and 'initialize backend' in reason:
     return reason  # There is no such device; it says what to do.
+  if isinstance(error, AssertionError) and 'jax' in sys.modules:
+    try:  # Of CUDA without a GPU, JAX says no more than that.
+      sys.modules['jax'].devices()
+    except AssertionError:
+      wanted = os.environ.get('JAX_PLATFORMS')
+      return f'there is no device of JAX_PLATFORMS={wanted!r}'
   memory = isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in reason
   if memory or isinstance(error, MemoryError):  # The former is that of XLA.
     remedy = 'make the batches, the images or the network smaller'

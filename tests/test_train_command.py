@@ -209,9 +209,11 @@ def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
 @pytest.mark.parametrize('platform', ['tpu', 'cuda', 'nonsense'])
 def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
   env = {'JAX_PLATFORMS': platform}
-  code, _, err = commands.run(*command(tmp_path), env=env)
-  assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
-  assert f"'{platform}'" in err
+  complexity = (*commands.program('complexity'), commands.TINY)
+  for program in command(tmp_path), complexity:
+    code, _, err = commands.run(*program, env=env)
+    assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
+    assert f"'{platform}'" in err
 
 
 def test_libtpu_without_a_tpu_is_no_error(monkeypatch):

@@ -400,6 +400,12 @@ def test_a_mistake_in_one_command_ends_both(start, second, words):
 
 
 @slow
+def test_a_device_that_one_process_lacks_ends_both(start):
+  for line in start(p1={'env': {'JAX_PLATFORMS': 'cuda'}}).ends(2 * START):
+    assert "there is no device of JAX_PLATFORMS='cuda'" in line
+
+
+@slow
 @pytest.mark.parametrize(
     'which, words',
     [
