@@ -102,8 +102,8 @@ def local_path(path: str | os.PathLike) -> str:
     fault = 'is no path of this machine; copy it here, or mount it'
   elif text[:1] == '~':
     fault = f'has no such user; a file called so is ./{text}'
-  elif '\0' in text:
-    fault = 'has a zero byte'
+  elif re.search('[\0\ud800-\udc7f\udd00-\udfff]', text):
+    fault = 'has what no path can have, a zero byte or half a character'
   elif not text:
     fault = 'is empty, as of a variable that is not set; none is None'
   else:

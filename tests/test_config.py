@@ -34,6 +34,7 @@ from awconv_jax.options import (
         ('gs://bucket/run', 'no path of this machine'),
         (pathlib.PurePath('s3://bucket/run'), 'no path of this machine'),
         ('a\0b', 'zero byte'),
+        ('a\ud800b', 'half a character'),
         ('', 'is empty'),
     ],
 )

@@ -175,7 +175,7 @@ IMAGES = [
     ({'file_name': 'text.jpg'}, 'it is no image'),
     ({'file_name': '../test/000000000013.jpg'}, "'../test/00"),
     ({'file_name': '/etc/hostname'}, "'/etc/hostname' leads out of /"),
-    ({'file_name': '\ud800.jpg'}, "'utf-8' codec can't encode"),
+    ({'file_name': '\ud800.jpg'}, r"'\ud800.jpg' is no name of"),
     ({'file_name': 'a\n.jpg'}, 'No such file'),
     ({'width': '40'}, "width='40': Input should be a valid integer"),
     ({'height': 0}, 'height=0: Input should be greater'),

@@ -246,6 +246,12 @@ def test_images_lie_in_folders_of_folders_and_behind_links(folder):
   # Circles, on their own way or above it.
   (elsewhere / 'back').symlink_to(folder / 'train/cat')
   (folder / 'train/dog/up').symlink_to(folder)
+  # Or from each of ten to all others, in as many ways as there are orders.
+  ring = [folder / f'train/emu/{i}' for i in range(10)]
+  for path in ring:
+    path.mkdir()
+    for other in ring:
+      (path / f'to_{other.name}').symlink_to(other)
   source = opened(folder)
   assert source.class_names == ['cat', 'dog', 'emu'] and len(source) == 14
   cats = {r['id'] for r in source if r['label'] == 0}

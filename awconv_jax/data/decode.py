@@ -56,7 +56,10 @@ def below(folder: bytes, name: str) -> bytes:
   Raises:
     InputError: it leads out of the folder, other than by links that lie in it.
   """
-  raw = name.encode('utf-8', 'surrogateescape')
+  try:
+    raw = name.encode('utf-8', 'surrogateescape')
+  except UnicodeEncodeError as error:
+    raise InputError(f'{name!r} is no name of a file') from error
   path = os.path.normpath(os.path.join(folder, raw))
   if not path.startswith(os.path.join(folder, b'')) or path == folder:
     raise InputError(f'{name!r} leads out of {one_line(folder)}')

@@ -128,26 +128,35 @@ def _subfolders(path: bytes) -> list[bytes]:
 
 
 def files_below(
-    folder: bytes, above: tuple[bytes, ...] = ()
+    folder: bytes,
+    above: tuple[bytes, ...] = (),
+    taken: set[bytes] | None = None,
 ) -> Iterator[bytes]:
   """Yields the files in a folder and its sub-folders, in the order of names.
 
-  Links are followed, but for those to where they lie themselves. In place of a
-  hidden folder, whose name begins with a dot, there is the folder.
+  Links are followed, but for those to where they lie themselves, and to what
+  the same folder of `folder` has already: many that lead to each other would
+  have no end. In place of a hidden folder, whose name begins with a dot, there
+  is the folder.
 
   Args:
     folder: a path.
     above: real paths of the folders that the way to it has led through.
+    taken: real paths of those that were looked into before.
   """
   real = os.path.realpath(folder)
-  if any(os.path.commonpath([real, a]) == real for a in above):
+  circle = any(os.path.commonpath([real, a]) == real for a in above)
+  if circle or real in (taken or ()):
     return
+  if taken is not None:
+    taken.add(real)
   for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
     hidden = entry.name.startswith(b'.')
     # Of a link to itself, the entry would not say, but raise.
     linked = entry.is_symlink() and os.path.isdir(entry.path)
     if not hidden and (linked or entry.is_dir(follow_symlinks=False)):
-      yield from files_below(entry.path, (*above, real))
+      here = set() if taken is None else taken
+      yield from files_below(entry.path, (*above, real), here)
     else:
       yield entry.path
 
