@@ -203,6 +203,8 @@ INPUTS = {
 --config.ema_decay=1 | config.ema_decay=1 must be
 --config.model.width=-3 | config.model.width=-3 must be
 --config.model.width={huge} | config.model.width=9999
+--config.model.norm_momentum=nan | config.model.norm_momentum='nan' must be
+--config.model.norm_momentum=2 | config.model.norm_momentum=2 must be
 --config.data.image_size=100000 | config.data.image_size=100000
 --config.data.num_workers=1000000 | config.data.num_workers=1000000
 --config.data.num_threads=1000000 | config.data.num_threads=1000000

@@ -206,6 +206,27 @@ def test_a_failed_save_surfaces(directory, monkeypatch, call):
   assert restore(directory)[0][0] == 3
 
 
+def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(
+    tmp_path, monkeypatch
+):
+  """Whatever place it is that does not keep what it is given."""
+  rename = os.rename
+
+  def lose(source, to, *args, **kwargs):
+    rename(source, to, *args, **kwargs)
+    if pathlib.Path(to).name == '3':
+      (pathlib.Path(to) / 'meta/metadata').write_bytes(b'')
+
+  directory = tmp_path / 'checkpoints'
+  with Checkpointer(directory, keep=2) as checkpointer:
+    with monkeypatch.context() as patch:
+      patch.setattr(os, 'rename', lose)  # Orbax's last act of a save.
+      with pytest.raises(InputError, match='damaged.*as soon as it was wri'):
+        checkpointer.save(3, on_device(make_state(3)), {})
+    checkpointer.save(4, on_device(make_state(4)), {})
+  assert restore(directory)[0][0] == 4
+
+
 def test_a_directory_that_has_gone_is_not_made_anew(directory):
   with Checkpointer(directory, keep=2) as checkpointer:
     shutil.rmtree(directory)

@@ -186,9 +186,14 @@ def test_files_and_folders(call, tmp_path, capsys):
   assert best(files['results']) == {1: box_of(0), 2: box_of(1), 6: box_of(4)}
   assert files['images']['categories'] == CATEGORIES
   assert names == ['000001_x.png', '000002_x.png', '000006_single.png']
+  # Names are any bytes.
+  odd = single.rename(tmp_path / 'odd\udcff\n.png')
+  _, files, names = call(odd)
+  assert files['images']['images'][0]['file_name'] == str(odd)
+  assert '000001_odd\udcff\n.png' in names
   # Without the data set there are numbers in the place of names.
   call.config.data.name = f'coco_json:{tmp_path}/nowhere'
-  _, files, _ = call(single)
+  _, files, _ = call(odd)
   assert [c['id'] for c in files['images']['categories']] == [1, 2]
   assert 'numbered from 1' in capsys.readouterr().out
 

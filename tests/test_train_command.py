@@ -6,7 +6,7 @@ import signal
 
 import commands
 import pytest
-from watched_run import assert_same_runs, rows_of
+from watched_run import assert_same_runs, rows_of, use_devices
 
 from awconv_jax.errors import InputError
 from awconv_jax.train import processes
@@ -132,6 +132,30 @@ def test_a_mistake_is_one_line_and_a_failure(arguments, wanted):
   assert len(lines) == len(wanted), err
   for line, words in zip(lines, wanted, strict=True):
     assert re.match(f'error: .*{words}', line), line
+
+
+def test_one_image_a_batch_and_places_in_the_home_directory(
+    tmp_path, monkeypatch
+):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  use_devices(monkeypatch, 1)
+  options = dict(batch_size=1, num_epochs=0.002, eval_batch_size=360)
+  options |= {'optimizer.warmup_epochs': 0, 'model.aw_conv': 'False'}
+  flags = [f'--config.{key}={value}' for key, value in options.items()]
+  for tool, *given in (
+      ('train', commands.TINY, '--workdir=~/run', *flags),
+      ('convert', '--input=~/run', '--output=~/a.safetensors'),
+      ('evaluate', '--run=~/run', '--output=~/evaluation.json'),
+      ('plot_curves', '~/run', '--output=~/curves.png'),
+  ):
+    code, _, err = commands.tool(tool, *given)
+    assert code == 0, err
+  assert [row['step'] for row in rows_of(tmp_path / 'run')] == [1, 2, 3, 3]
+  for name in ('run', 'a.safetensors', 'evaluation.json', 'curves.png'):
+    assert (tmp_path / name).exists()
+  assert not any((tmp_path / 'here').iterdir())
 
 
 def test_configs_are_named_from_where_the_user_is(tmp_path, monkeypatch):
