@@ -382,16 +382,13 @@ def test_a_data_state_that_one_process_refuses(start, tmp_path):
   assert saved_step(tmp_path) == before
 
 
+@slow
 @pytest.mark.parametrize(
     'second, words',
     [
         (['--config.model.name=resnet1'], "unknown model 'resnet1'"),
-        pytest.param(
-            ['--config=configs/none.py'], 'unknown config file', marks=slow
-        ),
-        pytest.param(
-            ['--config.seed=x'], "config.seed='x' must be", marks=slow
-        ),
+        (['--config=configs/none.py'], 'unknown config file'),
+        (['--config.seed=x'], "config.seed='x' must be"),
     ],
 )
 def test_a_mistake_in_one_command_ends_both(start, second, words):
@@ -486,9 +483,12 @@ def hub_says(*texts):
   return asyncio.run(ask_all())
 
 
-def test_what_comes_in_one_go_with_the_greeting_is_heard():
+def test_only_who_greets_is_heard_and_all_that_comes_with_it():
   text = (
       b'{"hello": 1, "number": 2}\n{"failed": "it fails", "process": 1, '
       b'"cause": true, "through": true}\n'
   )
-  assert json.loads(*hub_says(text)) == {'end': 'it fails', 'process': 1}
+  strange = b'GET / HTTP/1.1\r\n', b'[]\n', b'[' * 10**4 + b'\n', b'\xff\n'
+  *nothing, said = hub_says(*strange, text)
+  assert nothing == ['', '', '', '']
+  assert json.loads(said) == {'end': 'it fails', 'process': 1}

@@ -220,10 +220,12 @@ class _Watcher:
         return await asyncio.to_thread(socket.create_connection, place, 5)
       except OSError as error:
         reason = error.strerror or error
+      except UnicodeError as error:  # No host has such a name.
+        reason, seconds = error, 0
       waited = time.monotonic() - began
       if waited > (min(_KNOCK_SECONDS, seconds) if self._failed else seconds):
         line = f'process 0 is not at --coordinator={self._address}: {reason}'
-        line += f'; it did not come in --join_seconds={seconds}'
+        line += f'; it did not come in --join_seconds={seconds}' * bool(seconds)
         await self._finish(self._failed or line, self._traceback)
       if waited > told + 30:
         told = waited
@@ -330,7 +332,8 @@ class _Watcher:
 
 
 async def _say(words: str | bytes) -> None:
-  words = words.encode() if isinstance(words, str) else words
+  if isinstance(words, str):
+    words = words.encode(errors='backslashreplace')
   with contextlib.suppress(OSError):  # Nobody may listen any more.
     # In a thread: who holds up the output holds up nothing else.
     await asyncio.to_thread(os.write, 2, words)
