@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pathlib
 import re
 import struct
 from unittest import mock
@@ -20,7 +21,7 @@ from watched_run import assert_same_bits
 
 from awconv_jax import models, weights
 from awconv_jax.errors import InputError
-from awconv_jax.weights import names, state_dict, torch_file
+from awconv_jax.weights import names, origin, state_dict, torch_file
 
 SIZES = (2, 1, 1, 1)
 
@@ -414,6 +415,10 @@ def test_no_file_takes_more_memory_than_its_size(tmp_path):
   for count in (2**33, -1):
     path.write_bytes(raw[:-24] + struct.pack('<q', count) + raw[-16:])
     assert 'storages are more than it has' in refusal(path)
+  failing = mock.Mock(side_effect=MemoryError)
+  with mock.patch.dict(weights.READERS, {'.pth': failing}):
+    with pytest.raises(InputError, match='more than the memory can hold'):
+      weights.read(path)
 
 
 ELSEWHERE = 'of a network that is not here, by '
@@ -494,6 +499,15 @@ def test_what_no_array_tells_of_is_written_and_compared(tmp_path):
   torch_zip.save(tmp_path / 'old.pth', old)
   with pytest.raises(InputError, match="is for stem='imagenet_ceil'"):
     weights.read(tmp_path / 'old.pth', network=create('bottleneck', (1,)))
+
+
+def test_what_a_hint_holds_is_not_written_out():
+  nested = ()
+  for _ in range(60):
+    nested = nested, nested
+  said = [dict(model_args=dict(act_layer=nested))]
+  with pytest.raises(InputError, match="by 'act_layer='"):
+    origin.check(pathlib.Path('a.pth'), said, {}, {}, None)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, 1e39])
