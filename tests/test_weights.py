@@ -452,7 +452,7 @@ CALLED = dict(architecture='resnet50')
         ('gluon_resnet50_v1b-0ebe02e2.pth', {}, {}, None),
         ('resnet50_aa-aa1d2c3d.pth', {}, {}, None),
         ('models--timm--resnet50.d_in1k/a/model.safetensors', {}, {}, None),
-        ('blur/aa/d/resnet50.pth', {}, {}, None),
+        ('blur/aa/imagenet_leaky/resnet50.pth', {}, {}, None),
         ('leaky/antialias/caffe/model.pth', {}, {}, None),
     ],
 )
@@ -468,6 +468,7 @@ def test_names_that_tell_of_another_network_refuse_its_weights(
   else:
     # As timm writes its flags.
     call = torch_zip.Call(torch_zip.Global('argparse', 'Namespace'), ())
+    call = torch_zip.SetItems(call, {'of': 'a class'})
     args = torch_zip.Build(call, args)
     torch_zip.save(path, {'state_dict': state, 'args': args})
   load = functools.partial(
