@@ -174,6 +174,7 @@ IMAGES = [
     ({'file_name': 'missing.jpg'}, 'No such file or directory'),
     ({'file_name': 'text.jpg'}, 'it is no image'),
     ({'file_name': '../test/000000000013.jpg'}, "'../test/00"),
+    ({'file_name': '../training/a.jpg'}, "'../training/a.jpg' leads out of /"),
     ({'file_name': '/etc/hostname'}, "'/etc/hostname' leads out of /"),
     ({'file_name': '\ud800.jpg'}, r"'\ud800.jpg' is no name of"),
     ({'file_name': 'a\n.jpg'}, 'No such file'),

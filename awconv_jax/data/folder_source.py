@@ -55,9 +55,7 @@ class FolderSource:
           f'unknown split {name!r} of {shown}, whose sub-folders are '
           f'{known}; if these are the classes, the split is {_WHOLE!r}'
       )
-    root, first = one_line(self._root), os.path.join(
-        self._path, os.fsencode(_FIRST)
-    )
+    root, first = one_line(self._root), below(self._path, _FIRST)
     if whole and os.path.isdir(first) and _subfolders(first):
       raise InputError(
           f'the sub-folder {_FIRST!r} of {shown} holds folders itself: it is a '
