@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from awconv_jax import command_line, errors, text_table
-from awconv_jax.options import NonNegativeInt, OneOf
+from awconv_jax.options import NonNegativeInt, OneOf, local_path
 from benchmarks import data, network, op, timing
 
 # What measures, the column that it compares, and the one that is drawn.
@@ -53,6 +53,13 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
   return read
 
 
+def _path(text: str) -> str:
+  try:
+    return local_path(text)
+  except errors.InputError as error:
+    raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _texts(run: Any) -> dict[str, str]:
   """Returns what the docstring of a `run` says of its options."""
   _, _, text = str(inspect.getdoc(run)).partition('Args:\n')
@@ -81,7 +88,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         how = dict(action='store_true')
       how['help'] = f'{texts[option.name]} (default: {option.default})'
       made.add_argument(f'--{option.name}', **how)
-    made.add_argument('--output', default='benchmark', help='path, no suffix')
+    made.add_argument(
+        '--output', default='benchmark', type=_path, help='path, no suffix'
+    )
     how = dict(type=_reader(NonNegativeInt), default=0, help='0: as JAX finds')
     made.add_argument('--cpu_devices', **how)
   flags, unknown = parser.parse_known_args(arguments)

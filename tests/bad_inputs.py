@@ -478,6 +478,7 @@ op --seconds=nan | --seconds
 op --implementations=mpa | did you mean 'map'?
 network --model=resnet20 | resnet20
 network --side=x | --side
+data --output=gs://x/y | argument --output: 'gs://x/y'
 data --output={d}/nowhere/x | --output='{d}/nowhere/x.json'
 op --bacthes=3 | did you mean '--batches'?
 """

@@ -55,6 +55,13 @@ def test_runs_of_different_tasks_share_a_picture(tmp_path, monkeypatch):
     plot_curves.plot([scenes], str(tmp_path / 'curves.pgn'))
 
 
+def test_odd_and_long_names_are_drawn_without_a_warning(tmp_path, recwarn):
+  row = {'step': 1, 'train/loss': 2.0}
+  run = write_run(tmp_path / ('\t' + 'x' * 200), [row])
+  plot_curves.plot([run], str(tmp_path / 'long.png'))
+  assert not recwarn.list
+
+
 def test_every_run_has_a_label_of_its_own(tmp_path, monkeypatch):
   figures = []
   monkeypatch.setattr(pyplot, 'close', figures.append)

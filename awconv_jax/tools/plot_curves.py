@@ -6,6 +6,7 @@ python -m awconv_jax.tools.plot_curves --output=curves.png runs/a runs/b
 from collections.abc import Sequence
 import itertools
 import pathlib
+import warnings
 
 from absl import flags
 import numpy as np
@@ -77,8 +78,11 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   for text in legend.get_texts():
     text.set_parse_math(False)  # A $ is one.
   try:
-    # Named, or a suffix would be added, and that file replaced.
-    figure.savefig(output, dpi=120, format=pathlib.Path(output).suffix[1:])
+    with warnings.catch_warnings():
+      # A name may have letters that the font has not.
+      warnings.filterwarnings('ignore', 'Glyph')
+      # Named, or a suffix would be added, and that file replaced.
+      figure.savefig(output, dpi=120, format=pathlib.Path(output).suffix[1:])
   except (OSError, ValueError) as error:
     reason = f'cannot write --output={output!r}: {error}'
     raise errors.InputError(reason) from error
@@ -94,6 +98,9 @@ def _labels(paths: Sequence[pathlib.Path]) -> list[str]:
     labels = ['/'.join(names[-length:]) for names in parts]
     if len(set(labels)) == len(set(parts)):
       break
+  # Longer ones would leave no room for the curves.
+  short = [n if len(n) < 40 else f'{n[:18]}...{n[-18:]}' for n in labels]
+  labels = short if len(set(short)) == len(set(labels)) else labels
   # Matplotlib leaves out what begins with _.
   return [f'./{label}' if label[:1] == '_' else label for label in labels]
 
