@@ -126,7 +126,8 @@ def shipped_configs() -> str:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   if any(a in ('--help', '-h', '-help', '--helpshort') for a in argv):
-    app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+    with reported():
+      app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
   if 'config' in flags.FLAGS:
     # Which of them exist is seen once the config is there.
     names = (a.lstrip('-').partition('=')[0] for a in argv if a[:1] == '-')

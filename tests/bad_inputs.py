@@ -71,6 +71,7 @@ def write_files(d: pathlib.Path) -> None:
       'rows_list': '[]\n[]\n',
       'rows_word': '{"step": 1, "train/loss": "low"}\n' * 2,
       'rows_none': '{"train/loss": 1.0}\n' * 2,
+      'rows_huge': f'{{"step": {"9" * 400}}}\n' * 2,
   }.items():
     (d / name).mkdir()
     (d / name / 'metrics.jsonl').write_text(text)
@@ -458,6 +459,7 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 {d}/rows_list | line 1
 {d}/rows_word | line 1
 {d}/rows_none | line 1
+{d}/rows_huge | line 1
 {d}/rows_dir | metrics.jsonl
 {d}/run --output={d}/x.pgn | --output='{d}/x.pgn'
 {d}/run --output={d}/nowhere/x.png | --output='{d}/nowhere/x.png'

@@ -55,6 +55,8 @@ def test_the_config_of_an_older_run_is_completed(workdir):
   path.write_text(json.dumps(held))
   claim(workdir)
   assert rundir.read_config(workdir).accumulation_steps == 1
+  (workdir / 'checkpoints/7/meta').mkdir()
+  (workdir / 'checkpoints/7/meta/metadata').write_text('[' * 100_000)
   for text in ('{', '[]', '{"seed": 0}'):
     path.write_text(text)
     with pytest.raises(InputError, match='json does not hold the conf'):

@@ -67,7 +67,9 @@ def records(directory: pathlib.Path) -> list[dict[str, Any]]:
   """
   found = []
   for step in steps_in(directory):
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError, RecursionError
+    ):
       found.append(_read_meta(directory / str(step))['record'])
   return [record for record in found if isinstance(record, dict)]
 

@@ -43,7 +43,11 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
       if not isinstance(row['step'], int):
         raise TypeError
       rows.append({name: value + 0 for name, value in row.items()})
-    except (RecursionError, TypeError, KeyError, ValueError) as error:
+      np.array([*row.values()], float)  # It can be drawn.
+    except (
+        *(RecursionError, OverflowError),
+        *(TypeError, KeyError, ValueError),
+    ) as error:
       if number == len(lines) and line.startswith(b'{'):
         break
       fault = f'{path}, line {number} is no row of metrics: {line[:40]!r}'
