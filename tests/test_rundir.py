@@ -47,6 +47,15 @@ def test_a_workdir_names_the_keys_that_differ(workdir):
     claim(pathlib.Path('/dev/null/x'))
 
 
+def test_a_checkpoint_that_was_put_in_is_not_taken_for_the_runs_own(workdir):
+  record = {'config': tiny.get_config().to_dict()}
+  rundir.check_own(workdir, record)
+  rundir.check_own(workdir, None)
+  record['config']['seed'] = 3
+  with pytest.raises(InputError, match='seed is 3 there and 0 here; take it'):
+    rundir.check_own(workdir, record)
+
+
 def test_the_config_of_an_older_run_is_completed(workdir):
   """Options that came later have their defaults in it."""
   path = workdir / 'config.json'

@@ -122,6 +122,22 @@ def check_record(
     )
 
 
+def check_own(
+    workdir: str | os.PathLike, record: Mapping[str, Any] | None
+) -> None:
+  """Raises InputError if a checkpoint is not of the config beside it."""
+  changes = ''
+  with contextlib.suppress(InputError):  # There may be no config.
+    if record is not None:
+      there = settings.complete(record['config'])
+      changes = _changes(there, read_config(workdir))
+  if changes:
+    raise InputError(
+        f'{str(workdir)!r} has a checkpoint of another run, put in its place: '
+        f'{changes}; take it away'
+    )
+
+
 def _changes(held: Any, given: Any) -> str:
   """Returns where two configs differ that one run cannot both have, or ''."""
   held, given = (

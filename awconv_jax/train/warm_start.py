@@ -66,12 +66,13 @@ def read_run(
     with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
       for step in reversed(checkpointer.steps()):
         try:
-          arrays = checkpointer.read(step)['leaves']
+          found = checkpointer.read(step)
         except InputError as error:
           reasons.append(str(error))
           report(f'{error}; trying the one before it')
           continue
-        state = traverse_util.unflatten_dict(arrays, sep='/')
+        rundir.check_own(workdir, found.get('record'))
+        state = traverse_util.unflatten_dict(found['leaves'], sep='/')
         if 'ema' in state:
           return state['ema'], f'averages of step {step}'
         variables = {'params': state['params'], **state.get('model_state', {})}
