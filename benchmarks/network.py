@@ -65,7 +65,7 @@ def run(
     implementations: Sequence[Annotated[str, options.OneOf(FORMS)]] = ('auto',),
     attentions: Sequence[Annotated[str, options.OneOf(ATTENTION)]] = (),
     batches: Sequence[options.PositiveInt] = (8,),
-    side: options.PositiveInt = models.IMAGENET_SIDE,
+    side: options.Side = models.IMAGENET_SIDE,
     dtype: Annotated[str, options.OneOf(TOLERANCES)] = 'float32',
     seconds: options.NonNegativeFloat = 5.0,
     seed: options.Seed = 0,

@@ -108,6 +108,6 @@ if __name__ == '__main__':
   flags.DEFINE_integer('num_classes', None, 'Classes (of --models).', 1, MOST)
   flags.DEFINE_string('stem', None, "Such as 'cifar' (of --models).")
   text = 'Height and width (of --models).'
-  flags.DEFINE_integer('side', models.IMAGENET_SIDE, text, 1, MOST)
+  flags.DEFINE_integer('side', models.IMAGENET_SIDE, text, 1, 2**15)
   flags.DEFINE_integer('channels', 3, 'Of the image (of --config).', 1, MOST)
   command_line.run(main)
