@@ -110,7 +110,7 @@ def test_commands_read_the_run_and_what_changes_its_config(made, tmp_path):
       (f'predict {run}', '--output=... is wanted'),
       (
           f'predict --run={tmp_path}/none {out}',
-          'none/config.json does not hold the config of a run: No such file',
+          "none' does not exist; which run is meant?",
       ),
       (f'predict {run} --output={made}/run/config.json', 'Not a directory: '),
   ):

@@ -303,7 +303,7 @@ def test_a_subclass_that_calls_nn_conv():
         (Standardized(2, (3, 3)), 'layers_1: Standardized .*another `param`'),
         (
             nn.Conv(2, (3, 3), 1, 1, 2),
-            'layers_1: AWConv: input_dilation must be left out',
+            'layers_1: AWConv: input_dilation=2 must be left out',
         ),
         (nn.Conv(2, (3,)), r'layers_1: want a number .*not \(3,\)'),
     ],

@@ -129,5 +129,8 @@ def test_all_checkpoints(workdir, arrays, harm):
 @pytest.mark.parametrize('name', ['012', '12.tmp', 'x', '-3', '١٢', ' 12'])
 def test_what_is_no_checkpoint(workdir, arrays, name):
   shutil.copytree(workdir / 'checkpoints/8', workdir / 'checkpoints' / name)
-  assert restored(workdir, arrays) == (12, [])
+  step, said = restored(workdir, arrays)
+  assert step == 12
+  # What looks like a number is told of.
+  assert [name in line for line in said] == [True] * name.isdecimal()
   assert (workdir / 'checkpoints' / name).exists()
