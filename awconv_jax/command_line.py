@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import errno
+import functools
 import io
 import os
 import pathlib
@@ -11,6 +12,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -196,6 +198,7 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
   """Ends the program in one line for what is no defect of ours."""
+  sys.unraisablehook = functools.partial(_interrupt_again, sys.unraisablehook)
   try:
     if callable(signal.getsignal(signal.SIGINT)):  # As it was for the imports.
       signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -208,6 +211,19 @@ def reported() -> Iterator[None]:
       raise
     silence_output()
     fail(line)
+
+
+def _interrupt_again(hook: Callable[[Any], object], fault: Any) -> None:
+  """Hands on what Python cannot raise; sends Ctrl-C again a little later.
+
+  Where it meets a callback of the garbage collector, of which JAX has one, it
+  would be lost.
+  """
+  if fault.exc_type is KeyboardInterrupt:
+    again = os.getpid(), signal.SIGINT
+    threading.Timer(0.1, os.kill, again).start()
+  else:
+    hook(fault)
 
 
 def silence_output() -> None:

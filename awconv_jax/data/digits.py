@@ -9,6 +9,7 @@ be easier and would say less.
 """
 
 from typing import Any
+import warnings
 
 import cv2
 import numpy as np
@@ -21,7 +22,10 @@ SIZE = 32
 
 def load() -> tuple[np.ndarray, np.ndarray]:
   """Returns all scans, ink per pixel [1797, 8, 8] in 0..16, and labels."""
-  from sklearn import datasets
+  with warnings.catch_warnings():
+    # Of a part of it that wants semaphores, and is not used.
+    warnings.simplefilter('ignore')
+    from sklearn import datasets
 
   scans, labels = datasets.load_digits(return_X_y=True)
   return scans.reshape(-1, 8, 8), labels

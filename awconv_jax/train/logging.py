@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 import time
 from typing import Any
 
@@ -131,6 +132,11 @@ class Log(contextlib.AbstractContextManager):
       self._board = SummaryWriter(
           str(workdir / 'tensorboard'), purge_step=first + 1
       )
+      # The thread that writes for it; `_write` finds the same fault.
+      hook = threading.excepthook
+      threading.excepthook = lambda fault: (
+          isinstance(fault.exc_value, OSError) or hook(fault)
+      )
     self._bar = tqdm(
         total=total,
         initial=first,
@@ -143,9 +149,14 @@ class Log(contextlib.AbstractContextManager):
   def __exit__(self, *exception) -> None:
     """Leaves the bar as it stands, and writes out what is left."""
     self._unreadable()
-    for part in (self._bar, self._file, self._board):
-      if part is not None:
-        part.close()
+    try:
+      for part in (self._bar, self._file, self._board):
+        if part is not None:
+          part.close()
+    finally:
+      # What was not closed would try again at the end of Python, in vain.
+      if writer := getattr(self._board, 'file_writer', None):
+        writer.event_writer.close = lambda: None
 
   def _restart_clock(self) -> None:
     self._timed, self._since, self._waited = 0, time.monotonic(), 0.0
