@@ -102,7 +102,7 @@ def _program(*counts):
   return [rest, *numbers[::-1]]
 
 
-def _add_products(program, seen_by, steps, operands, plan, tile):
+def _add_products(program, seen_by, steps, operands, out, plan, tile):
   """Sums up, and writes, the tiles of an output or of a gradient dI.
 
   They are transposed, [channels, positions], so that the scaled kernel is the
@@ -115,10 +115,9 @@ def _add_products(program, seen_by, steps, operands, plan, tile):
     steps: how many taps there are.
     operands: the image [N, positions, terms], K [taps, channels, terms], and
       for maps [N, taps, G, D'] their axis that goes along with the terms.
+    out: the array [N, positions, channels], and for each part of the positions
+      where it lies there and whether that is inside.
     plan, tile: the plan; channels and terms of a tile, parts, and samples.
-
-  Returns:
-    A list of samples of lists of parts.
   """
   image, kernel, maps, axis = operands
   columns, depth, parts, samples = tile
@@ -149,7 +148,12 @@ def _add_products(program, seen_by, steps, operands, plan, tile):
     return sums
 
   zeros = [jnp.zeros((columns, rows), jnp.float32) for rows in parts]
-  return lax.fori_loop(0, steps * blocks, add, zeros * samples)
+  sums = lax.fori_loop(0, steps * blocks, add, zeros * samples)
+  written, places = out
+  for i, total in enumerate(sums):
+    sample, part = divmod(i, len(parts))
+    where = first + sample, *places[part], tiles.span(column_tile, columns)
+    tiles.write(written, *where, total.T)
 
 
 def _forward(x, kernel, maps, out, *, plan, tile):
@@ -158,9 +162,7 @@ def _forward(x, kernel, maps, out, *, plan, tile):
   row_tiles = pl.cdiv(positions, sum(parts))
   counts = row_tiles, kernel.shape[1] // columns
   group, row_tile, column_tile = _program(*counts)
-  places = []
-  for rows in tiles.spans(row_tile, parts):
-    places.append((rows, rows < positions))
+  places = [(r, r < positions) for r in tiles.spans(row_tile, parts)]
 
   def seen_by(tap):
     return tap, [
@@ -168,19 +170,9 @@ def _forward(x, kernel, maps, out, *, plan, tile):
         for rows, valid in places
     ]
 
-  sums = _add_products(
-      (group * samples, column_tile),
-      seen_by,
-      math.prod(plan.kernel_size),
-      (x, kernel, maps, 0),
-      plan,
-      tile,
-  )
-  outputs = tiles.span(column_tile, columns)
-  for i, total in enumerate(sums):
-    sample, part = divmod(i, len(parts))
-    where = group * samples + sample, *places[part]
-    tiles.write(out, *where, outputs, total.T)
+  program, steps = (group * samples, column_tile), math.prod(plan.kernel_size)
+  operands = x, kernel, maps, 0
+  _add_products(program, seen_by, steps, operands, (out, places), plan, tile)
 
 
 def forward(x, kernel, maps, plan: Plan):
@@ -208,9 +200,8 @@ def _input_gradient(grad, kernel, maps, out, *, plan, tile):
   group, phase, row_tile, column_tile = _program(*counts)
   phase = tiles.divide(phase, plan.strides[1])
   firsts, taps = tiles.taps_of(plan, phase)
-  places = []
-  for rows in tiles.spans(row_tile, parts):
-    places.append(tiles.positions_of(plan, phase, rows))
+  spans = tiles.spans(row_tile, parts)
+  places = [tiles.positions_of(plan, phase, rows) for rows in spans]
 
   def seen_by(index):
     turns = tiles.divide(index, taps[1])
@@ -218,22 +209,12 @@ def _input_gradient(grad, kernel, maps, out, *, plan, tile):
     seen = [tiles.seen_back(plan, p, here, valid) for p, _, valid in places]
     return here[0] * plan.kernel_size[1] + here[1], seen
 
-  sums = _add_products(
-      (group * samples, column_tile),
-      seen_by,
-      taps[0] * taps[1],
-      (grad, kernel, maps, 1),
-      plan,
-      tile,
-  )
-  inputs = tiles.span(column_tile, columns)
-  for i, total in enumerate(sums):
-    sample, part = divmod(i, len(parts))
-    _, place, valid = places[part]
-    # Beyond the image, so that no two rows of the tile name one position.
-    place = jnp.where(valid, place, math.prod(plan.size))
-    where = group * samples + sample, place, valid
-    tiles.write(out, *where, inputs, total.T)
+  # Beyond the image, so that no two rows of the tile name one position.
+  end = math.prod(plan.size)
+  written = [(jnp.where(valid, p, end), valid) for _, p, valid in places]
+  program, steps = (group * samples, column_tile), taps[0] * taps[1]
+  operands = grad, kernel, maps, 1
+  _add_products(program, seen_by, steps, operands, (out, written), plan, tile)
 
 
 def input_gradient(grad, kernel, maps, plan: Plan):
