@@ -5,6 +5,7 @@ TensorBoard's files are written without TensorFlow.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -78,6 +79,16 @@ def info(text: str) -> None:
     print(f'{reason}; the run goes on, see metrics.jsonl', file=sys.stderr)
 
 
+def _tell_of_thread(hook: Callable[[Any], object], fault: Any) -> None:
+  """Hands on what ended a thread, but for TensorBoard's that cannot write.
+
+  `Log` finds the same fault, and says it in one line.
+  """
+  ours = type(fault.thread).__module__.startswith('tensorboardX.')
+  if not (ours and isinstance(fault.exc_value, OSError)):
+    hook(fault)
+
+
 class Log(contextlib.AbstractContextManager):
   """The log of a run's steps; in processes but the first it is silent.
 
@@ -132,11 +143,9 @@ class Log(contextlib.AbstractContextManager):
       self._board = SummaryWriter(
           str(workdir / 'tensorboard'), purge_step=first + 1
       )
-      # The thread that writes for it; `_write` finds the same fault.
-      hook = threading.excepthook
-      threading.excepthook = lambda fault: (
-          isinstance(fault.exc_value, OSError) or hook(fault)
-      )
+      if getattr(threading.excepthook, 'func', None) is not _tell_of_thread:
+        hook = functools.partial(_tell_of_thread, threading.excepthook)
+        threading.excepthook = hook
     self._bar = tqdm(
         total=total,
         initial=first,
