@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
@@ -22,6 +23,10 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 os.environ['TFDS_DATA_DIR'] = str(ROOT / '.cache/tensorflow_datasets')
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 pytest_plugins = ['fault_report']
+# A shell has what it starts in the background ignore some, and its children.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+  if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, signal.SIG_DFL)
 # Programs and what was traced stay, by the million; looking for garbage among
 # them as often as usual takes a tenth of the time.
 gc.set_threshold(100_000, 20, 50)

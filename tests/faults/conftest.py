@@ -1,7 +1,5 @@
 """One undisturbed run, with which those that faults befell are compared."""
 
-import signal
-
 import pytest
 import runs
 from watched_run import use_devices
@@ -19,10 +17,6 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope='module', autouse=True)
 def as_processes_of_their_own_do(quick_compiles_of_module):
   """What runs in this process computes the same bits."""
-  # A shell has what it starts in the background ignore some, and its children.
-  for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-    if signal.getsignal(number) is signal.SIG_IGN:
-      signal.signal(number, signal.SIG_DFL)
   with pytest.MonkeyPatch.context() as patch:
     use_devices(patch, 1)
     yield
