@@ -22,8 +22,8 @@ from test_aw_conv_agreement import (
     with_gradients,
 )
 
-from awconv_jax.ops.aw_conv import kernels as aw_conv_kernels
 from awconv_jax.ops.aw_conv.forms import modulate
+from awconv_jax.ops.aw_conv.gpu import kernels as aw_conv_kernels
 from benchmarks.op import SHAPES, STRIDED
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')

@@ -1,8 +1,8 @@
 """AW-convolution fused: kernels scaled on their way to the matrix unit.
 
-A form for GPU, in three Pallas kernels (`kernels.py`). What they have no tiles
-for, and other devices, take `im2col`; on CPU they run in Pallas' interpreter,
-which is slow and there for tests.
+A form for GPU, in three Pallas kernels (`gpu/kernels.py`). What they have no
+tiles for, and other devices, take `im2col`; on CPU they run in Pallas'
+interpreter, which is slow and there for tests.
 """
 
 import functools
@@ -24,41 +24,38 @@ def _by_platform(in_tiles, otherwise, operands):
 
 def fused(x, kernel, attention, options: forms.Options):
   """The shared kernel's tiles, scaled for each sample on their way."""
-  from awconv_jax.ops.aw_conv import kernels  # Others need none.
+  # Other forms need none of it.
+  from awconv_jax.ops.aw_conv.gpu import kernels
+  from awconv_jax.ops.aw_conv.plan import Plan
 
   def otherwise(*operands):
     return forms.im2col(*operands, options)
 
-  if not kernels.has_tiles(x, kernel, options):
+  if not kernels.has_tiles(x, kernel, attention.shape, options):
     return otherwise(x, kernel, attention)
-  number, c, d = x.shape[0], *kernel.shape[2:]
-  size = options.output_size(x.shape[1:3], kernel.shape[:2])
 
   def flat(kernel, attention, interpret):
     """Returns kernel and maps with numbered taps, and the plan."""
-    plan = kernels.Plan(
+    plan = Plan(
         size=x.shape[1:3],
         kernel_size=kernel.shape[:2],
         interpret=interpret,
         **vars(options),
     )
-    maps = attention.reshape(number, -1, *attention.shape[3:])
-    return kernel.reshape(-1, c, d), maps, plan
+    maps = attention.reshape(x.shape[0], -1, *attention.shape[3:])
+    return kernel.reshape(-1, *kernel.shape[2:]), maps, plan
 
   def in_tiles(x, kernel, attention, *, interpret):
-    operands = flat(kernel, attention, interpret)
-    out = kernels.forward(x.reshape(number, -1, c), *operands)
-    return out.reshape(number, *size, d)
+    return kernels.forward(x, *flat(kernel, attention, interpret))
 
   def gradients_in_tiles(x, kernel, attention, grad, *, interpret):
     kernel_flat, maps, plan = flat(kernel, attention, interpret)
-    grad = grad.reshape(number, -1, d)
     image = kernels.input_gradient(grad, kernel_flat, maps, plan)
     kernel_grad, maps_grad = kernels.kernel_gradient(
-        x.reshape(number, -1, c), kernel_flat, maps, grad, plan
+        x, kernel_flat, maps, grad, plan
     )
     return (
-        image.reshape(x.shape),
+        image,
         kernel_grad.reshape(kernel.shape),
         maps_grad.reshape(attention.shape),
     )

@@ -1,43 +1,14 @@
 """What the fused AW-convolution's kernels share: where taps look, and tiles.
 
-All but `Plan` works inside of a Pallas kernel for Triton.
+All of it works inside of a Pallas kernel for Triton.
 Positions of an image are numbered row by row; taps of a kernel, too.
 """
-
-import dataclasses
-import math
 
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
-
-from awconv_jax.ops.aw_conv.forms import Options
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(Options):
-  """The options, of whose strides and dilation one is 1 on each axis."""
-
-  size: tuple[int, int]  # (H, W) of the input.
-  kernel_size: tuple[int, int]
-  interpret: bool  # Whether in Pallas' interpreter, on any device.
-
-  @property
-  def output(self) -> tuple[int, int]:
-    """(H', W')."""
-    return self.output_size(self.size, self.kernel_size)
-
-  @property
-  def before(self) -> tuple[int, int]:
-    """Zeros before the first row and column."""
-    return self.padding[0][0], self.padding[1][0]
-
-  @property
-  def positions_of_phase(self) -> int:
-    """The most that leave the same remainders by the strides."""
-    return math.prod(map(pl.cdiv, self.size, self.strides))
 
 
 def divide(number, by):

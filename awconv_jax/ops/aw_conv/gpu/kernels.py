@@ -11,10 +11,12 @@ unit. So neither patches nor a sample's own kernel ever lie in device memory.
                    dK += dKn * (1 + A[n]),  dA[n] = sum over runs of dKn * K
 
 with Kn = K * (1 + A[n]) and G the gradient of the output. Sums are in float32.
-The operands, with positions and taps numbered row by row, are
+The operands, with taps numbered row by row, are
 
-  x, I: [N, H * W, C]         kernel, K: [taps, C, D], of the dtype of x
-  grad, G: [N, H' * W', D]    maps, A: [N, taps, G, D']
+  x, I: [N, H, W, C]        kernel, K: [taps, C, D], of the dtype of x
+  grad, G: [N, H', W', D]   maps, A: [N, taps, G, D']
+
+Inside, an image's positions are numbered row by row, too: [N, H * W, C].
 """
 
 import functools
@@ -27,8 +29,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
-from awconv_jax.ops.aw_conv import tiles
-from awconv_jax.ops.aw_conv.tiles import Plan
+from awconv_jax.ops.aw_conv.gpu import tiles
+from awconv_jax.ops.aw_conv.plan import Plan
 
 # So many programs that the last ones do not leave a large GPU half idle.
 _PROGRAMS = 512
@@ -37,8 +39,9 @@ _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 _LEAST = 16
 
 
-def has_tiles(x, kernel, options) -> bool:
+def has_tiles(x, kernel, maps_shape, options) -> bool:
   """Tells whether the kernels take operands of `ops.aw_conv.aw_conv`."""
+  del maps_shape  # Any will do.
   return (
       options.groups == 1
       and x.dtype in _DTYPES
@@ -47,6 +50,11 @@ def has_tiles(x, kernel, options) -> bool:
       # A size may be symbolic, in what is exported.
       and all(isinstance(size, numbers.Integral) for size in x.shape)
   )
+
+
+def _flat(images):
+  """Returns images [N, H, W, C] as [N, H * W, C]."""
+  return images.reshape(images.shape[0], -1, images.shape[3])
 
 
 def _parts(positions, most=256):
@@ -176,14 +184,14 @@ def _forward(x, kernel, maps, out, *, plan, tile):
 
 
 def forward(x, kernel, maps, plan: Plan):
-  """Returns O, [N, H' * W', D]."""
-  number, (_, c, d) = x.shape[0], kernel.shape
+  """Returns O, [N, H', W', D]."""
+  x, number, (_, c, d) = _flat(x), x.shape[0], kernel.shape
   positions = math.prod(plan.output)
   samples, parts = _samples_together(kernel, maps, positions), _parts(positions)
   columns = tiles.largest_power(d, 128)
   tile = columns, tiles.largest_power(c, _depth(x.dtype)), parts, samples
   programs = d // columns * pl.cdiv(positions, sum(parts)) * number // samples
-  return _call(
+  out = _call(
       functools.partial(_forward, plan=plan, tile=tile),
       (x, kernel.transpose(0, 2, 1), maps),
       jax.ShapeDtypeStruct((number, positions, d), x.dtype),
@@ -191,6 +199,7 @@ def forward(x, kernel, maps, plan: Plan):
       plan,
       warps=_warps(sum(parts) * columns * samples),
   )
+  return out.reshape(number, *plan.output, d)
 
 
 def _input_gradient(grad, kernel, maps, out, *, plan, tile):
@@ -218,14 +227,14 @@ def _input_gradient(grad, kernel, maps, out, *, plan, tile):
 
 
 def input_gradient(grad, kernel, maps, plan: Plan):
-  """Returns dI, [N, H * W, C]."""
-  number, (_, c, d) = grad.shape[0], kernel.shape
+  """Returns dI, [N, H, W, C]."""
+  grad, number, (_, c, d) = _flat(grad), grad.shape[0], kernel.shape
   positions = plan.positions_of_phase
   samples, parts = _samples_together(kernel, maps, positions), _parts(positions)
   columns = tiles.largest_power(c, 128)
   tile = columns, tiles.largest_power(d, _depth(grad.dtype)), parts, samples
   row_tiles = pl.cdiv(positions, sum(parts)) * math.prod(plan.strides)
-  return _call(
+  image = _call(
       functools.partial(_input_gradient, plan=plan, tile=tile),
       (grad, kernel, maps),
       jax.ShapeDtypeStruct((number, math.prod(plan.size), c), grad.dtype),
@@ -233,6 +242,7 @@ def input_gradient(grad, kernel, maps, plan: Plan):
       plan,
       warps=_warps(sum(parts) * columns * samples),
   )
+  return image.reshape(number, *plan.size, c)
 
 
 def _kernel_gradient(
@@ -311,7 +321,7 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   wide, maps_shape = jnp.float32, (number, taps, c // run, d // part)
   kernel_grad, maps_grad = _call(
       functools.partial(_kernel_gradient, plan=plan, tile=tile),
-      (x, kernel, maps, grad),
+      (_flat(x), kernel, maps, _flat(grad)),
       (
           jax.ShapeDtypeStruct((groups, taps, c, d), wide),
           jax.ShapeDtypeStruct(maps_shape, maps.dtype if whole else wide),

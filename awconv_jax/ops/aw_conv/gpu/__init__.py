@@ -1,0 +1,1 @@
+"""Kernels of AW-convolution for GPU, in Pallas for Triton."""
