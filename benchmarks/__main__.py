@@ -3,6 +3,7 @@
   python -m benchmarks op --batches=8
   python -m benchmarks network --cpu_devices=8
   python -m benchmarks data
+  python -m benchmarks static --chips=v5e
 
 Times are medians of calls in turn, after results were compared. Rows go to the
 screen, to <output>.json with what they depend on, and as bars to <output>.png.
@@ -21,12 +22,13 @@ import jax
 
 from awconv_jax import command_line, errors, text_table
 from awconv_jax.options import NonNegativeInt, OneOf, local_path
-from benchmarks import data, network, op, timing
+from benchmarks import data, network, op, static, timing
 
 # What measures, the column that it compares, and the one that is drawn.
 SUBJECTS = {
     'op': (op.run, 'implementation', 'ratio'),
     'network': (network.run, 'variant', 'images_per_second'),
+    'static': (static.run, 'implementation', 'ratio'),
     'data': (data.run, 'pipeline', 'images_per_second'),
 }
 
@@ -132,8 +134,9 @@ def main(arguments: Sequence[str]) -> None:
   Raises ReportedError: a flag does not fit, or something computes wrongly.
   """
   flags = _parse(arguments)
-  if flags.cpu_devices:
+  if flags.cpu_devices or flags.subject == 'static':  # It needs no device.
     jax.config.update('jax_platforms', 'cpu')
+  if flags.cpu_devices:
     jax.config.update('jax_num_cpu_devices', flags.cpu_devices)
   command_line.check_output(f'{flags.output}.json')
   environment = timing.environment()

@@ -209,7 +209,8 @@ def _training(mesh, side, seed):
   """Returns a training step that takes longer than reading the images."""
   fields = dict(stage_sizes=(1,), width=8, num_classes=_CLASSES)
   model = models.create('resnet18', **fields)
-  state, step = network.create_step(model, mesh, (side, side, 3), seed)
+  init, step = network.create_step(model, mesh, (side, side, 3), seed)
+  state = init()
 
   def consume(batch):
     nonlocal state

@@ -22,13 +22,30 @@ FORMS = ('auto', *IMPLEMENTATIONS)
 TOLERANCES = {'float32': 1e-2, 'bfloat16': 1e-1}  # Rounding, relative.
 
 
+def create_model(name: str, variant: str, dtype: str) -> nn.Module:
+  """Returns a network of 1000 classes.
+
+  The variant is 'plain', an attention of activations, or 'aw:' and the
+  implementation of its AW-convolutions.
+  """
+  fields = {} if variant == 'plain' else dict(attention=variant)
+  if form := variant.partition('aw:')[2]:
+    fields = dict(aw_conv=True, aw_options=dict(implementation=form))
+  network = models.create(name, num_classes=1000, dtype=dtype, **fields)
+  if hasattr(network, 'zero_init_residual'):
+    # The identity has no gradients inside; zeros may be faster.
+    network = network.clone(zero_init_residual=False)
+  return network
+
+
 def create_step(
     model: nn.Module, mesh: Mesh, image_shape: Sequence[int], seed: int
 ) -> tuple[Any, Any]:
-  """Returns the first state, and the step `(state, batch) -> (state, loss)`.
+  """Returns what makes a state, and `(state, batch) -> (state, loss)`.
 
-  Of SGD and the cross-entropy; the batch, of images [height, width, channels],
-  lies over the devices, and the state on all of them.
+  Both are compiled when called. The step is one of SGD and the cross-entropy;
+  the batch, of images [height, width, channels], lies over the devices, and
+  the state on all of them.
   """
   optimizer = optax.sgd(0.1, 0.9)
 
@@ -56,7 +73,7 @@ def create_step(
 
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
   step = jax.jit(step, in_shardings=(whole, rows), out_shardings=whole)
-  return jax.jit(init, out_shardings=whole)(), step
+  return jax.jit(init, out_shardings=whole), step
 
 
 def run(
@@ -97,14 +114,9 @@ def run(
   variants = dict.fromkeys(timed + [first] * bool(aws))
 
   def program(variant, pair):
-    fields = dict(attention=variant) if variant in attentions else {}
-    if form := variant.partition('aw:')[2]:
-      fields = dict(aw_conv=True, aw_options=dict(implementation=form))
-    network = models.create(model, num_classes=1000, dtype=dtype, **fields)
-    if hasattr(network, 'zero_init_residual'):
-      # The identity has no gradients inside; zeros may be faster.
-      network = network.clone(zero_init_residual=False)
-    state, step = create_step(network, mesh, (side, side, 3), seed)
+    network = create_model(model, variant, dtype)
+    init, step = create_step(network, mesh, (side, side, 3), seed)
+    state = init()
     return timing.compile_jax(step, [(state, batch) for batch in pair], fetch)
 
   for batch in batches:

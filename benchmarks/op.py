@@ -4,7 +4,7 @@
 which its users write kernels of each sample, stands beside its plain one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 import importlib.util
 import itertools
@@ -90,21 +90,32 @@ def run(
       yield row | program.columns(base)
 
 
+def input_shapes(channels, side, stride, batch, expansion):
+  """Returns the shapes of x, kernel, attention and gradient of the output."""
+  out = -(-side // stride)
+  return (
+      (batch, side, side, channels),
+      (3, 3, channels, channels),
+      (batch, 3, 3, max(channels // expansion, 1), channels),
+      (batch, out, out, channels),
+  )
+
+
 def _inputs(channels, side, stride, batch, expansion, dtype, seed):
   """Returns random x, kernel, attention and gradient of the output."""
   rng = np.random.default_rng(seed)
-  out = -(-side // stride)
+  x, kernel, maps, grad = input_shapes(channels, side, stride, batch, expansion)
   arrays = (
-      rng.normal(size=(batch, side, side, channels)),
-      rng.normal(size=(3, 3, channels, channels)) / (3 * channels**0.5),
-      rng.uniform(size=(batch, 3, 3, max(channels // expansion, 1), channels)),
-      rng.normal(size=(batch, out, out, channels)),
+      rng.normal(size=x),
+      rng.normal(size=kernel) / (3 * channels**0.5),
+      rng.uniform(size=maps),
+      rng.normal(size=grad),
   )
   return tuple(jnp.asarray(a, dtype) for a in arrays)
 
 
-def _jax_program(name, direction, stride, inputs) -> timing.Program:
-  """Compiles a form, or its output with all gradients."""
+def function_of(name: str, direction: str, stride: int) -> Callable[..., Any]:
+  """Returns a form of four operands; 'both' gives its gradients, too."""
   strides = (stride, stride)
   form, used = partial(aw_conv, implementation=name, strides=strides), 3
   if name == 'plain':  # It has no maps.
@@ -119,7 +130,13 @@ def _jax_program(name, direction, stride, inputs) -> timing.Program:
     out, pullback = jax.vjp(form, *operands[:used])
     return out, pullback(operands[3])
 
-  return timing.compile_jax(jax.jit(function), inputs)
+  return function
+
+
+def _jax_program(name, direction, stride, inputs) -> timing.Program:
+  return timing.compile_jax(
+      jax.jit(function_of(name, direction, stride)), inputs
+  )
 
 
 def _torch_program(name, direction, stride, inputs) -> timing.Program:

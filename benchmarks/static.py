@@ -1,0 +1,142 @@
+"""What the compilers of TPU and CUDA say of the operation and of a step.
+
+Neither needs a device: libtpu and the wheels of CUDA's compiler are enough.
+"""
+
+from collections.abc import Iterator, Sequence
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Annotated, Any
+
+from awconv_jax import errors, models, options
+from awconv_jax.layers.attention import ATTENTION
+from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
+from benchmarks import deviceless, op
+
+FORMS = ('auto', *IMPLEMENTATIONS)
+DIRECTIONS = ('forward', 'both')
+# What has to be installed, and how; see requirements-accelerators.txt.
+INSTALL = 'pip install -r requirements-accelerators.txt'
+
+
+def run(
+    *,
+    chips: Sequence[Annotated[str, options.OneOf(deviceless.CHIPS)]] = ('v5e',),
+    models: Sequence[Annotated[str, options.OneOf(models.MODELS)]] = (),
+    implementations: Sequence[Annotated[str, options.OneOf(FORMS)]] = (),
+    attentions: Sequence[Annotated[str, options.OneOf(ATTENTION)]] = (),
+    batches: Sequence[options.PositiveInt] = (64,),
+    devices: Annotated[int, options.Bound(ge=1, le=8)] = 1,
+    channels: Sequence[options.PositiveInt] = (),
+    directions: Sequence[
+        Annotated[str, options.OneOf(DIRECTIONS)]
+    ] = DIRECTIONS,
+    expansion: options.PositiveInt = 16,
+    strided: bool = False,
+    dtype: Annotated[str, options.OneOf(op.TOLERANCES)] = 'bfloat16',
+) -> Iterator[dict[str, Any]]:
+  """Compiles without a device, and yields rows as they come.
+
+  Args:
+    chips: what to compile for.
+    models: networks whose training step is compiled, with 224 x 224 pixels; the
+      operation alone if none are given.
+    implementations: forms besides 'plain'; if none are given, all for the
+      operation, and 'auto' for a step.
+    attentions: of activations, for a step without AW.
+    batches: batch sizes; each is shared by all devices.
+    devices: 1, or 8 that share the batch of a step.
+    channels: of the operation's shapes; if none are given, all.
+    directions: 'forward', or 'both', forward and backward, of the operation.
+    expansion: e, input channels that share a value of the maps.
+    strided: whether to compile the convolutions of stride 2, too.
+    dtype: of operands, or of the computation of a step.
+
+  Yields:
+    'kilocycles' are an estimate, of which 'kernel_kilocycles' are those of
+    Pallas, and 'guarded' of them under a condition that may not hold, see
+    `tpu_program`; 'ratio' is to 'plain' by the same compiler. 'spills' are
+    those in innermost loops of kernels. The operation's operands and results
+    have the layouts that the compiler likes best, as inside of a network.
+  """
+  for chip in chips:
+    check_installed(chip)
+  shapes = [
+      shape
+      for shape in op.SHAPES + op.STRIDED * strided
+      if not channels or shape[0] in channels
+  ]
+  variants = ['plain', *attentions]
+  variants += [f'aw:{name}' for name in implementations or ('auto',)]
+  forms = ['plain', *(implementations or IMPLEMENTATIONS)]
+  for chip, batch in itertools.product(chips, batches):
+    shared = dict(chip=chip, devices=devices if models else 1, dtype=dtype)
+    for name in models:
+      row = dict(model=name, batch=batch)
+      requests = [shared | row | dict(variant=v) for v in variants]
+      yield from _rows(requests, 'variant')
+    for direction, shape in itertools.product(
+        directions, () if models else shapes
+    ):
+      row = dict(zip(('channels', 'side', 'stride'), shape, strict=True))
+      row |= dict(batch=batch, direction=direction)
+      more = dict(expansion=expansion)
+      requests = [shared | row | dict(implementation=f) for f in forms]
+      yield from _rows(requests, 'implementation', more)
+
+
+def _rows(requests, compared, more={}):  # noqa: B006
+  """Yields a row for each request that can be compiled; the first is plain."""
+  base = None
+  for request in requests:
+    found = compile_alone(request | more)
+    name = request[compared]
+    if failed := found.pop('failed', None):
+      print(f'left out: {name} of {request}: {failed}', flush=True)
+      continue
+    cycles = found['kilocycles']
+    base = cycles if name == 'plain' else base
+    ratio = cycles / base if cycles and base else None
+    yield request | dict(ratio=ratio) | found
+
+
+def check_installed(chip: str) -> None:
+  """Raises InputError unless there is a compiler for a chip."""
+  for module in deviceless.CHIPS[chip].modules:
+    if not importlib.util.find_spec(module):
+      raise errors.InputError(
+          f'--chips: to compile for {chip!r} {module} has to be installed, '
+          f'such as by `{INSTALL}`'
+      )
+
+
+def compile_alone(request: dict[str, Any]) -> dict[str, Any]:
+  """Returns what a process of its own says of a program, or why it 'failed'.
+
+  The compilers look at the environment when they are loaded, dump what they
+  compile to one folder, and may crash.
+  """
+  root = pathlib.Path(__file__).parent.parent
+  with tempfile.TemporaryDirectory() as folder:
+    environment = os.environ | deviceless.environment(request['chip'], folder)
+    environment['PYTHONPATH'] = str(root)
+    done = subprocess.run(
+        [
+            *(sys.executable, '-m', deviceless.__name__),
+            *(json.dumps(request), folder),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+  lines = done.stdout.strip().splitlines()
+  if done.returncode == 0 and lines:
+    return json.loads(lines[-1])
+  said = done.stderr.strip().splitlines()
+  return dict(failed=f'ended by {done.returncode}; {said[-1] if said else ""}')

@@ -1,0 +1,216 @@
+"""What a program compiled for TPU is estimated to cost, by its texts alone.
+
+XLA writes its estimate of the cycles beside each fusion and copy; the body of a
+loop counts as often as it runs. Of a kernel of Pallas it knows nothing, so the
+final VLIW bundles are counted, one a cycle. Neither knows of waiting for
+memory. Copies that run beside the computation count nothing.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+import re
+
+# Cycles that a product of the matrix unit keeps it for, by kind of chip.
+_PRODUCT_CYCLES = {'v6e': 8}
+_USUAL_PRODUCT_CYCLES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A kernel of Pallas, or what several take together.
+
+  Attributes:
+    cycles: of its bundles, each as often as its loops run; or of the products
+      of a matrix unit, where these are more.
+    guarded: those of them in regions under a condition, such as `pl.when`
+      makes. They count as if it always held.
+    spills: vector registers that innermost loops spill to memory, by the
+      instructions, not by how often they run.
+  """
+
+  cycles: int = 0
+  guarded: int = 0
+  spills: int = 0
+
+  def __add__(self, other: 'Kernel') -> 'Kernel':
+    pairs = zip(*map(dataclasses.astuple, (self, other)), strict=True)
+    return Kernel(*map(sum, pairs))
+
+  def __mul__(self, times: int) -> 'Kernel':
+    return Kernel(self.cycles * times, self.guarded * times, self.spills)
+
+
+def read_kernel(folder: str, chip: str, name: str) -> Kernel:
+  """Returns a kernel of one compilation.
+
+  Args:
+    folder: what the compiler dumped to, and nothing but that.
+    chip: such as 'v5e'.
+    name: of its instruction in the program.
+  """
+  pattern = re.compile(rf'\d+-{re.escape(name)}-\d+-final_bundles\.txt')
+  (file,) = filter(
+      lambda f: pattern.fullmatch(f.name), pathlib.Path(folder).iterdir()
+  )
+  return count(file.read_text(errors='replace'), chip)
+
+
+@dataclasses.dataclass
+class _Loop:
+  first: int  # Bundle; that after the last.
+  end: int
+  trips: int
+  is_grid: bool
+
+  def holds(self, other):
+    return self.first <= other.first and other.end <= self.end
+
+
+def count(text: str, chip: str) -> Kernel:
+  """Returns the cost of a kernel, by the text of its final bundles."""
+  start = r'^ *(?:0x)?[0-9a-f]+ ([A-Z ]*): ((?:> *)*)\{'
+  marks = [*re.finditer(start, text, re.M)]
+  ends = [mark.start() for mark in marks[1:]] + [len(text)]
+  bundles = [text[m.start() : end] for m, end in zip(marks, ends, strict=True)]
+  depths = [mark[2].count('>') for mark in marks]
+  for i, bundle in enumerate(bundles[1:], 1):  # Slots after the jump back.
+    if not depths[i] and re.search(r': *\{\}', bundle):
+      depths[i] = depths[i - 1]
+  heads = [i for i, mark in enumerate(marks) if 'LB' in mark[1].split()]
+  loops = [_loop(bundles, depths, heads, first) for first in heads]
+  regions = _regions(bundles)
+  times, guarded = [1] * len(bundles), [False] * len(bundles)
+  for loop in loops:
+    for i in range(loop.first, loop.end):
+      times[i] *= loop.trips
+  grid = next((loop for loop in loops if loop.is_grid), None)
+  if grid:
+    # A grid of G steps is a loop of G + 2: its pipeline is filled and emptied,
+    # and the kernel itself is what is left out then.
+    inside = [r for r in regions if grid.first < r[0] and r[1] <= grid.end]
+    first, end = max(inside, key=lambda r: r[1] - r[0], default=(0, 0))
+    regions = [r for r in inside if first < r[0] and r[1] <= end]
+    for i in range(first, end):
+      times[i] = times[i] // grid.trips * max(grid.trips - 2, 1)
+  for region in regions:
+    guarded[slice(*region)] = [True] * (region[1] - region[0])
+  units = [0] * 4
+  for bundle, n in zip(bundles, times, strict=True):
+    for unit in re.findall(r'vmatmul[a-z0-9_.]*mxu(\d)', bundle):
+      units[int(unit)] += n
+  product = _PRODUCT_CYCLES.get(chip, _USUAL_PRODUCT_CYCLES)
+  inner = set()
+  for loop in loops:
+    if not any(loop.holds(o) for o in loops if o is not loop):
+      inner.update(range(loop.first, loop.end))
+  spills = re.compile(r'vst[a-z.]* \[vmem:\[#allocation\d+_spill')
+  return Kernel(
+      cycles=max(sum(times), max(units) * product),
+      guarded=sum(n for n, is_so in zip(times, guarded, strict=True) if is_so),
+      spills=sum(len(spills.findall(bundles[i])) for i in inner),
+  )
+
+
+def _loop(bundles, depths, heads, first):
+  """Returns the loop that begins with a bundle."""
+  depth, end = depths[first], first + 1
+  while end < len(bundles) and depths[end] >= depth:
+    if depths[end] == depth and end in heads:
+      break
+    end += 1
+  test = r'scmp\.(?:ge|eq)\.s32\.totalorder %s\w+, (\d+) /\* loop exit test'
+  # The jump itself may stand a level further out.
+  body = ''.join(
+      b
+      for b, d in zip(bundles[first:end], depths[first:end], strict=True)
+      if d == depth
+  )
+  found = re.findall(test, body)
+  if not found:
+    raise ValueError(f'no trips of the loop at bundle {first:#x}')
+  is_grid = depth == 1 and 'iteration index, stage' in bundles[first]
+  return _Loop(first, end, int(found[-1]), is_grid)
+
+
+def _regions(bundles):
+  """Returns the ranges of bundles that a jump forward leaves out."""
+  ends = {}
+  for i, bundle in enumerate(bundles):
+    for number in re.findall(r'Start/End empty region (\d+)', bundle):
+      ends[number] = i
+  regions = []
+  for i, bundle in enumerate(bundles):
+    for number in re.findall(r'sbr\.rel \(.*?target = \$region(\d+)', bundle):
+      if ends.get(number, 0) > i:
+        regions.append((i + 1, ends[number]))
+  return regions
+
+
+def estimate(
+    text: str, kernel_of: Callable[[str], Kernel]
+) -> tuple[int, Kernel]:
+  """Returns the estimated cycles of a program, and what of it kernels take.
+
+  Args:
+    text: of the compiled program.
+    kernel_of: returns a kernel by the name of its instruction.
+
+  Raises:
+    ValueError: nothing says how often a loop runs.
+  """
+  parts = _computations(text)
+
+  def cost(name):
+    cycles, kernel = 0, Kernel()
+    for line in parts[name]:
+      if found := re.search(r'"estimated_cycles":"(\d+)"', line):
+        cycles += int(found[1])
+      if '"tpu_custom_call"' in line:
+        kernel += kernel_of(re.search(r'%?([\w.\-]+) =', line)[1])
+      inner, times = (), 1
+      if found := re.search(r' while\(.*body=%?([\w.\-]+)', line):
+        inner, times = [found[1]], _trips(line, parts)
+      elif ' call(' in line or ' conditional(' in line:
+        inner = _called(line)
+      for called in inner:
+        more, by_kernel = cost(called)
+        cycles += more * times
+        kernel += by_kernel * times
+    return cycles, kernel
+
+  cycles, kernel = cost('ENTRY')
+  return cycles + kernel.cycles, kernel
+
+
+def _called(line):
+  """Returns the names of the computations that a call, or a choice, makes."""
+  lists = re.findall(
+      r'(?:calls|to_apply|\w+_computation|branch_computations)=(\{[^}]*\}|\S+)',
+      line,
+  )
+  return [n for part in lists for n in re.findall(r'[\w.\-]+', part)]
+
+
+def _computations(text):
+  """Returns the lines of each computation, the whole program's as 'ENTRY'."""
+  parts, current = {}, None
+  for line in text.splitlines():
+    if head := re.match(r'(ENTRY )?%?([\w.\-]+) .*\{$', line):
+      current = parts.setdefault('ENTRY' if head[1] else head[2], [])
+    elif current is not None:
+      current.append(line)
+  return parts
+
+
+def _trips(line, parts):
+  """Returns how often a loop of the program runs."""
+  if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+    return int(known[1])
+  condition = re.search(r'condition=%?([\w.\-]+)', line)[1]
+  limits = re.findall(
+      r's32\[\]\S* constant\((\d+)\)', '\n'.join(parts[condition])
+  )
+  if not limits:
+    raise ValueError(f'no trips of {line.strip()[:80]}')
+  return max(map(int, limits))
