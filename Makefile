@@ -21,7 +21,7 @@ help:  ## List the commands.
 	@echo 'make test        lint, and run the test suite (7 minutes)'
 	@echo 'make test-slow   run what takes long: each network with each attention,'
 	@echo '                 one step; detectors trained, killed, learning by heart'
-	@echo 'make faults      have over 900 faults befall runs and tools (25 minutes)'
+	@echo 'make faults      have over 1,000 faults befall runs and tools (25 minutes)'
 	@echo 'make lint        check form and types'
 	@echo 'make format      bring the code into form'
 	@echo 'make clean       remove the environment and the caches, not the runs'

@@ -198,7 +198,7 @@ def test_values_and_gradients_equal_the_loop(name):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@PROPERTY(max_examples=5)
+@PROPERTY(max_examples=3)
 @given(case=cases(), seed=st.integers(0, 99))
 def test_any_mixture_of_options_equals_the_loop(case, seed):
   check(IMPLEMENTATIONS, case, DOUBLE, seed)

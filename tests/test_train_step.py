@@ -88,6 +88,7 @@ def test_no_gradient_reaches_what_is_frozen_and_its_statistics_stay():
     assert state.model_state['batch_stats']['n'] == count
 
 
+@pytest.mark.usefixtures('quick_compiles')
 def test_norms_with_frozen_statistics_normalise_by_these():
   """All norms of a network, so that it trains as it is evaluated."""
   config = tiny.get_config(attention='cbam')
