@@ -3,7 +3,7 @@
   python -m benchmarks op --batches=8
   python -m benchmarks network --cpu_devices=8
   python -m benchmarks data
-  python -m benchmarks static --chips=v5e
+  python -m benchmarks static --chips=v5e,h100  # Without a device.
 
 Times are medians of calls in turn, after results were compared. Rows go to the
 screen, to <output>.json with what they depend on, and as bars to <output>.png.
@@ -119,7 +119,7 @@ def _plot(rows, bar, length, path) -> None:
   colors = [f'C{bars.index(row[bar])}' for row in rows]
   figure = Figure(figsize=(8, 1 + len(rows) / 4), layout='constrained')
   axis = figure.subplots()
-  lengths = [row[length] for row in rows]
+  lengths = [row[length] or 0 for row in rows]
   axis.barh(range(len(rows)), lengths, color=colors, tick_label=labels)
   axis.invert_yaxis()
   axis.set_xscale('log' if length == 'ratio' else 'linear')
@@ -151,6 +151,8 @@ def main(arguments: Sequence[str]) -> None:
     kept = [vars(flags) | environment | row for row in rows]
     with open(f'{output}.json', 'w') as file:
       json.dump(kept, file, indent=1)
+  if not rows:
+    raise errors.ReportedError('nothing could be measured; see above')
   print(text_table.make(rows, _format))
   try:
     _plot(rows, bar, length, f'{output}.png')

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+import math
 import re
 from typing import Annotated, Any
 
@@ -159,3 +160,13 @@ def fetch(result: tuple[Any, Any]) -> dict[str, Any]:
 def count_exchanges(text: str, kind: str) -> int:
   """Returns how many a program has; one of a start and an end counts once."""
   return len(re.findall(rf'\s{re.escape(kind)}(?:-start)?\(', text))
+
+
+def exchanged_bytes(text: str, kind: str) -> int:
+  """Returns what the exchanges of a kind give each device."""
+  total = 0
+  for results in re.findall(rf'= (.*?) {re.escape(kind)}(?:-start)?\(', text):
+    for bits, shape in re.findall(r'[a-z]+(\d+)\[([\d,]*)\]', results):
+      sizes = [int(size) for size in shape.split(',') if size]
+      total += math.prod(sizes) * int(bits) // 8
+  return total

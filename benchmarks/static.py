@@ -59,11 +59,16 @@ def run(
     dtype: of operands, or of the computation of a step.
 
   Yields:
-    'kilocycles' are an estimate, of which 'kernel_kilocycles' are those of
-    Pallas, and 'guarded' of them under a condition that may not hold, see
-    `tpu_program`; 'ratio' is to 'plain' by the same compiler. 'spills' are
-    those in innermost loops of kernels. The operation's operands and results
-    have the layouts that the compiler likes best, as inside of a network.
+    For TPU 'kilocycles' are an estimate, 'ratio' is theirs to 'plain' by the
+    same compiler, 'kernel_kilocycles' are those of Pallas' kernels among them,
+    and 'guarded_kilocycles' those under a condition that may not hold, see
+    `benchmarks.tpu`. 'spills' are instructions in innermost loops of kernels.
+    For CUDA there is no estimate; 'registers', 'spill_bytes' of a thread and
+    'shared_kib' are the most that a kernel takes. 'kernels' lists those of
+    Pallas, with their kilocycles, or with registers and KiB of shared memory.
+    Loops of the program count exchanges, and what they give a device in
+    'reduced_mib', once. The operation's operands and results have the layouts
+    that the compiler likes best, as inside of a network.
   """
   for chip in chips:
     check_installed(chip)
@@ -97,7 +102,8 @@ def _rows(requests, compared, more={}):  # noqa: B006
   for request in requests:
     found = compile_alone(request | more)
     name = request[compared]
-    if failed := found.pop('failed', None):
+    failed = found.pop('failed', None)
+    if failed:
       print(f'left out: {name} of {request}: {failed}', flush=True)
       continue
     cycles = found['kilocycles']

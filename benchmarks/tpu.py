@@ -1,4 +1,4 @@
-"""What a program compiled for TPU is estimated to cost, by its texts alone.
+"""The TPU's compiler without a TPU, and what a program is estimated to cost.
 
 XLA writes its estimate of the cycles beside each fusion and copy; the body of a
 loop counts as often as it runs. Of a kernel of Pallas it knows nothing, so the
@@ -10,10 +10,76 @@ from collections.abc import Callable
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
-# Cycles that a product of the matrix unit keeps it for, by kind of chip.
-_PRODUCT_CYCLES = {'v6e': 8}
-_USUAL_PRODUCT_CYCLES = 16
+from jax.experimental import topologies
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A kind of TPU.
+
+  Attributes:
+    name: such as 'v5e'.
+    accelerator: what libtpu calls four of them.
+    shapes: of slices of 4 and of 8 chips.
+    product_cycles: cycles that a product keeps a matrix unit for.
+  """
+
+  name: str
+  accelerator: str
+  shapes: tuple[str, str]
+  product_cycles: int = 16
+  modules = ('libtpu',)
+  platform = 'tpu'
+
+  def environment(self, folder: str) -> dict[str, str]:
+    """Returns what has libtpu compile without a TPU, and dump to a folder."""
+    return dict(
+        ALLOW_MULTIPLE_LIBTPU_LOAD='1',  # Else one process at a time.
+        TPU_SKIP_MDS_QUERY='1',
+        TPU_ACCELERATOR_TYPE=self.accelerator,
+        TPU_WORKER_HOSTNAMES='localhost',
+        LIBTPU_INIT_ARGS=(
+            f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true '
+            '--xla_jf_emit_annotations=true '
+            '--xla_jf_dump_llo_pass_label_regex=final_bundles'
+        ),
+    )
+
+  def devices(self, number: int) -> list[Any]:
+    """Returns devices to lower for."""
+    shape = self.shapes[number > 4]
+    found = topologies.get_topology_desc(
+        platform='tpu', topology_name=f'{self.name}:{shape}'
+    )
+    return found.devices[:number]
+
+  def columns(self, text: str, folder: str) -> dict[str, Any]:
+    """Returns what a program, by its text and dumps, is estimated to cost."""
+
+    def kernel_of(name):
+      return read_kernel(folder, name, self.product_cycles)
+
+    cycles, kernels = estimate(text, kernel_of)
+    line = '{} {:.0f}'
+    listed = (line.format(n, k.cycles / 1e3) for n, k in kernels.items())
+    together = sum(kernels.values(), Kernel())
+    return dict(
+        kilocycles=(cycles + together.cycles) / 1e3,
+        kernel_kilocycles=together.cycles / 1e3,
+        guarded_kilocycles=together.guarded / 1e3,
+        spills=together.spills,
+        kernels=', '.join(listed) or None,
+    )
+
+
+CHIPS = {
+    'v4': Chip('v4', 'v4-8', ('2x2x1', '2x2x2')),
+    'v5e': Chip('v5e', 'v5litepod-4', ('2x2', '2x4')),
+    'v5p': Chip('v5p', 'v5p-8', ('2x2x1', '2x2x2')),
+    'v6e': Chip('v6e', 'v6e-4', ('2x2', '2x4'), product_cycles=8),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +107,18 @@ class Kernel:
     return Kernel(self.cycles * times, self.guarded * times, self.spills)
 
 
-def read_kernel(folder: str, chip: str, name: str) -> Kernel:
+def read_kernel(folder: str, name: str, product_cycles: int) -> Kernel:
   """Returns a kernel of one compilation.
 
   Args:
     folder: what the compiler dumped to, and nothing but that.
-    chip: such as 'v5e'.
     name: of its instruction in the program.
+    product_cycles: of `Chip`.
   """
   pattern = re.compile(rf'\d+-{re.escape(name)}-\d+-final_bundles\.txt')
-  (file,) = filter(
-      lambda f: pattern.fullmatch(f.name), pathlib.Path(folder).iterdir()
-  )
-  return count(file.read_text(errors='replace'), chip)
+  files = pathlib.Path(folder).iterdir()
+  (file,) = (file for file in files if pattern.fullmatch(file.name))
+  return count(file.read_text(errors='replace'), product_cycles)
 
 
 @dataclasses.dataclass
@@ -67,7 +132,7 @@ class _Loop:
     return self.first <= other.first and other.end <= self.end
 
 
-def count(text: str, chip: str) -> Kernel:
+def count(text: str, product_cycles: int) -> Kernel:
   """Returns the cost of a kernel, by the text of its final bundles."""
   start = r'^ *(?:0x)?[0-9a-f]+ ([A-Z ]*): ((?:> *)*)\{'
   marks = [*re.finditer(start, text, re.M)]
@@ -99,14 +164,13 @@ def count(text: str, chip: str) -> Kernel:
   for bundle, n in zip(bundles, times, strict=True):
     for unit in re.findall(r'vmatmul[a-z0-9_.]*mxu(\d)', bundle):
       units[int(unit)] += n
-  product = _PRODUCT_CYCLES.get(chip, _USUAL_PRODUCT_CYCLES)
   inner = set()
   for loop in loops:
     if not any(loop.holds(o) for o in loops if o is not loop):
       inner.update(range(loop.first, loop.end))
   spills = re.compile(r'vst[a-z.]* \[vmem:\[#allocation\d+_spill')
   return Kernel(
-      cycles=max(sum(times), max(units) * product),
+      cycles=max(sum(times), max(units) * product_cycles),
       guarded=sum(n for n, is_so in zip(times, guarded, strict=True) if is_so),
       spills=sum(len(spills.findall(bundles[i])) for i in inner),
   )
@@ -149,38 +213,37 @@ def _regions(bundles):
 
 def estimate(
     text: str, kernel_of: Callable[[str], Kernel]
-) -> tuple[int, Kernel]:
-  """Returns the estimated cycles of a program, and what of it kernels take.
+) -> tuple[int, dict[str, Kernel]]:
+  """Returns a program's cycles without its kernels, and these by name.
 
   Args:
     text: of the compiled program.
-    kernel_of: returns a kernel by the name of its instruction.
+    kernel_of: returns a kernel by the name of its instruction, of which the
+      numbers at its end are left out in what is returned.
 
   Raises:
     ValueError: nothing says how often a loop runs.
   """
-  parts = _computations(text)
+  parts, kernels = _computations(text), {}
 
-  def cost(name):
-    cycles, kernel = 0, Kernel()
+  def cost(name, times):
+    cycles = 0
     for line in parts[name]:
       if found := re.search(r'"estimated_cycles":"(\d+)"', line):
         cycles += int(found[1])
       if '"tpu_custom_call"' in line:
-        kernel += kernel_of(re.search(r'%?([\w.\-]+) =', line)[1])
-      inner, times = (), 1
+        instruction = re.search(r'%?([\w.\-]+) =', line)[1]
+        kind = re.sub(r'[.\d]+$', '', instruction)
+        found = kernel_of(instruction) * times
+        kernels[kind] = kernels.get(kind, Kernel()) + found
       if found := re.search(r' while\(.*body=%?([\w.\-]+)', line):
-        inner, times = [found[1]], _trips(line, parts)
+        trips = _trips(line, parts)
+        cycles += cost(found[1], times * trips) * trips
       elif ' call(' in line or ' conditional(' in line:
-        inner = _called(line)
-      for called in inner:
-        more, by_kernel = cost(called)
-        cycles += more * times
-        kernel += by_kernel * times
-    return cycles, kernel
+        cycles += sum(cost(called, times) for called in _called(line))
+    return cycles
 
-  cycles, kernel = cost('ENTRY')
-  return cycles + kernel.cycles, kernel
+  return cost('ENTRY', 1), kernels
 
 
 def _called(line):
