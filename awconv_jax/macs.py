@@ -7,7 +7,7 @@ product K * (1 + A).
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import math
 from typing import Any
 
@@ -45,19 +45,6 @@ def _repeats(equation: core.JaxprEqn) -> int:
   return equation.params['length'] if name == 'scan' else 1
 
 
-def _inner(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-  """Returns the jaxprs inside an equation that are to be counted."""
-  inner = list(core.jaxprs_in_params(equation.params))
-  by_platform = equation.params.get('branches_platforms') is not None
-  if by_platform and any(map(_has_kernel, inner)):
-    # The forms of one function for different platforms. What the programs of a
-    # kernel do is not seen; another form does the same, less what it makes and
-    # nobody uses.
-    other = next(jaxpr for jaxpr in inner if not _has_kernel(jaxpr))
-    return [partial_eval.dce_jaxpr(other, [True] * len(other.outvars))[0]]
-  return inner
-
-
 def _has_kernel(jaxpr: core.Jaxpr) -> bool:
   """Tells whether a jaxpr calls a kernel in Pallas."""
   return any(
@@ -67,13 +54,34 @@ def _has_kernel(jaxpr: core.Jaxpr) -> bool:
   )
 
 
+def _of_platforms(
+    forms: Iterable[core.Jaxpr], scope: str, times: int
+) -> Counter:
+  """Returns the MACs of one function that has a form for each platform.
+
+  They are the least of a form. What the programs of a kernel do is not seen,
+  and what a form makes and nobody uses does not count.
+  """
+  counts = []
+  for jaxpr in forms:
+    if not _has_kernel(jaxpr):
+      used = [True] * len(jaxpr.outvars)
+      counts.append(Counter())
+      _add(counts[-1], partial_eval.dce_jaxpr(jaxpr, used)[0], scope, times)
+  return min(counts, key=Counter.total)
+
+
 def _add(macs: Counter, jaxpr: core.Jaxpr, scope: str, times: int) -> None:
   for equation in jaxpr.eqns:
     stack = str(equation.source_info.name_stack)
     inner_scope = '/'.join(filter(None, (scope, stack)))
+    inner = core.jaxprs_in_params(equation.params)
+    if equation.params.get('branches_platforms') is not None:
+      macs.update(_of_platforms(inner, inner_scope, times))
+      continue
     macs[inner_scope] += times * _of_equation(equation, inner_scope)
-    for inner in _inner(equation):
-      _add(macs, inner, inner_scope, times * _repeats(equation))
+    for each in inner:
+      _add(macs, each, inner_scope, times * _repeats(equation))
 
 
 def count(function: Callable[..., Any], *args: Any) -> dict[str, int]:

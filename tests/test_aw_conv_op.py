@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from test_aw_conv_agreement import (
 )
 
 from awconv_jax.ops import aw_conv as op
-from awconv_jax.ops.aw_conv import aw_conv, forms, loops
+from awconv_jax.ops.aw_conv import aw_conv, choice, forms, loops
 
 # Backward passes of their own; JAX derives the others forward, too.
 REVERSE_ONLY = ('loop_dot', 'loop_conv', 'fused')
@@ -31,7 +30,8 @@ MANY = BASE | dict(n=7, size=(5, 5), channels=8, g=4)
 
 
 def case_of(implementation):
-  return WIDE if implementation == 'fused' else BASE
+  # So that there are kernels for 'auto', too.
+  return WIDE if implementation in ('auto', 'fused') else BASE
 
 
 @pytest.mark.parametrize('implementation', op.IMPLEMENTATIONS)
@@ -47,7 +47,9 @@ def test_derivatives_forward_where_there_are_any(implementation):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', [*IMPLEMENTATIONS[1:], 'fused'])
+@pytest.mark.parametrize(
+    'implementation', [*IMPLEMENTATIONS[1:], 'auto', 'fused']
+)
 def test_export_with_a_symbolic_batch_size(implementation):
   case = case_of(implementation) | CASES['stride_2'] | dict(n=3)
   options, operands = options_of(case), floats(case)
@@ -60,7 +62,7 @@ def test_export_with_a_symbolic_batch_size(implementation):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', REVERSE_ONLY)
+@pytest.mark.parametrize('implementation', ['auto', *REVERSE_ONLY])
 def test_gradient_of_gradient(implementation):
   case = case_of(implementation) | dict(n=1, size=(2, 2), kernel_size=(2, 1))
   x, kernel, maps = floats(case)
@@ -88,7 +90,7 @@ def test_gradient_of_gradient(implementation):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('implementation', ['loop_dot', 'fused'])
+@pytest.mark.parametrize('implementation', ['loop_dot', 'auto', 'fused'])
 def test_vmap_and_checkpoint_over_the_whole_operation(implementation):
   many = [floats(case_of(implementation), seed=s) for s in range(2)]
   run = jax.jit(jax.vmap(jax.checkpoint(form(implementation))))
@@ -196,41 +198,6 @@ def same(own, expected):
   jax.tree.map(functools.partial(close, tolerance=1e-9), own, expected)
 
 
-@pytest.mark.parametrize(
-    'kernel_shape, groups, positions, on_cpu, elsewhere',
-    [
-        ((3, 3, 64, 64), 1, 56 * 56, 'loop_conv', 'im2col'),
-        ((3, 3, 512, 512), 1, 400, 'loop_dot', 'im2col'),
-        ((3, 3, 4, 128), 32, 56 * 56, 'map', 'im2col'),
-        ((1, 1, 64, 256), 1, 56 * 56, 'map', 'im2col'),
-        ((3, 3, 1, 96), 96, 56 * 56, 'taps', 'taps'),
-    ],
-)
-def test_the_choice(kernel_shape, groups, positions, on_cpu, elsewhere):
-  assert op.choose(kernel_shape, groups, positions, 'cpu') == on_cpu
-  assert op.choose(kernel_shape, groups, positions, 'gpu') == elsewhere
-
-
-def test_an_unmeasured_backend_says_so_and_bounds_its_memory(monkeypatch):
-  arrays, chunks = draw(MANY), []
-  with warnings.catch_warnings():
-    warnings.simplefilter('error')
-    expected = pulled(aw_conv, arrays)
-
-  def spy(*operands):
-    chunks.append(operands[-1].chunk)
-    return forms.im2col(*operands)
-
-  monkeypatch.setitem(op.IMPLEMENTATIONS, 'im2col', spy)
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  # All of it; and patches and kernel of two samples in float64.
-  for most in (op._UNMEASURED_BYTES, 2 * 8 * (25 * 9 * 8 + 9 * 8 * 4) + 1):
-    monkeypatch.setattr(op, '_UNMEASURED_BYTES', most)
-    with pytest.warns(UserWarning, match="nothing is measured on 'gpu'"):
-      same(pulled(aw_conv, arrays), expected)
-  assert set(chunks) == {None, 2} and chunks[0] is None
-
-
 @pytest.mark.parametrize('implementation', op.CHUNKED)
 @pytest.mark.parametrize('chunk', [3, 9])
 def test_chunks_change_nothing(implementation, chunk):
@@ -248,6 +215,19 @@ def test_chunks_bound_the_memory():
   arrays = floats(MANY | dict(n=16, size=(16, 16)))
   whole = temporary_bytes(form('im2col'), arrays)
   assert temporary_bytes(form('im2col', chunk=2), arrays) < whole / 3
+
+
+def test_auto_bounds_the_memory_of_batched_forms(monkeypatch):
+  arrays = floats(MANY | dict(n=16, size=(16, 16)))
+  expected = jax.jit(with_gradients(aw_conv))(*arrays)
+  monkeypatch.setitem(choice.TABLE, 'cpu', choice.TABLE['default'])
+  whole = temporary_bytes(aw_conv, arrays)
+  # Patches and kernels of two samples, and one value more.
+  most = 2 * 4 * (256 * 9 * 8 + 9 * 8 * 4) + 4
+  monkeypatch.setattr(choice, '_CHUNK_BYTES', most)
+  assert most < temporary_bytes(aw_conv, arrays) < whole / 3
+  own = jax.jit(with_gradients(aw_conv))(*arrays)
+  jax.tree.map(functools.partial(close, tolerance=1e-4), own, expected)
 
 
 @pytest.mark.parametrize('channels, side', [(64, 28), (256, 14)])

@@ -10,75 +10,25 @@ the D' values along the output axis for a run of D/D' consecutive outputs.
 """
 
 from collections.abc import Callable, Sequence
-import dataclasses
 import math
 import operator
-import warnings
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from awconv_jax.errors import look_up
-from awconv_jax.ops.aw_conv import forms
+from awconv_jax.ops.aw_conv import choice
+from awconv_jax.ops.aw_conv.choice import FORMS
 from awconv_jax.ops.aw_conv.forms import Options
-from awconv_jax.ops.aw_conv.fused import fused
-from awconv_jax.ops.aw_conv.loops import loop_conv, loop_dot
 from awconv_jax.ops.data_shards import over_data_shards
 
+# The forms by name, and what chooses among them.
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    'vmap': forms.vmap,
-    'map': forms.map_samples,
-    'im2col': forms.im2col,
-    'taps': forms.taps,
-    'loop_dot': loop_dot,
-    'loop_conv': loop_conv,
-    'fused': fused,
+    **{name: form.forward for name, form in FORMS.items()},
+    'fused': choice.fused,
 }
-# Forms that can take the samples in chunks.
-CHUNKED = ('vmap', 'im2col', 'taps')
-# Backends whose choices are measured: docs/performance.md.
-_MEASURED = ('cpu',)
-# On others, how much the patches and kernels of a chunk may take.
-_UNMEASURED_BYTES = 2**28
-
-
-def choose(
-    kernel_shape: Sequence[int], groups: int, positions: int, backend: str
-) -> str:
-  """Returns the implementation that 'auto' stands for.
-
-  Args:
-    kernel_shape: [kh, kw, C/groups, D].
-    groups: number of channel groups.
-    positions: H' * W', positions of the output.
-    backend: such as 'cpu'; other backends than that are not measured yet.
-  """
-  if groups > 1 and kernel_shape[2] == 1:  # Depthwise.
-    return 'taps'
-  if backend not in _MEASURED:
-    return 'im2col'  # A loop would leave the matrix units idle.
-  if groups > 1 or tuple(kernel_shape[:2]) == (1, 1):
-    return 'map'
-  return 'loop_dot' if positions <= 400 else 'loop_conv'
-
-
-def _auto(samples, kernel, groups, positions):
-  """Returns the implementation and the chunk that 'auto' stands for."""
-  backend = jax.default_backend()
-  name = choose(kernel.shape, groups, positions, backend)
-  if backend in _MEASURED:
-    return name, None
-  warnings.warn(
-      f"aw_conv: nothing is measured on {backend!r} yet; 'auto' takes {name!r} "
-      f'in chunks of {_UNMEASURED_BYTES / 2**20:.0f} MiB at most there',
-      stacklevel=3,
-  )
-  patches = positions * math.prod(kernel.shape[:3]) * groups
-  bytes_each = (kernel.size + patches) * kernel.dtype.itemsize
-  chunk = max(1, _UNMEASURED_BYTES // bytes_each)
-  fits = isinstance(samples, int) and samples <= chunk
-  return name, None if fits else chunk
+CHUNKED = tuple(name for name, form in FORMS.items() if form.batched)
 
 
 def _check_shapes(x, kernel, attention, groups):
@@ -139,16 +89,18 @@ def aw_conv(
     dilation: vertical and horizontal spacing of the kernel's taps.
     groups: number of channel groups, as `feature_group_count`.
     residual: True for K * (1 + A), False for K * A.
-    implementation: 'auto' (by backend and shape), or a name in
-      `IMPLEMENTATIONS`: 'vmap' (the reference, per-sample kernels under
-      `jax.vmap`), 'map' (one sample after the other), 'im2col' and 'taps'
-      (batched products), 'loop_dot' and 'loop_conv' (loops with a backward
-      pass of their own; fastest on CPU, but not for `jax.jvp`), 'fused' (for
-      GPU: kernels scaled on their way to the matrix unit; 'im2col' on other
-      accelerators and for what it has no tiles for, see docs/performance.md).
+    implementation: 'auto' (by shape, and by the platform that the program is
+      lowered for: `choice.TABLE`), or a name in `IMPLEMENTATIONS`: 'vmap' (the
+      reference, per-sample kernels under `jax.vmap`), 'map' (one sample after
+      the other), 'im2col' and 'taps' (batched products), 'loop_dot' and
+      'loop_conv' (loops with a backward pass of their own; fastest on CPU, but
+      not for `jax.jvp`), 'fused' (kernels scaled on their way to the matrix
+      unit, in Pallas; as 'auto' where a platform has none for the operands, see
+      docs/performance.md).
     chunk: samples at a time, to bound the memory of 'vmap', 'im2col' and
       'taps', whose patches and kernels are then formed again in the backward
-      pass; None for all at once. The others take none.
+      pass; None for all at once, and what 'auto' thinks fit. The others take
+      none.
     precision: as in `lax.conv_general_dilated`.
 
   Returns:
@@ -182,10 +134,7 @@ def aw_conv(
   positions = math.prod(options.output_size(x.shape[1:3], kernel.shape[:2]))
   if 0 in (x.shape[0], positions):
     implementation = 'vmap'  # Nothing to compute; not all forms can.
-  elif implementation == 'auto':
-    implementation, auto_chunk = _auto(x.shape[0], kernel, groups, positions)
-    options = dataclasses.replace(options, chunk=chunk or auto_chunk)
-  function = IMPLEMENTATIONS[implementation]
+  function = IMPLEMENTATIONS.get(implementation, choice.auto)
   dtype = jnp.promote_types(x.dtype, kernel.dtype)
   return over_data_shards(
       lambda x, attention, kernel: function(x, kernel, attention, options),

@@ -240,6 +240,12 @@ def map_samples(x, kernel, attention, options: Options):
   return lax.map(lambda operands: one(*operands), (x, attention))
 
 
+def backward(form, options: Options, x, kernel, attention, grad):
+  """Returns the gradients of x, kernel and attention that JAX derives."""
+  run = functools.partial(form, options=options)
+  return jax.vjp(run, x, kernel, attention)[1](grad)
+
+
 def in_reverse_only(apply, *operands):
   """Returns apply(*operands), which has a backward pass of its own only."""
   try:

@@ -13,7 +13,6 @@ can be differentiated repeatedly in reverse, but not forward (`jax.jvp`).
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 from jax import lax
@@ -198,17 +197,27 @@ def _loop(forward, backward, x, kernel, attention, options):
   return forms.in_reverse_only(apply, x, kernel, attention)
 
 
-def loop_dot(x, kernel, attention, options: forms.Options):
-  """One sample after the other as matrix products."""
-  backward = partial(_backward, _input_gradient_dot, outputs_first=False)
-  return _loop(forms.multiply_one, backward, x, kernel, attention, options)
+def backward_dot(options: forms.Options, *operands):
+  """Returns the gradients of x, kernel and attention, by (these, output's)."""
+  return _backward(_input_gradient_dot, options, *operands, outputs_first=False)
 
 
-def loop_conv(x, kernel, attention, options: forms.Options):
-  """One sample after the other as convolutions."""
+def backward_conv(options: forms.Options, *operands):
+  """Returns the gradients of x, kernel and attention, by (these, output's)."""
   # A stride would make the transpose a convolution with gaps, which has no
   # fast form in a loop.
   dense = options.strides == (1, 1)
   input_gradient = _input_gradient_conv if dense else _input_gradient_dot
-  backward = partial(_backward, input_gradient, outputs_first=True)
-  return _loop(forms.convolve_one, backward, x, kernel, attention, options)
+  return _backward(input_gradient, options, *operands, outputs_first=True)
+
+
+def loop_dot(x, kernel, attention, options: forms.Options):
+  """One sample after the other as matrix products."""
+  operands = x, kernel, attention, options
+  return _loop(forms.multiply_one, backward_dot, *operands)
+
+
+def loop_conv(x, kernel, attention, options: forms.Options):
+  """One sample after the other as convolutions."""
+  operands = x, kernel, attention, options
+  return _loop(forms.convolve_one, backward_conv, *operands)

@@ -35,6 +35,9 @@ from awconv_jax.ops.aw_conv.plan import Plan
 # So many programs that the last ones do not leave a large GPU half idle.
 _PROGRAMS = 512
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
+# Shared memory of a block in bytes, of JAX's devices; cards of data centres
+# (A100, H100, B200) have it, others (L4, T4, RTX) less.
+_ROOM, _LEAST_ROOM = 'shared_memory_per_block_optin', 160 * 2**10
 # A product of Triton has at least as many rows, columns and terms.
 _LEAST = 16
 
@@ -43,13 +46,26 @@ def has_tiles(x, kernel, maps_shape, options) -> bool:
   """Tells whether the kernels take operands of `ops.aw_conv.aw_conv`."""
   del maps_shape  # Any will do.
   return (
-      options.groups == 1
+      _has_room()
+      and options.groups == 1
       and x.dtype in _DTYPES
       and all(channels % _LEAST == 0 for channels in kernel.shape[2:])
       and all(1 in pair for pair in zip(options.strides, options.dilation))  # noqa: B905
       # A size may be symbolic, in what is exported.
       and all(isinstance(size, numbers.Integral) for size in x.shape)
   )
+
+
+def _has_room():
+  """Tells whether a block has the shared memory that all of the kernels need.
+
+  So it has where there is no GPU, and a program is for one elsewhere.
+  """
+  try:
+    device, *_ = jax.local_devices(backend='gpu')
+  except RuntimeError:
+    return True
+  return getattr(device, _ROOM, _LEAST_ROOM) >= _LEAST_ROOM
 
 
 def _flat(images):
