@@ -6,12 +6,13 @@
 
 PYTHON ?= python3
 VENV := .venv
+ACCELERATORS := .venv-accelerators
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 # What was compiled once need not be compiled by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help train detect test test-slow faults lint format clean
+.PHONY: help train detect test test-slow test-accelerators faults lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## List the commands.
@@ -21,6 +22,8 @@ help:  ## List the commands.
 	@echo 'make test        lint, and run the test suite (7 minutes)'
 	@echo 'make test-slow   run what takes long: each network with each attention,'
 	@echo '                 one step; detectors trained, killed, learning by heart'
+	@echo 'make test-accelerators   install the compilers of TPU and CUDA (3 GB),'
+	@echo '                 and hold what they say of the kernels'
 	@echo 'make faults      have over 1,000 faults befall runs and tools (25 minutes)'
 	@echo 'make lint        check form and types'
 	@echo 'make format      bring the code into form'
@@ -73,6 +76,17 @@ test: $(VENV)/test lint  ## Run the test suite.
 test-slow: $(VENV)/test  ## Run what the suite leaves out.
 	@$(RUN) -m pytest -n 2 --dist loadgroup -m 'slow and not faults' $(ARGS)
 
+# An environment of its own: these compilers belong to one release of JAX.
+$(ACCELERATORS)/test: requirements-accelerators.txt pyproject.toml
+	@echo 'installing requirements-accelerators.txt (minutes)'
+	@'$(PYTHON)' -m venv $(ACCELERATORS)
+	@$(ACCELERATORS)/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r requirements-accelerators.txt
+	@touch $@
+
+test-accelerators: $(ACCELERATORS)/test  ## Compile for TPU and CUDA.
+	@$(ACCELERATORS)/bin/python -m pytest -m accelerators -rs $(ARGS)
+
 faults: $(VENV)/test  ## Have faults befall runs and tools; count them by kind.
 	@echo 'kills, signals, full disks, damaged files, ...: each must end in order'
 	@$(RUN) -m pytest -n 2 --dist worksteal -m faults $(ARGS)
@@ -88,4 +102,4 @@ format: $(VENV)/test  ## Bring the code into form.
 	@$(RUN) -m pyink --quiet .
 
 clean:  ## Remove the environment and the caches.
-	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	@rm -rf $(VENV) $(ACCELERATORS) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info build

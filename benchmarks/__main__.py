@@ -1,5 +1,6 @@
 """Measures AW-convolution beside the plain one, and reading, in one run.
 
+  python -m benchmarks check
   python -m benchmarks op --batches=8
   python -m benchmarks network --cpu_devices=8
   python -m benchmarks data
@@ -22,10 +23,11 @@ import jax
 
 from awconv_jax import command_line, errors, text_table
 from awconv_jax.options import NonNegativeInt, OneOf, local_path
-from benchmarks import data, network, op, static, timing
+from benchmarks import check, data, network, op, static, timing
 
 # What measures, the column that it compares, and the one that is drawn.
 SUBJECTS = {
+    'check': (check.run, 'implementation', 'largest'),
     'op': (op.run, 'implementation', 'ratio'),
     'network': (network.run, 'variant', 'images_per_second'),
     'static': (static.run, 'implementation', 'ratio'),

@@ -72,7 +72,7 @@ def run(
       ('forward', 'both'), batches, SHAPES + STRIDED * strided
   ):
     shape = (channels, side, stride, batch, expansion)
-    inputs = [_inputs(*shape, dtype, (seed, i)) for i in range(2)]
+    inputs = [random_inputs(*shape, dtype, (seed, i)) for i in range(2)]
     programs = {}
     for name in ('plain', 'vmap', *reference):
       make = _torch_program if name in TORCH else _jax_program
@@ -101,7 +101,7 @@ def input_shapes(channels, side, stride, batch, expansion):
   )
 
 
-def _inputs(channels, side, stride, batch, expansion, dtype, seed):
+def random_inputs(channels, side, stride, batch, expansion, dtype, seed):
   """Returns random x, kernel, attention and gradient of the output."""
   rng = np.random.default_rng(seed)
   x, kernel, maps, grad = input_shapes(channels, side, stride, batch, expansion)

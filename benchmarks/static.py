@@ -4,6 +4,7 @@ Neither needs a device: libtpu and the wheels of CUDA's compiler are enough.
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -85,7 +86,7 @@ def run(
     for name in models:
       row = dict(model=name, batch=batch)
       requests = [shared | row | dict(variant=v) for v in variants]
-      yield from _rows(requests, 'variant')
+      yield from _rows(requests, 'variant', {})
     for direction, shape in itertools.product(
         directions, () if models else shapes
     ):
@@ -96,7 +97,7 @@ def run(
       yield from _rows(requests, 'implementation', more)
 
 
-def _rows(requests, compared, more={}):  # noqa: B006
+def _rows(requests, compared, more):
   """Yields a row for each request that can be compiled; the first is plain."""
   base = None
   for request in requests:
@@ -115,7 +116,10 @@ def _rows(requests, compared, more={}):  # noqa: B006
 def check_installed(chip: str) -> None:
   """Raises InputError unless there is a compiler for a chip."""
   for module in deviceless.CHIPS[chip].modules:
-    if not importlib.util.find_spec(module):
+    found = None
+    with contextlib.suppress(ModuleNotFoundError):  # Of what it lies in.
+      found = importlib.util.find_spec(module)
+    if not found:
       raise errors.InputError(
           f'--chips: to compile for {chip!r} {module} has to be installed, '
           f'such as by `{INSTALL}`'
@@ -132,11 +136,9 @@ def compile_alone(request: dict[str, Any]) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     environment = os.environ | deviceless.environment(request['chip'], folder)
     environment['PYTHONPATH'] = str(root)
+    child = (sys.executable, '-m', deviceless.__name__)
     done = subprocess.run(
-        [
-            *(sys.executable, '-m', deviceless.__name__),
-            *(json.dumps(request), folder),
-        ],
+        [*child, json.dumps(request), folder],
         env=environment,
         capture_output=True,
         text=True,

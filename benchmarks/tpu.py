@@ -134,7 +134,7 @@ class _Loop:
 
 def count(text: str, product_cycles: int) -> Kernel:
   """Returns the cost of a kernel, by the text of its final bundles."""
-  start = r'^ *(?:0x)?[0-9a-f]+ ([A-Z ]*): ((?:> *)*)\{'
+  start = r'^ *(?:0x)?[0-9a-f]+ ([A-Z ]*): *((?:> *)*)\{'
   marks = [*re.finditer(start, text, re.M)]
   ends = [mark.start() for mark in marks[1:]] + [len(text)]
   bundles = [text[m.start() : end] for m, end in zip(marks, ends, strict=True)]
@@ -143,7 +143,8 @@ def count(text: str, product_cycles: int) -> Kernel:
     if not depths[i] and re.search(r': *\{\}', bundle):
       depths[i] = depths[i - 1]
   heads = [i for i, mark in enumerate(marks) if 'LB' in mark[1].split()]
-  loops = [_loop(bundles, depths, heads, first) for first in heads]
+  trips = _trips_of_regions(text)
+  loops = [_loop(bundles, depths, heads, first, trips) for first in heads]
   regions = _regions(bundles)
   times, guarded = [1] * len(bundles), [False] * len(bundles)
   for loop in loops:
@@ -176,25 +177,33 @@ def count(text: str, product_cycles: int) -> Kernel:
   )
 
 
-def _loop(bundles, depths, heads, first):
+def _loop(bundles, depths, heads, first, trips):
   """Returns the loop that begins with a bundle."""
   depth, end = depths[first], first + 1
   while end < len(bundles) and depths[end] >= depth:
     if depths[end] == depth and end in heads:
       break
     end += 1
-  test = r'scmp\.(?:ge|eq)\.s32\.totalorder %s\w+, (\d+) /\* loop exit test'
-  # The jump itself may stand a level further out.
-  body = ''.join(
-      b
-      for b, d in zip(bundles[first:end], depths[first:end], strict=True)
-      if d == depth
-  )
-  found = re.findall(test, body)
+  regions = re.findall(r'Start region (\d+)', bundles[first])
+  found = [trips[region] for region in regions if region in trips]
   if not found:
     raise ValueError(f'no trips of the loop at bundle {first:#x}')
   is_grid = depth == 1 and 'iteration index, stage' in bundles[first]
-  return _Loop(first, end, int(found[-1]), is_grid)
+  return _Loop(first, end, found[0], is_grid)
+
+
+def _trips_of_regions(text):
+  """Returns how often a loop runs, by the region that its jump leads back to.
+
+  What it tests may stand in another loop, under a condition.
+  """
+  test = (
+      r'(%p\w+) = scmp\.(?:ge|eq)\.s32\.totalorder (?:\(%p\w+\), )?%s\w+, '
+      r'(\d+) /\* loop exit test'
+  )
+  limits = dict(re.findall(test, text))
+  jumps = re.findall(r'sbr\.rel \(!(%p\w+)\) target = \$region(\d+)', text)
+  return {n: int(limits[p]) for p, n in jumps if p in limits}
 
 
 def _regions(bundles):

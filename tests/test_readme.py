@@ -18,6 +18,7 @@ import awconv_jax
 from awconv_jax import command_line, models
 from awconv_jax.layers import attention
 from benchmarks import __main__ as benchmarks
+from benchmarks import first_hour
 
 README = commands.ROOT / 'README.md'
 DOCS = sorted((commands.ROOT / 'docs').glob('*.md'))
@@ -88,6 +89,9 @@ def parse(monkeypatch):
     _, *words = shlex.split(line.replace(' -m ', ' '), comments=True)
     if words[0] == 'benchmarks':
       benchmarks._parse(words[1:])
+      return ''
+    if words[0] == 'benchmarks.first_hour':
+      first_hour.parse(words[1:])
       return ''
     name = words[0].removeprefix('awconv_jax.tools.').removesuffix('.py')
     return commands.tool(name, *words[1:])[2]

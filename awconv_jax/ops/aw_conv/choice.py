@@ -98,7 +98,7 @@ TABLE: Mapping[str, Mapping[str, Choice]] = {
         'grouped': Choice(
             ['map'], _V5E + '7 to 17, im2col 7 to 13 but up to 1.8 GiB'
         ),
-        'depthwise': Choice(['taps'], _V5E + '4 to 6, vmap 3 to 9'),
+        'depthwise': Choice(['taps'], _V5E + '4 to 5, vmap 4 to 9'),
     },
     # Such as 'rocm'.
     'default': {

@@ -1,0 +1,192 @@
+"""What compilers of TPU and CUDA say is read as they mean it."""
+
+import importlib.util
+import json
+
+import pytest
+
+from awconv_jax import errors
+from benchmarks import __main__ as command
+from benchmarks import check, cuda, deviceless, first_hour, network, static, tpu
+
+# A grid of 8 steps: a loop of 10, whose kernel is left out in two. In it a
+# loop of 4, and a region under a condition. Addresses are hexadecimal.
+_BUNDLES = """
+     0   :  { %s1 = smov 0 }
+   0x1 LB: > { %s2 = sadd.s32 1, %s1 /* iteration index, stage = 1 */
+ } /* Start region 963 */
+   0x2   : > { %334 = sbr.rel (%p1) target = $region36 }
+   0x3   : > { %489 = sbr.rel (%p5) target = $region60 }
+   0x4   : > { %9 = vst [vmem:[#allocation43_spill] sm:$0xff] /* a */ }
+   0x5   : > { %10 = vst [vmem:[#allocation3] sm:$0xff] } /* End region 59 */
+   0x6 PF: > { %s4 = smov 0 } /* Start/End empty region 60 */
+   0x7 LB: >> { %11 = vmatmul.bf16.gmra.mxu0 %v1 } /* Start region 5 */
+   0x8   : >> { %12 = vst [vmem:[#allocation44_spill] sm:$0xff] %v2 }
+   0x9   : >> { %p3 = scmp.ge.s32.totalorder %s3, 4 /* loop exit test */ }
+   0xa   : > { %24 = sbr.rel (!%p3) target = $region5 }
+   0xb PF: > { %s8 = smov 0 } /* Start/End empty region 36 */
+   0xc   : > { %p4 = scmp.ge.s32.totalorder %s2, 10 /* loop exit test */ }
+   0xd   :  { %25 = sbr.rel (!%p4) target = $region963 }
+"""
+
+
+def test_bundles_count_as_often_as_their_loops_run():
+  # Two outside; four of each turn of the grid; of each step five, of which two
+  # under the condition, and four turns of three.
+  found = tpu.count(_BUNDLES, product_cycles=1)
+  assert found == tpu.Kernel(2 + 10 * 4 + 8 * (5 + 4 * 3), 8 * 2, spills=1)
+  # The matrix unit may be what takes longest.
+  assert tpu.count(_BUNDLES, product_cycles=16).cycles == 8 * 4 * 16
+
+
+_PROGRAM = """HloModule jit_f
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %fusion.1 = f32[8]{0} fusion(%a), backend_config={"estimated_cycles":"10"}
+  ROOT %double.2 = f32[8] custom-call(%a), target="tpu_custom_call"
+}
+
+%condition.1 (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5)
+}
+
+%branch.1 (p: f32[8]) -> f32[8] {
+  %fusion.2 = f32[8]{0} fusion(%a), backend_config={"estimated_cycles":"100"}
+}
+
+ENTRY %main.4 (x: f32[8]) -> f32[8] {
+  %fusion.3 = f32[8]{0} fusion(%a), backend_config={"estimated_cycles":"1000"}
+  %while.1 = (s32[], f32[8]) while(%t), condition=%condition.1, body=%body.1
+  %while.2 = f32[8] while(%t), body=%body.1, {"known_trip_count":{"n":"3"}}
+  %call.1 = f32[8]{0} call(%x), to_apply=%branch.1
+  ROOT %double.1 = f32[8] custom-call(%call.1), target="tpu_custom_call"
+}
+"""
+
+
+def test_cycles_of_a_program_are_those_of_its_parts():
+  kernels = {
+      'double.1': tpu.Kernel(7, 1, spills=2),
+      'double.2': tpu.Kernel(20, 0, spills=0),
+  }
+  cycles, found = tpu.estimate(_PROGRAM, kernels.__getitem__)
+  assert cycles == 1000 + (5 + 3) * 10 + 100
+  assert found == {'double': tpu.Kernel((5 + 3) * 20 + 7, 1, spills=2)}
+
+
+def test_a_kernel_is_looked_for_by_its_whole_name(tmp_path):
+  for name in ('123-double.1-02', '123-redouble.11-01', '123-double.11-02'):
+    text = _BUNDLES if 'e.11' not in name else ''
+    (tmp_path / f'{name}-final_bundles.txt').write_text(text)
+  found = tpu.read_kernel(str(tmp_path), 'double.1', 16)
+  assert found == tpu.count(_BUNDLES, 16)
+  with pytest.raises(ValueError):
+    tpu.read_kernel(str(tmp_path), 'double', 16)
+
+
+def test_what_cuda_starts(tmp_path):
+  (tmp_path / 'module_0001.f.thunk_sequence.txt').write_text(
+      '001: kCustomKernel [source | sink] forward grid: [8, 1, 2] '
+      'threads: [128, 1, 1]  shared_memory: 97280 bytes\n'
+  )
+  want = dict(name='forward', grid='[8, 1, 2]', threads=128, shared_kib=95)
+  want |= dict(registers=0, spill_bytes=0)
+  assert list(cuda.read_kernels(tmp_path)) == [want]
+
+
+def test_exchanged_bytes():
+  text = ' %r = (f32[3,4]{1,0}, bf16[], pred[2]) all-reduce-start(%p), x\n'
+  assert network.exchanged_bytes(text, 'all-reduce') == 48 + 2
+  assert network.exchanged_bytes(text, 'all-gather') == 0
+
+
+def test_what_is_not_installed_or_crashes_is_one_line(
+    monkeypatch, capsys, tmp_path
+):
+  monkeypatch.setattr(static.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.InputError, match='requirements-accelerators.txt'):
+    next(static.run(chips=['v5e']))
+  monkeypatch.setattr(static, 'check_installed', lambda chip: None)
+  crash = 'import os; os.abort()'
+  (tmp_path / 'crash.py').write_text(crash)
+  monkeypatch.chdir(tmp_path)  # Which `-m` looks into first.
+  monkeypatch.setattr(deviceless, '__name__', 'crash')
+  asked = dict(implementations=['map'], channels=[64], directions=['both'])
+  assert not list(static.run(chips=['v5e'], **asked))
+  said = capsys.readouterr().out
+  assert said.count('left out: ') == said.count('ended by -6') == 2
+
+
+def test_the_first_hour(tmp_path, capfd, quick_compiles):
+  for parts in first_hour.PARTS.values():
+    for arguments in parts.values():
+      command._parse(arguments)
+  line = ['gpu', 'check', '--tiny', f'--output={tmp_path}/x']
+  assert first_hour.main(line) == 0
+  rows = json.loads((tmp_path / 'x_check.json').read_text())
+  assert len(rows) == 4
+  for row in rows:
+    assert row['right'] and row['repeatable']
+    assert row['largest'] == max(row[name] for name in check.RESULTS) < 1e-5
+  assert first_hour.main(line) == 0
+  assert 'check: done before' in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('device', first_hour.PARTS)
+def test_all_of_the_first_hour(device, tmp_path, quick_compiles):
+  assert first_hour.main([device, '--tiny', f'--output={tmp_path}/x']) == 0
+  done = {file.name[2:-5] for file in tmp_path.glob('*.done')}
+  assert done == first_hour.PARTS[device].keys()
+
+
+def compiled(chip, **asked):
+  """Returns what the compiler of a chip says, if it is installed."""
+  try:
+    static.check_installed(chip)
+  except errors.InputError as error:
+    pytest.skip(str(error))
+  rows = list(static.run(chips=[chip], **asked))
+  assert len(rows) == 2, 'left out; see the output'
+  return rows[1]
+
+
+# Of forward and backward to the plain convolution, N = 64, bfloat16.
+LIMITS = {
+    'v5e': {64: 0.7, 128: 1.25, 256: 1.35, 512: 1.9},
+    'v6e': {64: 0.9, 128: 1.35, 256: 1.7, 512: 3.0},
+}
+
+
+@pytest.mark.accelerators
+@pytest.mark.parametrize('chip', LIMITS)
+@pytest.mark.parametrize('channels', LIMITS['v5e'])
+def test_the_fused_form_on_tpu(chip, channels):
+  if not importlib.util.find_spec('awconv_jax.ops.aw_conv.tpu'):
+    pytest.skip('there are no kernels for TPU yet')
+  asked = dict(implementations=['fused'], directions=['both'])
+  row = compiled(chip, channels=[channels], **asked)
+  assert row['ratio'] <= LIMITS[chip][channels] and row['spills'] == 0
+  assert row['kernel_kilocycles'] > row['kilocycles'] / 2
+
+
+# Bytes that a thread of a kernel may spill, by the compiler of CUDA 13.0.
+SPILLS = {('h100', 512): 36, ('a100', 512): 72}
+
+
+@pytest.mark.accelerators
+@pytest.mark.parametrize('chip', ['h100', 'a100'])
+@pytest.mark.parametrize('channels', [64, 128, 256, 512])
+def test_the_fused_form_on_gpu(chip, channels):
+  asked = dict(implementations=['fused'], directions=['both'], batches=[8])
+  row = compiled(chip, channels=[channels], **asked)
+  assert row['kernels'] and row['registers']
+  assert row['spill_bytes'] <= SPILLS.get((chip, channels), 0)
+
+
+@pytest.mark.accelerators
+@pytest.mark.parametrize('chip', ['v5e', 'h100'])
+def test_eight_devices_gather_nothing(chip):
+  asked = dict(models=['resnet18'], implementations=['fused'], batches=[16])
+  row = compiled(chip, devices=8, **asked)
+  assert row['all_gathers'] == 0 < row['all_reduces']
