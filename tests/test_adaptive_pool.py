@@ -19,12 +19,33 @@ GRIDS = [(1, 1), (3, 3), (1, 3), (5, 4), (7, 7)]
 def check(x, valid_size=None, meant=None):
   """Compares every grid with the loop, compiled at once to save time."""
   pool = functools.partial(adaptive_average_pool, valid_size=valid_size)
+
+  @jax.jit
+  def both(x, cotangents):
+    outs, pull = jax.vjp(lambda x: [pool(x, grid) for grid in GRIDS], x)
+    return outs, [
+        pull([g * (i == j) for j, g in enumerate(cotangents)])[0]
+        for i in range(len(GRIDS))
+    ]
+
+  rng = np.random.default_rng(0)
+  cotangents = [rng.normal(size=(len(x), *grid, x.shape[3])) for grid in GRIDS]
   with jax.enable_x64(True):
-    outs = jax.jit(lambda x: [pool(x, grid) for grid in GRIDS])(x)
-  for grid, out in zip(GRIDS, outs, strict=True):
+    outs, gradients = both(x, cotangents)
+  for grid, out, g, gradient in zip(
+      GRIDS, outs, cotangents, gradients, strict=True
+  ):
     assert out.dtype == np.float64
     expected = naive.adaptive_pool(x, grid, meant)
     np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
+    # It is linear, so the gradient is known by its products with images.
+    other = rng.normal(size=x.shape)
+    seen = naive.adaptive_pool(other, grid, meant)
+    np.testing.assert_allclose(
+        np.sum(np.asarray(gradient) * other, (1, 2)),
+        np.sum(g * seen, (1, 2)),
+        rtol=1e-9,
+    )
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 5), (9, 2), (11, 13)])
@@ -48,6 +69,18 @@ def test_gradient_reaches_valid_positions_only_and_by_their_share():
   expected = np.zeros((1, 5, 6, 2))
   expected[0, :4, :3] = np.array([1, 2, 1])[:, None] / 4
   np.testing.assert_allclose(gradient(images(1, 5, 6, 2)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('valid_size', [None, [[5, 4]]])
+def test_the_gradient_of_bfloat16_is_rounded_once(valid_size):
+  pool = functools.partial(
+      adaptive_average_pool, grid=(3, 3), valid_size=valid_size
+  )
+  x = jnp.asarray(images(1, 5, 4, 2), jnp.bfloat16)
+  pull = lambda x, g: jax.vjp(pool, x)[1](g)[0]  # noqa: E731
+  g = jnp.asarray(images(1, 3, 3, 2), jnp.float32)
+  exact = pull(x.astype(jnp.float32), g)
+  np.testing.assert_array_equal(pull(x, g), exact.astype(jnp.bfloat16))
 
 
 def test_bfloat16_is_summed_and_returned_in_float32():

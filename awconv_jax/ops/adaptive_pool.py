@@ -22,6 +22,41 @@ def _bins(size, length, bins):
   return (position >= start[..., None]) & (position < stop[..., None])
 
 
+def _sums(x, bins, axis):
+  """Returns what bins [N, bins, ...] hold each, summed over an axis of x."""
+  sums = [jnp.where(bins[:, i], x, 0).sum(axis) for i in range(bins.shape[1])]
+  return jnp.stack(sums, axis)
+
+
+@jax.custom_jvp
+def _totals(x, rows, columns):
+  """Returns sums [N, rows, columns, C] for bins [N or 1, bins, length]."""
+  # Zeros and ones are exact in any dtype, so that x need not be widened. Rows
+  # are a batched product per sample, which reads x once and where it lies.
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  einsum = functools.partial(
+      jnp.einsum, precision='highest', preferred_element_type=wide
+  )
+  rows, columns = (
+      jnp.broadcast_to(bins, (x.shape[0], *bins.shape[1:]))
+      for bins in (rows, columns)
+  )
+  total = einsum('nih,nhwc->niwc', rows.astype(x.dtype), x)
+  return einsum('njw,niwc->nijc', columns.astype(wide), total)
+
+
+@_totals.defjvp
+def _totals_jvp(primals, tangents):
+  # The same sums, so that their transpose is elementwise: XLA then adds the
+  # gradient where the other gradient of x is computed, while that of a product
+  # is an array of its own, of the size of x.
+  x, rows, columns = primals
+  total = _totals(x, rows, columns)
+  tangent = tangents[0].astype(total.dtype)
+  tangent = _sums(tangent, rows[..., None, None], 1)
+  return total, _sums(tangent, columns[:, :, None, :, None], 2)
+
+
 def adaptive_average_pool(
     x: jax.Array,
     grid: tuple[int, int],
@@ -41,16 +76,11 @@ def adaptive_average_pool(
   wide = jnp.promote_types(x.dtype, jnp.float32)
   if valid_size is None and grid == (1, 1):
     return x.mean((1, 2), wide, keepdims=True)
-  valid_size = as_valid_size(valid_size, x.shape)
-  # Zeros and ones are exact in any dtype, so that x need not be widened: the
-  # products are summed in float32 and divided by the counts afterwards. Rows
-  # are a batched product per sample, which reads x once and where it lies.
+  if valid_size is None:
+    valid_size = jnp.array([x.shape[1:3]])  # One for all.
+  else:
+    valid_size = as_valid_size(valid_size, x.shape)
   rows = _bins(valid_size[:, 0], x.shape[1], grid[0])
   columns = _bins(valid_size[:, 1], x.shape[2], grid[1])
-  einsum = functools.partial(
-      jnp.einsum, precision='highest', preferred_element_type=wide
-  )
-  total = einsum('nih,nhwc->niwc', rows.astype(x.dtype), x)
-  total = einsum('njw,niwc->nijc', columns.astype(wide), total)
   count = rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None, :]
-  return total / count[..., None].astype(wide)
+  return _totals(x, rows, columns) / count[..., None].astype(wide)
