@@ -124,7 +124,8 @@ def _plot(rows, bar, length, path) -> None:
   lengths = [row[length] or 0 for row in rows]
   axis.barh(range(len(rows)), lengths, color=colors, tick_label=labels)
   axis.invert_yaxis()
-  axis.set_xscale('log' if length == 'ratio' else 'linear')
+  if length == 'ratio' and any(lengths):
+    axis.set_xscale('log')
   axis.set(xlabel=length.replace('_', ' '), ylabel=', '.join(named))
   axis.grid(axis='x', alpha=0.3)
   figure.savefig(path, dpi=120)

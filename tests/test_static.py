@@ -75,8 +75,8 @@ def test_cycles_of_a_program_are_those_of_its_parts():
 
 
 def test_a_kernel_is_looked_for_by_its_whole_name(tmp_path):
-  for name in ('123-double.1-02', '123-redouble.11-01', '123-double.11-02'):
-    text = _BUNDLES if 'e.11' not in name else ''
+  for name in ('1-double.1-02', '1-redouble.1-01', '1-double.11-02'):
+    text = _BUNDLES if name == '1-double.1-02' else ''
     (tmp_path / f'{name}-final_bundles.txt').write_text(text)
   found = tpu.read_kernel(str(tmp_path), 'double.1', 16)
   assert found == tpu.count(_BUNDLES, 16)
