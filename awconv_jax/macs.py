@@ -46,9 +46,9 @@ def _repeats(equation: core.JaxprEqn) -> int:
 
 
 def _has_kernel(jaxpr: core.Jaxpr) -> bool:
-  """Tells whether a jaxpr calls a kernel in Pallas."""
+  """Tells whether a jaxpr calls a kernel in Pallas, or will where lowered."""
   return any(
-      equation.primitive.name == 'pallas_call'
+      equation.primitive.name in ('pallas_call', 'on_platform')
       or any(map(_has_kernel, core.jaxprs_in_params(equation.params)))
       for equation in jaxpr.eqns
   )

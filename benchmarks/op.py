@@ -25,7 +25,10 @@ STRIDED = ((128, 56, 2), (256, 28, 2), (512, 14, 2))
 # Rounding, relative, on CPU; matrix units elsewhere round float32 as bfloat16.
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2}
 FORMS = ('auto', *IMPLEMENTATIONS, 'torch')
-PLACES = {'fused': 'gpu', 'torch': 'cpu'}  # Elsewhere they are no measure.
+PLACES = {
+    'fused': ('gpu', 'tpu'),
+    'torch': ('cpu',),
+}  # Elsewhere they are no measure.
 TORCH = {'torch:plain': 'plain', 'torch:grouped': 'vmap'}  # And references.
 
 
@@ -56,12 +59,12 @@ def run(
     of 'torch:plain' to 'plain'; for other columns see `timing.Program`.
   """
   backend = jax.default_backend()
-  here = [name for name in FORMS if PLACES.get(name, backend) == backend]
+  here = [n for n in FORMS if backend in PLACES.get(n, (backend,))]
   for name in implementations:
     if name not in here:
       raise errors.InputError(
           f'--implementations: {name!r} is no measure on {backend}, but on '
-          f'{PLACES[name]}; leave it out'
+          f'{" and ".join(PLACES[name])}; leave it out'
       )
   found = importlib.util.find_spec
   chosen = implementations or [n for n in here if n != 'torch' or found(n)]

@@ -178,7 +178,7 @@ def test_what_the_interpreter_does_not_show():
   operands = [jnp.asarray(a, jnp.bfloat16) for a in floats(WIDE)]
   traced = jax.make_jaxpr(both(precision='highest'))(*operands)
   kernels = list(equations_in(traced.jaxpr, 'pallas_call'))
-  assert len(kernels) == 2 * 3  # For CPU and for CUDA.
+  assert len(kernels) == 3  # CPU's; others are traced where they are lowered.
   for kernel in kernels:
     products = list(equations_in(kernel.params['jaxpr'], 'dot_general'))
     assert products
@@ -194,7 +194,7 @@ def test_what_the_interpreter_does_not_show():
       assert masked == (len(kernel.outvars) == 1)
   # Sums over groups of samples go on in float32.
   of_kernel = [k for k in kernels if len(k.outvars) == 2]
-  assert len(of_kernel) == 2
+  assert len(of_kernel) == 1
   assert {k.outvars[0].aval.dtype for k in of_kernel} == {jnp.dtype('float32')}
 
 

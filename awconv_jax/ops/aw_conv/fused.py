@@ -8,6 +8,7 @@ that `Kernels` calls. They take images [N, H, W, C] as they are, the kernel as
 import dataclasses
 import functools
 import importlib
+import math
 from types import ModuleType
 
 import jax
@@ -18,37 +19,47 @@ import jax.numpy as jnp
 from awconv_jax.ops.aw_conv import forms
 from awconv_jax.ops.aw_conv.plan import Plan
 
-KERNELS = {'cuda': 'awconv_jax.ops.aw_conv.gpu.kernels'}
+KERNELS = {
+    'cuda': 'awconv_jax.ops.aw_conv.gpu.kernels',
+    'tpu': 'awconv_jax.ops.aw_conv.tpu.kernels',
+}
 # The set that Pallas' interpreter runs on CPU: slow, and there for tests.
 INTERPRETED = 'cuda'
 
 
 @functools.cache
 def _primitive() -> core.Primitive:
-  """Returns what runs a jaxpr on one platform, and gives zeros on others.
+  """Returns what runs a function on one platform, and gives zeros on others.
 
   In a program for several platforms `lax.platform_dependent` has each of its
-  branches lowered for all of them, and Pallas refuses.
+  branches lowered for all of them, and Pallas refuses. And kernels are long:
+  they are traced where they are lowered, not wherever a network is traced.
   """
   primitive = core.Primitive('on_platform')
   primitive.multiple_results = True
-  primitive.def_abstract_eval(lambda *_, jaxpr, platform: jaxpr.out_avals)
-  primitive.def_impl(
-      lambda *operands, jaxpr, platform: core.jaxpr_as_fun(jaxpr)(*operands)
-  )
+  primitive.def_abstract_eval(lambda *_, results, **how: list(results))
+  primitive.def_impl(lambda *operands, function, **how: function(*operands))
 
   def lower(here):
-    def run(*operands, jaxpr, platform):
-      if platform == here:
-        return core.jaxpr_as_fun(jaxpr)(*operands)
-      return [jnp.zeros(a.shape, a.dtype) for a in jaxpr.out_avals]
+    def run(*operands, function, results, platform, precision):
+      if platform != here:
+        return [jnp.zeros(a.shape, a.dtype) for a in results]
+      with jax.default_matmul_precision(precision):  # As where it was bound.
+        return function(*operands)
 
     return mlir.lower_fun(run, multiple_results=True)
 
-  def batch(operands, axes, *, jaxpr, platform):
-    every = jax.vmap(core.jaxpr_as_fun(jaxpr), in_axes=axes)
-    results = _on_platform(platform, every, *operands)
-    return results, [0] * len(results)
+  def batch(operands, axes, *, function, results, platform, precision):
+    number = next(
+        o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None
+    )
+    every = jax.vmap(function, in_axes=axes)
+    shapes = [
+        jax.ShapeDtypeStruct((number, *a.shape), a.dtype) for a in results
+    ]
+    with jax.default_matmul_precision(precision):
+      found = _on_platform(platform, every, operands, shapes)
+    return found, [0] * len(results)
 
   mlir.register_lowering(primitive, lower(None))
   for platform in KERNELS:
@@ -57,11 +68,15 @@ def _primitive() -> core.Primitive:
   return primitive
 
 
-def _on_platform(platform, function, *operands):
-  """Returns function(*operands) on that platform; anything on others."""
-  jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
-  results = _primitive().bind(*operands, jaxpr=jaxpr, platform=platform)
-  return jax.tree.unflatten(jax.tree.structure(shapes), results)
+def _on_platform(platform, function, operands, results):
+  """Returns function(*operands), a list like results; on others, anything."""
+  return _primitive().bind(
+      *operands,
+      function=function,
+      results=tuple(jax.typeof(r) for r in results),
+      platform=platform,
+      precision=jax.config.jax_default_matmul_precision,  # pyrefly: ignore
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +92,15 @@ class Kernels:
 
   def take(self, x, kernel, attention, options: forms.Options) -> bool:
     """Tells whether there are kernels for such operands."""
-    known = self.platform in KERNELS
-    operands = x, kernel, attention.shape, options
-    return known and self._module.has_tiles(*operands)
+    if self.platform not in KERNELS:
+      return False
+    mesh = jax.sharding.get_abstract_mesh()
+    # XLA divides no kernel among devices.
+    divided = math.prod(
+        mesh.shape[a] for a in mesh.axis_names if a not in mesh.manual_axes
+    )
+    one = self.interpret or divided == 1
+    return one and self._module.has_tiles(x, kernel, attention, options)
 
   def _flat(self, x, kernel, attention, options):
     """Returns kernel and maps with numbered taps, and the plan."""
@@ -92,19 +113,27 @@ class Kernels:
     maps = attention.reshape(x.shape[0], -1, *attention.shape[3:])
     return kernel.reshape(-1, *kernel.shape[2:]), maps, plan
 
-  def _run(self, function, *operands):
+  def _run(self, function, operands, results):
+    def narrow(*operands):
+      with jax.enable_x64(False):  # No index needs more.
+        return function(*operands)
+
     if self.interpret:
-      return function(*operands)
-    return _on_platform(self.platform, function, *operands)
+      return narrow(*operands)
+    return _on_platform(self.platform, narrow, operands, results)
 
   def forward(self, x, kernel, attention, options: forms.Options):
     """Returns the output."""
 
     def output(x, kernel, attention):
       operands = self._flat(x, kernel, attention, options)
-      return self._module.forward(x, *operands)
+      return [self._module.forward(x, *operands)]
 
-    return self._run(output, x, kernel, attention)
+    size = options.output_size(x.shape[1:3], kernel.shape[:2])
+    shape = x.shape[0], *size, kernel.shape[3]
+    result = jax.ShapeDtypeStruct(shape, x.dtype)
+    (out,) = self._run(output, (x, kernel, attention), [result])
+    return out
 
   def backward(self, options: forms.Options, *operands):
     """Returns the gradients of x, kernel and maps, by (these, output's)."""
@@ -114,11 +143,14 @@ class Kernels:
       image = self._module.input_gradient(grad, flat, maps, plan)
       both = self._module.kernel_gradient(x, flat, maps, grad, plan)
       shapes = kernel.shape, attention.shape
-      return image, *(g.reshape(s) for g, s in zip(both, shapes, strict=True))
+      return [
+          image,
+          *(g.reshape(s) for g, s in zip(both, shapes, strict=True)),
+      ]
 
     @jax.custom_vjp
     def gradients(*operands):
-      return self._run(in_kernels, *operands)
+      return tuple(self._run(in_kernels, operands, operands[:3]))
 
     def otherwise(*operands):
       return forms.backward(forms.im2col, options, *operands)

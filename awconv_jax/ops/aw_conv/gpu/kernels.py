@@ -42,9 +42,9 @@ _ROOM, _LEAST_ROOM = 'shared_memory_per_block_optin', 160 * 2**10
 _LEAST = 16
 
 
-def has_tiles(x, kernel, maps_shape, options) -> bool:
+def has_tiles(x, kernel, attention, options) -> bool:
   """Tells whether the kernels take operands of `ops.aw_conv.aw_conv`."""
-  del maps_shape  # Any will do.
+  del attention  # Any will do.
   return (
       _has_room()
       and options.groups == 1

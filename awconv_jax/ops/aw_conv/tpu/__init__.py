@@ -1,0 +1,1 @@
+"""The fused AW-convolution's kernels for TPU, in Pallas for Mosaic."""
