@@ -87,10 +87,11 @@ class Kernel:
   """A kernel of Pallas, or what several take together.
 
   Attributes:
-    cycles: of its bundles, each as often as its loops run; or of the products
-      of a matrix unit, where these are more.
+    cycles: of its bundles, each as often as its loops run; in an innermost
+      loop of the products of a matrix unit, where these are more.
     guarded: those of them in regions under a condition, such as `pl.when`
-      makes. They count as if it always held.
+      makes. They count once: what ours have there is for the first or the last
+      step of the grid.
     spills: vector registers that innermost loops spill to memory, by the
       instructions, not by how often they run.
   """
@@ -107,8 +108,10 @@ class Kernel:
     return Kernel(self.cycles * times, self.guarded * times, self.spills)
 
 
-def read_kernel(folder: str, name: str, product_cycles: int) -> Kernel:
-  """Returns a kernel of one compilation.
+def read_kernel(folder: str, name: str, product_cycles: int) -> Kernel | None:
+  """Returns a kernel of one compilation, None if there is no dump of it.
+
+  The compiler dumps one of several that are the same.
 
   Args:
     folder: what the compiler dumped to, and nothing but that.
@@ -117,7 +120,10 @@ def read_kernel(folder: str, name: str, product_cycles: int) -> Kernel:
   """
   pattern = re.compile(rf'\d+-{re.escape(name)}-\d+-final_bundles\.txt')
   files = pathlib.Path(folder).iterdir()
-  (file,) = (file for file in files if pattern.fullmatch(file.name))
+  found = [file for file in files if pattern.fullmatch(file.name)]
+  if not found:
+    return None
+  (file,) = found
   return count(file.read_text(errors='replace'), product_cycles)
 
 
@@ -157,23 +163,30 @@ def count(text: str, product_cycles: int) -> Kernel:
     inside = [r for r in regions if grid.first < r[0] and r[1] <= grid.end]
     first, end = max(inside, key=lambda r: r[1] - r[0], default=(0, 0))
     regions = [r for r in inside if first < r[0] and r[1] <= end]
+    steps = max(grid.trips - 2, 1)
     for i in range(first, end):
-      times[i] = times[i] // grid.trips * max(grid.trips - 2, 1)
-  for region in regions:
-    guarded[slice(*region)] = [True] * (region[1] - region[0])
-  units = [0] * 4
-  for bundle, n in zip(bundles, times, strict=True):
-    for unit in re.findall(r'vmatmul[a-z0-9_.]*mxu(\d)', bundle):
-      units[int(unit)] += n
-  inner = set()
-  for loop in loops:
-    if not any(loop.holds(o) for o in loops if o is not loop):
-      inner.update(range(loop.first, loop.end))
+      times[i] = times[i] // grid.trips * steps
+    for region in regions:
+      for i in range(*region):
+        times[i] //= 1 if guarded[i] else steps
+        guarded[i] = True
+  inner = [
+      range(loop.first, loop.end)
+      for loop in loops
+      if not any(loop.holds(o) for o in loops if o is not loop)
+  ]
+  waits = 0
+  for loop in inner:
+    units = [0] * 4
+    for i in loop:
+      for unit in re.findall(r'vmatmul[a-z0-9_.]*mxu(\d)', bundles[i]):
+        units[int(unit)] += times[i]
+    waits += max(0, max(units) * product_cycles - sum(times[i] for i in loop))
   spills = re.compile(r'vst[a-z.]* \[vmem:\[#allocation\d+_spill')
   return Kernel(
-      cycles=max(sum(times), max(units) * product_cycles),
+      cycles=sum(times) + waits,
       guarded=sum(n for n, is_so in zip(times, guarded, strict=True) if is_so),
-      spills=sum(len(spills.findall(bundles[i])) for i in inner),
+      spills=sum(len(spills.findall(bundles[i])) for n in inner for i in n),
   )
 
 
@@ -221,19 +234,23 @@ def _regions(bundles):
 
 
 def estimate(
-    text: str, kernel_of: Callable[[str], Kernel]
+    text: str, kernel_of: Callable[[str], Kernel | None]
 ) -> tuple[int, dict[str, Kernel]]:
   """Returns a program's cycles without its kernels, and these by name.
 
   Args:
     text: of the compiled program.
     kernel_of: returns a kernel by the name of its instruction, of which the
-      numbers at its end are left out in what is returned.
+      numbers at its end are left out in what is returned; or None, for one that
+      is the same as another.
 
   Raises:
     ValueError: nothing says how often a loop runs.
   """
   parts, kernels = _computations(text), {}
+  calls = re.findall(r'.*"tpu_custom_call".*', text)
+  dumped = {call: kernel_of(_name(call)) for call in calls}
+  same = {_signature(call): k for call, k in dumped.items() if k}
 
   def cost(name, times):
     cycles = 0
@@ -241,9 +258,8 @@ def estimate(
       if found := re.search(r'"estimated_cycles":"(\d+)"', line):
         cycles += int(found[1])
       if '"tpu_custom_call"' in line:
-        instruction = re.search(r'%?([\w.\-]+) =', line)[1]
-        kind = re.sub(r'[.\d]+$', '', instruction)
-        found = kernel_of(instruction) * times
+        found = (dumped[line] or same[_signature(line)]) * times
+        kind = _kind(line)
         kernels[kind] = kernels.get(kind, Kernel()) + found
       if found := re.search(r' while\(.*body=%?([\w.\-]+)', line):
         trips = _trips(line, parts)
@@ -253,6 +269,21 @@ def estimate(
     return cycles
 
   return cost('ENTRY', 1), kernels
+
+
+def _name(call):
+  return re.search(r'%?([\w.\-]+) =', call)[1]
+
+
+def _kind(call):
+  return re.sub(r'[.\d]+$', '', _name(call))
+
+
+def _signature(call):
+  """Returns what tells a kernel from those that are not the same."""
+  return _kind(call), *re.findall(
+      r'\w+\[[\d,]*\]', call.partition('backend_config')[0]
+  )
 
 
 def _called(line):
