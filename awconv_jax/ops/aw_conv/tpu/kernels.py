@@ -93,11 +93,6 @@ def _as_kept(images):
   return images.transpose(1, 2, 0, 3)
 
 
-def _restored(images, number):
-  """Returns the first images of [H, W, N, C], as [N, H, W, C]."""
-  return images.transpose(2, 0, 1, 3)[:number]
-
-
 def _spread(maps, kernel):
   """Returns maps with a value for every run of 16 inputs and every output.
 
@@ -112,26 +107,28 @@ def _how(plan):
   return dict(residual=plan.residual, interpret=plan.interpret)
 
 
+def _convolved(images, kernel, maps, plan, *, transpose):
+  """Returns O of x or, where transposed, dI of the output's gradient."""
+  operands = _as_kept(images), kernel, _spread(maps, kernel)
+  how = dict(transpose=transpose, **_how(plan))
+  if kernel.shape[1] == pairs.CHANNELS:
+    out = pairs.convolve(*operands, **how)
+  else:
+    see, size = views.forward, plan.output
+    if transpose:
+      see, size = views.backward, plan.size
+    out = convolve(*operands, see(plan), size, **how)
+  return out.transpose(2, 0, 1, 3)[: images.shape[0]]
+
+
 def forward(x, kernel, maps, plan: Plan):
   """Returns O, [N, H', W', D]."""
-  operands = _as_kept(x), kernel, _spread(maps, kernel)
-  if kernel.shape[1] == pairs.CHANNELS:
-    out = pairs.forward(*operands, **_how(plan))
-  else:
-    seen = views.forward(plan)
-    out = convolve(*operands, seen, plan.output, transpose=False, **_how(plan))
-  return _restored(out, x.shape[0])
+  return _convolved(x, kernel, maps, plan, transpose=False)
 
 
 def input_gradient(grad, kernel, maps, plan: Plan):
   """Returns dI, [N, H, W, C]."""
-  operands = _as_kept(grad), kernel, _spread(maps, kernel)
-  if kernel.shape[1] == pairs.CHANNELS:
-    image = pairs.input_gradient(*operands, **_how(plan))
-  else:
-    seen = views.backward(plan)
-    image = convolve(*operands, seen, plan.size, transpose=True, **_how(plan))
-  return _restored(image, grad.shape[0])
+  return _convolved(grad, kernel, maps, plan, transpose=True)
 
 
 def kernel_gradient(x, kernel, maps, grad, plan: Plan):

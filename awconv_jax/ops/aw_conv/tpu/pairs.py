@@ -245,7 +245,18 @@ def _lines(pitch):
   return pltpu.VMEM((_TOGETHER, (pitch + 2) * PAIRS, LANES), jnp.int32)
 
 
-def _convolve(source, kernel, maps, *, transpose, residual, interpret):
+def convolve(source, kernel, maps, *, transpose, residual, interpret):
+  """Returns the output or, where transposed, the input's gradient.
+
+  Args:
+    source: images, or the output's gradient: bfloat16 [H, W, N, 64], N a
+      multiple of 16.
+    kernel: K, [9, 64, 64]: taps, input, output.
+    maps: A, [N, 9, 4, 64]: a value for every 16 input channels.
+    transpose: whether from outputs to inputs.
+    residual: whether for K * (1 + A), or for K * A.
+    interpret: whether in Pallas' interpreter.
+  """
   height, width, samples, _ = source.shape
   pitch = _even(width // 2 + 1)
   rows = _whole(height * pitch)
@@ -281,28 +292,6 @@ def needed(height: int, width: int) -> int:
   # Two copies of the pairs in bfloat16 and their sums in float32, or three
   # copies, and what does not depend on the images' size.
   return SAMPLES * (images + pairs * LANES * 8) + 4 * 2**20
-
-
-def forward(x, kernel, maps, *, residual, interpret):
-  """Returns the AW-convolution of images, [H, W, N, 64].
-
-  Args:
-    x: [H, W, N, 64] bfloat16, N a multiple of 16.
-    kernel: [9, 64, 64]: taps, input, output.
-    maps: [N, 9, 4, 64]: a value for every 16 input channels.
-    residual: whether the maps' values are added to 1.
-    interpret: whether to run in Pallas' interpreter.
-  """
-  return _convolve(
-      x, kernel, maps, transpose=False, residual=residual, interpret=interpret
-  )
-
-
-def input_gradient(grad, kernel, maps, *, residual, interpret):
-  """Returns the gradient of `forward`'s images from that of its result."""
-  return _convolve(
-      grad, kernel, maps, transpose=True, residual=residual, interpret=interpret
-  )
 
 
 def _gradient_kernel(
@@ -373,7 +362,7 @@ def _gradient_kernel(
 
 
 def kernel_gradient(x, grad, kernel, maps, *, residual, interpret):
-  """Returns the gradients of `forward`'s kernel and maps, float32."""
+  """Returns dK and dA, float32, of operands as `convolve` has them."""
   height, width, samples, _ = x.shape
   pitch = _even(-(-width // 2))
   tiles = -(-height * pitch // _TILE)
