@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax import options
-from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
 from benchmarks import op
 
-FORMS = ('auto', *IMPLEMENTATIONS)
 # Rounding, relative. Matrix units may round float32 as bfloat16.
 TOLERANCE = 3e-2
 RESULTS = ('output', 'input', 'kernel', 'maps')
@@ -24,9 +22,10 @@ RESULTS = ('output', 'input', 'kernel', 'maps')
 
 def run(
     *,
-    implementations: Sequence[Annotated[str, options.OneOf(FORMS)]] = (
+    implementations: Sequence[op.Form] = (
         *('fused', 'auto', 'vmap', 'im2col'),
     ),
+    kinds: Sequence[op.Kind] = ('dense', 'strided'),
     batches: Sequence[options.PositiveInt] = (3, 8),
     dtypes: Sequence[Annotated[str, options.OneOf(op.TOLERANCES)]] = (
         *('bfloat16', 'float32'),
@@ -34,11 +33,12 @@ def run(
     expansion: options.PositiveInt = 16,
     seed: options.Seed = 0,
 ) -> Iterator[dict[str, Any]]:
-  """Compares, and yields rows as they come; all shapes, with stride 2, too.
+  """Compares, and yields rows as they come.
 
   Args:
     implementations: forms to compare with 'vmap' in float32 at the highest
       precision.
+    kinds: of convolutions, see `op.SHAPES`.
     batches: batch sizes.
     dtypes: of all inputs.
     expansion: e, input channels that share a value of the maps.
@@ -50,16 +50,16 @@ def run(
     gives the same bits. A form that cannot run is named and left out.
   """
   for batch, dtype, shape in itertools.product(
-      batches, dtypes, op.SHAPES + op.STRIDED
+      batches, dtypes, [shape for kind in kinds for shape in op.SHAPES[kind]]
   ):
-    inputs = op.random_inputs(*shape, batch, expansion, dtype, (seed, 0))
+    inputs = op.random_inputs(shape, batch, expansion, dtype, (seed, 0))
     wide = [array.astype(jnp.float32) for array in inputs]
     with jax.default_matmul_precision('highest'):
-      right = jax.jit(op.function_of('vmap', 'both', shape[2]))(*wide)
-    row = dict(zip(('channels', 'side', 'stride'), shape, strict=True))
+      right = jax.jit(op.function_of('vmap', 'both', shape))(*wide)
+    row = shape._asdict()
     for name in implementations:
       row |= dict(batch=batch, dtype=dtype, implementation=name)
-      form = jax.jit(op.function_of(name, 'both', shape[2]))
+      form = jax.jit(op.function_of(name, 'both', shape))
       try:
         found, again = form(*inputs), form(*inputs)
         errors = [float(error) for error in _errors(found, right)]

@@ -45,11 +45,10 @@ def environment(chip: str, folder: str) -> dict[str, str]:
 
 def _trace_op(devices, asked):
   """Traces a form, with the layouts of operands and results left free."""
-  names = ('channels', 'side', 'stride', 'batch', 'expansion')
-  shapes = op.input_shapes(*(asked[name] for name in names))
+  shape = op.Shape(**{name: asked[name] for name in op.Shape._fields})
+  shapes = op.input_shapes(shape, asked['batch'], asked['expansion'])
   operands = [jax.ShapeDtypeStruct(shape, asked['dtype']) for shape in shapes]
-  names = ('implementation', 'direction', 'stride')
-  function = op.function_of(*(asked[name] for name in names))
+  function = op.function_of(asked['implementation'], asked['direction'], shape)
   free = Format(Layout.AUTO, SingleDeviceSharding(devices[0]))
   function = jax.jit(function, in_shardings=free, out_shardings=free)
   return function.trace(*operands)

@@ -18,7 +18,7 @@ import sys
 import time
 
 SECONDS = 600.0
-_FORMS = '--implementations=fused,auto,im2col'
+_FORMS = '--implementations=fused,im2col,vmap'
 _TIME = ['op', '--dtype=bfloat16', '--seconds=0.3', _FORMS]
 _STEP = ['network', '--dtype=bfloat16', '--seconds=3']
 # By kind of device, the parts in their order: what matters most comes first,
@@ -27,7 +27,7 @@ PARTS = {
     'gpu': {
         'check': ['check'],
         'time': [*_TIME, '--batches=128'],
-        'strided': [*_TIME, '--batches=128', '--strided'],
+        'strided': [*_TIME, '--batches=128', '--kinds=strided'],
         'step': [*_STEP, '--batches=128', '--implementations=auto,fused,vmap'],
         'attentions': [*_STEP, '--batches=128', '--attentions=se,cbam'],
         'small': [*_TIME, '--batches=32'],
@@ -37,7 +37,7 @@ PARTS = {
     'tpu': {
         'check': ['check'],
         'time': [*_TIME, '--batches=64'],
-        'strided': [*_TIME, '--batches=64', '--strided'],
+        'strided': [*_TIME, '--batches=64', '--kinds=strided'],
         'step': [*_STEP, '--batches=64', '--implementations=auto,vmap'],
         'large': [*_STEP, '--batches=128'],
         'attentions': [*_STEP, '--batches=64', '--attentions=se,cbam'],
@@ -52,7 +52,8 @@ import sys
 from benchmarks import __main__ as command, network, op
 small = dict(stage_sizes=(1,), width=8, aw_stages=(1,), stem='cifar')
 network.models.create = functools.partial(network.models.create, **small)
-op.SHAPES, op.STRIDED = ((16, 6, 1),), ((16, 7, 2),)
+shape = op.Shape(16, 16, 7)
+op.SHAPES |= dict(dense=[shape], strided=[shape._replace(stride=2)])
 command.main(sys.argv[1:])
 """
 _SMALLER = {

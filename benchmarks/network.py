@@ -19,7 +19,6 @@ from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
 from awconv_jax.train import partition
 from benchmarks import timing
 
-FORMS = ('auto', *IMPLEMENTATIONS)
 TOLERANCES = {'float32': 1e-2, 'bfloat16': 1e-1}  # Rounding, relative.
 
 
@@ -80,7 +79,9 @@ def create_step(
 def run(
     *,
     model: Annotated[str, options.OneOf(models.MODELS)] = 'resnet50',
-    implementations: Sequence[Annotated[str, options.OneOf(FORMS)]] = ('auto',),
+    implementations: Sequence[
+        Annotated[str, options.OneOf(IMPLEMENTATIONS)]
+    ] = ('auto',),
     attentions: Sequence[Annotated[str, options.OneOf(ATTENTION)]] = (),
     batches: Sequence[options.PositiveInt] = (8,),
     side: options.Side = models.IMAGENET_SIDE,

@@ -20,7 +20,6 @@ from awconv_jax.layers.attention import ATTENTION
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
 from benchmarks import deviceless, op
 
-FORMS = ('auto', *IMPLEMENTATIONS)
 DIRECTIONS = ('forward', 'both')
 # What has to be installed, and how; see requirements-accelerators.txt.
 INSTALL = 'pip install -r requirements-accelerators.txt'
@@ -30,7 +29,7 @@ def run(
     *,
     chips: Sequence[Annotated[str, options.OneOf(deviceless.CHIPS)]] = ('v5e',),
     models: Sequence[Annotated[str, options.OneOf(models.MODELS)]] = (),
-    implementations: Sequence[Annotated[str, options.OneOf(FORMS)]] = (),
+    implementations: Sequence[op.Form] = (),
     attentions: Sequence[Annotated[str, options.OneOf(ATTENTION)]] = (),
     batches: Sequence[options.PositiveInt] = (64,),
     devices: Annotated[int, options.Bound(ge=1, le=8)] = 1,
@@ -39,7 +38,7 @@ def run(
         Annotated[str, options.OneOf(DIRECTIONS)]
     ] = DIRECTIONS,
     expansion: options.PositiveInt = 16,
-    strided: bool = False,
+    kinds: Sequence[op.Kind] = ('dense',),
     dtype: Annotated[str, options.OneOf(op.TOLERANCES)] = 'bfloat16',
 ) -> Iterator[dict[str, Any]]:
   """Compiles without a device, and yields rows as they come.
@@ -56,7 +55,7 @@ def run(
     channels: of the operation's shapes; if none are given, all.
     directions: 'forward', or 'both', forward and backward, of the operation.
     expansion: e, input channels that share a value of the maps.
-    strided: whether to compile the convolutions of stride 2, too.
+    kinds: of convolutions, see `op.SHAPES`.
     dtype: of operands, or of the computation of a step.
 
   Yields:
@@ -75,8 +74,9 @@ def run(
     check_installed(chip)
   shapes = [
       shape
-      for shape in op.SHAPES + op.STRIDED * strided
-      if not channels or shape[0] in channels
+      for kind in kinds
+      for shape in op.SHAPES[kind]
+      if not channels or shape.channels in channels
   ]
   variants = ['plain', *attentions]
   variants += [f'aw:{name}' for name in implementations or ('auto',)]
@@ -90,8 +90,7 @@ def run(
     for direction, shape in itertools.product(
         directions, () if models else shapes
     ):
-      row = dict(zip(('channels', 'side', 'stride'), shape, strict=True))
-      row |= dict(batch=batch, direction=direction)
+      row = shape._asdict() | dict(batch=batch, direction=direction)
       more = dict(expansion=expansion)
       requests = [shared | row | dict(implementation=f) for f in forms]
       yield from _rows(requests, 'implementation', more)

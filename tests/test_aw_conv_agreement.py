@@ -17,7 +17,7 @@ import pytest
 from awconv_jax.ops import aw_conv as op
 
 # `fused` has tiles for wider kernels than most here; see test_aw_conv_fused.py.
-IMPLEMENTATIONS = [name for name in op.IMPLEMENTATIONS if name != 'fused']
+IMPLEMENTATIONS = [*op.FORMS]
 OPTIONS = dict(strides=(1, 1), padding='SAME', dilation=(1, 1))
 OPTIONS |= dict(groups=1, residual=True)
 BASE = OPTIONS | dict(n=2, size=(5, 4), channels=4, features=4, g=2, p=4)

@@ -152,7 +152,7 @@ def test_lists_and_numpy_integers_will_do():
 @pytest.mark.parametrize(
     'options, words',
     [
-        (dict(implementation='loop'), "'loop'.*known: fused, im2col"),
+        (dict(implementation='loop'), "'loop'.*known: auto, fused, im2col"),
         (dict(implementation='map', chunk=2), "chunk=2: 'map' takes no .*taps"),
     ],
 )

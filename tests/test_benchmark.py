@@ -22,8 +22,9 @@ from benchmarks import data, network, op, timing
 
 @pytest.fixture
 def tiny(monkeypatch):
-  monkeypatch.setattr(op, 'SHAPES', ((8, 4, 1),))
-  monkeypatch.setattr(op, 'STRIDED', ((8, 5, 2),))
+  shapes = op.SHAPES | dict(dense=[op.Shape(8, 8, 4)])
+  shapes['grouped'] = [op.Shape(8, 16, 5, stride=2, groups=2)]
+  monkeypatch.setattr(op, 'SHAPES', shapes)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (partition.DATA_AXIS,))
   monkeypatch.setattr(partition, 'create_mesh', lambda: mesh)
   small = dict(stage_sizes=(1,), width=8, aw_stages=(1,), stem='cifar')
@@ -32,6 +33,7 @@ def tiny(monkeypatch):
 
 
 OP = ['op', '--batches=2', '--expansion=4', '--seconds=0']
+BOTH = '--kinds=dense,grouped'
 NETWORK = ['network', '--model=resnet18', '--batches=2', '--seconds=0']
 NETWORK += ['--side=8']
 
@@ -48,12 +50,12 @@ def run(arguments, tmp_path):
 
 
 def test_the_operation(tiny, tmp_path, quick_compiles):
-  rows = run([*OP, '--strided', '--implementations=auto,map'], tmp_path)
+  rows = run([*OP, BOTH, '--implementations=auto,map'], tmp_path)
   assert [(r['direction'], r['side'], r['implementation']) for r in rows] == [
       (direction, side, name)
       for direction in ('forward', 'both')
       for side in (4, 5)
-      for name in ('plain', 'vmap', 'auto', 'map')
+      for name in ('plain', 'auto', 'map')
   ]
   for row in rows:
     assert row['milliseconds'] > 0 and row['temporary_mib'] >= 0
@@ -84,7 +86,7 @@ def test_reading(tiny, tmp_path, monkeypatch, quick_compiles):
 @pytest.mark.parametrize(
     'arguments, names, reference',
     [
-        (OP, 'im2col', 'vmap'),
+        (OP, 'im2col', 'map'),
         pytest.param(NETWORK, 'im2col', 'aw:map', marks=pytest.mark.slow),
         pytest.param(
             NETWORK, 'im2col,vmap,map', 'aw:vmap', marks=pytest.mark.slow
@@ -204,9 +206,9 @@ def test_exchanges_of_devices_are_counted():
 @pytest.mark.parametrize('dtype', op.TOLERANCES)
 def test_pytorch_beside_it(tiny, tmp_path, quick_compiles, dtype):
   pytest.importorskip('torch')
-  arguments = [*OP, '--strided', f'--dtype={dtype}', '--implementations=torch']
+  arguments = [*OP, BOTH, f'--dtype={dtype}', '--implementations=torch']
   rows = run(arguments, tmp_path)
-  for plain, grouped in zip(rows[2::4], rows[3::4], strict=True):
+  for plain, grouped in zip(rows[1::3], rows[2::3], strict=True):
     assert plain['implementation'] == 'torch:plain' and plain['ratio'] == 1
     times = grouped['milliseconds'] / plain['milliseconds']
     assert grouped['ratio'] == pytest.approx(times)
@@ -306,10 +308,10 @@ def test_the_command_needs_little_more_than_jax_and_flax(tmp_path):
       'import sys\n'
       f'sys.modules.update(dict.fromkeys({absent}))\n'
       'from benchmarks import __main__ as command, op\n'
-      'op.SHAPES = ((8, 4, 1),)\n'
+      'op.SHAPES["dense"] = (op.Shape(8, 8, 4),)\n'
       f'command.main({[*OP, "--implementations=map"]} + '
       f'["--output={tmp_path}/table", "--cpu_devices=1"])',
   )
   assert code == 0, err
   assert 'no plot' in out and '| map ' in out
-  assert len(json.loads((tmp_path / 'table.json').read_text())) == 6
+  assert len(json.loads((tmp_path / 'table.json').read_text())) == 4

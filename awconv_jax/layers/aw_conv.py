@@ -163,7 +163,7 @@ class AWConv(nn.Conv, kw_only=True):
       Annotated[str | Callable[..., Any], OneOf(attention.IN_BLOCK)] | None
   ) = None
   identity_start: bool = False
-  implementation: Annotated[str, OneOf(('auto', *IMPLEMENTATIONS))] = 'auto'
+  implementation: Annotated[str, OneOf(IMPLEMENTATIONS)] = 'auto'
   chunk: PositiveInt | None = None
   train: bool | None = None
 

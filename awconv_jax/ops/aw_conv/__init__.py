@@ -25,6 +25,7 @@ from awconv_jax.ops.data_shards import over_data_shards
 
 # The forms by name, and what chooses among them.
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    'auto': choice.auto,
     **{name: form.forward for name, form in FORMS.items()},
     'fused': choice.fused,
 }
@@ -89,8 +90,8 @@ def aw_conv(
     dilation: vertical and horizontal spacing of the kernel's taps.
     groups: number of channel groups, as `feature_group_count`.
     residual: True for K * (1 + A), False for K * A.
-    implementation: 'auto' (by shape, and by the platform that the program is
-      lowered for: `choice.TABLE`), or a name in `IMPLEMENTATIONS`: 'vmap' (the
+    implementation: a name in `IMPLEMENTATIONS`: 'auto' (by shape, and by the
+      platform that the program is lowered for: `choice.TABLE`), 'vmap' (the
       reference, per-sample kernels under `jax.vmap`), 'map' (one sample after
       the other), 'im2col' and 'taps' (batched products), 'loop_dot' and
       'loop_conv' (loops with a backward pass of their own; fastest on CPU, but
@@ -112,8 +113,7 @@ def aw_conv(
       no chunks.
   """
   _check_shapes(x, kernel, attention, groups)
-  if implementation != 'auto':
-    look_up('implementation', implementation, IMPLEMENTATIONS)
+  look_up('implementation', implementation, IMPLEMENTATIONS)
   if chunk is not None and implementation not in ('auto', *CHUNKED):
     raise ValueError(
         f'chunk={chunk}: {implementation!r} takes no chunks; they are for '
@@ -134,7 +134,7 @@ def aw_conv(
   positions = math.prod(options.output_size(x.shape[1:3], kernel.shape[:2]))
   if 0 in (x.shape[0], positions):
     implementation = 'vmap'  # Nothing to compute; not all forms can.
-  function = IMPLEMENTATIONS.get(implementation, choice.auto)
+  function = IMPLEMENTATIONS[implementation]
   dtype = jnp.promote_types(x.dtype, kernel.dtype)
   return over_data_shards(
       lambda x, attention, kernel: function(x, kernel, attention, options),
