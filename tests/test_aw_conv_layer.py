@@ -18,7 +18,13 @@ from awconv_jax.layers.attention import IN_BLOCK
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import NORMS, AWConv, expansion_factor
 from awconv_jax.layers.bam import BAM
-from awconv_jax.layers.conv import Conv, batch_norm, pair
+from awconv_jax.layers.conv import (
+    BatchNorm,
+    Conv,
+    ProductBatchNorm,
+    batch_norm,
+    pair,
+)
 
 IMAGES = (2, 6, 5, 4)
 
@@ -120,6 +126,35 @@ def test_norms_in_attention_are_exact_at_any_mean(mean):
     want = exact - exact.mean(axes, keepdims=True)
     want /= exact.std(axes, keepdims=True)
     np.testing.assert_allclose(out, want, atol=1e-3)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_the_norm_of_a_product_may_be_had_from_its_factors(train):
+  fields = dict(use_running_average=not train)
+  kernel, x = images(5, 7, seed=1), images(4, 3, 2, 5, seed=2)
+  variables = of_layer(BatchNorm(**fields), x @ kernel)
+
+  def step(norm, *args):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def gradient(variables, x, kernel):
+      operands = (x, kernel) if norm is ProductBatchNorm else (x @ kernel,)
+      layer = norm(**fields)
+      out = layer.apply(variables, *operands, mutable=['batch_stats'])
+      return jnp.sum(out[0] ** 3), out
+
+    return gradient(*args)
+
+  def wide(norm, x):
+    with jax.enable_x64(True):
+      return step(norm, *jax.tree.map(np.float64, (variables, x, kernel)))
+
+  same = lambda tolerance: functools.partial(close, tolerance=tolerance)  # noqa: E731
+  jax.tree.map(same(1e-10), wide(ProductBatchNorm, x), wide(BatchNorm, x))
+  x += 300  # Far from zero by the standard deviation.
+  (_, exact), _ = wide(BatchNorm, x)
+  (_, out), _ = step(ProductBatchNorm, variables, x, kernel)
+  jax.tree.map(same(1e-3), out, exact)
 
 
 @pytest.mark.parametrize('layer', [AWConv(4, (3, 3)), Conv(4, (3, 3))])

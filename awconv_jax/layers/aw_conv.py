@@ -26,6 +26,8 @@ from awconv_jax.layers.conv import (
     NORM_MOMENTUM,
     WRAPS,
     BatchNorm,
+    Kernel,
+    ProductBatchNorm,
     explicit_padding,
     pair,
 )
@@ -47,6 +49,8 @@ NORMS = {
     'layer': functools.partial(nn.LayerNorm, use_fast_variance=False),
     'none': None,
 }
+# Those that need the factors alone of a product that they are to normalise.
+PRODUCT_NORMS = {'batch': ProductBatchNorm}
 # Whether consecutive input, and output, channels share values of A.
 EXPANSION_AXES = {'in': (1, 0), 'out': (0, 1), 'none': (0, 0)}
 # Fields of nn.Conv that must be left out, and why.
@@ -72,6 +76,7 @@ class AttentionMaps(nn.Module):
   hidden: int
   gate: Callable[[jax.Array], jax.Array]
   norm: Callable[..., nn.Module] | None
+  product_norm: Callable[..., nn.Module] | None
   identity_start: bool
   dtypes: Mapping[str, Any]
 
@@ -91,9 +96,14 @@ class AttentionMaps(nn.Module):
     a = adaptive_average_pool(x, self.grid, valid_size=valid_size)
     a = dense(self.hidden, name='pointwise1')(a.astype(x.dtype))
     a = nn.relu(norm(name='norm1')(a))
-    values = math.prod(self.values)
-    a = dense(values, kernel_init=kernel_init, name='pointwise2')(a)
-    a = self.gate(norm(scale_init=scale_init, name='norm2')(a))
+    second = dict(features=math.prod(self.values), kernel_init=kernel_init)
+    norm2 = dict(scale_init=scale_init, name='norm2')
+    if self.product_norm:
+      kernel = Kernel(**second, **self.dtypes, name='pointwise2')(a)
+      a = self.product_norm(**norm2)(a, kernel)
+    else:
+      a = norm(**norm2)(dense(**second, name='pointwise2')(a))
+    a = self.gate(a)
     for axis, (cells, taps) in enumerate(zip(self.grid, self.taps), start=1):  # noqa: B905
       if cells != taps:
         # The cell that holds the tap's centre, (i + 1/2) / taps.
@@ -172,6 +182,7 @@ class AWConv(nn.Conv, kw_only=True):
     shared = look_up('expansion_axis', self.expansion_axis, EXPANSION_AXES)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     norm = look_up('norm', self.norm, NORMS)
+    product = PRODUCT_NORMS.get(self.norm)
     options = dict(epsilon=self.norm_epsilon, **dtypes)
     if self.norm == 'batch':
       options['use_running_average'] = not train
@@ -186,6 +197,7 @@ class AWConv(nn.Conv, kw_only=True):
         hidden=max(x.shape[-1] // self.reduction, self.min_hidden),
         gate=look_up('gate', self.gate, GATES),
         norm=norm and functools.partial(norm, **options),
+        product_norm=product and functools.partial(product, **options),
         identity_start=self.identity_start,
         dtypes=dtypes,
         name='attention',

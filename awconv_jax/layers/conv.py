@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import flax.linen as nn
+from flax.linen.dtypes import canonicalize_dtype
 from flax.linen.linear import canonicalize_padding
 import jax
 from jax import lax
@@ -66,6 +67,60 @@ class BatchNorm(nn.BatchNorm):
     dtype = jnp.result_type(own, self.dtype or own, jnp.float32)
     wide = lambda *a: init_fn(*a).astype(dtype)  # noqa: E731
     return super().variable(col, name, wide, *args, **kwargs)
+
+
+class Kernel(nn.Dense):
+  """The kernel of a dense layer without a bias, for others to multiply by."""
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Returns [C, features] for inputs [..., C], as in the parameters."""
+    shape = inputs.shape[-1], self.features
+    return self.param('kernel', self.kernel_init, shape, self.param_dtype)
+
+
+class ProductBatchNorm(BatchNorm):
+  """`BatchNorm` of inputs @ kernel, folded into the kernel.
+
+  The variance of a product is the diagonal of kernel^T cov(inputs) kernel. So
+  neither pass reduces the product, which may be far larger than its factors.
+  """
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns [..., D] for inputs [..., C] and a kernel [C, D]."""
+    size = kernel.shape[-1:]
+    dtype = canonicalize_dtype(inputs, kernel, dtype=self.dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    inputs, kernel = inputs.astype(wide), kernel.astype(wide)
+    scale = self.param('scale', self.scale_init, size, self.param_dtype)
+    shift = self.param('bias', self.bias_init, size, self.param_dtype)
+    running = [
+        self.variable('batch_stats', name, init, size)
+        for name, init in (('mean', jnp.zeros), ('var', jnp.ones))
+    ]
+    if self.use_running_average:
+      mean, var = (statistic.value for statistic in running)
+      scale = scale * lax.rsqrt(var + self.epsilon)
+      shift = shift - mean * scale
+    else:
+      axes = tuple(range(inputs.ndim - 1))
+      center = inputs.mean(axes)
+      # A product of these has a mean of zero, however it is rounded.
+      inputs = inputs - center
+      product = functools.partial(jnp.tensordot, precision='highest')
+      covariance = product(inputs, inputs, (axes, axes))
+      covariance /= inputs[..., 0].size
+      var = (kernel * product(covariance, kernel, 1)).sum(0)
+      var = jnp.maximum(var, 0)  # Rounding may take it below.
+      scale = scale * lax.rsqrt(var + self.epsilon)
+      if not self.is_initializing():
+        seen = product(center, kernel, 1), var
+        for statistic, new in zip(running, seen, strict=True):
+          old = self.momentum * statistic.value
+          statistic.value = old + (1 - self.momentum) * new
+    kernel = (kernel * scale).astype(dtype)
+    return inputs.astype(dtype) @ kernel + shift.astype(dtype)
 
 
 def batch_norm(layer: Any, train: bool | None = None) -> functools.partial:
