@@ -67,6 +67,21 @@ def expansion_factor(channels: int, expansion: int) -> int:
   return max(e for e in range(1, expansion + 1) if channels % e == 0)
 
 
+@jax.custom_jvp
+def _computed_once(x):
+  """Returns x, which XLA computes once for all who use it.
+
+  It would else compute the norm and the relu before an AW-convolution twice, as
+  to fuse them into the pooling and into a transposition for the kernels.
+  """
+  return jax.lax.optimization_barrier(x)
+
+
+@_computed_once.defjvp
+def _computed_once_jvp(primals, tangents):
+  return _computed_once(*primals), *tangents  # Gradients may well be fused.
+
+
 class AttentionMaps(nn.Module):
   """The branch `attention` of an `AWConv`, whose choices are its fields."""
 
@@ -270,6 +285,7 @@ class AWConv(nn.Conv, kw_only=True):
     x = inputs.reshape(-1, *inputs.shape[-3:])
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, inputs.shape).reshape(-1, 2)
+    x = _computed_once(x)
     maps = self._maps(x, kernel_size, channels, train, valid_size)
     self.sow('intermediates', 'attention_maps', maps)
     strides, dilation = pair(self.strides), pair(self.kernel_dilation)
