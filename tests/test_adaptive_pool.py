@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import random_values
 
+from awconv_jax.ops import adaptive_pool
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
 
@@ -51,6 +52,13 @@ def check(x, valid_size=None, meant=None):
 @pytest.mark.parametrize('size', [(1, 1), (2, 5), (9, 2), (11, 13)])
 def test_equals_the_loop_for_any_size_and_grid(size):
   check(images(2, *size, 2))
+
+
+def test_the_form_for_tpu_equals_that_for_others():
+  x = images(3, 5, 7, 2, dtype=np.float32)
+  bins = [adaptive_pool._bins(np.array([n]), n, 3) for n in (5, 7)]
+  forms = adaptive_pool._at_once, adaptive_pool._by_axes
+  random_values.close(*(jax.jit(form)(x, *bins) for form in forms))
 
 
 def test_equals_the_loop_for_every_valid_size():

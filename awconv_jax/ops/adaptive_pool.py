@@ -4,8 +4,6 @@ Bin i of k over n positions runs from floor(i * n / k) to ceil((i + 1) * n / k);
 bins overlap where k does not divide n, and repeat where n is smaller than k.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -28,21 +26,38 @@ def _sums(x, bins, axis):
   return jnp.stack(sums, axis)
 
 
-@jax.custom_jvp
-def _totals(x, rows, columns):
-  """Returns sums [N, rows, columns, C] for bins [N or 1, bins, length]."""
-  # Zeros and ones are exact in any dtype, so that x need not be widened. Rows
-  # are a batched product per sample, which reads x once and where it lies.
+def _einsum(pattern, bins, x):
+  # Zeros and ones are exact in any dtype, so that x need not be widened.
   wide = jnp.promote_types(x.dtype, jnp.float32)
-  einsum = functools.partial(
-      jnp.einsum, precision='highest', preferred_element_type=wide
-  )
+  how = dict(precision='highest', preferred_element_type=wide)
+  return jnp.einsum(pattern, bins.astype(x.dtype), x, **how)
+
+
+def _by_axes(x, rows, columns):
+  # A batched product per sample, which reads x once and where it lies.
   rows, columns = (
       jnp.broadcast_to(bins, (x.shape[0], *bins.shape[1:]))
       for bins in (rows, columns)
   )
-  total = einsum('nih,nhwc->niwc', rows.astype(x.dtype), x)
-  return einsum('njw,niwc->nijc', columns.astype(wide), total)
+  total = _einsum('nih,nhwc->niwc', rows, x)
+  return _einsum('njw,niwc->nijc', columns, total)
+
+
+def _at_once(x, rows, columns):
+  # On TPU, where positions are the outer axes of an image, one product.
+  if rows.shape[0] > 1:
+    return _by_axes(x, rows, columns)
+  cells = rows[0, :, None, :, None] & columns[0, None, :, None, :]
+  cells = cells.reshape(*cells.shape[:2], -1)
+  places = jnp.moveaxis(x, 0, 2).reshape(-1, x.shape[0], x.shape[3])
+  return _einsum('ijp,pnc->nijc', cells, places)
+
+
+@jax.custom_jvp
+def _totals(x, rows, columns):
+  """Returns sums [N, rows, columns, C] for bins [N or 1, bins, length]."""
+  forms = dict(tpu=_at_once, default=_by_axes)
+  return jax.lax.platform_dependent(x, rows, columns, **forms)
 
 
 @_totals.defjvp
