@@ -264,7 +264,12 @@ def input_gradient(grad, kernel, maps, plan: Plan):
 def _kernel_gradient(
     x, kernel, maps, grad, kernel_grad, maps_grad, *, plan, tile
 ):
-  """A program sums over the samples of one group; the last may be smaller."""
+  """A program sums over the samples of one group; the last may be smaller.
+
+  All samples' blocks of positions are one loop, so that what the next block
+  needs is on its way during a sample's sums, too. Tiles are transposed, [D, C]:
+  a run of input channels then lies in few threads, which sum it up.
+  """
   rows, columns, depth, samples, run, part = tile
   c, d = kernel.shape[1:]
   counts = c // rows, d // columns, math.prod(plan.kernel_size)
@@ -274,45 +279,55 @@ def _kernel_gradient(
   here_out = pl.ds(column_tile * columns, columns)
   here_runs = pl.ds(row_tile * (rows // run), rows // run)
   here_parts = pl.ds(column_tile * (columns // part), columns // part)
+  runs = (
+      tiles.runs_of(column_tile, columns, d // maps.shape[3]),
+      tiles.runs_of(row_tile, rows, c // maps.shape[2]),
+  )
   number = math.prod(plan.output)
-  shared = triton.load(kernel.at[tap, here_in, here_out]).astype(jnp.float32)
-  zeros = jnp.zeros((rows, columns), jnp.float32)
+  blocks = pl.cdiv(number, depth)
+  first, end = group * samples, jnp.int32(x.shape[0])
+  shared = triton.load(kernel.at[tap, here_in, here_out]).T.astype(jnp.float32)
+  zeros = jnp.zeros((columns, rows), jnp.float32)
 
-  def add_sample(index, total):
-    sample = group * samples + index
+  def values_of(sample):
+    return tiles.values_of(maps, (sample, tap), *runs, 0)
 
-    def add(block, sums):
-      positions = tiles.span(block, depth)
-      valid = positions < number
-      row, column = tiles.divide(positions, plan.output[1])
-      place, inside = tiles.seen(plan, row, column, tap, valid)
-      source = jnp.where(valid, positions, 0)
-      return sums + triton.dot(
-          tiles.read(x, sample, place, inside, inputs),
-          tiles.read(grad, sample, source, valid, outputs),
-          trans_a=True,
-          precision=plan.precision,
-      )
-
-    products = lax.fori_loop(0, pl.cdiv(number, depth), add, zeros)
-    factors = tiles.factors_of(
-        maps,
-        (sample, tap),
-        tiles.runs_of(row_tile, rows, c // maps.shape[2]),
-        tiles.runs_of(column_tile, columns, d // maps.shape[3]),
-        1,
-        plan.residual,
+  def add(step, carry):
+    total, sums, values = carry
+    index, block = tiles.divide(step, blocks)
+    sample = first + index
+    positions = tiles.span(block, depth)
+    valid = positions < number
+    row, column = tiles.divide(positions, plan.output[1])
+    place, inside = tiles.seen(plan, row, column, tap, valid)
+    source = jnp.where(valid, positions, 0)
+    sums += triton.dot(
+        tiles.read(grad, sample, source, valid, outputs),
+        tiles.read(x, sample, place, inside, inputs),
+        trans_a=True,
+        precision=plan.precision,
     )
-    split = rows // run, run, columns // part, part
-    by_runs = (products * shared).reshape(split).sum(3).sum(1)
-    here = maps_grad.at[sample, tap, here_runs, here_parts]
-    triton.store(here, by_runs.astype(maps_grad.dtype))
-    return total + products * factors
 
-  count = jnp.minimum(samples, x.shape[0] - group * samples)
-  total = lax.fori_loop(0, count, add_sample, zeros)
+    def finish(total, sums, values):
+      factors = tiles.factors_of(values, *runs, plan.residual)
+      by_runs = sums * shared
+      if part > 1:
+        by_runs = by_runs.reshape(columns // part, part, rows).sum(1)
+      by_runs = by_runs.reshape(columns // part, rows // run, run).sum(2).T
+      here = maps_grad.at[sample, tap, here_runs, here_parts]
+      triton.store(here, by_runs.astype(maps_grad.dtype))
+      # Those of the next sample, before they are waited for.
+      following = values_of(jnp.minimum(sample + 1, end - 1))
+      total = tiles.multiply_add(sums, factors, total, plan)
+      return total, zeros, following
+
+    last = block == blocks - 1
+    return lax.cond(last, finish, lambda *carry: carry, total, sums, values)
+
+  steps = jnp.minimum(samples, end - first) * blocks
+  total, *_ = lax.fori_loop(0, steps, add, (zeros, zeros, values_of(first)))
   here = kernel_grad.at[group, tap, here_in, here_out]
-  triton.store(here, total.astype(kernel_grad.dtype))
+  triton.store(here, total.T.astype(kernel_grad.dtype))
 
 
 def kernel_gradient(x, kernel, maps, grad, plan: Plan):

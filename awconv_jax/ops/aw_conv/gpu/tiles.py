@@ -52,8 +52,15 @@ def runs_of(tile, size, run):
   return lax.div(first, jnp.int32(run)), each
 
 
-def _loaded(maps, at, outer, inner, axis):
-  """Returns the maps' values of a tile, one of each run that it meets."""
+def values_of(maps, at, outer, inner, axis):
+  """Returns the maps' values of a tile, one of each run that it meets.
+
+  Args:
+    maps: [N, taps, G, D'].
+    at: sample and tap.
+    outer, inner: of `runs_of`, for the tile's rows and columns.
+    axis: 1 where the rows are inputs, 0 where they are outputs.
+  """
   pair = outer[0][:, None], inner[0][None, :]
   return triton.load(maps.at[*at, *(pair if axis else pair[::-1])])
 
@@ -70,19 +77,30 @@ def _spread(values, outer, inner):
   return values
 
 
-def factors_of(maps, at, outer, inner, axis, residual):
+def factors_of(values, outer, inner, residual):
   """Returns what a tile of the kernel is multiplied by, in float32.
 
   Args:
-    maps: [N, taps, G, D'].
-    at: sample and tap.
-    outer, inner: of `runs_of`, for the tile's rows and columns.
-    axis: 1 where the rows are inputs, 0 where they are outputs.
+    values: of `values_of`.
+    outer, inner: of `runs_of`, as there.
     residual: whether for K * (1 + A), or for K * A.
   """
-  values = _loaded(maps, at, outer, inner, axis)
-  values = _spread(values.astype(jnp.float32), outer, inner)
-  return 1 + values if residual else values
+  values = values.astype(jnp.float32)
+  return _spread(1 + values if residual else values, outer, inner)
+
+
+def multiply_add(a, b, c, plan):
+  """Returns a * b + c in float32, in one instruction, which XLA makes two."""
+  if plan.interpret:
+    return a * b + c
+  (result,) = triton.elementwise_inline_asm(
+      'fma.rn.f32 $0, $1, $2, $3;',
+      args=[a, b, c],
+      constraints='=f,f,f,f',
+      pack=1,
+      result_shape_dtypes=[jax.ShapeDtypeStruct(c.shape, c.dtype)],
+  )
+  return result
 
 
 # One instruction for two numbers.
@@ -95,11 +113,12 @@ _PAIRS = {
 def scaled(shared, maps, at, outer, inner, axis, plan):
   """Returns K * (1 + A) or K * A of a sample, rounded once.
 
-  shared is a tile of K; for the others see `factors_of`.
+  shared is a tile of K; for the others see `values_of`.
   """
   kind = shared.dtype.name, plan.residual
+  values = values_of(maps, at, outer, inner, axis)
   if kind in _PAIRS and maps.dtype == shared.dtype and not plan.interpret:
-    values = _spread(_loaded(maps, at, outer, inner, axis), outer, inner)
+    values = _spread(values, outer, inner)
     (own,) = triton.elementwise_inline_asm(
         _PAIRS[kind],
         args=[shared, values],
@@ -108,7 +127,7 @@ def scaled(shared, maps, at, outer, inner, axis, plan):
         result_shape_dtypes=[jax.ShapeDtypeStruct(shared.shape, shared.dtype)],
     )
     return own
-  factors = factors_of(maps, at, outer, inner, axis, plan.residual)
+  factors = factors_of(values, outer, inner, plan.residual)
   return (shared.astype(jnp.float32) * factors).astype(shared.dtype)
 
 
