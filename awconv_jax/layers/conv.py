@@ -70,18 +70,20 @@ class BatchNorm(nn.BatchNorm):
 
 
 @jax.custom_jvp
-def _add_to_all(x, shift):
-  """Returns x [..., D] + shift [D]."""
-  return x + shift
+def _dense(x, kernel, shift):
+  """Returns x [..., C] times kernel [C, D], + shift [D]."""
+  return x @ kernel + shift
 
 
-@_add_to_all.defjvp
-def _add_to_all_jvp(primals, tangents):
-  # The gradient of the shift is so a product, into which XLA for TPU fuses what
-  # its operand is computed from: far cheaper there than a sum of the same.
-  x, shift = primals
+@_dense.defjvp
+def _dense_jvp(primals, tangents):
+  # One product has both gradients, of the kernel and of the shift. A product's
+  # operand is computed on the way; for a sum XLA would compute it once more.
+  x, kernel, _ = primals
   ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
-  return x + shift, tangents[0] + ones @ tangents[1][None]
+  wider = jnp.concatenate([x, ones], -1)
+  both = jnp.concatenate([tangents[1], tangents[2][None]])
+  return _dense(*primals), tangents[0] @ kernel + wider @ both
 
 
 class Kernel(nn.Dense):
@@ -135,7 +137,7 @@ class ProductBatchNorm(BatchNorm):
           old = self.momentum * statistic.value
           statistic.value = old + (1 - self.momentum) * new
     kernel = (kernel * scale).astype(dtype)
-    return _add_to_all(inputs.astype(dtype) @ kernel, shift.astype(dtype))
+    return _dense(inputs.astype(dtype), kernel, shift.astype(dtype))
 
 
 def batch_norm(layer: Any, train: bool | None = None) -> functools.partial:
