@@ -109,7 +109,11 @@ class AttentionMaps(nn.Module):
       scale_init = nn.initializers.zeros
       kernel_init = kernel_init if self.norm else nn.initializers.zeros
     a = adaptive_average_pool(x, self.grid, valid_size=valid_size)
-    a = dense(self.hidden, name='pointwise1')(a.astype(x.dtype))
+    # By rows, and apart: XLA of jax 0.10 for GPU would transpose what is pooled
+    # inside of the product, for which it then finds no tiles, and gives up.
+    cells = a.astype(x.dtype).reshape(-1, a.shape[-1])
+    a = _computed_once(cells).reshape(a.shape)
+    a = dense(self.hidden, name='pointwise1')(a)
     a = nn.relu(norm(name='norm1')(a))
     second = dict(features=math.prod(self.values), kernel_init=kernel_init)
     norm2 = dict(scale_init=scale_init, name='norm2')
