@@ -4,6 +4,7 @@ It is slow, and compiles them anew for every shape: most are left to
 `make test-slow`. Where the taps look is tested in all mixtures of options.
 """
 
+import functools
 import itertools
 
 from hypothesis import given
@@ -13,6 +14,7 @@ from jax._src.pallas import primitives
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_values import images
 from test_aw_conv_agreement import (
     BASE,
     HALF,
@@ -25,7 +27,7 @@ from test_aw_conv_agreement import (
 
 from awconv_jax.ops.aw_conv import choice
 from awconv_jax.ops.aw_conv.plan import Plan
-from awconv_jax.ops.aw_conv.tpu import kernels, pairs, views
+from awconv_jax.ops.aw_conv.tpu import kernels, maps, pairs, views
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -46,6 +48,7 @@ CASES = {
     'no_residual': dict(residual=False),
     'many_samples': dict(n=33, size=(2, 3)),
     'many_inputs': dict(channels=384, g=24, size=(2, 3)),
+    'maps_moved': dict(channels=256, g=16, n=17, size=(1, 2)),
     'many_outputs': dict(features=384, p=384, size=(2, 3)),
     # Taps that no position sees.
     'one_pixel': dict(size=(1, 1), strides=(2, 2), **SQUARE),
@@ -117,6 +120,17 @@ def test_it_is_vmap_and_repeatable(name):
     np.testing.assert_array_equal(one, two)
     one, right = np.float64(one), np.float64(right)
     assert np.linalg.norm(one - right) <= 1e-2 * np.linalg.norm(right)
+
+
+@pytest.mark.parametrize('function', [maps.for_kernels, maps.for_xla])
+@pytest.mark.parametrize('runs', [8, 16])
+def test_maps_stay_what_they_are(function, runs):
+  # A kernel moves them where there are 16 runs.
+  values = jnp.asarray(images(32, 2, runs, 256), jnp.bfloat16)
+  moved = jax.jit(functools.partial(function, interpret=True))
+  np.testing.assert_array_equal(moved(values), values)
+  text = str(jax.make_jaxpr(moved)(values))
+  assert ('pallas_call' in text) == (runs == 16)
 
 
 @st.composite

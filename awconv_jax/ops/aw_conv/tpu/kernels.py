@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from awconv_jax.ops.aw_conv.forms import Options
 from awconv_jax.ops.aw_conv.plan import Plan
+from awconv_jax.ops.aw_conv.tpu import maps as maps_lib
 from awconv_jax.ops.aw_conv.tpu import pairs, views
 from awconv_jax.ops.aw_conv.tpu.convolve import convolve
 from awconv_jax.ops.aw_conv.tpu.kernel_gradient import (
@@ -109,7 +110,8 @@ def _how(plan):
 
 def _convolved(images, kernel, maps, plan, *, transpose):
   """Returns O of x or, where transposed, dI of the output's gradient."""
-  operands = _as_kept(images), kernel, _spread(maps, kernel)
+  maps = maps_lib.for_kernels(_spread(maps, kernel), interpret=plan.interpret)
+  operands = _as_kept(images), kernel, maps
   how = dict(transpose=transpose, **_how(plan))
   if kernel.shape[1] == pairs.CHANNELS:
     out = pairs.convolve(*operands, **how)
@@ -136,6 +138,7 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   # The gradients that are summed for shared maps are not rounded before.
   wide = maps.astype(jnp.float32) if _are_shared(maps, kernel) else maps
   spread, back = jax.vjp(functools.partial(_spread, kernel=kernel), wide)
+  spread = maps_lib.for_kernels(spread, interpret=plan.interpret)
   operands = *map(_as_kept, (x, grad)), kernel, spread
   if kernel.shape[1] == pairs.CHANNELS:
     both = pairs.kernel_gradient(*operands, **_how(plan))
@@ -143,5 +146,6 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
     seen = views.backward(plan)
     both = dense_gradient(*operands, seen, **_how(plan))
   kernel_grad, spread_grad = both
-  (maps_grad,) = back(spread_grad.astype(spread.dtype))
+  spread_grad = spread_grad.astype(spread.dtype)
+  (maps_grad,) = back(maps_lib.for_xla(spread_grad, interpret=plan.interpret))
   return kernel_grad.astype(kernel.dtype), maps_grad.astype(maps.dtype)
