@@ -139,6 +139,9 @@ class Kernels:
     """Returns the gradients of x, kernel and maps, by (these, output's)."""
 
     def in_kernels(x, kernel, attention, grad):
+      # What is made of the maps is so made anew when it is needed, and not kept
+      # from the forward pass on beside them.
+      attention, grad = jax.lax.optimization_barrier((attention, grad))
       flat, maps, plan = self._flat(x, kernel, attention, options)
       image = self._module.input_gradient(grad, flat, maps, plan)
       both = self._module.kernel_gradient(x, flat, maps, grad, plan)
