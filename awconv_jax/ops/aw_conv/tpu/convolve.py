@@ -1,12 +1,15 @@
 """The AW-convolution's output, and its input's gradient, in Pallas for TPU.
 
 A step of the grid has a block of 16 samples. Two at a time their planes are
-pulled out of it (`planes`); for each 128 channels of the target, every tap's
-view is multiplied by that tap's tile of K * (1 + A), which is formed in
-registers on its way to the matrix unit; and the sums are put where they belong.
+pulled out of it (`planes`); for each 256 channels of the target, what every two
+taps see of 128 channels, or one tap of 256, is multiplied by their tiles of
+K * (1 + A), which are formed in registers on their way to the matrix unit; and
+the sums are put where they belong.
 """
 
 import functools
+import itertools
+import math
 
 import jax
 from jax import lax
@@ -15,32 +18,25 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from awconv_jax.ops.aw_conv.tpu import planes as planes_lib
-from awconv_jax.ops.aw_conv.tpu.planes import LANES, PAIRS, RUN, SAMPLES
+from awconv_jax.ops.aw_conv.tpu.planes import (
+    LANES,
+    PAIRS,
+    RUN,
+    SAMPLES,
+    STRAIGHT,
+    TOGETHER,
+    own_tile,
+)
 from awconv_jax.ops.aw_conv.tpu.views import Views
 
-_PLACES = 224  # Whose sums stay in registers: 28 of 64.
+_PLACES = 224  # Whose sums take 28 of 64 registers, or 56 for 256 channels.
 _FEW = 64  # Of which two samples' do.
-
-
-def _own(shared, factors, tile):
-  """Returns a tile of K * (1 + A), [128, 128], rounded once.
-
-  Args:
-    shared: K of a tap and 128 outputs, [C, 128].
-    factors: 1 + A of them, [C / 16, 128].
-    tile: which 128 inputs.
-  """
-  pieces = []
-  for index in range(LANES // RUN):
-    run = tile * (LANES // RUN) + index
-    pieces.append(shared[pl.ds(run * RUN, RUN)] * factors[pl.ds(run, 1)])
-  return jnp.concatenate(pieces).astype(jnp.bfloat16)
 
 
 def _kernel(*refs, views: Views, size, transpose, residual):
   *sources, kernel, maps, target = refs[:-6]
   words_in, words_out, planes, sums, shared, factors = refs[-6:]
-  outputs = shared.shape[0]  # Tiles of 128.
+  outputs, several = shared.shape[0], sums.shape[0]  # Tiles of 128.
 
   @pl.when(pl.program_id(0) == 0)
   def _():
@@ -56,33 +52,50 @@ def _kernel(*refs, views: Views, size, transpose, residual):
   for tile, source in enumerate(sources):
     planes_lib.read_words(source, words_in.at[tile])
 
+  def product(sample, terms, tile, start, count):
+    """Returns what some taps see of some inputs, by their own kernels."""
+    inner, outer = (0, 1) if transpose else (1, 0)
+    seen, own = [], []
+    for view, other in terms:
+      copy, word = views.place(view)
+      here = pl.ds(word + start // 2, count // 2)
+      seen.append(planes[other, sample, copy, here])
+      tiles = []
+      for index in range(several):
+        one = tile + index
+        inputs, output = (one, other) if transpose else (other, one)
+        at = output, view.tap
+        first = inputs * (LANES // RUN)
+        tiles.append(
+            own_tile(shared.at[at], factors.at[sample, *at], first, LANES)
+        )
+      own.append(jnp.concatenate(tiles, axis=inner))
+    return lax.dot_general(
+        pltpu.bitcast(jnp.concatenate(seen, axis=1), jnp.bfloat16),
+        jnp.concatenate(own, axis=outer),
+        (((1,), (outer,)), ((), ())),
+        precision=lax.Precision.DEFAULT,  # Exact in bfloat16.
+        preferred_element_type=jnp.float32,
+    )
+
   def add(sample, tile):
-    """Sums up what a tile of the target gets, part by part."""
+    """Sums up what several tiles of the target get, part by part."""
     offset = 0
     for part in views.parts:
+      terms = [*itertools.product(part.views, range(len(sources)))]
       for start in range(0, views.run(part), _PLACES):
         count = min(_PLACES, views.run(part) - start)
-        total = jnp.zeros((count, LANES), jnp.float32)
-        for view in part.views:
-          copy, word = views.place(view)
-          here = pl.ds(word + start // 2, count // 2)
-          for other in range(len(sources)):
-            inputs, output = (tile, other) if transpose else (other, tile)
-            total += lax.dot_general(
-                pltpu.bitcast(planes[other, sample, copy, here], jnp.bfloat16),
-                _own(
-                    shared.at[output, view.tap],
-                    factors.at[sample, output, view.tap],
-                    inputs,
-                ),
-                (((1,), (1 if transpose else 0,)), ((), ())),
-                precision=lax.Precision.DEFAULT,  # Exact in bfloat16.
-                preferred_element_type=jnp.float32,
-            )
-        sums[sample, pl.ds(offset + start, count)] = total
+        total = jnp.zeros((count, several * LANES), jnp.float32)
+        for first in range(0, len(terms), TOGETHER):
+          some = terms[first : first + TOGETHER]
+          total += product(sample, some, tile, start, count)
+        here = pl.ds(offset + start, count)
+        for index in range(several):
+          lanes = slice(index * LANES, (index + 1) * LANES)
+          sums[index, sample, here] = total[:, lanes]
       offset += views.run(part)
 
-  few = sums.shape[1] <= _FEW
+  few = max(map(views.run, views.parts)) <= _FEW
 
   def do_pair(pair, _):
     for tile in range(len(sources)):
@@ -92,13 +105,17 @@ def _kernel(*refs, views: Views, size, transpose, residual):
         own = maps[2 * pair + sample, :, :, pl.ds(tile * LANES, LANES)]
         factors[sample, tile] = residual + own.astype(jnp.float32)
 
-    def do_tile(tile, _):
+    def do_tiles(index, _):
+      tile = index * several
       # Few places: two samples fill each other's waits. With more, registers
       # would not do.
       lax.fori_loop(0, 2, lambda sample, _: add(sample, tile), None, unroll=few)
-      planes_lib.push(sums, words_out.at[tile], pair, views, size)
+      for index in range(several):
+        out = words_out.at[tile + index]
+        planes_lib.push(sums.at[index], out, pair, views, size)
 
-    lax.fori_loop(0, words_out.shape[0], do_tile, None)
+    trips = words_out.shape[0] // several
+    lax.fori_loop(0, trips, do_tiles, None, unroll=trips <= STRAIGHT)
 
   lax.fori_loop(0, PAIRS, do_pair, None)
   for tile in range(words_out.shape[0]):
@@ -134,6 +151,7 @@ def convolve(
   taps, c, d = kernel.shape
   inputs, outputs = channels // LANES, d // LANES
   target = c if transpose else d
+  several = math.gcd(target // LANES, TOGETHER)
   positions = sum(map(views.run, views.parts))
 
   def image(tile, i):
@@ -170,7 +188,7 @@ def convolve(
           planes_lib.words_of(inputs, source_size),
           planes_lib.words_of(target // LANES, size),
           planes_lib.planes_of(views, inputs, 2),
-          pltpu.VMEM((2, positions, LANES), jnp.float32),
+          pltpu.VMEM((several, 2, positions, LANES), jnp.float32),
           pltpu.VMEM((outputs, taps, c, LANES), jnp.float32),
           pltpu.VMEM((2, outputs, taps, c // RUN, LANES), jnp.float32),
       ],

@@ -16,6 +16,8 @@ runs are sums of registers.
 """
 
 import functools
+import itertools
+import math
 
 import jax
 from jax import lax
@@ -24,11 +26,25 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from awconv_jax.ops.aw_conv.tpu import planes as planes_lib
-from awconv_jax.ops.aw_conv.tpu.planes import LANES, PAIRS, RUN, SAMPLES
+from awconv_jax.ops.aw_conv.tpu.planes import (
+    LANES,
+    PAIRS,
+    RUN,
+    SAMPLES,
+    STRAIGHT,
+    TOGETHER,
+)
 from awconv_jax.ops.aw_conv.tpu.views import Part, Views
 
 _ROWS = 8  # Of a vector register; and the runs in 128 channels.
-_TERMS = 128  # How many positions a product contracts.
+_TERMS = 128  # How many positions a tile of a product contracts.
+
+
+def _terms(run):
+  """Returns how many positions the products of so many contract."""
+  # Masks of what a second tile lacks cost more than its zeros.
+  whole = SAMPLES if run <= _TERMS else _TERMS
+  return pl.cdiv(run, whole) * whole
 
 
 def _rows(row):
@@ -119,6 +135,7 @@ def _kernel(*refs, views: Views, inputs, residual):
       -8:
   ]
   outputs = len(sources) - inputs  # Tiles of 128.
+  several = math.gcd(outputs, TOGETHER)
   step, width = pl.program_id(0), sources[0].shape[1]
   parts = [part for part in views.parts if part.views]
   unseen = {*range(maps.shape[1])} - {v.tap for p in parts for v in p.views}
@@ -144,39 +161,61 @@ def _kernel(*refs, views: Views, inputs, residual):
         _stage(words_x.at[tile], stage, part, pair, views, width)
         _transpose(stage, turned.at[tile, index], image.at[:, index], tile)
 
-  def add(pair, index, view, tile, output):
-    """Adds what a tap sees of 128 inputs and outputs."""
-    copy, word = views.place(view)
+  def product(sample, index, columns, tile):
+    """Returns P of 128 inputs and several pairs of a view and outputs."""
+    total = jnp.zeros((LANES, len(columns) * LANES), jnp.float32)
+    terms = _terms(views.run(parts[index]))
+    for start in range(0, terms, TOGETHER * _TERMS):
+      count = min(TOGETHER * _TERMS, terms - start)
+      seen = []
+      for view, output in columns:
+        copy, word = views.place(view)
+        here = pl.ds(word + start // 2, count // 2)
+        seen.append(planes[output, sample, copy, here])
+      channels = pl.ds(tile * LANES, LANES)
+      across = [
+          image[sample, index, block, channels]
+          for block in range(start // _TERMS, pl.cdiv(start + count, _TERMS))
+      ]
+      total += jnp.dot(
+          jnp.concatenate(across, axis=1)[:, :count],
+          pltpu.bitcast(jnp.concatenate(seen, axis=1), jnp.bfloat16),
+          precision=lax.Precision.DEFAULT,
+          preferred_element_type=jnp.float32,
+      )
+    return total
+
+  def add(pair, index, columns, tile):
+    """Adds what taps see of outputs, for 128 inputs."""
     channels, runs = pl.ds(tile * LANES, LANES), pl.ds(tile * _ROWS, _ROWS)
-    shared = arranged[view.tap, output, channels].reshape(RUN, _ROWS, LANES)
-    added = jnp.zeros((RUN, _ROWS, LANES), jnp.float32)
-    for sample in range(2):
-      own = jnp.zeros((LANES, LANES), jnp.float32)
-      for block in range(image.shape[2]):
-        here = pl.ds(word + block * _TERMS // 2, _TERMS // 2)
-        own += jnp.dot(
-            image[sample, index, block, channels],
-            pltpu.bitcast(planes[output, sample, copy, here], jnp.bfloat16),
-            precision=lax.Precision.DEFAULT,
-            preferred_element_type=jnp.float32,
-        )
-      own = own.reshape(added.shape)
-      lanes = pl.ds(pl.multiple_of(output * LANES, LANES), LANES)
-      at = 2 * pair + sample, view.tap, runs, lanes
-      added += own * (residual + maps[at].astype(jnp.float32))
-      maps_grad[at] = (own * shared).sum(0).astype(maps_grad.dtype)
-    total[view.tap, output, channels] += added.reshape(LANES, LANES)
+    products = [product(sample, index, columns, tile) for sample in range(2)]
+    for column, (view, output) in enumerate(columns):
+      shared = arranged[view.tap, output, channels].reshape(RUN, _ROWS, LANES)
+      added = jnp.zeros((RUN, _ROWS, LANES), jnp.float32)
+      for sample, product_of in enumerate(products):
+        own = product_of[:, column * LANES : (column + 1) * LANES]
+        own = own.reshape(added.shape)
+        lanes = pl.ds(pl.multiple_of(output * LANES, LANES), LANES)
+        at = 2 * pair + sample, view.tap, runs, lanes
+        added += own * (residual + maps[at].astype(jnp.float32))
+        maps_grad[at] = (own * shared).sum(0).astype(maps_grad.dtype)
+      total[view.tap, output, channels] += added.reshape(LANES, LANES)
 
   def do_pair(pair, _):
     pull(pair)
 
-    def do_output(output, _):
+    def do_outputs(group, _):
       for index, part in enumerate(parts):
-        for view in part.views:
+        columns = [
+            (view, group * several + output)
+            for view, output in itertools.product(part.views, range(several))
+        ]
+        for start in range(0, len(columns), TOGETHER):
           for tile in range(inputs):
-            add(pair, index, view, tile, output)
+            add(pair, index, columns[start : start + TOGETHER], tile)
 
-    lax.fori_loop(0, outputs, do_output, None)
+    trips = outputs // several
+    lax.fori_loop(0, trips, do_outputs, None, unroll=trips <= STRAIGHT)
     for tap in unseen:
       here = pl.ds(2 * pair, 2), tap
       maps_grad[here] = jnp.zeros((2, *maps_grad.shape[2:]), maps_grad.dtype)

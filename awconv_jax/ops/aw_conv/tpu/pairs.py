@@ -32,6 +32,7 @@ from awconv_jax.ops.aw_conv.tpu.planes import (
     RUN,
     SAMPLES,
     joined,
+    own_tile,
     packed,
 )
 
@@ -152,16 +153,6 @@ def _push(sums, lines, block, pitch):
   rows.each(join, separate)
 
 
-def _scaled(kernel, factors, tap):
-  """Returns a tap's own kernel of one sample, [64, 64]."""
-  runs = [
-      kernel[tap, pl.ds(group * RUN, RUN)].astype(jnp.float32)
-      * factors[tap, pl.ds(group, 1)]
-      for group in range(_GROUPS)
-  ]
-  return jnp.concatenate(runs).astype(jnp.bfloat16)
-
-
 def _pair_kernels(kernel, factors, transpose):
   """Yields what two neighbouring pairs seen are multiplied by, row by row.
 
@@ -172,7 +163,10 @@ def _pair_kernels(kernel, factors, transpose):
   nothing = jnp.zeros((CHANNELS, CHANNELS), jnp.bfloat16)
   for row in range(3):
     row = 2 - row if transpose else row
-    own = [_scaled(kernel, factors, 3 * row + column) for column in range(3)]
+    own = [
+        own_tile(kernel.at[tap], factors.at[tap], 0, CHANNELS)
+        for tap in range(3 * row, 3 * row + 3)
+    ]
     a, b, c = own[::-1] if transpose else own
     for seen, see in (((a, nothing), (b, a)), ((c, b), (nothing, c))):
       inner, outer = (0, 1) if transpose else (1, 0)

@@ -22,8 +22,28 @@ LANES = 128
 SAMPLES = 16  # Of a block: their words fill a register.
 PAIRS = SAMPLES // 2
 RUN = 16  # Input channels that share a value of the maps.
+# Tiles of 128 that are one product's: matrix units of v6e take 256 x 256. Of
+# others it is several products, which lose nothing by it.
+TOGETHER = 2
+STRAIGHT = 2  # Turns of a loop that stand one after the other: they fill waits.
 MEMORY = 100 * 2**20  # The most that a kernel takes, in bytes.
 _LOW, _HIGH = 0xFFFF, -0x10000
+
+
+def own_tile(shared, factors, first: int | jax.Array, channels: int):
+  """Returns K * (1 + A) of one sample, [channels, D], rounded once.
+
+  Args:
+    shared: K of a tap, [C, D].
+    factors: 1 + A of it, float32 [C / 16, D].
+    first: the first run of 16 input channels.
+    channels: how many input channels.
+  """
+  pieces = [
+      shared[pl.ds(run * RUN, RUN)].astype(jnp.float32) * factors[pl.ds(run, 1)]
+      for run in (first + index for index in range(channels // RUN))
+  ]
+  return jnp.concatenate(pieces).astype(jnp.bfloat16)
 
 
 def words_of(tiles, size):
