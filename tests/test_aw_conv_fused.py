@@ -100,7 +100,7 @@ def test_sums_in_half_precision_are_rounded_once():
 @pytest.mark.usefixtures('tiled')  # Nothing is traced yet.
 def test_samples_in_groups_equal_the_loop(number, monkeypatch):
   # So many programs as make two groups of three samples, or of three and two.
-  monkeypatch.setattr(aw_conv_kernels, '_PROGRAMS', 2 * 9)
+  monkeypatch.setattr(aw_conv_kernels, '_CORES', 2 * 9)
   check(['fused'], WIDE | dict(n=number), SINGLE)
 
 

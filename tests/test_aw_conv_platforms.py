@@ -2,16 +2,18 @@
 
 from collections import Counter
 import re
+import sys
 import types
 
 import jax
+from jax.experimental import pallas
 import naive
 import pytest
 from random_values import close
 from test_aw_conv_agreement import WIDE, check, floats, form, with_gradients
 from test_aw_conv_fused import GPU, KERNELS, SINGLE
 
-from awconv_jax.ops.aw_conv import aw_conv, choice
+from awconv_jax.ops.aw_conv import aw_conv, choice, fused
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -110,6 +112,20 @@ def test_a_gpu_of_little_shared_memory_has_no_kernels(monkeypatch):
     kernels = choice.Kernels('cuda')
     options = choice.Options((1, 1), ((1, 1),) * 2, (1, 1), 1, True, None, None)
     assert kernels.take(*floats(WIDE), options) == (room > 99)
+
+
+def test_without_pallas_for_triton_other_forms_run(monkeypatch):
+  # JAX is going to remove it.
+  monkeypatch.delattr(pallas, 'triton')
+  monkeypatch.setitem(sys.modules, 'jax.experimental.pallas.triton', None)
+  for name in ('kernels', 'tiles'):
+    monkeypatch.delitem(
+        sys.modules, f'awconv_jax.ops.aw_conv.gpu.{name}', False
+    )
+  monkeypatch.setattr(fused, '_module_of', fused._module_of.__wrapped__)
+  options = choice.Options((1, 1), ((1, 1),) * 2, (1, 1), 1, True, None, None)
+  with pytest.warns(UserWarning, match="no kernels for 'cuda' with JAX"):
+    assert not choice.Kernels('cuda').take(*floats(WIDE), options)
 
 
 @pytest.mark.parametrize('kind', ['1x1', 'grouped'])

@@ -173,8 +173,8 @@ def test_the_fused_form_on_tpu(chip, channels):
   assert row['kernel_kilocycles'] > row['kilocycles'] / 2
 
 
-# Bytes that a thread of a kernel may spill, by the compiler of CUDA 13.0.
-SPILLS = {('h100', 512): 36, ('a100', 512): 72}
+# Bytes that a thread of a kernel may spill, stored and loaded.
+SPILLS = {('a100', 128): 172, ('a100', 256): 156, ('a100', 512): 72}
 
 
 @pytest.mark.accelerators

@@ -58,7 +58,7 @@ class Choice:
 # What 'few' positions of the output of a dense kernel are.
 _FEW = 400
 _CPU = 'measured on AMD EPYC: '
-_H200 = 'measured on an H200, N = 128: '
+_H100 = 'measured on an H100, N = 128: '
 _V5E = 'estimated by libtpu 0.0.42.1 for v5e, N = 64: '
 # Numbers are times, forward and backward, as ratios to a plain convolution.
 TABLE: Mapping[str, Mapping[str, Choice]] = {
@@ -72,13 +72,11 @@ TABLE: Mapping[str, Mapping[str, Choice]] = {
     'cuda': {
         'many': Choice(
             ['fused', 'vmap', 'im2col'],
-            _H200 + 'vmap 2.0 to 3.0, im2col 2.6 to 6.0; its kernels one by '
-            'one add up to 1.4 to 2.0 for fused',
+            _H100 + 'fused 1.0 to 1.9, vmap 1.9 to 2.3, im2col 4.5 to 5.4',
         ),
         'few': Choice(
             ['fused', 'im2col'],
-            _H200 + 'im2col 3.6 to 7.8, vmap 8.7 to 36; its kernels one by '
-            'one add up to 2.4 to 2.6 for fused',
+            _H100 + 'fused 1.5 to 2.8, im2col 5.8 to 9.4, vmap 15 to 55',
         ),
         '1x1': Choice(['im2col'], 'reasoned: one batched product'),
         'grouped': Choice(['im2col'], 'reasoned: as loops were 15 to 31'),

@@ -10,6 +10,8 @@ import functools
 import importlib
 import math
 from types import ModuleType
+from typing import Any
+import warnings
 
 import jax
 from jax.extend import core
@@ -79,6 +81,22 @@ def _on_platform(platform, function, operands, results):
   )
 
 
+@functools.cache
+def _module_of(platform: str) -> ModuleType | None:
+  """Returns the kernels of a platform, if JAX has what they are written in."""
+  try:
+    return importlib.import_module(KERNELS[platform])  # Others need none.
+  except ImportError as error:
+    if not str(error.name).startswith('jax.'):
+      raise
+    warnings.warn(
+        f'aw_conv: no kernels for {platform!r} with JAX {jax.__version__}, so '
+        f'that other forms run there: {error}',
+        stacklevel=2,
+    )
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernels:
   """The form that the kernels of a platform are."""
@@ -87,8 +105,8 @@ class Kernels:
   interpret: bool = False
 
   @property
-  def _module(self) -> ModuleType:
-    return importlib.import_module(KERNELS[self.platform])  # Others need none.
+  def _module(self) -> Any:
+    return _module_of(self.platform)
 
   def take(self, x, kernel, attention, options: forms.Options) -> bool:
     """Tells whether there are kernels for such operands."""
@@ -99,8 +117,9 @@ class Kernels:
     divided = math.prod(
         mesh.shape[a] for a in mesh.axis_names if a not in mesh.manual_axes
     )
-    one = self.interpret or divided == 1
-    return one and self._module.has_tiles(x, kernel, attention, options)
+    if self._module is None or not (self.interpret or divided == 1):
+      return False
+    return self._module.has_tiles(x, kernel, attention, options)
 
   def _flat(self, x, kernel, attention, options):
     """Returns kernel and maps with numbered taps, and the plan."""

@@ -32,8 +32,10 @@ import jax.numpy as jnp
 from awconv_jax.ops.aw_conv.gpu import tiles
 from awconv_jax.ops.aw_conv.plan import Plan
 
-# So many programs that the last ones do not leave a large GPU half idle.
-_PROGRAMS = 512
+# Multiprocessors of the GPU that the sums over samples are divided for (H100).
+_CORES = 132
+# To write and add up the sums of a program takes as long as so many products.
+_BLOCKS_OF_SUMS = 5
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 # Shared memory of a block in bytes, of JAX's devices; cards of data centres
 # (A100, H100, B200) have it, others (L4, T4, RTX) less.
@@ -266,9 +268,8 @@ def _kernel_gradient(
 ):
   """A program sums over the samples of one group; the last may be smaller.
 
-  All samples' blocks of positions are one loop, so that what the next block
-  needs is on its way during a sample's sums, too. Tiles are transposed, [D, C]:
-  a run of input channels then lies in few threads, which sum it up.
+  Its tiles are transposed, [D, C]: a run of input channels then lies in few
+  threads, which sum it up.
   """
   rows, columns, depth, samples, run, part = tile
   c, d = kernel.shape[1:]
@@ -292,42 +293,57 @@ def _kernel_gradient(
   def values_of(sample):
     return tiles.values_of(maps, (sample, tap), *runs, 0)
 
-  def add(step, carry):
-    total, sums, values = carry
-    index, block = tiles.divide(step, blocks)
+  def add_sample(index, carry):
+    total, values = carry
     sample = first + index
-    positions = tiles.span(block, depth)
-    valid = positions < number
-    row, column = tiles.divide(positions, plan.output[1])
-    place, inside = tiles.seen(plan, row, column, tap, valid)
-    source = jnp.where(valid, positions, 0)
-    sums += triton.dot(
-        tiles.read(grad, sample, source, valid, outputs),
-        tiles.read(x, sample, place, inside, inputs),
-        trans_a=True,
-        precision=plan.precision,
+
+    def add(block, sums):
+      positions = tiles.span(block, depth)
+      valid = positions < number
+      row, column = tiles.divide(positions, plan.output[1])
+      place, inside = tiles.seen(plan, row, column, tap, valid)
+      source = jnp.where(valid, positions, 0)
+      return sums + triton.dot(
+          tiles.read(grad, sample, source, valid, outputs),
+          tiles.read(x, sample, place, inside, inputs),
+          trans_a=True,
+          precision=plan.precision,
+      )
+
+    # Only an innermost loop loads ahead: with one block that is the samples'.
+    products = (
+        add(0, zeros) if blocks == 1 else lax.fori_loop(0, blocks, add, zeros)
     )
+    following = values_of(jnp.minimum(sample + 1, end - 1))  # Is on its way.
+    by_runs = products * shared
+    if part > 1:
+      by_runs = by_runs.reshape(columns // part, part, rows).sum(1)
+    by_runs = by_runs.reshape(columns // part, rows // run, run).sum(2).T
+    here = maps_grad.at[sample, tap, here_runs, here_parts]
+    triton.store(here, by_runs.astype(maps_grad.dtype))
+    factors = tiles.factors_of(values, *runs, plan.residual)
+    return tiles.multiply_add(products, factors, total, plan), following
 
-    def finish(total, sums, values):
-      factors = tiles.factors_of(values, *runs, plan.residual)
-      by_runs = sums * shared
-      if part > 1:
-        by_runs = by_runs.reshape(columns // part, part, rows).sum(1)
-      by_runs = by_runs.reshape(columns // part, rows // run, run).sum(2).T
-      here = maps_grad.at[sample, tap, here_runs, here_parts]
-      triton.store(here, by_runs.astype(maps_grad.dtype))
-      # Those of the next sample, before they are waited for.
-      following = values_of(jnp.minimum(sample + 1, end - 1))
-      total = tiles.multiply_add(sums, factors, total, plan)
-      return total, zeros, following
-
-    last = block == blocks - 1
-    return lax.cond(last, finish, lambda *carry: carry, total, sums, values)
-
-  steps = jnp.minimum(samples, end - first) * blocks
-  total, *_ = lax.fori_loop(0, steps, add, (zeros, zeros, values_of(first)))
+  count = jnp.minimum(samples, end - first)
+  total, _ = lax.fori_loop(0, count, add_sample, (zeros, values_of(first)))
   here = kernel_grad.at[group, tap, here_in, here_out]
   triton.store(here, total.T.astype(kernel_grad.dtype))
+
+
+def _samples_of_group(number, blocks, programs):
+  """Returns how many samples a program sums up, so that all take least time.
+
+  Args:
+    number: samples.
+    blocks: products of a sample.
+    programs: how many there are for a group of samples.
+  """
+
+  def time(groups):
+    turns = pl.cdiv(programs * groups, _CORES)
+    return turns * (pl.cdiv(number, groups) * blocks + _BLOCKS_OF_SUMS)
+
+  return pl.cdiv(number, min(range(1, number + 1), key=time))
 
 
 def kernel_gradient(x, kernel, maps, grad, plan: Plan):
@@ -335,19 +351,17 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   number, (taps, c, d) = x.shape[0], kernel.shape
   runs, parts = maps.shape[2:]
   rows, columns = tiles.largest_power(c, 128), tiles.largest_power(d, 128)
-  programs = taps * (c // rows) * (d // columns)
+  # Where the terms are positions.
+  positions = math.prod(plan.output)
+  depth = min(_depth(x.dtype), _parts(positions)[0])
   # Groups of samples, summed afterwards, where the tiles alone are too few.
-  groups = 1
-  while groups < number and programs * groups < _PROGRAMS:
-    groups *= 2
-  samples = pl.cdiv(number, groups)
+  programs = taps * (c // rows) * (d // columns)
+  samples = _samples_of_group(number, pl.cdiv(positions, depth), programs)
   groups = pl.cdiv(number, samples)
   # Runs of input and output channels as far as a tile can sum them up.
   run = tiles.largest_power(c // runs, rows)
   part = tiles.largest_power(d // parts, columns)
   whole = run * runs == c and part * parts == d
-  # Where the terms are positions.
-  depth = min(_depth(x.dtype), _parts(math.prod(plan.output))[0])
   tile = rows, columns, depth, samples, run, part
   wide, maps_shape = jnp.float32, (number, taps, c // run, d // part)
   kernel_grad, maps_grad = _call(
