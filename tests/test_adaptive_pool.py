@@ -55,7 +55,7 @@ def test_equals_the_loop_for_any_size_and_grid(size):
 
 
 def test_the_form_for_tpu_equals_that_for_others():
-  x = images(3, 5, 7, 2, dtype=np.float32)
+  x = images(3, 5, 7, 128, dtype=np.float32)
   bins = [adaptive_pool._bins(np.array([n]), n, 3) for n in (5, 7)]
   forms = adaptive_pool._at_once, adaptive_pool._by_axes
   random_values.close(*(jax.jit(form)(x, *bins) for form in forms))

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from awconv_jax.ops.valid_area import as_valid_size
 
+_LANES = 128  # Of a TPU.
+
 
 def _bins(size, length, bins):
   """Returns which positions lie in each bin: bool [..., bins, length]."""
@@ -44,8 +46,9 @@ def _by_axes(x, rows, columns):
 
 
 def _at_once(x, rows, columns):
-  # On TPU, where positions are the outer axes of an image, one product.
-  if rows.shape[0] > 1:
+  # On TPU, where positions are the outer axes of an image, one product. With
+  # channels that leave lanes empty XLA would turn the image around for it.
+  if rows.shape[0] > 1 or x.shape[3] % _LANES:
     return _by_axes(x, rows, columns)
   cells = rows[0, :, None, :, None] & columns[0, None, :, None, :]
   cells = cells.reshape(*cells.shape[:2], -1)

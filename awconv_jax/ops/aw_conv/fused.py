@@ -160,7 +160,9 @@ class Kernels:
     def in_kernels(x, kernel, attention, grad):
       # What is made of the maps is so made anew when it is needed, and not kept
       # from the forward pass on beside them.
-      attention, grad = jax.lax.optimization_barrier((attention, grad))
+      maps = attention.reshape(*attention.shape[:3], -1)  # As XLA keeps them.
+      maps, grad = jax.lax.optimization_barrier((maps, grad))
+      attention = maps.reshape(attention.shape)
       flat, maps, plan = self._flat(x, kernel, attention, options)
       image = self._module.input_gradient(grad, flat, maps, plan)
       both = self._module.kernel_gradient(x, flat, maps, grad, plan)
