@@ -173,10 +173,6 @@ def test_the_fused_form_on_tpu(chip, channels):
   assert row['kernel_kilocycles'] > row['kilocycles'] / 2
 
 
-# Bytes that a thread of a kernel may spill, stored and loaded.
-SPILLS = {('a100', 128): 172, ('a100', 256): 156, ('a100', 512): 72}
-
-
 @pytest.mark.accelerators
 @pytest.mark.parametrize('chip', ['h100', 'a100'])
 @pytest.mark.parametrize('channels', [64, 128, 256, 512])
@@ -184,7 +180,7 @@ def test_the_fused_form_on_gpu(chip, channels):
   asked = dict(implementations=['fused'], directions=['both'], batches=[8])
   row = compiled(chip, channels=[channels], **asked)
   assert row['kernels'] and row['registers']
-  assert row['spill_bytes'] <= SPILLS.get((chip, channels), 0)
+  assert row['spill_bytes'] == 0
 
 
 @pytest.mark.accelerators

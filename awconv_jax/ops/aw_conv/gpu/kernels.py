@@ -40,6 +40,8 @@ _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 # Shared memory of a block in bytes, of JAX's devices; cards of data centres
 # (A100, H100, B200) have it, others (L4, T4, RTX) less.
 _ROOM, _LEAST_ROOM = 'shared_memory_per_block_optin', 160 * 2**10
+# Cards whose sums and factors share the registers: tiles are smaller there.
+_AMPERE = ('A100', 'A800', 'A30')
 # A product of Triton has at least as many rows, columns and terms.
 _LEAST = 16
 
@@ -58,16 +60,26 @@ def has_tiles(x, kernel, attention, options) -> bool:
   )
 
 
+def _gpu():
+  """Returns the GPU of the machine, or what is known of one elsewhere."""
+  try:
+    return jax.local_devices(backend='gpu')[0]
+  except RuntimeError:
+    return jax.sharding.get_abstract_mesh().abstract_device
+
+
 def _has_room():
   """Tells whether a block has the shared memory that all of the kernels need.
 
   So it has where there is no GPU, and a program is for one elsewhere.
   """
-  try:
-    device, *_ = jax.local_devices(backend='gpu')
-  except RuntimeError:
-    return True
-  return getattr(device, _ROOM, _LEAST_ROOM) >= _LEAST_ROOM
+  return getattr(_gpu(), _ROOM, _LEAST_ROOM) >= _LEAST_ROOM
+
+
+def _has_few_registers():
+  """Tells whether the matrix unit takes all factors from registers."""
+  kind = getattr(_gpu(), 'device_kind', '')
+  return any(name in kind for name in _AMPERE)
 
 
 def _flat(images):
@@ -88,9 +100,14 @@ def _parts(positions, most=256):
   return (pl.next_power_of_2(rows),) if rows <= 64 else tuple(parts[::-1])
 
 
-def _depth(dtype):
-  """Returns how many terms of a product a step takes at most: 128 bytes."""
-  return 128 // jnp.dtype(dtype).itemsize
+def _depth(dtype, step=128):
+  """Returns how many terms of a product are so many bytes."""
+  return step // jnp.dtype(dtype).itemsize
+
+
+def _channels(dtype):
+  """Returns how many channels a step adds to an output or to dI at most."""
+  return _depth(dtype, 64 if _has_few_registers() else 128)
 
 
 def _warps(sums):
@@ -207,7 +224,7 @@ def forward(x, kernel, maps, plan: Plan):
   positions = math.prod(plan.output)
   samples, parts = _samples_together(kernel, maps, positions), _parts(positions)
   columns = tiles.largest_power(d, 128)
-  tile = columns, tiles.largest_power(c, _depth(x.dtype)), parts, samples
+  tile = columns, tiles.largest_power(c, _channels(x.dtype)), parts, samples
   programs = d // columns * pl.cdiv(positions, sum(parts)) * number // samples
   out = _call(
       functools.partial(_forward, plan=plan, tile=tile),
@@ -250,7 +267,7 @@ def input_gradient(grad, kernel, maps, plan: Plan):
   positions = plan.positions_of_phase
   samples, parts = _samples_together(kernel, maps, positions), _parts(positions)
   columns = tiles.largest_power(c, 128)
-  tile = columns, tiles.largest_power(d, _depth(grad.dtype)), parts, samples
+  tile = columns, tiles.largest_power(d, _channels(grad.dtype)), parts, samples
   row_tiles = pl.cdiv(positions, sum(parts)) * math.prod(plan.strides)
   image = _call(
       functools.partial(_input_gradient, plan=plan, tile=tile),
@@ -350,7 +367,8 @@ def kernel_gradient(x, kernel, maps, grad, plan: Plan):
   """Returns dK [taps, C, D] and dA [N, taps, G, D'], in their dtypes."""
   number, (taps, c, d) = x.shape[0], kernel.shape
   runs, parts = maps.shape[2:]
-  rows, columns = tiles.largest_power(c, 128), tiles.largest_power(d, 128)
+  most = 64 if _has_few_registers() else 128
+  rows, columns = tiles.largest_power(c, most), tiles.largest_power(d, most)
   # Where the terms are positions.
   positions = math.prod(plan.output)
   depth = min(_depth(x.dtype), _parts(positions)[0])
