@@ -30,7 +30,6 @@ from awconv_jax.ops.aw_conv.tpu.planes import (
 from awconv_jax.ops.aw_conv.tpu.views import Views
 
 _PLACES = 224  # Whose sums take 28 of 64 registers, or 56 for 256 channels.
-_FEW = 64  # Of which two samples' do.
 
 
 def _kernel(*refs, views: Views, size, transpose, residual):
@@ -95,8 +94,6 @@ def _kernel(*refs, views: Views, size, transpose, residual):
           sums[index, sample, here] = total[:, lanes]
       offset += views.run(part)
 
-  few = max(map(views.run, views.parts)) <= _FEW
-
   def do_pair(pair, _):
     for tile in range(len(sources)):
       planes_lib.pull(words_in.at[tile], pair, planes.at[tile], views)
@@ -107,9 +104,8 @@ def _kernel(*refs, views: Views, size, transpose, residual):
 
     def do_tiles(index, _):
       tile = index * several
-      # Few places: two samples fill each other's waits. With more, registers
-      # would not do.
-      lax.fori_loop(0, 2, lambda sample, _: add(sample, tile), None, unroll=few)
+      for sample in range(2):  # They fill each other's waits.
+        add(sample, tile)
       for index in range(several):
         out = words_out.at[tile + index]
         planes_lib.push(sums.at[index], out, pair, views, size)
