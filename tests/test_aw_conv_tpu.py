@@ -47,6 +47,7 @@ CASES = {
     'valid': dict(padding='VALID'),
     'no_residual': dict(residual=False),
     'many_samples': dict(n=33, size=(2, 3)),
+    'two_tiles': dict(channels=256, features=256, g=16, p=256, size=(2, 3)),
     'many_inputs': dict(channels=384, g=24, size=(2, 3)),
     'maps_moved': dict(channels=256, g=16, n=17, size=(1, 2)),
     'many_outputs': dict(features=384, p=384, size=(2, 3)),
