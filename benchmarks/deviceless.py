@@ -7,7 +7,9 @@ the environment in which the compilers are to be loaded, and says what to
 compile.
 """
 
+import functools
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -44,14 +46,30 @@ def environment(chip: str, folder: str) -> dict[str, str]:
 
 
 def _trace_op(devices, asked):
-  """Traces a form, with the layouts of operands and results left free."""
+  """Traces a form, with the layouts of operands and results left free.
+
+  The maps are an operand as the product that gives them in a network: their
+  last two axes are one.
+  """
   shape = op.Shape(**{name: asked[name] for name in op.Shape._fields})
   shapes = op.input_shapes(shape, asked['batch'], asked['expansion'])
-  operands = [jax.ShapeDtypeStruct(shape, asked['dtype']) for shape in shapes]
-  function = op.function_of(asked['implementation'], asked['direction'], shape)
+  x, kernel, maps, grad = (
+      jax.ShapeDtypeStruct(shape, asked['dtype']) for shape in shapes
+  )
+  product = (*maps.shape[:3], math.prod(maps.shape[3:]))
+  product = jax.ShapeDtypeStruct(product, maps.dtype)
+  form = op.function_of(asked['implementation'], asked['direction'], shape)
   free = Format(Layout.AUTO, SingleDeviceSharding(devices[0]))
-  function = jax.jit(function, in_shardings=free, out_shardings=free)
-  return function.trace(*operands)
+
+  @functools.partial(jax.jit, in_shardings=free, out_shardings=free)
+  def function(x, kernel, product, grad):
+    results = form(x, kernel, product.reshape(maps.shape), grad)
+    return [
+        a.reshape(product.shape) if a.ndim == len(maps.shape) else a
+        for a in jax.tree.leaves(results)
+    ]
+
+  return function.trace(x, kernel, product, grad)
 
 
 def _trace_step(devices, asked):
