@@ -85,11 +85,11 @@ TABLE: Mapping[str, Mapping[str, Choice]] = {
     'tpu': {
         'many': Choice(
             ['fused', 'vmap', 'im2col'],
-            _V5E + 'fused 0.6 to 1.2, vmap 6.0 to 11, im2col 9.5 to 14',
+            _V5E + 'fused 0.7 to 1.2, vmap 6.0 to 11, im2col 9.5 to 14',
         ),
         'few': Choice(
             ['fused', 'im2col'],
-            _V5E + 'fused 1.3 to 2.1, im2col 11 to 33, vmap 11 to 51',
+            _V5E + 'fused 1.2 to 2.1, im2col 11 to 33, vmap 11 to 51',
         ),
         '1x1': Choice(
             ['im2col'], _V5E + '0.9 to 24, vmap 7 to 29, map 4 to 32'
