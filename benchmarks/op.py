@@ -109,8 +109,11 @@ def run(
           f'--implementations: {name!r} is no measure on {backend}, but on '
           f'{" and ".join(PLACES[name])}; leave it out'
       )
-  found = importlib.util.find_spec
-  chosen = implementations or [n for n in here if n != 'torch' or found(n)]
+  if 'torch' in here and not importlib.util.find_spec('torch'):
+    if 'torch' in implementations:
+      raise errors.InputError('--implementations: torch is not installed')
+    here.remove('torch')
+  chosen = implementations or here
   first = 'vmap' if 'vmap' in chosen else 'map'
   timed = ['plain', *(name for name in chosen if name != 'torch')]
   if 'torch' in chosen:

@@ -138,3 +138,13 @@ def test_mask_replaces_whatever_is_in_the_padding(dtype, fill):
   expected = jnp.where(jnp.isfinite(x), x, fill)
   np.testing.assert_array_equal(np.float32(out), np.float32(expected))
   assert mask_padding(x, None) is x  # It costs nothing.
+
+
+def test_export_with_a_symbolic_batch_size():
+  pool = lambda x, size: adaptive_average_pool(x, (3, 3), valid_size=size)  # noqa: E731
+  (n,) = jax.export.symbolic_shape('n')
+  shapes = (n, 6, 5, 128), (n, 2)
+  operands = map(jax.ShapeDtypeStruct, shapes, (jnp.float32, jnp.int32))
+  exported = jax.export.export(jax.jit(pool), platforms=('cpu', 'tpu'))
+  x, size = np.ones((2, 6, 5, 128), np.float32), np.full((2, 2), 4, np.int32)
+  np.testing.assert_allclose(exported(*operands).call(x, size), 1, rtol=1e-6)

@@ -157,6 +157,18 @@ def test_the_norm_of_a_product_may_be_had_from_its_factors(train):
   jax.tree.map(same(1e-3), out, exact)
 
 
+def test_inference_in_bfloat16_is_not_off_in_its_mean():
+  x = jnp.asarray(images(256, 16, seed=1) + 30, jnp.bfloat16)
+  kernel = images(16, 64, seed=2)
+  norm = functools.partial(ProductBatchNorm, momentum=0, dtype=jnp.bfloat16)
+  train, infer = norm(use_running_average=False), norm(use_running_average=True)
+  variables = of_layer(BatchNorm(use_running_average=False), x @ kernel)
+  _, found = train.apply(variables, x, kernel, mutable=['batch_stats'])
+  out = infer.apply(variables | found, x, kernel).astype(jnp.float32)
+  bias = variables['params']['bias']
+  np.testing.assert_allclose(out.mean(0), bias, atol=3e-3)
+
+
 @pytest.mark.parametrize('layer', [AWConv(4, (3, 3)), Conv(4, (3, 3))])
 def test_flax_records_the_output_once(layer):
   init = functools.partial(layer.init_with_output, capture_intermediates=True)

@@ -156,8 +156,7 @@ def compiled(chip, **asked):
   return rows[1]
 
 
-# Of forward and backward to the plain convolution, N = 64, bfloat16. Maps are
-# no product there: from 256 channels on they are copied besides.
+# Of forward and backward to the plain convolution, N = 64, bfloat16.
 LIMITS = {
     'v5e': {64: 0.67, 128: 1.22, 256: 1.26, 512: 2.07},
     'v6e': {64: 0.90, 128: 1.28, 256: 1.70, 512: 4.30},

@@ -69,10 +69,11 @@ def expansion_factor(channels: int, expansion: int) -> int:
 
 @jax.custom_jvp
 def _computed_once(x):
-  """Returns x, which XLA computes once for all who use it.
+  """Returns x, which XLA computes once for all who use it, and by itself.
 
   It would else compute the norm and the relu before an AW-convolution twice, as
-  to fuse them into the pooling and into a transposition for the kernels.
+  to fuse them into the pooling and into a transposition for the kernels. It
+  keeps them for the backward pass instead.
   """
   return jax.lax.optimization_barrier(x)
 

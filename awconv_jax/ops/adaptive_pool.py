@@ -48,7 +48,7 @@ def _by_axes(x, rows, columns):
 def _at_once(x, rows, columns):
   # On TPU, where positions are the outer axes of an image, one product. With
   # channels that leave lanes empty XLA would turn the image around for it.
-  if rows.shape[0] > 1 or x.shape[3] % _LANES:
+  if rows.shape[0] != 1 or x.shape[3] % _LANES:  # It may be symbolic.
     return _by_axes(x, rows, columns)
   cells = rows[0, :, None, :, None] & columns[0, None, :, None, :]
   cells = cells.reshape(*cells.shape[:2], -1)

@@ -303,7 +303,7 @@ def _kernel_gradient(
   )
   number = math.prod(plan.output)
   blocks = pl.cdiv(number, depth)
-  first, end = group * samples, jnp.int32(x.shape[0])
+  first, end = group * samples, x.shape[0]
   shared = triton.load(kernel.at[tap, here_in, here_out]).T.astype(jnp.float32)
   zeros = jnp.zeros((columns, rows), jnp.float32)
 

@@ -13,21 +13,19 @@ import jax.numpy as jnp
 
 def divide(number, by):
   """Returns quotient and remainder of a number that is not negative."""
-  # Where `jax_enable_x64` is on, the index of a loop is wider.
-  number, by = jnp.int32(number), jnp.int32(by)
   return lax.div(number, by), lax.rem(number, by)
 
 
 def span(start, size):
   """Returns the numbers of the start-th run of so many."""
-  return jnp.int32(start) * size + jnp.arange(size, dtype=jnp.int32)
+  return start * size + jnp.arange(size)
 
 
 def spans(start, sizes):
   """Returns the numbers of the start-th run of so many, in parts."""
-  base, parts = jnp.int32(start) * sum(sizes), []
+  base, parts = start * sum(sizes), []
   for size in sizes:
-    parts.append(base + jnp.arange(size, dtype=jnp.int32))
+    parts.append(base + jnp.arange(size))
     base += size
   return parts
 
@@ -46,10 +44,8 @@ def runs_of(tile, size, run):
     run: channels that share a value of the maps.
   """
   each = largest_power(run, size)
-  first = jnp.int32(tile) * size + each * jnp.arange(
-      size // each, dtype=jnp.int32
-  )
-  return lax.div(first, jnp.int32(run)), each
+  first = tile * size + each * jnp.arange(size // each)
+  return lax.div(first, run), each
 
 
 def values_of(maps, at, outer, inner, axis):
@@ -183,9 +179,9 @@ def taps_of(plan, phase):
   """
 
   def one(offset, stride, before, size):
-    first = lax.rem(offset + before, jnp.int32(stride))
+    first = lax.rem(offset + before, stride)
     most = jnp.maximum(size - first + stride - 1, 0)
-    return first, lax.div(most, jnp.int32(stride))
+    return first, lax.div(most, stride)
 
   axes = map(one, phase, plan.strides, plan.before, plan.kernel_size)
   return tuple(zip(*axes, strict=True))
@@ -196,7 +192,7 @@ def seen_back(plan, places, taps, valid):
 
   def move(place, stride, tap, gap, before):
     # A multiple of the stride, by the choice of the taps.
-    return lax.div(place + before - tap * gap, jnp.int32(stride))
+    return lax.div(place + before - tap * gap, stride)
 
   steps = plan.strides, taps, plan.dilation, plan.before
   return place_of(*map(move, places, *steps), plan.output, valid)

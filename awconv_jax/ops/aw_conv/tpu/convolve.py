@@ -106,9 +106,9 @@ def _kernel(*refs, views: Views, size, transpose, residual):
       tile = index * several
       for sample in range(2):  # They fill each other's waits.
         add(sample, tile)
-      for index in range(several):
-        out = words_out.at[tile + index]
-        planes_lib.push(sums.at[index], out, pair, views, size)
+      for which in range(several):
+        out = words_out.at[tile + which]
+        planes_lib.push(sums.at[which], out, pair, views, size)
 
     trips = words_out.shape[0] // several
     lax.fori_loop(0, trips, do_tiles, None, unroll=trips <= STRAIGHT)
