@@ -5,8 +5,8 @@
       --workdir=runs/digits34 --config.batch_size=32
 
 The same command goes on with a run that was stopped. Several processes run it
-each with --coordinator, --num_processes and --process_id; under SLURM and on
-Cloud TPU they find each other.
+each with --coordinator, --num_processes and --process_id; where JAX finds them
+(SLURM, Open MPI, Cloud TPU, Kubernetes) without.
 """
 
 import os
@@ -47,9 +47,8 @@ _JOIN_SECONDS = flags.DEFINE_integer(
 
 def main() -> None:
   """Trains as the flags say."""
-  where = processes.place(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  )
+  told = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  where = processes.place(*told, _JOIN_SECONDS.value)
   # Before all else: a mistake in one of several processes ends all of them.
   with processes.joined(where, _JOIN_SECONDS.value):
     _train()

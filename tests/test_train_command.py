@@ -1,15 +1,11 @@
 """train.py as a user runs it: devices, processes, kills, signals, mistakes."""
 
-import importlib.util
 import re
 import signal
 
 import commands
 import pytest
 from watched_run import assert_same_runs, rows_of, use_devices
-
-from awconv_jax.errors import InputError
-from awconv_jax.train import processes
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -212,23 +208,6 @@ def test_help_lists_the_flags_also_those_that_another_tool_defines():
   assert code == 0 and all(f'  --{flag}:' in out for flag in flags)
 
 
-def test_processes_are_found_under_slurm_only_if_several(monkeypatch):
-  assert processes.place(None, None, None) is None
-  monkeypatch.setenv('SLURM_JOB_ID', '7')
-  monkeypatch.setenv('SLURM_STEP_NODELIST', 'node[3-4]')
-  monkeypatch.setenv('SLURM_PROCID', '1')
-  monkeypatch.setenv('SLURM_LOCALID', '0')
-  monkeypatch.setenv('SLURM_NTASKS', '1')
-  assert processes.place(None, None, None) is None
-  monkeypatch.setenv('SLURM_NTASKS', '2')
-  host, *others = processes.place(None, None, None)
-  assert host.startswith('node3:') and others == [2, 1, [0]]
-  assert processes.place('host:1', 2, 0) == ('host:1', 2, 0, None)
-  for wrong in (('host:1', 2, None), ('host:1', 2, 2), ('host', 2, 0)):
-    with pytest.raises(InputError, match='several processes need'):
-      processes.place(*wrong)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('platform', ['tpu', 'cuda', 'nonsense'])
 def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
@@ -238,12 +217,6 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
     code, _, err = commands.run(*program, env=env)
     assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
     assert f"'{platform}'" in err
-
-
-def test_libtpu_without_a_tpu_is_no_error(monkeypatch):
-  monkeypatch.delenv('JAX_PLATFORMS')
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-  assert processes.place(None, None, None) is None
 
 
 def test_signals_are_noted_and_a_second_interrupt_interrupts_at_once():

@@ -92,7 +92,7 @@ def fixture_start(tmp_path, monkeypatch, record_property):
     joined = f'--coordinator=127.0.0.1:{port or commands.free_port()}'
     run = Run([], time.monotonic(), tmp_path / 'now', record_property)
     for i in which:
-      given = [*common, joined, '--num_processes=2', f'--process_id={i}']
+      given = [joined, '--num_processes=2', f'--process_id={i}', *common]
       now = f'open({str(tmp_path / "now")!r}, "w").close()'
       program = f'{inject[i] or ""}\n{TRAIN}'.replace('NOW', now)
       own, options = (second, p1 or {}) if i else ((), {})
@@ -409,12 +409,21 @@ def test_a_device_that_one_process_lacks_ends_both(start):
         ((0,), 'process 1 of 2 did not come to 127.0.0.1:.* in --join_sec'),
         ((1,), 'process 0 is not at --coordinator=127.0.0.1:'),
         ((1, 1), 'process 0 is not at --coordinator=127.0.0.1:'),
-        ((0, 0), 'in use|process 1 of 2 did not come'),
     ],
 )
 def test_a_process_that_does_not_come_is_not_waited_for(start, which, words):
   for line in start('--join_seconds=8', which=which).ends(START):
     assert re.search(words, line)
+
+
+@slow
+@pytest.mark.parametrize('number, which', [(2, (0, 0)), (3, (0, 1, 1))])
+def test_two_of_one_number_that_are_one_too_few_end_at_once(
+    start, number, which
+):
+  run = start(f'--num_processes={number}', which=which)
+  for line in run.ends(START):
+    assert f'another process has --process_id={which[-1]}' in line
 
 
 @slow
@@ -437,13 +446,14 @@ def test_a_mistake_without_the_first_process_ends_in_time(start):
 
 
 @slow
-def test_a_second_process_of_one_number_does_not_harm_the_run(start, tmp_path):
-  run = start('--config.num_epochs=0.4', which=(0, 1, 1))
-  ends = [process.communicate(timeout=4 * START) for process in run.processes]
-  codes = [process.returncode for process in run.processes]
-  assert codes[0] == 0 and sorted(codes[1:]) == [0, 1], ends
-  refused = ends[codes.index(1)][1]
+def test_a_late_process_of_one_number_does_not_harm_the_run(start, tmp_path):
+  port = commands.free_port()
+  run = start('--config.num_epochs=0.4', port=port)
+  reach(run, 1)
+  (refused,) = start(which=(1,), port=port).ends(START)
   assert refused == 'error: another process has --process_id=1\n'
+  ends = [process.communicate(timeout=4 * START) for process in run.processes]
+  assert [process.returncode for process in run.processes] == [0, 0], ends
   assert saved_step(tmp_path) == 18
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ import threading
 import time
 import traceback
 from typing import Any, NamedTuple, NoReturn
+import warnings
 
 from awconv_jax import errors
 from awconv_jax.errors import InputError
@@ -34,6 +34,9 @@ _SETTINGS = (
     *('jax_threefry_partitionable', 'jax_default_prng_impl'),
     *('jax_numpy_dtype_promotion',),
 )
+# In which launchers tell how many processes they started, or were to start.
+_OF_SLURM = 'SLURM_NTASKS', 'SLURM_JOB_NUM_NODES'
+_SAY_HOW_MANY = 'OMPI_COMM_WORLD_SIZE', *_OF_SLURM, 'PMI_SIZE'
 
 
 class Place(NamedTuple):
@@ -46,29 +49,23 @@ class Place(NamedTuple):
 
 
 def place(
-    coordinator: str | None, number: int | None, index: int | None
+    coordinator: str | None,
+    number: int | None,
+    index: int | None,
+    join_seconds: int,
 ) -> Place | None:
-  """Returns what the flags say, or SLURM or Cloud TPU; None if it is alone.
+  """Returns what the flags say, or what JAX finds; None if it is alone.
 
   Raises:
-    InputError: only some of the three are given, or they cannot be right.
+    InputError: only some of the three are given, or they cannot be right; or a
+      launcher speaks of others that are not found.
   """
   given = (coordinator, number, index)
   if given == (None, None, None):
-    if 'SLURM_PROCID' in os.environ:
-      several = int(os.environ.get('SLURM_NTASKS', '1')) > 1
-    else:  # Only Cloud TPU has it, where JAX asks the metadata server.
-      platforms = os.environ.get('JAX_PLATFORMS', 'tpu')
-      found = importlib.util.find_spec('libtpu') is not None
-      several = found and platforms.startswith('tpu')
-    if not several:
-      return None
-    from jax._src.clusters import ClusterEnv  # There is no public name for it.
-
-    detect = ClusterEnv.auto_detect_unset_distributed_params
-    found = Place(*detect(None, None, None, None, None, 300))
-    # None of it is known where libtpu is installed and there is no TPU.
-    return found if None not in found[:3] and found.number > 1 else None
+    found = _found(join_seconds)
+    return found if (found.number or 1) > 1 else None
+  if given == (None, 1, None):
+    return None
   port = str(coordinator).rpartition(':')[2]
   right = port.isdecimal() and int(port) < 2**16
   if None in given or not (right and 0 <= index < number):
@@ -77,6 +74,44 @@ def place(
         f'and --process_id={index} from 0 to below --num_processes={number}'
     )
   return Place(coordinator, number, index) if number > 1 else None
+
+
+def _found(join_seconds: int) -> Place:
+  """Returns what JAX finds, all of it None where that is nothing."""
+  from jax._src.clusters import ClusterEnv  # There is no public name for it.
+
+  env, alone = os.environ, '--num_processes=1 trains in this process alone'
+  flags = 'give each --coordinator, --num_processes and --process_id'
+  detect = ClusterEnv.auto_detect_unset_distributed_params
+  try:
+    with warnings.catch_warnings(action='ignore'):
+      found = Place(*detect(None, None, None, None, None, join_seconds))
+  except Exception as error:  # Whatever a server of metadata or a cluster says.
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    raise InputError(
+        f'JAX cannot find the processes of this run: {reason}; {flags}; {alone}'
+    ) from error
+  said = next((name for name in _SAY_HOW_MANY if name in env), None)
+  known = env.get('SLURM_STEP_NUM_TASKS') if said in _OF_SLURM else found.number
+  if said and int(env[said]) != (there := int(known or 1)):
+    how = 'put srun before python' if said in _OF_SLURM else flags
+    raise InputError(
+        f'{said}={env[said]}, but only {there} process was started, as far as '
+        f'JAX can see: {how}; {alone}'
+    )
+  if found.number is None and 'JOB_COMPLETION_INDEX' in env:
+    raise InputError(
+        'JOB_COMPLETION_INDEX is set, but JAX finds no other pods of this job: '
+        f"pip install 'jax[k8s]', or {flags}; {alone}"
+    )
+  # JAX gives each process of SLURM and Open MPI the one device of its place on
+  # the host, also where it has the host, or what is visible of it, for itself.
+  here = env.get('OMPI_COMM_WORLD_LOCAL_SIZE')
+  here = here or env.get('SLURM_STEP_TASKS_PER_NODE', '').partition('(')[0]
+  one = ',' not in env.get('CUDA_VISIBLE_DEVICES', ',')
+  if here == '1' or one or 'JAX_LOCAL_DEVICE_IDS' in env:  # JAX reads the last.
+    found = found._replace(local_devices=None)
+  return found
 
 
 class _Watched:

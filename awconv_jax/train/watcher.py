@@ -115,8 +115,6 @@ class _Hub:
     if number != self._number:
       here = f'--num_processes is {self._number} in process 0'
       line = f'the processes do not agree: {here} and {number} in {who}'
-      if not complete:
-        self._finish(line)
     elif complete or who in self._members:
       line = f'another process has --process_id={who}'
     else:
@@ -125,6 +123,8 @@ class _Hub:
         link.send(**self._end)
       return who
     link.send(end=line, process=None)
+    if not complete:  # Of a launch that went wrong, and would be waited for.
+      self._finish(line)
 
   def _take(self, who: int, message: dict[str, Any]) -> None:
     if 'facts' in message:
@@ -186,7 +186,7 @@ class _Watcher:
     self._all_left: asyncio.Event | None = None  # Of its own hub.
     self._unsent: list[dict] = []
     self._held: list[tuple[float, bytes]] = []
-    self._failed = self._traceback = ''
+    self._failed = self._traceback = self._taken = ''
     self._done = False
 
   async def run(self, own: int, number: int, seconds: int) -> None:
@@ -199,11 +199,14 @@ class _Watcher:
         hub, host = _Hub(self._address, number, seconds), 'localhost'
         try:
           await asyncio.start_server(hub.serve, None, int(port), limit=_LONGEST)
+          self._all_left = hub.all_left
+          tasks.create_task(hub.beat())
         except OSError as error:
-          reason = f'{os.strerror(error.errno)}; give another port'
-          await self._finish(f'--coordinator={self._address}: {reason}')
-        self._all_left = hub.all_left
-        tasks.create_task(hub.beat())
+          # If it is another process 0 that has it, both are to hear of it.
+          self._taken = (
+              f'--coordinator={self._address}: {os.strerror(error.errno)}; '
+              'give another port, by JAX_COORDINATOR_PORT if JAX found this one'
+          )
       for part in self._hear_own, self._look, self._let_out:
         tasks.create_task(part())
       found = await self._find((host.strip('[]'), int(port)), seconds)
@@ -222,6 +225,8 @@ class _Watcher:
         reason = error.strerror or error
       except UnicodeError as error:  # No host has such a name.
         reason, seconds = error, 0
+      if self._taken:
+        await self._finish(self._taken)
       waited = time.monotonic() - began
       if waited > (min(_KNOCK_SECONDS, seconds) if self._failed else seconds):
         line = f'process 0 is not at --coordinator={self._address}: {reason}'
@@ -264,6 +269,7 @@ class _Watcher:
 
   async def _hear_hub(self) -> None:
     line = f'at --coordinator={self._address} there is no process 0'
+    line = self._taken or line
     async for message in self._hub.messages(_SILENT_SECONDS):
       line = 'process 0, or its host, is gone'
       if message.get('beat'):
@@ -272,7 +278,8 @@ class _Watcher:
         own = (who := message['process']) == self._index
         other = '' if own or who is None else f'process {who}: '
         text = self._traceback if own else ''
-        await self._finish(message['end'], text, other)
+        more = f' ({self._taken})' * bool(self._taken)
+        await self._finish(message['end'] + more, text, other)
       elif 'port' in message:
         self._own.send(**message)
     if not self._done:

@@ -1,0 +1,149 @@
+"""How the processes of a run are found, as launchers start them."""
+
+import pytest
+
+from awconv_jax.errors import InputError
+from awconv_jax.train import processes
+
+# What SLURM 22.05 sets in the script of `sbatch -N2 --ntasks-per-node=1`, ...
+BATCH = {
+    'SLURM_JOB_ID': '7',
+    'SLURM_JOB_NUM_NODES': '2',
+    'SLURM_NTASKS': '2',
+    'SLURM_PROCID': '0',
+    'SLURM_LOCALID': '0',
+}
+# ... in the second task of its `srun`, and in a shell of `salloc`.
+STEP = BATCH | {
+    'SLURM_PROCID': '1',
+    'SLURM_STEP_NODELIST': 'node[3-4]',
+    'SLURM_STEP_NUM_TASKS': '2',
+    'SLURM_STEP_TASKS_PER_NODE': '1(x2)',
+}
+SHELL = BATCH | {
+    'SLURM_STEP_NODELIST': 'node3',
+    'SLURM_STEP_NUM_TASKS': '1',
+    'SLURM_STEP_TASKS_PER_NODE': '1',
+}
+ON_ONE_NODE = {'SLURM_STEP_TASKS_PER_NODE': '2', 'SLURM_LOCALID': '1'}
+# Of `mpirun -np 2` of Open MPI 4.1, in the second.
+MPI = {
+    'OMPI_COMM_WORLD_SIZE': '2',
+    'OMPI_COMM_WORLD_RANK': '1',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+    'OMPI_COMM_WORLD_LOCAL_SIZE': '2',
+    'OMPI_MCA_orte_hnp_uri': '2129133568.0;tcp://10.0.0.2:54495',
+}
+# Of a pod of the second host of a slice on GKE.
+GKE = {
+    'TPU_WORKER_ID': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost,run-1.run',
+    'JOB_COMPLETION_INDEX': '1',
+}
+# What the server of metadata is asked for otherwise.
+ONE_SLICE = {
+    'MEGASCALE_COORDINATOR_ADDRESS': 'localhost',
+    'MEGASCALE_NUM_SLICES': '1',
+    'MEGASCALE_SLICE_ID': '0',
+}
+
+
+@pytest.fixture(name='place')
+def fixture_place(monkeypatch):
+  def place(env, tpu=False):
+    for name, value in env.items():
+      monkeypatch.setenv(name, value)
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', tpu)
+    return processes.place(None, None, None, 5)
+
+  return place
+
+
+@pytest.mark.parametrize(
+    'env, host, number, index, devices',
+    [
+        (STEP, 'node3', 2, 1, None),
+        (STEP | ON_ONE_NODE, 'node3', 2, 1, [1]),
+        (
+            STEP | ON_ONE_NODE | {'CUDA_VISIBLE_DEVICES': '0'},
+            'node3',
+            2,
+            1,
+            None,
+        ),
+        (
+            STEP | ON_ONE_NODE | {'JAX_LOCAL_DEVICE_IDS': '1'},
+            'node3',
+            2,
+            1,
+            None,
+        ),
+        (MPI, '10.0.0.2', 2, 1, [1]),
+        (BATCH | MPI, '10.0.0.2', 2, 1, [1]),
+    ],
+)
+def test_processes_are_found_as_jax_finds_them(
+    place, env, host, number, index, devices
+):
+  found = place(env)
+  assert found.coordinator.rpartition(':')[0] == host
+  assert found[1:] == (number, index, devices)
+
+
+def test_hosts_of_a_slice_are_found(place):
+  assert place(GKE | ONE_SLICE, tpu=True) == ('localhost:8482', 2, 1, None)
+
+
+@pytest.mark.parametrize(
+    'env',
+    [
+        {},
+        {'SLURM_JOB_ID': '7', 'SLURM_JOB_NUM_NODES': '1'},
+        STEP | {'SLURM_NTASKS': '1', 'SLURM_STEP_NUM_TASKS': '1'},
+        {'PMI_SIZE': '1', 'KUBERNETES_SERVICE_HOST': '10.0.0.1'},
+    ],
+)
+def test_one_process_is_alone(place, env, recwarn):
+  assert place(env) is None
+  assert not recwarn
+
+
+@pytest.mark.parametrize(
+    'env, words',
+    [
+        (BATCH, 'SLURM_NTASKS=2, but only 1 process .*: put srun before'),
+        (SHELL, 'SLURM_NTASKS=2, but only 1 process .*: put srun before'),
+        (
+            {'SLURM_JOB_ID': '7', 'SLURM_JOB_NUM_NODES': '2'},
+            'SLURM_JOB_NUM_NODES=2, but',
+        ),
+        # Of Open MPI 5, which JAX does not find by these alone.
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, 'OMPI_COMM_WORLD_SIZE=2.*: give each'),
+        ({'PMI_SIZE': '4'}, 'PMI_SIZE=4, but'),
+        (
+            {'KUBERNETES_SERVICE_HOST': '::1', 'JOB_COMPLETION_INDEX': '1'},
+            r"pip install 'jax\[k8s\]'",
+        ),
+    ],
+)
+def test_a_launch_that_leaves_each_alone_is_one_line(place, env, words):
+  with pytest.raises(InputError, match=words) as caught:
+    place(env)
+  assert '--num_processes=1' in str(caught.value)
+  assert '\n' not in str(caught.value)
+  assert processes.place(None, 1, None, 5) is None
+
+
+def test_what_cannot_be_asked_is_one_line(place):
+  nobody = {'GCE_METADATA_IP': '127.0.0.1:1'}
+  with pytest.raises(InputError, match='^JAX cannot find .*; give each .*=1'):
+    place(GKE | nobody, tpu=True)
+
+
+def test_what_the_flags_say_must_be_whole():
+  assert processes.place('host:1', 2, 0, 5) == ('host:1', 2, 0, None)
+  for wrong in (('host:1', 2, None), ('host:1', 2, 2), ('host', 2, 0)):
+    with pytest.raises(InputError, match='several processes need'):
+      processes.place(*wrong, 5)
