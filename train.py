@@ -44,6 +44,17 @@ _JOIN_SECONDS = flags.DEFINE_integer(
     'join_seconds', 300, 'So long processes wait for each other to come.', 1
 )
 
+_PROFILE_STEPS = flags.DEFINE_string(
+    'profile_steps', None, 'Steps to trace for xprof, first:last, as 10:15.'
+)
+_STALL_SECONDS = flags.DEFINE_integer(
+    'stall_seconds',
+    None,
+    'Show where the run is when nothing has gone on for so long; 0 is never. '
+    'By default ten times the median step, and at least 300.',
+    0,
+)
+
 
 def main() -> None:
   """Trains as the flags say."""
@@ -65,9 +76,14 @@ def _train() -> None:
   import jax
 
   from awconv_jax.tools import plot_curves
-  from awconv_jax.train import logging, loop
+  from awconv_jax.train import logging, loop, trace
 
-  result = loop.train(config, _WORKDIR.value)
+  result = loop.train(
+      config,
+      _WORKDIR.value,
+      profile_steps=trace.parse(_PROFILE_STEPS.value),
+      stall_seconds=_STALL_SECONDS.value,
+  )
   if result.stopped_by:
     logging.info(
         f'stopped by {result.stopped_by} after step {result.step} of '

@@ -260,7 +260,10 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-  """Endless batches; an iterator whose state is how many it has delivered."""
+  """Endless batches; an iterator whose state is how many it has delivered.
+
+  `blank` has the shapes and types of the first one.
+  """
 
   def __init__(
       self, reader: Reader, source: Any, order: Any, make_row: Any, seed: int
@@ -275,7 +278,7 @@ class TrainBatches(_Batches):
           f'config.batch_size={reader.batch_size} is more than the '
           f'{order.num_examples} examples of split {reader.train_split!r}'
       )
-    reader.blank(lambda: make_row(source, NONE, 0, None))
+    self.blank = reader.blank(lambda: make_row(source, NONE, 0, None))
     self.batches_per_epoch = order.num_examples / reader.batch_size
     counts = dict(num_examples=order.num_examples, repeats=order.repeats)
     sizes = dict(seed=reader.seed, batch_size=reader.batch_size)

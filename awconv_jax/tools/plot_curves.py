@@ -23,6 +23,8 @@ PANELS = {
     'AP (%)': ('eval/AP',),
     'AP50 (%)': ('eval/AP50',),
     'learning rate': ('train/learning_rate',),
+    'images/s': ('train/images_per_second',),
+    'model FLOP/s utilization (%)': ('train/mfu',),
 }
 
 

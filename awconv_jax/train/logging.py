@@ -19,10 +19,21 @@ import numpy as np
 from tqdm import tqdm
 
 from awconv_jax.errors import DivergenceError, InputError
-from awconv_jax.train import rundir
+from awconv_jax.train import peak, rundir
 
 # Of the images that could not be read, so many are shown at a time.
 _MOST_LINES = 10
+# Of what was lost, since the run began; kept in each row and taken from the
+# last one.
+_LOST = 'restarts', 'restart_seconds', 'restart_steps'
+# The scalars of steps that say nothing of what is learned.
+CLOCK = {
+    f'train/{name}'
+    for name in (
+        *('step_ms', 'images_per_second', 'data_wait', 'mfu', 'time', *_LOST),
+        *('memory_gib', 'memory_peak_gib'),
+    )
+}
 
 
 def read(path: str | os.PathLike) -> list[dict[str, float]]:
@@ -79,6 +90,17 @@ def info(text: str) -> None:
     print(f'{reason}; the run goes on, see metrics.jsonl', file=sys.stderr)
 
 
+def _memory() -> dict[str, float]:
+  """Returns the memory of the fullest of this process's devices, if known."""
+  found = [device.memory_stats() or {} for device in jax.local_devices()]
+  names = {'memory_gib': 'bytes_in_use', 'memory_peak_gib': 'peak_bytes_in_use'}
+  return {
+      name: max(stats[key] for stats in found) / 2**30
+      for name, key in names.items()
+      if all(key in stats for stats in found)
+  }
+
+
 def _tell_of_thread(hook: Callable[[Any], object], fault: Any) -> None:
   """Hands on what ended a thread, but for TensorBoard's that cannot write.
 
@@ -102,6 +124,9 @@ class Log(contextlib.AbstractContextManager):
     total: steps of the whole run.
     sources: batches; what they cannot read is told, and kept.
     checkpoints: gives the steps of those there are.
+    macs_of_one: gives multiply-adds of the forward pass of one image; called
+      where the peak of the devices is known.
+    writer: called with the step and the scalars of each row.
     steps_per_epoch, batch_size: for epochs, and images per second.
   """
 
@@ -112,6 +137,8 @@ class Log(contextlib.AbstractContextManager):
       total: int,
       sources: Sequence[Any] = (),
       checkpoints: Callable[[], list[int]] = list,
+      macs_of_one: Callable[[], Mapping[str, int]] = dict,
+      writer: Callable[[int, Mapping[str, float]], object] | None = None,
       *,
       steps_per_epoch: float,
       batch_size: int,
@@ -121,6 +148,8 @@ class Log(contextlib.AbstractContextManager):
     self._sources, self._checkpoints = sources, checkpoints
     # Metrics of the steps since the last row; those of the newest step.
     self._steps, self._newest = [], None
+    self._writer, self._lost, self._macs = writer, dict.fromkeys(_LOST, 0.0), 0
+    self._left_at: float | None = None  # The last row of the start before.
     self._restart_clock()
     self._file: Any = None
     self._board: Any = None
@@ -136,6 +165,10 @@ class Log(contextlib.AbstractContextManager):
           row['step'] == first and any(k.startswith('eval/') for k in row)
           for row in rows
       )
+      self._take_up([row for row in rows if 'train/loss' in row])
+      self._kind = jax.devices()[0].device_kind
+      if peak.flops(self._kind) is not None:
+        self._macs = sum(macs_of_one().values())
       # Replaced in one go: a kill in here must not cost the rows already there.
       kept = [json.dumps(row) + '\n' for row in rows if row['step'] <= first]
       rundir.write(path, ''.join(kept))
@@ -167,6 +200,15 @@ class Log(contextlib.AbstractContextManager):
       if writer := getattr(self._board, 'file_writer', None):
         writer.event_writer.close = lambda: None
 
+  def _take_up(self, rows: Sequence[Mapping[str, float]]) -> None:
+    """Counts as lost what the start before did after the checkpoint."""
+    if rows:
+      last = rows[-1]
+      self._lost = {k: last.get(f'train/{k}', 0.0) for k in _LOST}
+      self._lost['restarts'] += 1
+      self._lost['restart_steps'] += max(last['step'] - self._first, 0)
+      self._left_at = last.get('train/time')
+
   def _restart_clock(self) -> None:
     self._timed, self._since, self._waited = 0, time.monotonic(), 0.0
 
@@ -188,6 +230,8 @@ class Log(contextlib.AbstractContextManager):
     else:  # The first step compiles; the clock starts after it.
       jax.block_until_ready(metrics)
       self._restart_clock()
+      if self._left_at is not None:
+        self._lost['restart_seconds'] += max(time.time() - self._left_at, 0.0)
     self._newest = metrics
     self._steps.append((step, metrics))
     self._bar.update()
@@ -211,13 +255,23 @@ class Log(contextlib.AbstractContextManager):
     means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     means |= {
         'learning_rate': float(rows[-1]['learning_rate']),
-        'images_per_second': self._timed * self._batch_size / seconds,
-        'data_wait': min(self._waited / seconds, 1.0),
         'epoch': step / self._steps_per_epoch,
+        'time': time.time(),
+        **self._lost,
+        **_memory(),
     }
+    if self._timed:  # Steps beside the one that compiled.
+      speed = self._timed * self._batch_size / seconds
+      means['step_ms'] = 1e3 * seconds / self._timed
+      means['images_per_second'] = speed
+      means['data_wait'] = min(self._waited / seconds, 1.0)
+      if self._macs:
+        devices = jax.device_count()
+        used = peak.utilization(speed, self._macs, self._kind, devices)
+        means['mfu'] = used
     left = (self._total - step) * seconds / max(self._timed, 1)
     text = f'loss {means["loss"]:.4f}  lr {means["learning_rate"]:.2e}'
-    if self._timed:  # Steps beside the one that compiled.
+    if self._timed:
       text += f'  {means["images_per_second"]:,.0f} images/s'
       text += f'  {tqdm.format_interval(left)} left'
     if self._bar.disable:
@@ -268,6 +322,12 @@ class Log(contextlib.AbstractContextManager):
     for name, value in scalars.items():
       self._board.add_scalar(name, value, step)
     self._board.flush()  # A kill must not cost what was shown.
+    if self._writer is not None:
+      try:
+        self._writer(step, scalars)
+      except Exception as error:  # What others see of a run must not end it.
+        what = f'{type(error).__name__}: {error}'
+        info(f'warning: the writer of step {step} failed: {what}')
 
   def _unreadable(self) -> None:
     """Shows, and keeps, what could not be read since the last time."""

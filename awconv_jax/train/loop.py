@@ -1,6 +1,6 @@
 """The training loop: config -> data, task -> steps -> metrics, checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -21,8 +21,11 @@ from awconv_jax.train import (
     partition,
     preemption,
     processes,
+    programs,
     rundir,
     settings,
+    stall,
+    trace,
     warm_start,
 )
 from awconv_jax.train import step as train_step
@@ -42,7 +45,14 @@ class Result:
   stopped_by: str | None
 
 
-def train(config: Any, workdir: str) -> Result:
+def train(
+    config: Any,
+    workdir: str,
+    *,
+    writer: Callable[[int, Mapping[str, float]], object] | None = None,
+    profile_steps: tuple[int, int] | None = None,
+    stall_seconds: int | None = None,
+) -> Result:
   """Trains, evaluates and saves as the config says, from where the run stands.
 
   Args:
@@ -51,6 +61,10 @@ def train(config: Any, workdir: str) -> Result:
       classes.json (and categories.json, if classes have numbers),
       metrics.jsonl, tensorboard/ and checkpoints/, and unreadable.txt if there
       are images that cannot be read.
+    writer: in the first process it is called with the step and the scalars of
+      each row of metrics.jsonl, as the row is written.
+    profile_steps: the first and the last step to trace into <workdir>/profile.
+    stall_seconds: see `stall.Watch`.
 
   Raises:
     InputError: the config, the data or the directory cannot be used.
@@ -79,10 +93,12 @@ def train(config: Any, workdir: str) -> Result:
           f'config.num_epochs={config.num_epochs} is {total:,} steps of '
           f'config.batch_size={config.batch_size}, want 1 to {options.MOST:,}'
       )
+    tracing = stack.enter_context(trace.Trace(workdir, profile_steps, total))
     optimizer, schedule = optim.create(
         **config.optimizer, **lengths, total_steps=total
     )
     stack.enter_context(rundir.claim(workdir, config))
+    stack.enter_context(programs.kept(workdir))
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(
         checkpoint.Checkpointer(
@@ -127,8 +143,13 @@ def train(config: Any, workdir: str) -> Result:
     )
     stop_reason = stack.enter_context(preemption.stop_requests())
     sources, saved = (batches, eval_batches), checkpointer.steps
-    log = logging.Log(workdir, step, total, sources, saved, **lengths)
+    image = jax.eval_shape(lambda: batches.blank['image'][:1])
+    macs_of_one = functools.partial(_macs, task, state, image)
+    log = logging.Log(
+        workdir, step, total, sources, saved, macs_of_one, writer, **lengths
+    )
     stack.enter_context(log)
+    watch = stack.enter_context(stall.Watch(step, stall_seconds))
     predict = train_step.create_predict(task, mesh)
     take_step = train_step.create_train_step(
         task,
@@ -143,7 +164,9 @@ def train(config: Any, workdir: str) -> Result:
 
     def evaluation():
       variables, evaluator = state.eval_variables(), task.evaluator()
+      watch.at(stall.EVALUATION)
       for _, outputs in predictions(predict, variables, eval_batches, mesh):
+        watch.at(stall.EVALUATION)
         evaluator.update(outputs)
       metrics = evaluator.compute()
       log.evaluation(step, metrics)
@@ -159,16 +182,23 @@ def train(config: Any, workdir: str) -> Result:
         metrics = evaluation()
     logging.info('compiling; the first step takes its time')
     while step < total and not stopped_by:
+      tracing.at(step + 1, state)
+      watch.at('waiting for data')
       with log.waiting():
         batch = next(batches)
-      state, step_metrics = take_step(state, partition.shard_batch(mesh, batch))
+      watch.at(stall.STEP)
+      with tracing.step(step + 1):
+        rows = partition.shard_batch(mesh, batch)
+        state, step_metrics = take_step(state, rows)
       step += 1
       log.step(step, step_metrics)
+      watch.ended(step)
       stopped_by = stop_reason(step) if step < total else None
       # A grace period may be too short to evaluate in.
       evaluate_now = _is_due(step, total, eval_every) and not stopped_by
       save_now = _is_due(step, total, save_every) or stopped_by
       if evaluate_now or save_now or step % config.log_every_steps == 0:
+        watch.at('writing metrics')
         log.flush()
         # All of it, which takes longer, before it is used or kept.
         used = evaluate_now or save_now
@@ -177,6 +207,7 @@ def train(config: Any, workdir: str) -> Result:
         metrics = evaluation()
       # After the evaluation: what a checkpoint follows is on record.
       if save_now:
+        watch.at('in a save')
         checkpointer.save(step, state, batches.get_state())
     return Result(step, total, metrics, stopped_by)
 
@@ -264,7 +295,7 @@ def _first_weights(config: Any, fresh: Any) -> Any:
 def _describe(config, workdir, task, state, shapes, batches, eval_batches):
   """Tells, and writes, what is trained on what, and how large it is."""
   image = shapes['image'].update(shape=(1, *shapes['image'].shape[1:]))
-  counted = macs.count(task.forward, state.variables(), {'image': image})
+  counted = _macs(task, state, image)
   left_out = batches.num_left_out
   logging.info(
       f'{config.model.name} on {config.data.name}: {batches.num_examples:,} '
@@ -282,6 +313,11 @@ def _describe(config, workdir, task, state, shapes, batches, eval_batches):
   )
   rundir.write(workdir / 'parameters.txt', f'{overview}\n')
   rundir.write_classes(workdir, batches.class_names, batches.category_ids)
+
+
+def _macs(task: Any, state: Any, image: Any) -> dict[str, int]:
+  """Returns the multiply-adds by scope for one image, of this shape."""
+  return macs.count(task.forward, state.variables(), {'image': image})
 
 
 def _is_due(step: int, total: int, period: int) -> bool:

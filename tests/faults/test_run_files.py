@@ -11,6 +11,8 @@ import pytest
 import runs
 from watched_run import assert_same_runs, rows_of, saved_arrays
 
+from awconv_jax.train import logging
+
 pytestmark = pytest.mark.faults('bytes')
 
 
@@ -35,8 +37,7 @@ def left(workdir):
 
 def steps_of(row):
   """Returns a row without what the clock says."""
-  clock = ('train/images_per_second', 'train/data_wait')
-  return {k: v for k, v in row.items() if k not in clock}
+  return {k: v for k, v in row.items() if k not in logging.CLOCK}
 
 
 def assert_held(workdir, reference, place, before):

@@ -1,0 +1,45 @@
+"""What was compiled is kept, so that a run that starts again starts soon."""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+import warnings
+
+import jax
+
+from awconv_jax.train import logging
+
+# Compiled in less, a program is not worth a file [s].
+_LEAST = 0.1
+
+
+@contextlib.contextmanager
+def kept(workdir: pathlib.Path) -> Iterator[None]:
+  """Has JAX keep programs in `.jax_cache` beside a run's directory.
+
+  Or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=false
+  has it keep none. That they cannot be kept is told, and ends nothing.
+  """
+  option = 'jax_compilation_cache_dir'
+  if not getattr(jax.config, option):
+    jax.config.update(option, str(workdir.parent / '.jax_cache'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', _LEAST)
+  place, shown, told = getattr(jax.config, option), warnings.showwarning, []
+
+  def show(message, *args, **kwargs):
+    if 'persistent compilation cache' not in str(message):
+      shown(message, *args, **kwargs)
+    elif not told:
+      told.append(message)
+      reason = str(message).rpartition(': ')[2]
+      logging.info(
+          f'warning: compiled programs in {place} cannot all be used or kept: '
+          f'{reason}; the run goes on, and compiles them each time. The '
+          'directory may be removed'
+      )
+
+  warnings.showwarning = show
+  try:
+    yield
+  finally:
+    warnings.showwarning = shown

@@ -1,0 +1,180 @@
+"""What a long run tells: speeds, losses of time, traces, stalls, programs."""
+
+import gzip
+import json
+import re
+import sys
+import time
+import types
+
+import commands
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from watched_run import rows_of
+
+from awconv_jax.errors import InputError
+from awconv_jax.train import logging, peak, stall, trace
+from configs import digits
+
+
+def make_log(workdir, first=0, **kwargs):
+  lengths = dict(steps_per_epoch=5.0, batch_size=4)
+  return logging.Log(workdir, first, 10, **lengths, **kwargs)
+
+
+def take(log, *steps):
+  metrics = dict(loss=1.5, grad_norm=1.0, param_norm=1.0, learning_rate=0.1)
+  for step in steps:
+    log.step(step, {k: np.float32(v) for k, v in metrics.items()})
+
+
+def test_rows_tell_memory_and_what_share_of_the_peak_is_used(
+    tmp_path, monkeypatch
+):
+  stats = dict(bytes_in_use=2**30, peak_bytes_in_use=3 * 2**30)
+  device = types.SimpleNamespace(
+      device_kind='TPU v5 lite', memory_stats=lambda: stats
+  )
+  for name in 'devices', 'local_devices':
+    monkeypatch.setattr(jax, name, lambda: [device])
+  macs = {'stem': 10**10, 'head': 10**9}
+  with make_log(tmp_path, macs_of_one=lambda: macs) as log:
+    take(log, 1, 2, 3)
+    log.flush()
+  (row,) = rows_of(tmp_path)
+  speed = row['train/images_per_second']
+  assert row['train/step_ms'] == pytest.approx(4e3 / speed)
+  share = speed * 6 * 1.1e10 / (197e12 * jax.device_count())
+  assert row['train/mfu'] == pytest.approx(share)
+  assert row['train/memory_gib'] == 1 and row['train/memory_peak_gib'] == 3
+
+
+def test_kinds_of_devices_are_told_apart():
+  assert peak.flops('cpu') is None
+  assert peak.flops('TPU v5 lite') < peak.flops('TPU v5p') < 5e14
+  assert peak.flops('NVIDIA H100 PCIe') < peak.flops('NVIDIA H100 80GB HBM3')
+
+
+def test_time_lost_to_restarts_adds_up(tmp_path, monkeypatch):
+  clock = [1000.0]
+  monkeypatch.setattr(logging.time, 'time', lambda: clock[0])
+  # The last checkpoint is of step 2; twice the run is killed after step 4.
+  for first, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (2, (3,))):
+    with make_log(tmp_path, first) as log:
+      for step in steps:
+        take(log, step)
+        log.flush()
+        clock[0] += 1
+    clock[0] += 59
+  names = 'restarts', 'restart_steps', 'restart_seconds'
+  rows = [[row[f'train/{name}'] for name in names] for row in rows_of(tmp_path)]
+  assert rows == [[0, 0, 0], [0, 0, 0], [2, 4, 120]]
+
+
+def test_a_writer_gets_each_row_and_its_failure_ends_nothing(tmp_path, capsys):
+  got = []
+
+  def write(step, scalars):
+    got.append({'step': step, **scalars})
+    raise OSError('no network')
+
+  with make_log(tmp_path, writer=write) as log:
+    take(log, 1, 2)
+    log.flush()
+    log.evaluation(2, {'top1': 0.5})
+  assert got == rows_of(tmp_path) and len(got) == 2
+  failed = 'warning: the writer of step 2 failed: OSError: no network'
+  assert failed in capsys.readouterr().out
+
+
+def test_a_trace_is_of_the_steps_that_were_asked_for(tmp_path, capsys):
+  step = jax.jit(lambda x: jnp.sin(x).sum() + x)
+  state = jnp.ones(1000)
+  with trace.Trace(tmp_path, (3, 4), 9) as tracing:
+    for number in range(1, 7):
+      tracing.at(number, state)
+      with tracing.step(number):
+        state = step(state)
+  assert f'steps 3 to 4 are traced in {tmp_path}' in capsys.readouterr().out
+  assert list(tmp_path.rglob('plugins/profile/*/*.xplane.pb'))
+  (path,) = tmp_path.rglob('*.trace.json.gz')
+  events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+  seen = {e['args'].get('step_num') for e in events if e.get('name') == 'train'}
+  assert seen == {'3', '4'}
+
+
+@pytest.mark.parametrize('text', ['10', '10:5', '0:3', 'a:b', '1:2:3', ''])
+def test_steps_to_trace_that_are_none(text):
+  with pytest.raises(InputError, match=f"_steps='{text}' must be .* as 10:15"):
+    trace.parse(text)
+
+
+def test_steps_to_trace_that_the_run_has_not(tmp_path):
+  assert trace.parse('10:15') == (10, 15) and trace.parse(None) is None
+  flags = f'--workdir={tmp_path}/run', '--profile_steps=20:23'
+  code, _, err = commands.tool('train', commands.TINY, *flags)
+  words = 'error: --profile_steps=20:23, but the run has 22 steps\n'
+  assert (code, err) == (1, words)
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_stall_is_told_with_where_and_the_stacks(capfd):
+  with stall.Watch(7, 0.2) as watch:
+    watch.at(stall.STEP)
+    time.sleep(0.5)  # It compiles.
+    watch.ended(8)
+    watch.at('waiting for data')
+    time.sleep(0.05)
+    watch.at(stall.STEP)
+    watch.ended(9)
+    assert capfd.readouterr().err == ''
+    watch.at('waiting for data')
+    time.sleep(0.75)  # Of the limit once, twice, and not yet four times.
+    told = capfd.readouterr().err
+    watch.at(stall.STEP)
+  found = re.findall(r'the run has not gone on for \d s: .*', told)
+  assert len(found) == 2
+  assert 'it is waiting for data, after step 9' in found[0]
+  assert told.count('in test_a_stall_is_told_with_where') == 2
+  time.sleep(0.3)  # It has ended.
+  assert capfd.readouterr().err == ''
+
+
+def test_what_is_long_follows_from_the_steps(monkeypatch):
+  clock = [0.0]
+  watch = stall.Watch(0, 0)
+  watch._seconds = None
+  monkeypatch.setattr(stall.time, 'monotonic', lambda: clock[0])
+  assert watch._limit() == 300
+  for step in range(9):
+    clock[0] += 9e3 if step == 4 else 60.0  # An evaluation among them.
+    watch.ended(step)
+  assert watch._limit() == 600
+
+
+def test_the_page_names_each_scalar_and_its_script_runs(tmp_path, monkeypatch):
+  page = (commands.ROOT / 'docs/pods.md').read_text()
+  for name in logging.CLOCK:
+    assert f'`{name}`' in page, name
+  section = page.partition('## Watching')[2].partition('\n## ')[0]
+  (script,) = re.findall('```python\n(.*?)```', section, re.DOTALL)
+  assert len(script.splitlines()) <= 20
+  got = []
+  board = types.ModuleType('trackio')
+  board.init = lambda project, config: got.append(config['seed'])
+  board.log = lambda scalars, step: got.append({'step': step, **scalars})
+  board.finish = lambda: got.append('finished')
+  monkeypatch.setitem(sys.modules, 'trackio', board)
+  monkeypatch.setattr(digits, 'get_config', few_steps)
+  monkeypatch.chdir(tmp_path)
+  exec(script, {})
+  assert got == [0, *rows_of('runs/digits'), 'finished'] and len(got) == 5
+
+
+def few_steps(**arguments):
+  config = tiny.get_config(**arguments)
+  config.num_epochs = 0.05
+  return config
