@@ -155,7 +155,9 @@ def test_what_is_long_follows_from_the_steps(monkeypatch):
   assert watch._limit() == 600
 
 
-def test_the_page_names_each_scalar_and_its_script_runs(tmp_path, monkeypatch):
+def test_the_page_names_each_scalar_and_its_script_runs(
+    tmp_path, monkeypatch, quick_compiles
+):
   page = (commands.ROOT / 'docs/pods.md').read_text()
   for name in logging.CLOCK:
     assert f'`{name}`' in page, name
@@ -168,13 +170,9 @@ def test_the_page_names_each_scalar_and_its_script_runs(tmp_path, monkeypatch):
   board.log = lambda scalars, step: got.append({'step': step, **scalars})
   board.finish = lambda: got.append('finished')
   monkeypatch.setitem(sys.modules, 'trackio', board)
-  monkeypatch.setattr(digits, 'get_config', few_steps)
+  config = tiny.get_config()
+  config.num_epochs = 0.05
+  monkeypatch.setattr(digits, 'get_config', lambda model: config)
   monkeypatch.chdir(tmp_path)
   exec(script, {})
   assert got == [0, *rows_of('runs/digits'), 'finished'] and len(got) == 5
-
-
-def few_steps(**arguments):
-  config = tiny.get_config(**arguments)
-  config.num_epochs = 0.05
-  return config
