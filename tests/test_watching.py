@@ -171,8 +171,8 @@ def test_the_page_names_each_scalar_and_its_script_runs(
   board.finish = lambda: got.append('finished')
   monkeypatch.setitem(sys.modules, 'trackio', board)
   config = tiny.get_config()
-  config.num_epochs = 0.05
+  config.num_epochs = 0.2
   monkeypatch.setattr(digits, 'get_config', lambda model: config)
   monkeypatch.chdir(tmp_path)
   exec(script, {})
-  assert got == [0, *rows_of('runs/digits'), 'finished'] and len(got) == 5
+  assert got == [0, *rows_of('runs/digits'), 'finished'] and len(got) == 12
