@@ -1,11 +1,19 @@
 """train.py as a user runs it: devices, processes, kills, signals, mistakes."""
 
+import contextlib
+import functools
+import hashlib
 import re
 import signal
+import time
 
 import commands
 import pytest
+import tiny
 from watched_run import assert_same_runs, rows_of, use_devices
+
+from awconv_jax import data
+from awconv_jax.train import settings
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -83,25 +91,79 @@ def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
   assert_same_runs(one_device[0], tmp_path, 30)
 
 
+# Notes which examples each process trains on. Several take their time: a signal
+# does, too, until all have heard of it.
+NOTED = """
+import hashlib, runpy, sys, time
+from awconv_jax.data import batches
+take = batches.TrainBatches.__next__
+def noted(self):
+  batch = take(self)
+  rows = [row.tobytes() for row in batch['image']]
+  with open({notes!r}, 'a') as file:
+    print(self._delivered, self._reader.process_index, file=file, end=' ')
+    print(*[hashlib.md5(row).hexdigest() for row in rows], file=file)
+  time.sleep(0.2 * (self._reader.process_count > 1))
+  return batch
+batches.TrainBatches.__next__ = noted
+sys.argv[0] = 'train.py'
+runpy.run_path('train.py', run_name='__main__')
+"""
+
+
+def examples_of(notes):
+  """Returns, by step, the hashes of the images of all processes, in order."""
+  steps = {}
+  lines = (line.split() for line in notes.read_text().splitlines())
+  for step, _, *rows in sorted(lines, key=lambda line: line[:2]):
+    steps.setdefault(int(step), []).extend(rows)
+  return steps
+
+
 @pytest.mark.parametrize(
-    'signal_number',
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    'signal_number, devices',
+    [
+        (signal.SIGTERM, (8,)),
+        pytest.param(signal.SIGINT, (), marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, (1, 8), marks=pytest.mark.slow),
+    ],
 )
-def test_a_signal_stops_two_processes_after_the_same_step(
-    tmp_path, signal_number
+def test_a_signal_stops_two_processes_and_others_go_on(
+    one_device, tmp_path, signal_number, devices
 ):
-  every = ('num_epochs', 'eval_every_epochs', 'checkpoint_every_epochs')
-  lengths = (f'--config.{key}=50.0' for key in every)
-  both = commands.start_two(*command(tmp_path, *lengths))
+  notes, workdir = tmp_path / 'notes', tmp_path / 'run'
+  program = NOTED.format(notes=str(notes))
+  # Of the signal alone: the only other one is at the end.
+  given = *command(workdir, *THIRTY), '--config.checkpoint_every_epochs=50.0'
+  both = commands.start_two('-c', program, *given[1:])
   assert any(line.startswith('step 4/') for line in both[0].stdout)
   # The one that prints nothing is told; both must hear of it.
   both[1].send_signal(signal_number)
+  since = time.monotonic()
   out, err = both[0].communicate(timeout=120)
   both[1].communicate(timeout=120)
+  assert time.monotonic() - since < 30
   assert [p.returncode for p in both] == [143, 143], err
-  (stopped,) = (path.name for path in (tmp_path / 'checkpoints').iterdir())
-  assert f'stopped by SIGTERM after step {stopped} of' in out
+  (stopped,) = (path.name for path in (workdir / 'checkpoints').iterdir())
+  assert f'stopped by SIGTERM after step {stopped} of 30' in out
   assert 'goes on' in out and 'checkpoints:' not in out
+  for number in devices:
+    process = commands.start('-c', program, *given[1:], devices=number)
+    if number != devices[-1]:
+      assert any(line.startswith('step 20/') for line in process.stdout)
+      process.send_signal(signal_number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == (0 if number == devices[-1] else 143), err
+  if devices:
+    assert_same_losses_and_evaluation(one_device[0], workdir)
+    config = settings.complete(tiny.get_config())
+    create = functools.partial(data.create, config.data, seed=config.seed)
+    with contextlib.closing(create(train=True, batch_size=32)) as batches:
+      images = [next(batches)['image'] for _ in range(30)]
+    assert examples_of(notes) == {
+        step: [hashlib.md5(image.tobytes()).hexdigest() for image in batch]
+        for step, batch in enumerate(images, 1)
+    }
 
 
 @pytest.mark.parametrize(

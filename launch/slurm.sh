@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Trains on nodes of SLURM: a process on each, with all GPUs that it has there.
+#
+#   launch/host.sh cuda13      # Once; the nodes must see this directory.
+#   sbatch --nodes=4 launch/slurm.sh --config=configs/digits.py \
+#       --workdir=runs/digits
+#
+# What follows can be overridden before launch/slurm.sh, such as by
+# `sbatch --gpus-per-node=4`; --account and --partition are your site's.
+#SBATCH --job-name=awconv
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=awconv-%j.log
+# Two minutes before the time is up: it saves, and ends with 143.
+#SBATCH --signal=TERM@120
+set -uo pipefail
+export JAX_PLATFORMS="${JAX_PLATFORMS-cuda,cpu}"
+srun --cpus-per-task="$SLURM_CPUS_ON_NODE" .venv/bin/python train.py "$@"
+code=$?
+# What was asked to stop goes on later, and so does what failed, three times.
+if [ $code = 143 ] \
+    || [ $code != 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code
