@@ -23,8 +23,7 @@ export JAX_PLATFORMS="${JAX_PLATFORMS-cuda,cpu}"
 srun --cpus-per-task="$SLURM_CPUS_ON_NODE" .venv/bin/python train.py "$@"
 code=$?
 # What was asked to stop goes on later, and so does what failed, three times.
-if [ $code = 143 ] \
-    || [ $code != 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+if [[ $code = 143 || $code != 0 && ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

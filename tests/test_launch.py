@@ -1,6 +1,15 @@
-"""How the processes of a run are found, as launchers start them."""
+"""How the processes of a run are found, and the files that launch them."""
 
+import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import commands
 import pytest
+import yaml
 
 from awconv_jax.errors import InputError
 from awconv_jax.train import processes
@@ -147,3 +156,120 @@ def test_what_the_flags_say_must_be_whole():
   for wrong in (('host:1', 2, None), ('host:1', 2, 2), ('host', 2, 0)):
     with pytest.raises(InputError, match='several processes need'):
       processes.place(*wrong, 5)
+
+
+LAUNCH = commands.ROOT / 'launch'
+# Writes down how it was called, and does what the test gave it to do.
+STUB = '#!/bin/bash\nprintf "%%s\\n" "%s" "$@" "" >> "$CALLS"\n%s\n'
+FLAGS = [
+    '--config=mine.py:a=1',
+    '--config.model.norm={"a b": (1, 2)}',
+    '--x=$y',
+]
+
+
+@pytest.fixture(name='shell')
+def fixture_shell(tmp_path, monkeypatch):
+  """Runs a launch file among stubs; returns it and the calls of these."""
+  monkeypatch.setenv('PATH', f'{tmp_path}/bin', prepend=os.pathsep)
+  monkeypatch.setenv('CALLS', f'{tmp_path}/calls')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.delenv('JAX_PLATFORMS')
+  (tmp_path / 'bin').mkdir()
+  root = tmp_path / 'clone'
+  shutil.copytree(LAUNCH, root / 'launch')
+
+  def shell(name, *arguments, **stubs):
+    for stub, does in stubs.items():
+      path = tmp_path / 'bin' / stub.replace('_', '-')
+      path.write_text(STUB % (stub.replace('_', '-'), does))
+      path.chmod(0o755)
+    (tmp_path / 'calls').write_text('')
+    command = [root / 'launch' / name, *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    calls = (tmp_path / 'calls').read_text().split('\n\n')[:-1]
+    return done, [call.split('\n') for call in calls]
+
+  return shell
+
+
+PYTHON = 'mkdir -p .venv/bin; cp "$(which python)" .venv/bin/python'
+
+
+def test_a_host_installs_once_and_trains(shell):
+  stubs = dict(uv=PYTHON, python='echo $JAX_PLATFORMS; exit 7')
+  for extra in 'cuda13', 'tpu':
+    done, calls = shell('host.sh', extra, *FLAGS, **stubs)
+    assert [call[:2] for call in calls[:-1]] == [['uv', 'venv'], ['uv', 'pip']]
+    assert calls[1][-1] == f'.[train,gcs,{extra}]'
+    assert calls[-1] == ['python', 'train.py', *FLAGS]
+    assert done.returncode == 7
+    assert done.stdout == f'{extra.removesuffix("13")},cpu\n'
+  _, calls = shell('host.sh', 'tpu', *FLAGS)
+  assert len(calls) == 1
+  assert shell('host.sh', 'tpu')[1] == []
+  assert 'tpu or cuda13' in shell('host.sh')[0].stderr
+
+
+@pytest.mark.parametrize(
+    'code, restarts, requeued',
+    [(0, 0, False), (143, 9, True), (1, 0, True), (1, 2, True), (1, 3, False)],
+)
+def test_slurm_has_what_was_stopped_go_on(
+    shell, monkeypatch, code, restarts, requeued
+):
+  monkeypatch.setenv('SLURM_JOB_ID', '7')
+  monkeypatch.setenv('SLURM_CPUS_ON_NODE', '5')
+  monkeypatch.setenv('SLURM_RESTART_COUNT', str(restarts))
+  done, (srun, *calls) = shell(
+      'slurm.sh', *FLAGS, srun=f'exit {code}', scontrol=''
+  )
+  assert srun[-len(FLAGS) - 1 :] == ['train.py', *FLAGS]
+  assert calls == [['scontrol', 'requeue', '7']] * requeued
+  assert done.returncode == code
+
+
+def test_a_slice_is_sent_the_code_and_has_systemd_run_it(shell, tmp_path):
+  subprocess.run(['git', 'init', '-q', tmp_path / 'clone'], check=True)
+  (tmp_path / 'clone/.gitignore').write_text('runs/')
+  (tmp_path / 'clone/mine.py').write_text('1')
+  (tmp_path / 'clone/runs').mkdir()
+  (tmp_path / 'clone/runs/large').write_text('1')
+  ssh = (
+      'cd ~; [[ $4 = scp ]] && cp "$7" "${8#*:}" && exit\n'
+      'for a; do [[ $a = --command=* ]] && bash -c "${a#*=}"; done'
+  )
+  done, calls = shell(
+      *('tpu_slice.sh', 'one', 'zone-b', *FLAGS),
+      **dict(gcloud=ssh, sudo='"$@"', systemctl='exit 5', uv=PYTHON, python=''),
+      systemd_run='while [[ $1 = --* ]]; do shift; done; "$@"',
+  )
+  assert done.returncode == 0, done.stderr
+  assert '--command=' in done.stdout
+  every = {'--zone=zone-b', '--worker=all'}
+  assert all(every <= {*c} for c in calls if c[0] == 'gcloud')
+  assert calls[-1] == ['python', 'train.py', *FLAGS]
+  assert (tmp_path / 'awconv_jax/mine.py').exists()
+  assert not (tmp_path / 'awconv_jax/runs').exists()
+
+
+def test_the_hosts_of_gke_are_those_of_its_slice():
+  job_set = yaml.safe_load((LAUNCH / 'gke.yaml').read_text())
+  (slices,) = job_set['spec']['replicatedJobs']
+  job = slices['template']['spec']
+  pod = job['template']['spec']
+  (container,) = pod['containers']
+  shape = pod['nodeSelector']['cloud.google.com/gke-tpu-topology']
+  chips = math.prod(map(int, shape.split('x')))
+  hosts = chips // container['resources']['limits']['google.com/tpu']
+  assert job['parallelism'] == job['completions'] == hosts
+
+
+def test_the_shell_files_are_sound():
+  beside = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
+  found = subprocess.run(
+      [shutil.which('shellcheck', path=beside), *LAUNCH.glob('*.sh')],
+      capture_output=True,
+      text=True,
+  )
+  assert found.returncode == 0, found.stdout
