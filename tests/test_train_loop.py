@@ -59,17 +59,22 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
 def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
     whole, tmp_path, monkeypatch, capfd
 ):
-  # Signals where an evaluation and a checkpoint are due, and between two.
-  for step in (11, 17):
+  # Signals where an evaluation and a checkpoint are due, amid the evaluation,
+  # which has 7 batches, and its next try, and between two.
+  for asked, step in ((11, 11), (4, 11), (7 + 6, 17), (5 + 3, 22)):
     with monkeypatch.context() as patch:
-      stops = contextlib.nullcontext({step: 'SIGTERM'}.get)
+      answers = [None] * (asked - 1) + ['SIGTERM']
+      stops = contextlib.nullcontext(iter(answers).__next__)
       patch.setattr(preemption, 'stop_requests', lambda stops=stops: stops)
       stopped = train_loop.train(config(), str(tmp_path))
     assert (stopped.step, stopped.stopped_by) == (step, 'SIGTERM')
-  for words in ('', 'checkpoint 22 in .* is damaged'):
+  resumed = r'.*resumed from the checkpoint of step '
+  for words in (
+      f'{resumed}22',
+      rf'checkpoint 22 in .* is damaged.*\n{resumed}17',
+  ):
     capfd.readouterr()
     result = train_loop.train(config(), str(tmp_path))
-    words += r'.*\n.*resumed from the checkpoint of step 17'
     assert re.search(words, capfd.readouterr().out)
     assert result.metrics == whole[1].metrics
     assert_same_runs(whole[0], tmp_path, 22)

@@ -162,20 +162,25 @@ def train(
         frozen=config.optimizer.frozen,
     )
 
+    metrics, stopped_by = {}, None
+
     def evaluation():
+      nonlocal stopped_by
       variables, evaluator = state.eval_variables(), task.evaluator()
       watch.at(stall.EVALUATION)
       for _, outputs in predictions(predict, variables, eval_batches, mesh):
         watch.at(stall.EVALUATION)
         evaluator.update(outputs)
+        # A grace period may be too short to go on evaluating in.
+        if stopped_by := stop_reason():
+          return {}
       metrics = evaluator.compute()
       log.evaluation(step, metrics)
       return metrics
 
     if step >= total:
       logging.info('this run is complete; evaluating it again')
-      return Result(step, total, evaluation(), None)
-    metrics, stopped_by = {}, None
+      return Result(step, total, evaluation(), stopped_by)
     # A run that was asked to stop has left out what was due.
     if step and _is_due(step, total, eval_every):
       if not multihost_utils.broadcast_one_to_all(log.has_evaluation):
@@ -193,8 +198,7 @@ def train(
       step += 1
       log.step(step, step_metrics)
       watch.ended(step)
-      stopped_by = stop_reason(step) if step < total else None
-      # A grace period may be too short to evaluate in.
+      stopped_by = stop_reason() if step < total else None
       evaluate_now = _is_due(step, total, eval_every) and not stopped_by
       save_now = _is_due(step, total, save_every) or stopped_by
       if evaluate_now or save_now or step % config.log_every_steps == 0:
@@ -206,7 +210,7 @@ def train(
       if evaluate_now:
         metrics = evaluation()
       # After the evaluation: what a checkpoint follows is on record.
-      if save_now:
+      if save_now or stopped_by:
         watch.at('in a save')
         checkpointer.save(step, state, batches.get_state())
     return Result(step, total, metrics, stopped_by)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -11,14 +12,14 @@ from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], str | None]]:
-  """Gives a function: of a step, the signal to stop after it, or None to go on.
+def stop_requests() -> Iterator[Callable[[], str | None]]:
+  """Gives a function that returns the signal to stop now, or None to go on.
 
-  A second Ctrl-C interrupts at once. With several processes JAX's own service
-  watches for SIGTERM, and all stop after the same step; a Ctrl-C is handed on
-  as a SIGTERM.
+  A second Ctrl-C interrupts at once. With several processes, which call the
+  function equally often, JAX's own service watches for SIGTERM, and all stop at
+  the same call; a Ctrl-C is handed on as a SIGTERM.
   """
-  several, names = jax.process_count() > 1, []
+  several, names, calls = jax.process_count() > 1, [], itertools.count()
 
   def note(number, frame):
     del frame
@@ -28,9 +29,9 @@ def stop_requests() -> Iterator[Callable[[int], str | None]]:
     if several:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  def reason(step):
+  def reason():
     if several:
-      stop = multihost_utils.reached_preemption_sync_point(step)
+      stop = multihost_utils.reached_preemption_sync_point(next(calls))
       return 'SIGTERM' if stop else None
     return names[0] if names else None
 
