@@ -20,7 +20,8 @@
 #SBATCH --signal=TERM@120
 set -uo pipefail
 export JAX_PLATFORMS="${JAX_PLATFORMS-cuda,cpu}"
-srun --cpus-per-task="$SLURM_CPUS_ON_NODE" .venv/bin/python train.py "$@"
+srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --wait=30 \
+  .venv/bin/python train.py "$@"
 code=$?
 # What was asked to stop goes on later, and so does what failed, three times.
 if [[ $code = 143 || $code != 0 && ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
