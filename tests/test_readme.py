@@ -43,9 +43,15 @@ def lines(path):
       yield line.safe_substitute(dtype='bfloat16', net='resnet50')
 
 
-COMMANDS = sorted(
-    {line for path in ALL for line in lines(path) if line[:7] == 'python '}
-)
+def command(line):
+  """Returns what a line of a document has Python start, if anything."""
+  launch = r'.*\blaunch/\S+\.sh .*?(?=--config=)'
+  line = re.sub(launch, 'python train.py ', line)
+  return line.removeprefix('.venv/bin/').replace('gs://', '')
+
+
+COMMANDS = {command(line) for path in ALL for line in lines(path)}
+COMMANDS = sorted(line for line in COMMANDS if line[:7] == 'python ')
 
 
 @pytest.mark.parametrize('path', RUN, ids=lambda path: path.name)
