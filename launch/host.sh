@@ -21,5 +21,5 @@ if [ ! -e ".venv/$extra" ]; then
 fi
 [ $# -gt 0 ] || exit 0
 # Not on the CPU where there should be more: that it is missing is an error.
-export JAX_PLATFORMS="${JAX_PLATFORMS-${extra%13},cpu}"
+export JAX_PLATFORMS="${JAX_PLATFORMS-${extra%13}}"
 exec .venv/bin/python train.py "$@"

@@ -19,7 +19,7 @@
 # Two minutes before the time is up: it saves, and ends with 143.
 #SBATCH --signal=TERM@120
 set -uo pipefail
-export JAX_PLATFORMS="${JAX_PLATFORMS-cuda,cpu}"
+export JAX_PLATFORMS="${JAX_PLATFORMS-cuda}"
 srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --wait=30 \
   .venv/bin/python train.py "$@"
 code=$?

@@ -204,7 +204,7 @@ def test_a_host_installs_once_and_trains(shell):
     assert calls[1][-1] == f'.[train,gcs,{extra}]'
     assert calls[-1] == ['python', 'train.py', *FLAGS]
     assert done.returncode == 7
-    assert done.stdout == f'{extra.removesuffix("13")},cpu\n'
+    assert done.stdout == f'{extra.removesuffix("13")}\n'
   _, calls = shell('host.sh', 'tpu', *FLAGS)
   assert len(calls) == 1
   assert shell('host.sh', 'tpu')[1] == []
