@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from awconv_jax import errors, options
+from awconv_jax import errors, options, places
 
 
 def fail(message: object) -> NoReturn:
@@ -32,21 +32,21 @@ def define_config(text: str) -> None:
   flags.DEFINE_string('config', None, text)
 
 
-class _LocalPath(flags.ArgumentParser):
-  """Parses what `options.local_path` takes."""
+class _AnyPath(flags.ArgumentParser):
+  """Parses what `options.any_path` takes."""
 
   def parse(self, argument: str) -> str:
-    return options.local_path(argument)
+    return options.any_path(argument)
 
 
 def define_path(
     name: str, text: str, default: str | None = None, **kwargs: Any
 ) -> flags.FlagHolder:
-  """Defines a flag that is a path on this machine."""
+  """Defines a flag that is a path on this machine, or in a bucket."""
   flags.disclaim_key_flags()  # It is the program's that calls this.
   serializer = flags.ArgumentSerializer()
   return flags.DEFINE(
-      _LocalPath(), name, default, text, serializer=serializer, **kwargs
+      _AnyPath(), name, default, text, serializer=serializer, **kwargs
   )
 
 
@@ -161,12 +161,16 @@ def _unknown_flag(name: str) -> errors.InputError:
 def check_output(output: str) -> None:
   """Raises InputError if nothing can be written where --output says."""
   try:
+    if places.in_bucket(output):
+      test = places.at(f'{output}.tmp')
+      test.write_text('')
+      return test.unlink()
     if os.path.isdir(output):
       raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     tempfile.TemporaryFile(dir=os.path.dirname(output) or '.').close()
   except OSError as error:
     raise errors.InputError(
-        f'--output={output!r}: {error.strerror}; name another place'
+        f'--output={output!r}: {error.strerror or error}; name another place'
     ) from error
 
 

@@ -28,6 +28,8 @@ _OF_THE_SYSTEM = {
         '; the disk, or the way to it, is at fault',
     ),
 }
+# Packages of what buckets are read with: their errors, after retries.
+_OF_BUCKETS = 'gcsfs', 'aiohttp', 'google'
 
 
 class ReportedError(Exception):
@@ -72,6 +74,8 @@ def reported(error: BaseException) -> str | None:
     place = repr(error.filename) if error.filename else 'while writing'
     return f'{error.strerror}: {place}{known[error.errno]}'
   reason = ' '.join(str(error).split())
+  if type(error).__module__.partition('.')[0] in _OF_BUCKETS:
+    return f'the bucket, or the way to it: {reason[:300] or repr(error)}'
   if isinstance(error, RuntimeError) and 'initialize backend' in reason:
     return reason  # There is no such device; it says what to do.
   if isinstance(error, AssertionError) and 'jax' in sys.modules:

@@ -32,7 +32,7 @@ from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.evaluators import coco
-from awconv_jax.options import local_path
+from awconv_jax.options import any_path
 from awconv_jax.tasks.flipped import Flipped
 from awconv_jax.train import rundir, settings, warm_start
 from awconv_jax.weights import state_dict
@@ -289,7 +289,7 @@ def load(
   Raises:
     InputError: there are no weights, or they are of another network.
   """
-  source = local_path(source)
+  source = any_path(source)
   if name is not None:
     network = look_up('model', name, models.MODELS)
     network = engine.complete(options, network).to_dict()

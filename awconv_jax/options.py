@@ -111,6 +111,16 @@ def local_path(path: str | os.PathLike) -> str:
   raise InputError(f'{os.fspath(path)!r} {fault}')
 
 
+def any_path(path: str | os.PathLike) -> str:
+  """Returns a path in a bucket as it is, and others as `local_path` does."""
+  text = os.fspath(path)
+  if not re.match('gs:/', text):
+    return local_path(text)
+  if not re.fullmatch(r'gs://[a-z0-9][\w.-]+(/[^\0\ud800-\udfff]*)?', text):
+    raise InputError(f'{text!r} is no path in a bucket; want gs://bucket/path')
+  return text.rstrip('/')
+
+
 def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
   if pair[0] > pair[1]:
     raise ValueError('must be (least, greatest)')
@@ -137,6 +147,7 @@ def _floating(dtype: Any) -> str:
 Interval = Annotated[tuple[PositiveFloat, PositiveFloat], Check(_increasing)]
 ShareInterval = Annotated[tuple[Share, Share], Check(_increasing)]
 LocalPath = Annotated[str, Check(local_path)]
+AnyPath = Annotated[str, Check(any_path)]
 Dtype = Annotated[Any, Check(_floating)]  # By name in a config: 'bfloat16'.
 
 

@@ -47,6 +47,15 @@ def test_a_path_is_one_of_this_machine(monkeypatch, path, want):
     assert want in str(error)
 
 
+def test_a_path_in_a_bucket_is_taken_as_it_is():
+  assert options.any_path('gs://a-b/c d/') == 'gs://a-b/c d'
+  for path in ('gs://', 'gs:/bucket/x', 'gs:///x', 'gs://a/b\0'):
+    with pytest.raises(InputError, match='want gs://bucket/path'):
+      options.any_path(path)
+  with pytest.raises(InputError, match='no path of this machine'):
+    options.any_path('s3://bucket/run')
+
+
 def knot(*, rope: str = 'hemp', turns: PositiveInt = 2):
   """The options of a tool."""
 

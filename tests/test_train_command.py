@@ -235,7 +235,9 @@ PATHS = {
 
 
 @pytest.mark.parametrize('tool', PATHS)
-def test_no_flag_takes_a_bucket_for_a_folder(tool, tmp_path, monkeypatch):
+def test_no_flag_takes_another_address_for_a_folder(
+    tool, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   run = tmp_path / 'run'
   given = {
@@ -244,9 +246,9 @@ def test_no_flag_takes_a_bucket_for_a_folder(tool, tmp_path, monkeypatch):
       'convert': [f'--input={run}', f'--output={run}'],
   }.get(tool, [f'--run={run}', f'--output={run}'])
   for name in PATHS[tool]:
-    code, _, err = commands.tool(tool, *given, f'--{name}=gs://bucket/x')
+    code, _, err = commands.tool(tool, *given, f'--{name}=s3://bucket/x')
     assert code == 1 and not any(tmp_path.iterdir())
-    assert re.fullmatch(f"error: .*{name}='gs://bucket/x'.*machine;.*\n", err)
+    assert re.fullmatch(f"error: .*{name}='s3://bucket/x'.*machine;.*\n", err)
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_shows():

@@ -25,8 +25,8 @@ from awconv_jax.data.decode import UnreadableError
 from awconv_jax.data.order import EvalOrder
 from awconv_jax.errors import InputError
 from awconv_jax.options import (
+    AnyPath,
     Bound,
-    LocalPath,
     NonNegativeInt,
     PositiveInt,
     UnitFloat,
@@ -99,7 +99,7 @@ class Reader:
   seed: NonNegativeInt
   process_index: NonNegativeInt = 0
   process_count: PositiveInt = 1
-  dir: LocalPath | None = None
+  dir: AnyPath | None = None
   train_split: str = 'train'
   eval_split: str = 'test'
   max_bad_fraction: UnitFloat = 0.0

@@ -7,6 +7,7 @@ code that built them, and without TensorFlow. Images stay encoded.
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 from typing import Any
@@ -14,10 +15,11 @@ import urllib.parse
 
 import numpy as np
 
+from awconv_jax import places
 from awconv_jax.data.decode import EncodedImage, UnreadableError, below
 from awconv_jax.data.detection import objects
 from awconv_jax.errors import InputError, of_the_system
-from awconv_jax.options import local_path
+from awconv_jax.options import any_path
 
 # Of these features the first that a data set has is taken.
 _IDS = ('id', 'file_name')
@@ -75,7 +77,7 @@ class TfdsRecords:
     # Not before: where there are files of several forms, these are of the one.
     self._files = self.info.splits[split].file_instructions
     self.paths = [file.filename for file in self._files]
-    if missing := [path for path in self.paths if not os.path.exists(path)]:
+    if missing := [path for path in self.paths if not places.at(path).exists()]:
       raise InputError(f'{", ".join(missing)} is missing; {_REMEDY}')
     # Files cut short show at once: array_record keeps its index at the end.
     for index in (0, len(self) - 1):
@@ -95,6 +97,11 @@ class TfdsRecords:
     except Exception as error:  # Each reader has its own kinds.
       if of_the_system(error):
         raise
+      # Of a bucket, which keeps what it has: it is the way there. To leave out
+      # what could not be had once would make another run.
+      if places.in_bucket(self.directory):
+        fault = f'{self.place(index)} cannot be read: {_reason(error)}'
+        raise InputError(fault) from error
       raise UnreadableError(f'{_reason(error)}; {_REMEDY}') from error
     if record.get('image', b'') is None:  # Of files that are cut short later.
       raise UnreadableError(f'the file does not hold it any more; {_REMEDY}')
@@ -115,7 +122,7 @@ def _check_features(path: str) -> None:
   """Raises ValueError for kinds of features that TFDS would have to import."""
   # TFDS knows more than one form of the file.
   kinds, keys = [], ('pythonClassName', 'python_class_name', 'type')
-  with open(path, encoding='utf-8') as file:
+  with places.at(path).open(encoding='utf-8') as file:
     json.load(
         file, object_hook=lambda entry: kinds.extend(map(entry.get, keys))
     )
@@ -209,13 +216,13 @@ class TfdsObjects(objects.Source, TfdsRecords):
     """
     name = urllib.parse.quote(self.split, safe='')
     path = os.path.join(self.directory, f'image_index-{name}.npy')
-    files = [(os.path.basename(p), os.stat(p)) for p in self.paths]
+    files = [(os.path.basename(p), *places.stamp(p)) for p in self.paths]
     # Sizes are of upright images, which they were not before.
-    stats = 'upright' + repr([(n, s.st_size, s.st_mtime_ns) for n, s in files])
+    stats = f'upright{files!r}'
     digest = hashlib.blake2b(stats.encode(), digest_size=16).digest()
     key = np.frombuffer(digest, np.int32)
     with contextlib.suppress(OSError, ValueError, EOFError):
-      kept = np.load(path)
+      kept = np.load(io.BytesIO(places.at(path).read_bytes()))
       # Neither of other files nor half written by another process.
       whole = kept.shape == (len(self) + 1, 4) and kept[:-1, :2].all()
       if whole and np.array_equal(kept[-1], key):
@@ -224,7 +231,8 @@ class TfdsObjects(objects.Source, TfdsRecords):
     if index[:, :2].all():
       # Where it belongs to somebody else, it is looked up every time.
       with contextlib.suppress(OSError):
-        np.save(path, np.vstack([index, key]))
+        with places.for_writing(path) as file:
+          np.save(file, np.vstack([index, key]))
     return index
 
 
@@ -250,14 +258,21 @@ def open_tfds(
   from tensorflow_datasets.core import constants
   from tensorflow_datasets.core.utils import version
 
-  data_dir = os.path.abspath(local_path(data_dir or constants.DATA_DIR))
-  root = os.fsdecode(below(os.fsencode(data_dir), name))
-  entries = os.listdir(root) if os.path.isdir(root) else []
+  data_dir = any_path(data_dir or constants.DATA_DIR)
+  if places.in_bucket(data_dir):
+    folder = data_dir.replace('gs://', '/gs/', 1)
+  else:
+    folder = data_dir = os.path.abspath(data_dir)
+  inside = os.path.relpath(
+      os.fsdecode(below(os.fsencode(folder), name)), folder
+  )
+  root = places.at(data_dir) / inside
+  entries = [p.name for p in root.iterdir()] if root.is_dir() else []
   versions = filter(version.Version.is_valid, entries)
   for newest in sorted(versions, key=version.Version, reverse=True):
-    directory = os.path.join(root, newest)
+    directory = str(root / newest)
     # TFDS writes this file last.
-    if os.path.exists(os.path.join(directory, 'dataset_info.json')):
+    if (root / newest / 'dataset_info.json').exists():
       return source_class(directory, split)
   raise InputError(
       f'no data set {name!r} in {data_dir}; where TensorFlow is installed, '

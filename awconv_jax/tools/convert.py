@@ -33,8 +33,8 @@ from absl import flags
 import jax
 import numpy as np
 
-from awconv_jax import command_line, errors, models, weights
-from awconv_jax.options import MOST, local_path
+from awconv_jax import command_line, errors, models, places, weights
+from awconv_jax.options import MOST, any_path
 from awconv_jax.train import checkpoint, rundir, settings, warm_start
 from awconv_jax.weights import origin
 
@@ -57,7 +57,7 @@ def write_run(
   Raises:
     InputError: the directory holds another run.
   """
-  model_state, workdir = dict(variables), pathlib.Path(local_path(workdir))
+  model_state, workdir = dict(variables), places.at(any_path(workdir))
   state = {'params': model_state.pop('params'), 'model_state': model_state}
   directory = workdir / 'checkpoints'
   if (directory / '0').exists():
@@ -99,7 +99,7 @@ def convert(
   if not to_file and suffix.lower() in (*weights.READERS, *of_files):
     known = (*weights.WRITERS, 'none (a directory)')
     raise errors.unknown_name('suffix of --output:', suffix, known)
-  if pathlib.Path(source).is_dir():
+  if places.at(source).is_dir():
     if entry:
       raise errors.InputError(f'--entry={entry!r} is of a file, not of a run')
     variables, kind = warm_start.read_run(source)
@@ -152,7 +152,7 @@ def shapes_of(config: Any, *, channels: int = 3, **named: Any) -> Any:
 def main() -> None:
   """Converts as the flags say."""
   shapes = config = network = None
-  if not pathlib.Path(FLAGS.input).is_dir():
+  if not places.at(FLAGS.input).is_dir():
     config = command_line.read_config()
     named = command_line.given('model', 'attention', 'num_classes')
     network = network_of(config, **named)

@@ -17,7 +17,6 @@ one do not count.
 
 from collections.abc import Iterator, Mapping
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -25,7 +24,7 @@ import jax
 from jax.sharding import Mesh
 import ml_collections
 
-from awconv_jax import command_line, inference, text_table
+from awconv_jax import command_line, inference, places, text_table
 from awconv_jax import data as data_sets
 from awconv_jax.data import sources
 from awconv_jax.errors import InputError
@@ -196,7 +195,7 @@ def main() -> None:
   result = evaluate(chosen_config(), FLAGS.run)
   print(table(result))
   if FLAGS.output:
-    pathlib.Path(FLAGS.output).write_text(json.dumps(result, indent=2) + '\n')
+    places.at(FLAGS.output).write_text(json.dumps(result, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -11,8 +11,8 @@ import warnings
 from absl import flags
 import numpy as np
 
-from awconv_jax import command_line, errors
-from awconv_jax.options import local_path
+from awconv_jax import command_line, errors, places
+from awconv_jax.options import any_path
 from awconv_jax.train import logging
 
 # Titles and units of the panels, and the scalars that they show of each run.
@@ -43,7 +43,7 @@ def plot(workdirs: Sequence[str], output: str) -> str:
   matplotlib.use('agg')
   from matplotlib import pyplot
 
-  paths = [pathlib.Path(local_path(path)) for path in workdirs]
+  paths = [places.at(any_path(path)) for path in workdirs]
   runs = [logging.read(path / 'metrics.jsonl') for path in paths]
   for path, rows in zip(paths, runs, strict=True):
     if not rows:
@@ -83,8 +83,9 @@ def plot(workdirs: Sequence[str], output: str) -> str:
     with warnings.catch_warnings():
       # A name may have letters that the font has not.
       warnings.filterwarnings('ignore', 'Glyph')
-      # Named, or a suffix would be added, and that file replaced.
-      figure.savefig(output, dpi=120, format=pathlib.Path(output).suffix[1:])
+      with places.for_writing(output) as file:
+        # Named, or a suffix would be added, and that file replaced.
+        figure.savefig(file, dpi=120, format=pathlib.Path(output).suffix[1:])
   except (OSError, ValueError) as error:
     reason = f'cannot write --output={output!r}: {error}'
     raise errors.InputError(reason) from error

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from awconv_jax import command_line, inference
+from awconv_jax import command_line, inference, places
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import CocoEvaluator
 from awconv_jax.options import MOST
@@ -73,7 +73,7 @@ def run(
     raise InputError(
         f'--run={workdir!r} is of {config.task.name}, want one of detection'
     )
-  files, folder = image_files.find(inputs), pathlib.Path(output)
+  files, folder = image_files.find(inputs), places.at(output)
   model: Any = inference.load(workdir, config)
   if files:
     batches = image_files.batches(files, model)
@@ -108,7 +108,8 @@ def run(
           # Of a length that a file's name may have.
           stem = pathlib.Path(files[image_id - 1]).stem[:50]
           name = f'{image_id:06}_{stem}'
-        Image.fromarray(picture).save(folder / f'pictures/{name}.png')
+        with places.for_writing(folder / f'pictures/{name}.png') as file:
+          Image.fromarray(picture).save(file)
   if not count:
     raise InputError(f'no image can be read, of {total:,}; each is named above')
   if count < total:

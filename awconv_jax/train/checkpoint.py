@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from awconv_jax import places
 from awconv_jax.errors import InputError
 
 # Orbax looks for its own files by a pattern that begins with the path, and
@@ -32,12 +33,15 @@ _UNUSABLE = re.compile(r'[*?\[\\]|:/')
 # What Orbax appends must fit into what Linux takes.
 _MOST_BYTES = 3900
 _END = 2**31  # Of steps.
+_FINISHED = 'commit_success.txt'
 
 
 def check_place(directory: str | os.PathLike) -> None:
   """Raises InputError if Orbax could not read again what it writes there."""
-  path = os.path.abspath(directory)
-  if found := _UNUSABLE.search(path):
+  path = os.fspath(directory)
+  if not places.in_bucket(path):
+    path = os.path.abspath(path)
+  if found := _UNUSABLE.search(path.removeprefix('gs://')):
     fault = f'has {found[0]!r} in its path'
   elif any('\udc80' <= letter <= '\udcff' for letter in path):
     fault = 'has a path that is not UTF-8'
@@ -55,9 +59,18 @@ def steps_in(directory: pathlib.Path) -> list[int]:
   """Returns the steps that a directory has, oldest first, damaged or not."""
   # Not Orbax's list, which leaves out some of the damaged and is not told
   # of what others move. Its unfinished saves have names with a suffix.
-  names = os.listdir(directory) if directory.exists() else ()
+  names = _names_in(directory)
   numbers = {int(name) for name in names if name.isdecimal()}
-  return sorted(n for n in numbers if str(n) in names and n < _END)
+  found = sorted(n for n in numbers if str(n) in names and n < _END)
+  if places.in_bucket(directory):  # Where it marks what is finished.
+    found = [n for n in found if (directory / str(n) / _FINISHED).exists()]
+  return found
+
+
+def _names_in(directory: pathlib.Path) -> list[str]:
+  return (
+      [path.name for path in directory.iterdir()] if directory.exists() else []
+  )
 
 
 def records(directory: pathlib.Path) -> list[dict[str, Any]]:
@@ -104,7 +117,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     """
     check_place(directory)
     # Orbax takes absolute paths only.
-    self._directory = pathlib.Path(directory).absolute()
+    self._directory = places.whole(directory)
     self._report, self._record = report, json.loads(json.dumps(record))
     self._has_read_back = False
     if getattr(sys.unraisablehook, 'func', None) is not _tell_unraisable:
@@ -165,7 +178,9 @@ class Checkpointer(contextlib.AbstractContextManager):
       InputError: this save, or the one before it, cannot be written, or read.
     """
     self.wait()
-    if not self._directory.is_dir():  # Orbax would make another.
+    in_bucket = places.in_bucket(self._directory)
+    # Orbax would make another.
+    if not in_bucket and not self._directory.is_dir():
       raise InputError(f'{str(self._directory)!r} has gone while training')
     leaves = _to_host(state)
     # What JSON gives back (string keys, lists), or digests would differ.
@@ -213,7 +228,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       InputError: all are damaged, or of another model, or `check` raises it;
         nothing is moved then.
     """
-    for name in os.listdir(self._directory):
+    for name in _names_in(self._directory):
       if name.isdecimal() and name not in map(str, self.steps()):
         path = self._directory / name
         self._report(f'{path} is not named as checkpoints are; left alone')
@@ -300,10 +315,9 @@ class Checkpointer(contextlib.AbstractContextManager):
       return
     aside = self._directory.with_name(f'{self._directory.name}_damaged')
     for bad, reason in damaged.items() if jax.process_index() == 0 else ():
-      aside.mkdir(exist_ok=True)
       names = [str(bad), *(f'{bad}.{n}' for n in range(1, 1000))]
       target = next(aside / n for n in names if not (aside / n).exists())
-      (self._directory / str(bad)).rename(target)
+      places.move(self._directory / str(bad), target)
       self._report(f'{reason}; moved to {target}; using checkpoint {step}')
     _all_processes(True)  # No process may list the steps before the moves.
     self._manager.reload()

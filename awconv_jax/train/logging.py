@@ -18,9 +18,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from awconv_jax import places
 from awconv_jax.errors import DivergenceError, InputError
 from awconv_jax.train import peak, rundir
 
+# In a bucket files are uploaded as a whole, and not more often than that.
+_SECONDS = 30.0
 # Of the images that could not be read, so many are shown at a time.
 _MOST_LINES = 10
 # Of what was lost, since the run began; kept in each row and taken from the
@@ -44,7 +47,7 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
   Raises:
     InputError: there is no such file, or it holds something else.
   """
-  path = pathlib.Path(path)
+  path = places.at(path)
   if not path.is_file():
     raise InputError(f'{path} does not exist; is it a run that began?')
   rows, lines = [], path.read_bytes().split(b'\n')
@@ -139,6 +142,7 @@ class Log(contextlib.AbstractContextManager):
       checkpoints: Callable[[], list[int]] = list,
       macs_of_one: Callable[[], Mapping[str, int]] = dict,
       writer: Callable[[int, Mapping[str, float]], object] | None = None,
+      still_ours: Callable[[], object] = lambda: None,
       *,
       steps_per_epoch: float,
       batch_size: int,
@@ -156,10 +160,17 @@ class Log(contextlib.AbstractContextManager):
     # Whether there is a row of an evaluation after the first steps.
     self.has_evaluation = False
     speaks = jax.process_index() == 0
+    self._unreadable_name = rundir.UNREADABLE
+    if places.in_bucket(workdir) and not speaks:  # Each writes its own.
+      self._unreadable_name = f'{jax.process_index()}_{rundir.UNREADABLE}'
+    self._folder = places.Growing(
+        workdir, ('metrics.jsonl', self._unreadable_name)
+    )
+    self._still_ours = still_ours
     if speaks:
       from tensorboardX import SummaryWriter  # Slow to import.
 
-      path = workdir / 'metrics.jsonl'
+      path = self._folder.path / 'metrics.jsonl'
       rows = read(path) if path.exists() else []
       self.has_evaluation = any(
           row['step'] == first and any(k.startswith('eval/') for k in row)
@@ -174,7 +185,7 @@ class Log(contextlib.AbstractContextManager):
       rundir.write(path, ''.join(kept))
       self._file = path.open('a')
       self._board = SummaryWriter(
-          str(workdir / 'tensorboard'), purge_step=first + 1
+          str(self._folder.path / 'tensorboard'), purge_step=first + 1
       )
       if getattr(threading.excepthook, 'func', None) is not _tell_of_thread:
         hook = functools.partial(_tell_of_thread, threading.excepthook)
@@ -195,10 +206,22 @@ class Log(contextlib.AbstractContextManager):
       for part in (self._bar, self._file, self._board):
         if part is not None:
           part.close()
+      if exception[0] is None:  # Or it may be why, or another's by now.
+        self.sync()
     finally:
       # What was not closed would try again at the end of Python, in vain.
       if writer := getattr(self._board, 'file_writer', None):
         writer.event_writer.close = lambda: None
+      self._folder.__exit__()
+
+  def sync(self, seconds: float = 0.0) -> None:
+    """Uploads what is written, for a bucket; not if that was just done.
+
+    Raises:
+      InputError: it cannot, or the directory is that of another run by now.
+    """
+    self._still_ours()
+    self._folder.sync(seconds)
 
   def _take_up(self, rows: Sequence[Mapping[str, float]]) -> None:
     """Counts as lost what the start before did after the checkpoint."""
@@ -280,6 +303,7 @@ class Log(contextlib.AbstractContextManager):
       self._bar.set_postfix_str(text)
     self._restart_clock()
     self._write(step, 'train', means)
+    self.sync(_SECONDS)
 
   def check(self, step: int, state: Any) -> None:
     """Raises DivergenceError for arrays that no good state has, by name.
@@ -331,13 +355,14 @@ class Log(contextlib.AbstractContextManager):
 
   def _unreadable(self) -> None:
     """Shows, and keeps, what could not be read since the last time."""
-    path = self._workdir / rundir.UNREADABLE
+    path = self._folder.path / self._unreadable_name
+    place = self._workdir / self._unreadable_name
     for batches in self._sources:
       lines = batches.unreadable.news()
       for line in lines[:_MOST_LINES]:
         info(f'not used: {line}')
       if len(lines) > _MOST_LINES:
-        info(f'and {len(lines) - _MOST_LINES} more, named in {path}')
+        info(f'and {len(lines) - _MOST_LINES} more, named in {place}')
       if lines:
         how = dict(encoding='utf-8', errors='replace')
         known = path.read_text(**how).splitlines() if path.exists() else []

@@ -97,7 +97,7 @@ def train(
     optimizer, schedule = optim.create(
         **config.optimizer, **lengths, total_steps=total
     )
-    stack.enter_context(rundir.claim(workdir, config))
+    still_ours = stack.enter_context(rundir.claim(workdir, config))
     stack.enter_context(programs.kept(workdir))
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(
@@ -146,7 +146,9 @@ def train(
     image = jax.eval_shape(lambda: batches.blank['image'][:1])
     macs_of_one = functools.partial(_macs, task, state, image)
     log = logging.Log(
-        workdir, step, total, sources, saved, macs_of_one, writer, **lengths
+        *(workdir, step, total, sources, saved, macs_of_one, writer),
+        still_ours=still_ours,
+        **lengths,
     )
     stack.enter_context(log)
     watch = stack.enter_context(stall.Watch(step, stall_seconds))
@@ -212,6 +214,7 @@ def train(
       # After the evaluation: what a checkpoint follows is on record.
       if save_now or stopped_by:
         watch.at('in a save')
+        log.sync()
         checkpointer.save(step, state, batches.get_state())
     return Result(step, total, metrics, stopped_by)
 

@@ -23,7 +23,7 @@ import traceback
 from typing import Any, NamedTuple, NoReturn
 import warnings
 
-from awconv_jax import errors
+from awconv_jax import errors, places
 from awconv_jax.errors import InputError
 from awconv_jax.train import watcher
 
@@ -243,7 +243,7 @@ def start(config: Any, workdir: str) -> None:
   facts = {f'config.{key}': value for key, value in flat.items()}
   facts |= {name: getattr(jax.config, name) for name in _SETTINGS}
   facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
-  facts['--workdir'] = str(pathlib.Path(workdir).absolute())
+  facts['--workdir'] = str(places.whole(workdir))
   facts['Python'] = '.'.join(map(str, sys.version_info[:2]))
   facts['the code of awconv_jax'] = _hash_of_code()
   port, where = _watched.agree(facts), _watched.where

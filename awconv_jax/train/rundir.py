@@ -1,7 +1,8 @@
 """The directory of a run belongs to one config, saved beside its results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -12,9 +13,10 @@ import flax.traverse_util
 import jax
 import ml_collections
 
+from awconv_jax import places
 from awconv_jax.errors import InputError
-from awconv_jax.options import local_path
-from awconv_jax.train import checkpoint, processes, settings
+from awconv_jax.options import any_path
+from awconv_jax.train import checkpoint, lease, processes, settings
 
 CONFIG = 'config.json'
 CLASSES = 'classes.json'  # The names, in the order of labels.
@@ -39,7 +41,7 @@ FREE_KEYS = {
 
 def place(workdir: str | os.PathLike) -> pathlib.Path:
   """Returns the whole path of a run's directory; InputError if none can be."""
-  path = pathlib.Path(local_path(workdir)).absolute()
+  path = places.whole(any_path(workdir))
   checkpoint.check_place(path)
   return path
 
@@ -52,10 +54,13 @@ def write(path: pathlib.Path, text: str) -> None:
   """
   temporary = path.with_name(f'.{path.name}.tmp')
   try:
+    if places.in_bucket(path):  # Where objects are written as a whole.
+      path.write_text(text, encoding='utf-8')
+      return
     temporary.write_text(text, encoding='utf-8')
     temporary.replace(path)
   except OSError as error:
-    reason = f'{str(path)!r} cannot be written: {error.strerror}'
+    reason = f'{str(path)!r} cannot be written: {error.strerror or error}'
     raise InputError(f'{reason}; make room for it') from error
 
 
@@ -65,7 +70,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   Raises:
     InputError: there is none, or not that of the run's checkpoints.
   """
-  path = pathlib.Path(workdir) / CONFIG
+  path = places.at(workdir) / CONFIG
   if not path.parent.exists():
     raise InputError(
         f'{str(path.parent)!r} does not exist; which run is meant?'
@@ -77,9 +82,10 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   try:
     config = settings.complete(json.loads(path.read_text()))
   except OSError as error:
-    reason = f'{error.strerror}; weights without one need a config'
+    fault = error.strerror or os.strerror(errno.ENOENT)
+    reason = f'{fault}; weights without one need a config'
     if trained:
-      reason = f'{error.strerror}; the command that trained it writes it anew'
+      reason = f'{fault}; the command that trained it writes it anew'
   except RecursionError:
     reason = 'it is nested too deeply'
   except (AttributeError, TypeError, ValueError) as error:
@@ -155,26 +161,46 @@ def _changes(held: Any, given: Any) -> str:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
+def claim(workdir: pathlib.Path, config: Any) -> Iterator[Callable[[], object]]:
   """Has a directory for this run alone.
 
   One without any checkpoint holds nothing to continue, and takes any config.
   With several processes, the first does all this, and all of them call it.
   Of a run that leaves nothing, nothing stays.
 
+  Yields:
+    What raises InputError if another run took the directory meanwhile, as only
+    one in a bucket can be.
+
   Raises:
     InputError: it cannot be written, or has another run or another config.
   """
   path, directory = workdir / '.lock', workdir / 'checkpoints'
-  made = []
+  made, checks = [], []
   with contextlib.ExitStack() as stack:
 
     def take():
       if jax.process_index() != 0:
         return
+      if places.in_bucket(workdir):
+        try:
+          checks.append(stack.enter_context(lease.held(path)))
+        except InputError as error:
+          reason = f'--workdir={str(workdir)!r} {error}; give another'
+          raise InputError(reason) from error
+      else:
+        lock_file()
+      if (workdir / CONFIG).exists() and checkpoint.steps_in(directory):
+        if changes := _changes(read_config(workdir), config):
+          raise InputError(
+              f'--workdir={str(workdir)!r} belongs to a run with another '
+              f'config: {changes}; give another, or that config'
+          )
+
+    def lock_file():
       try:
-        places = directory, workdir, *workdir.parents
-        made.extend(place for place in places if not place.exists())
+        folders = directory, workdir, *workdir.parents
+        made.extend(folder for folder in folders if not folder.exists())
         workdir.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context(path.open('w'))
         # It also ends with the process.
@@ -189,12 +215,6 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
             f'--workdir={str(workdir)!r} {why}; give another'
         ) from error
       stack.callback(leave)
-      if (workdir / CONFIG).exists() and checkpoint.steps_in(directory):
-        if changes := _changes(read_config(workdir), config):
-          raise InputError(
-              f'--workdir={str(workdir)!r} belongs to a run with another '
-              f'config: {changes}; give another, or that config'
-          )
 
     def leave():
       with contextlib.suppress(OSError):  # It may have gone, or not be empty.
@@ -204,7 +224,7 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[None]:
 
     take()
     processes.agree()  # No other looks into it before.
-    yield
+    yield lambda: checks and checks[0]()
 
 
 def write_config(

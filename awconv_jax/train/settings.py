@@ -55,7 +55,7 @@ class Settings:
   seed: options.Seed = 0
   accumulation_steps: options.PositiveInt = 1
   ema_decay: options.Fraction = 0.0
-  init_from: options.LocalPath | None = None
+  init_from: options.AnyPath | None = None
   init_entry: str | None = None
   init_skip: Sequence[str] = ()
   log_every_steps: options.PositiveInt = 100

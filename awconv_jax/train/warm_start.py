@@ -10,14 +10,13 @@ for classification, without the head of that.
 
 from collections.abc import Callable, Mapping, Sequence
 import os
-import pathlib
 from typing import Any
 
 from flax import traverse_util
 import jax
 import numpy as np
 
-from awconv_jax import weights
+from awconv_jax import places, weights
 from awconv_jax.errors import InputError, unknown_name
 from awconv_jax.train import checkpoint, rundir
 from awconv_jax.weights import names, origin, state_dict
@@ -59,7 +58,7 @@ def read_run(
   arrays, and words such as 'averages of step 400'. Each damaged checkpoint that
   is passed over is reported in a line; InputError if none is good.
   """
-  directory = pathlib.Path(workdir) / 'checkpoints'
+  directory = places.at(workdir) / 'checkpoints'
   reasons = []
   # Looked at first, as the checkpointer would make it.
   if directory.is_dir():
@@ -106,7 +105,7 @@ def read(
   Raises:
     InputError: nothing is there, it is damaged, or of another network.
   """
-  if not pathlib.Path(source).is_dir():
+  if not places.at(source).is_dir():
     options = dict(entry=entry, network=network, report=report)
     return weights.read(source, **options), 'weights'
   if entry:

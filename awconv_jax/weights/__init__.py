@@ -9,19 +9,18 @@ Nothing of torch is needed, and no code in a file is run.
 from collections.abc import Callable
 import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from awconv_jax import memory
+from awconv_jax import memory, places
 from awconv_jax.errors import (
     InputError,
     look_up,
     of_the_system,
     unknown_name,
 )
-from awconv_jax.options import local_path
+from awconv_jax.options import any_path
 from awconv_jax.weights import names, origin, state_dict, torch_file
 from awconv_jax.weights.names import in_aw_branch
 
@@ -71,7 +70,7 @@ def read(
     InputError: the suffix is unknown, or the file not there, a directory,
       damaged, holding more than arrays, or by its names of another network.
   """
-  path = pathlib.Path(local_path(path))
+  path = places.at(any_path(path))
   if not path.is_file():
     kind = 'neither a file nor a run'
     if path.is_dir():
@@ -81,7 +80,8 @@ def read(
   try:
     if path.stat().st_size > memory.limit():
       raise MemoryError
-    arrays, said, told = reader(path, entry, report)
+    with places.for_reading(path) as file:
+      arrays, said, told = reader(file, entry, report)
   except MemoryError as error:
     raise InputError(f'{path} is more than the memory can hold') from error
   except Exception as error:  # Whatever the libraries say of wrong bytes.
@@ -135,7 +135,7 @@ def save(path: str | os.PathLike, variables: Any, network: Any = None) -> None:
   from safetensors import SafetensorError
   from safetensors import numpy as safetensors
 
-  path = pathlib.Path(local_path(path))
+  path = places.at(any_path(path))
   if path.suffix not in WRITERS:
     raise unknown_name(f'format of {path}:', path.suffix, WRITERS)
   arrays = state_dict.to_state_dict(variables)
@@ -145,9 +145,13 @@ def save(path: str | os.PathLike, variables: Any, network: Any = None) -> None:
     said = {'format': 'pt'}
     if network is not None:
       said[origin.KEY] = json.dumps(origin.untold(network))
+    if places.in_bucket(path):
+      with places.for_writing(path) as file:
+        safetensors.save_file(arrays, file, metadata=said)
+      return
     safetensors.save_file(arrays, temporary, metadata=said)
     temporary.replace(path)
   except (OSError, SafetensorError) as error:
-    if temporary.exists():
+    if not places.in_bucket(path) and temporary.exists():
       temporary.unlink()
     raise InputError(f'cannot write {path}: {error}') from error

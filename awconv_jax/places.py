@@ -1,0 +1,154 @@
+"""Where files lie: on a disk of this machine, or in a bucket (`gs://...`).
+
+`at` returns paths of either with the methods of `pathlib.Path`. An object of a
+bucket appears as a whole or not at all, as a file does that replaces another;
+but there are no folders, nothing is renamed, and nothing is appended to. What
+this takes is here, and in `train.lease`, as there are no locks, either.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+import os
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+from awconv_jax.errors import InputError
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+  """Returns whether a path is that of a bucket."""
+  return os.fspath(path).startswith('gs://')
+
+
+@functools.cache
+def _open_buckets() -> None:
+  try:
+    import fsspec
+    import gcsfs  # noqa: F401
+  except ImportError as error:
+    raise InputError(
+        f"gs:// needs {error.name!r}: pip install 'awconv_jax[gcs]'"
+    ) from error
+  # A listing would be kept for ever, and other processes write, too.
+  for name in ('gs', 'gcs'):
+    fsspec.config.conf[name] = {'use_listings_cache': False}
+  # Or, where it is installed, TensorFlow's readers, with other errors.
+  os.environ.setdefault('EPATH_USE_TF', 'false')
+
+
+def at(path: str | os.PathLike) -> pathlib.Path:
+  """Returns a path of either kind; InputError if buckets cannot be read."""
+  if not in_bucket(path):
+    return pathlib.Path(path)
+  _open_buckets()
+  from etils import epath
+
+  there: Any = epath.Path(path)
+  return there
+
+
+def whole(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the absolute path; see `at`."""
+  return at(path) if in_bucket(path) else at(path).absolute()
+
+
+def stamp(path: str | os.PathLike) -> tuple[int, int]:
+  """Returns a file's size, and when it was last written."""
+  found: Any = at(path).stat()
+  if in_bucket(path):
+    return found.length, found.mtime
+  return found.st_size, found.st_mtime_ns
+
+
+def move(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a folder to a name that is free; in a bucket, object by object."""
+  if not in_bucket(folder):
+    target.parent.mkdir(exist_ok=True)
+    folder.rename(target)
+    return
+  import fsspec
+
+  fsspec.filesystem('gcs').mv(str(folder), str(target), recursive=True)
+
+
+@contextlib.contextmanager
+def for_reading(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a file of this machine: itself, or a copy of what is in a bucket."""
+  if not in_bucket(path):
+    yield pathlib.Path(path)
+    return
+  there = at(path)
+  with tempfile.TemporaryDirectory(prefix='awconv_jax_') as folder:
+    copy = pathlib.Path(folder) / there.name
+    with there.open('rb') as source, copy.open('wb') as file:
+      while block := source.read(1 << 24):
+        file.write(block)
+    yield copy
+
+
+@contextlib.contextmanager
+def for_writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a file of this machine to write: itself, or what is then uploaded."""
+  if not in_bucket(path):
+    yield pathlib.Path(path)
+    return
+  there = at(path)
+  with tempfile.TemporaryDirectory(prefix='awconv_jax_') as folder:
+    copy = pathlib.Path(folder) / there.name
+    yield copy
+    _upload(copy, there)
+
+
+def _upload(file: pathlib.Path, target: pathlib.Path) -> None:
+  with file.open('rb') as source, target.open('wb') as there:
+    while block := source.read(1 << 24):
+      there.write(block)
+
+
+class Growing(contextlib.AbstractContextManager):
+  """A folder whose files grow: itself, or a copy that is uploaded at times.
+
+  Attributes:
+    path: where the files are to be written, a folder of this machine.
+  """
+
+  def __init__(self, folder: pathlib.Path, names: Sequence[str] = ()):
+    """Takes over these files of the folder, where they are there."""
+    self._folder, self._temporary = folder, None
+    self.path = folder
+    self._uploaded: dict[pathlib.Path, Any] = {}
+    self._since = time.monotonic()
+    if in_bucket(folder):
+      self._temporary = tempfile.TemporaryDirectory(prefix='awconv_jax_')
+      self.path = pathlib.Path(self._temporary.name)
+      for name in names:
+        if (folder / name).exists():
+          (self.path / name).write_bytes((folder / name).read_bytes())
+
+  def sync(self, seconds: float = 0.0) -> None:
+    """Uploads what has changed, if the last time is so many seconds ago.
+
+    Raises:
+      InputError: the bucket takes them not, and will not after retries.
+    """
+    if self._temporary is None or time.monotonic() - self._since < seconds:
+      return
+    for file in sorted(p for p in self.path.rglob('*') if p.is_file()):
+      now = file.stat().st_size, file.stat().st_mtime_ns
+      if self._uploaded.get(file) != now:
+        target = self._folder / str(file.relative_to(self.path))
+        try:
+          _upload(file, target)
+        except Exception as error:  # Of gcsfs, of aiohttp, of google.auth.
+          reason = (str(error) or repr(error)).splitlines()[0][:200]
+          raise InputError(f'{target} cannot be written: {reason}') from error
+        self._uploaded[file] = now
+    self._since = time.monotonic()
+
+  def __exit__(self, *exception) -> None:
+    """Removes the copy."""
+    if self._temporary is not None:
+      self._temporary.cleanup()

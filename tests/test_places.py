@@ -1,0 +1,137 @@
+"""Runs, data and weights in a bucket, which gcp-storage-emulator has here.
+
+What a bucket cannot do, such as a lock, an append or a rename, is tested for
+what stands in its place.
+"""
+
+import json
+import os
+import subprocess
+import threading
+
+import bucket
+import commands
+import pytest
+
+from awconv_jax import places
+from awconv_jax.errors import InputError
+from awconv_jax.train import lease
+
+pytestmark = bucket.needed
+
+
+@pytest.fixture(scope='module')
+def served():
+  """A bucket that this process and those that it starts read and write."""
+  process, variables = bucket.start()
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in variables.items():
+      patch.setenv(name, value)
+    yield f'gs://{bucket.NAME}'
+  process.kill()
+  process.wait()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """Locks are renewed, and become stale, sooner."""
+  monkeypatch.setattr(lease, 'RENEWED', 0.2)
+  monkeypatch.setattr(lease, 'STALE', 2.0)
+
+
+def leave_lock(path, **changes):
+  """Writes the lock of a process of this machine."""
+  owner = lease._Lease(path)._owner | changes
+  path.write_text(json.dumps(owner))
+
+
+def test_one_run_at_a_time(served, quick):
+  path = places.at(f'{served}/one/.lock')
+  with lease.held(path) as check:
+    with pytest.raises(InputError, match=f'under way, process {os.getpid()}'):
+      with lease.held(path):
+        pass
+    check()
+  assert not path.exists()
+
+
+def test_the_lock_of_a_run_that_is_gone_is_taken_over(served, quick):
+  path = places.at(f'{served}/gone/.lock')
+  gone = subprocess.Popen(['true'])
+  gone.wait()
+  # A process that has ended, or whose number another has now; one elsewhere
+  # that does not renew it; what nobody can read.
+  leave_lock(path, pid=gone.pid)
+  with lease.held(path):
+    pass
+  leave_lock(path, started='1')
+  with lease.held(path):
+    pass
+  leave_lock(path, machine='another')
+  with lease.held(path):
+    pass
+  path.write_text('{')
+  with lease.held(path) as check:
+    # It has been taken over meanwhile: this run must write no more.
+    leave_lock(path, key='of another', host='elsewhere')
+    threading.Event().wait(1.0)
+    with pytest.raises(InputError, match='on elsewhere, which took it over'):
+      check()
+  assert 'of another' in path.read_text()
+
+
+def test_of_two_that_come_at_once_one_gets_the_lock(served, quick):
+  path, got = places.at(f'{served}/both/.lock'), []
+  start, end = threading.Barrier(2), threading.Event()
+
+  def take():
+    start.wait()
+    try:
+      with lease.held(path):
+        got.append('held')
+        end.wait(5)
+    except InputError:
+      got.append('refused')
+      end.set()
+
+  both = [threading.Thread(target=take) for _ in range(2)]
+  for thread in both:
+    thread.start()
+  for thread in both:
+    thread.join()
+  assert sorted(got) == ['held', 'refused']
+
+
+def test_files_that_grow_are_uploaded_whole(served):
+  folder = places.at(f'{served}/grows')
+  (folder / 'old.txt').write_text('before\n')
+  with places.Growing(folder, ('old.txt', 'absent.txt')) as growing:
+    (growing.path / 'inner').mkdir()
+    for name in ('old.txt', 'inner/new.txt'):
+      with (growing.path / name).open('a') as file:
+        file.write('more\n')
+    growing.sync(60)  # Not yet.
+    assert (folder / 'old.txt').read_text() == 'before\n'
+    growing.sync()
+    here = growing.path
+  assert not here.exists()
+  assert (folder / 'old.txt').read_text() == 'before\nmore\n'
+  assert (folder / 'inner/new.txt').read_text() == 'more\n'
+
+
+def test_a_folder_is_moved(served):
+  folder = places.at(f'{served}/moved/a')
+  (folder / 'x/y').write_text('1')
+  (folder / 'z').write_text('2')
+  places.move(folder, folder.parent / 'b/4')
+  assert not folder.exists()
+  assert (folder.parent / 'b/4/x/y').read_text() == '1'
+  assert [p.name for p in folder.parent.iterdir()] == ['b']
+
+
+def test_without_the_extra_one_line_names_it(tmp_path):
+  (tmp_path / 'gcsfs.py').write_text('raise ImportError(name="gcsfs")')
+  arguments = ('train.py', commands.TINY, '--workdir=gs://bucket/a')
+  code, _, err = commands.run(*arguments, env={'PYTHONPATH': str(tmp_path)})
+  assert code == 1
+  assert err == "error: gs:// needs 'gcsfs': pip install 'awconv_jax[gcs]'\n"
