@@ -71,7 +71,12 @@ def move(folder: pathlib.Path, target: pathlib.Path) -> None:
     return
   import fsspec
 
-  fsspec.filesystem('gcs').mv(str(folder), str(target), recursive=True)
+  files: Any = fsspec.filesystem('gcs')
+  names, root = files.find(str(folder)), str(folder).removeprefix('gs://')
+  # All is there twice before anything goes.
+  for name in names:
+    files.cp_file(name, f'{target}{name.removeprefix(root)}')
+  files.rm(names)
 
 
 @contextlib.contextmanager
