@@ -2,9 +2,9 @@
 
   python -m benchmarks.deviceless '{"chip": "v5e", ...}' FOLDER
 
-Prints what the compiler says of it as a line of JSON. `benchmarks.static` sets
-the environment in which the compilers are to be loaded, and says what to
-compile.
+Prints what the compiler says of it as a line of JSON. `benchmarks.static` says
+what to compile, and `compilers.alone` starts it, in the environment in which
+the compilers have to be loaded.
 """
 
 import functools
@@ -21,28 +21,23 @@ from jax.sharding import Mesh, SingleDeviceSharding
 import numpy as np
 
 from awconv_jax import models
+from awconv_jax.compilers import exchanges
+from awconv_jax.compilers.alone import CHIPS
 from awconv_jax.train import partition
-from benchmarks import cuda, network, op, tpu
+from benchmarks import network, op
 
-CHIPS = {**tpu.CHIPS, **cuda.CARDS}
 # What there is of one kind of chip only, or of neither.
 _COLUMNS = ('kilocycles', 'kernel_kilocycles', 'guarded_kilocycles', 'spills')
 _COLUMNS += ('registers', 'spill_bytes', 'shared_kib', 'kernels')
 
 
-def environment(chip: str, folder: str) -> dict[str, str]:
-  """Returns the environment in which the compiler of a chip has to be loaded.
-
-  Args:
-    chip: its name in `CHIPS`.
-    folder: where the compiler dumps to.
-  """
-  return dict(
-      JAX_PLATFORMS='cpu',
-      JAX_ENABLE_COMPILATION_CACHE='0',  # Of what is in it, nothing is dumped.
-      JAX_DISABLE_MOST_OPTIMIZATIONS='0',
-      TF_CPP_MIN_LOG_LEVEL='2',
-  ) | CHIPS[chip].environment(folder)
+def _devices(chip, number):
+  """Returns up to 8 devices, of the smallest slice that has them."""
+  if chip.platform == 'cuda':
+    return chip.devices(str(number))
+  sizes = {math.prod(map(int, s.split('x'))): s for s in chip.shapes}
+  size = min(size for size in sizes if size >= max(number, 4))
+  return chip.devices(sizes[size])[:number]
 
 
 def _trace_op(devices, asked):
@@ -92,7 +87,7 @@ def main(request: str, folder: str) -> None:
   asked = json.loads(request)
   chip = CHIPS[asked['chip']]
   start = time.perf_counter()
-  devices = chip.devices(asked['devices'])
+  devices = _devices(chip, asked['devices'])
   trace = _trace_step if 'model' in asked else _trace_op
   abstract = Mesh(np.array(devices), (partition.DATA_AXIS,)).abstract_mesh
   # Pallas asks it for the kind of GPU.
@@ -106,9 +101,9 @@ def main(request: str, folder: str) -> None:
   found |= dict(
       temporary_mib=memory.temp_size_in_bytes / 2**20,
       megabytes=costs.get('bytes accessed', 0) / 1e6 or None,
-      all_gathers=network.count_exchanges(text, 'all-gather'),
-      all_reduces=network.count_exchanges(text, 'all-reduce'),
-      reduced_mib=network.exchanged_bytes(text, 'all-reduce') / 2**20,
+      all_gathers=exchanges.count(text, 'all-gather'),
+      all_reduces=exchanges.count(text, 'all-reduce'),
+      reduced_mib=exchanges.given_bytes(text, 'all-reduce') / 2**20,
       compile_seconds=time.perf_counter() - start,
   )
   print(json.dumps(found), flush=True)

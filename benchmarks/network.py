@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-import math
-import re
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -14,6 +12,7 @@ import numpy as np
 import optax
 
 from awconv_jax import models, options
+from awconv_jax.compilers import exchanges
 from awconv_jax.layers.attention import ATTENTION
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
 from awconv_jax.train import partition
@@ -143,8 +142,8 @@ def run(
           variant=variant,
           images_per_second=1e3 * batch / found.milliseconds,
           **found.columns(measured['plain']),
-          all_gathers=count_exchanges(found.text, 'all-gather'),
-          all_reduces=count_exchanges(found.text, 'all-reduce'),
+          all_gathers=exchanges.count(found.text, 'all-gather'),
+          all_reduces=exchanges.count(found.text, 'all-reduce'),
       )
 
 
@@ -156,18 +155,3 @@ def fetch(result: tuple[Any, Any]) -> dict[str, Any]:
   return dict(
       loss=np.asarray(loss), grads=np.array([*map(np.linalg.norm, leaves)])
   )
-
-
-def count_exchanges(text: str, kind: str) -> int:
-  """Returns how many a program has; one of a start and an end counts once."""
-  return len(re.findall(rf'\s{re.escape(kind)}(?:-start)?\(', text))
-
-
-def exchanged_bytes(text: str, kind: str) -> int:
-  """Returns what the exchanges of a kind give each device."""
-  total = 0
-  for results in re.findall(rf'= (.*?) {re.escape(kind)}(?:-start)?\(', text):
-    for bits, shape in re.findall(r'[a-z]+(\d+)\[([\d,]*)\]', results):
-      sizes = [int(size) for size in shape.split(',') if size]
-      total += math.prod(sizes) * int(bits) // 8
-  return total

@@ -4,30 +4,21 @@ Neither needs a device: libtpu and the wheels of CUDA's compiler are enough.
 """
 
 from collections.abc import Iterator, Sequence
-import contextlib
-import importlib.util
 import itertools
-import json
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
 from typing import Annotated, Any
 
-from awconv_jax import errors, models, options
+from awconv_jax import models, options
+from awconv_jax.compilers import alone
 from awconv_jax.layers.attention import ATTENTION
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
 from benchmarks import deviceless, op
 
 DIRECTIONS = ('forward', 'both')
-# What has to be installed, and how; see requirements-accelerators.txt.
-INSTALL = 'pip install -r requirements-accelerators.txt'
 
 
 def run(
     *,
-    chips: Sequence[Annotated[str, options.OneOf(deviceless.CHIPS)]] = ('v5e',),
+    chips: Sequence[Annotated[str, options.OneOf(alone.CHIPS)]] = ('v5e',),
     models: Sequence[Annotated[str, options.OneOf(models.MODELS)]] = (),
     implementations: Sequence[op.Form] = (),
     attentions: Sequence[Annotated[str, options.OneOf(ATTENTION)]] = (),
@@ -62,7 +53,7 @@ def run(
     For TPU 'kilocycles' are an estimate, 'ratio' is theirs to 'plain' by the
     same compiler, 'kernel_kilocycles' are those of Pallas' kernels among them,
     and 'guarded_kilocycles' those under a condition that may not hold, see
-    `benchmarks.tpu`. 'spills' are instructions in innermost loops of kernels.
+    `compilers.tpu`. 'spills' are instructions in innermost loops of kernels.
     For CUDA there is no estimate; 'registers', 'spill_bytes' of a thread and
     'shared_kib' are the most that a kernel takes. 'kernels' lists those of
     Pallas, with their kilocycles, or with registers and KiB of shared memory.
@@ -71,7 +62,7 @@ def run(
     that the compiler likes best, as inside of a network.
   """
   for chip in chips:
-    check_installed(chip)
+    alone.check_installed(chip)
   shapes = [
       shape
       for kind in kinds
@@ -100,50 +91,13 @@ def _rows(requests, compared, more):
   """Yields a row for each request that can be compiled; the first is plain."""
   base = None
   for request in requests:
-    found = compile_alone(request | more)
+    found = alone.run(deviceless.__name__, request['chip'], request | more)
     name = request[compared]
-    failed = found.pop('failed', None)
-    if failed:
-      print(f'left out: {name} of {request}: {failed}', flush=True)
+    if 'failed' in found:
+      why = f'ended by {found["failed"]}; {found["said"]}'
+      print(f'left out: {name} of {request}: {why}', flush=True)
       continue
     cycles = found['kilocycles']
     base = cycles if name == 'plain' else base
     ratio = cycles / base if cycles and base else None
     yield request | dict(ratio=ratio) | found
-
-
-def check_installed(chip: str) -> None:
-  """Raises InputError unless there is a compiler for a chip."""
-  for module in deviceless.CHIPS[chip].modules:
-    found = None
-    with contextlib.suppress(ModuleNotFoundError):  # Of what it lies in.
-      found = importlib.util.find_spec(module)
-    if not found:
-      raise errors.InputError(
-          f'--chips: to compile for {chip!r} {module} has to be installed, '
-          f'such as by `{INSTALL}`'
-      )
-
-
-def compile_alone(request: dict[str, Any]) -> dict[str, Any]:
-  """Returns what a process of its own says of a program, or why it 'failed'.
-
-  The compilers look at the environment when they are loaded, dump what they
-  compile to one folder, and may crash.
-  """
-  root = pathlib.Path(__file__).parent.parent
-  with tempfile.TemporaryDirectory() as folder:
-    environment = os.environ | deviceless.environment(request['chip'], folder)
-    environment['PYTHONPATH'] = str(root)
-    child = (sys.executable, '-m', deviceless.__name__)
-    done = subprocess.run(
-        [*child, json.dumps(request), folder],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-  lines = done.stdout.strip().splitlines()
-  if done.returncode == 0 and lines:
-    return json.loads(lines[-1])
-  said = done.stderr.strip().splitlines()
-  return dict(failed=f'ended by {done.returncode}; {said[-1] if said else ""}')

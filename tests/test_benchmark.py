@@ -14,6 +14,7 @@ from PIL import Image
 import pytest
 
 from awconv_jax import errors
+from awconv_jax.compilers import exchanges
 from awconv_jax.ops import aw_conv
 from awconv_jax.train import partition
 from benchmarks import __main__ as command
@@ -198,9 +199,9 @@ def test_exchanges_of_devices_are_counted():
   whole = partition.replicated(mesh)
   for function, count in ((lambda x: 2 * x, 1), (lambda x: x.sum(), 0)):
     text = jax.jit(function, out_shardings=whole).lower(x).compile().as_text()
-    assert network.count_exchanges(text, 'all-gather') == count
+    assert exchanges.count(text, 'all-gather') == count
   started = ' all-gather-start(%p), op_name="all-gather" all-gather-done(%g)'
-  assert network.count_exchanges(started, 'all-gather') == 1
+  assert exchanges.count(started, 'all-gather') == 1
 
 
 @pytest.mark.parametrize('dtype', op.TOLERANCES)

@@ -187,7 +187,7 @@ def test_more_boxes_than_the_index_knew_of_are_as_a_broken_image(root):
   index = int(source.index[:, 3].argmax())
   for rng in (None, np.random.default_rng(0)):
     with pytest.raises(decode.UnreadableError, match='3 boxes are others'):
-      reader._row(source, index, index % 3 == 1, rng)
+      reader.row(source, index, index % 3 == 1, rng)
 
 
 def examples(landscape, portrait):

@@ -21,6 +21,7 @@ ALLOWED = {
     ),
     'tasks': {'models', 'ops', 'evaluators'},
     'macs': {'ops'},
+    'compilers': set(),
     'command_line': {'config', 'train'},
     '__init__': {'layers', 'models', 'ops', 'surgery'},
 }

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from awconv_jax import errors
+from awconv_jax.compilers import alone, cuda, exchanges, tpu
 from benchmarks import __main__ as command
-from benchmarks import check, cuda, deviceless, first_hour, network, static, tpu
+from benchmarks import check, deviceless, first_hour, static
 
 # A grid of 8 steps: a loop of 10, whose kernel is left out in two. In it a
 # loop of 4, and a region under a condition. Addresses are hexadecimal.
@@ -101,17 +102,17 @@ def test_what_cuda_starts(tmp_path):
 
 def test_exchanged_bytes():
   text = ' %r = (f32[3,4]{1,0}, bf16[], pred[2]) all-reduce-start(%p), x\n'
-  assert network.exchanged_bytes(text, 'all-reduce') == 48 + 2
-  assert network.exchanged_bytes(text, 'all-gather') == 0
+  assert exchanges.given_bytes(text, 'all-reduce') == 48 + 2
+  assert exchanges.given_bytes(text, 'all-gather') == 0
 
 
 def test_what_is_not_installed_or_crashes_is_one_line(
     monkeypatch, capsys, tmp_path
 ):
-  monkeypatch.setattr(static.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(errors.InputError, match='requirements-accelerators.txt'):
+  monkeypatch.setattr(alone.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.InputError, match=r'awconv_jax\[tpu\]'):
     next(static.run(chips=['v5e']))
-  monkeypatch.setattr(static, 'check_installed', lambda chip: None)
+  monkeypatch.setattr(alone, 'check_installed', lambda chip: None)
   crash = 'import os; os.abort()'
   (tmp_path / 'crash.py').write_text(crash)
   monkeypatch.chdir(tmp_path)  # Which `-m` looks into first.
@@ -148,7 +149,7 @@ def test_all_of_the_first_hour(device, tmp_path, quick_compiles):
 def compiled(chip, **asked):
   """Returns what the compiler of a chip says, if it is installed."""
   try:
-    static.check_installed(chip)
+    alone.check_installed(chip)
   except errors.InputError as error:
     pytest.skip(str(error))
   rows = list(static.run(chips=[chip], **asked))

@@ -53,7 +53,7 @@ class LabelledImages(batches.Reader):
         raise InputError(f'augmentation {name!r} must come first in augment')
     if not self.train:
       examples = [range(len(source))]
-      return batches.EvalBatches(self, source, examples, self._row)
+      return batches.EvalBatches(self, source, examples, self.row)
     if source.label_shape:
       raise InputError(
           f'the images of split {split!r} have several labels each, to be '
@@ -62,9 +62,9 @@ class LabelledImages(batches.Reader):
     order = ShuffledOrder(len(source), self.seed, self.repeats)
     # The second of two, the first of which `order` uses.
     seed = np.random.SeedSequence(self.seed).generate_state(2)[1]
-    return batches.TrainBatches(self, source, order, self._row, seed)
+    return batches.TrainBatches(self, source, order, self.row, seed)
 
-  def _row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
+  def row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
     """Makes a row; see `batches`."""
     del group
     size = self.image_size if self.train else self.eval_image_size

@@ -11,11 +11,12 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from awconv_jax import data, macs, options, text_table
+from awconv_jax import data, macs, text_table
 from awconv_jax.data.batches import check_classes
 from awconv_jax.errors import InputError
 from awconv_jax.train import (
     checkpoint,
+    functions,
     logging,
     optim,
     partition,
@@ -28,7 +29,6 @@ from awconv_jax.train import (
     trace,
     warm_start,
 )
-from awconv_jax.train import step as train_step
 
 
 @dataclasses.dataclass
@@ -87,16 +87,9 @@ def train(
             config.checkpoint_every_epochs,
         )
     )
-    total = round(config.num_epochs * per_epoch)
-    if not 0 < total <= options.MOST:
-      raise InputError(
-          f'config.num_epochs={config.num_epochs} is {total:,} steps of '
-          f'config.batch_size={config.batch_size}, want 1 to {options.MOST:,}'
-      )
+    run = functions.create(config, task, mesh, per_epoch)
+    total = run.total_steps
     tracing = stack.enter_context(trace.Trace(workdir, profile_steps, total))
-    optimizer, schedule = optim.create(
-        **config.optimizer, **lengths, total_steps=total
-    )
     still_ours = stack.enter_context(rundir.claim(workdir, config))
     stack.enter_context(programs.kept(workdir))
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
@@ -111,13 +104,8 @@ def train(
             },
         )
     )
-    state = train_step.create_state(
-        task,
-        optimizer,
-        mesh,
-        seed=config.seed,
+    state = run.create_state(
         batch_shapes=shapes,
-        ema=config.ema_decay > 0,
         warm_start=lambda fresh: (
             fresh if checkpointer.steps() else _first_weights(config, fresh)
         ),
@@ -152,17 +140,6 @@ def train(
     )
     stack.enter_context(log)
     watch = stack.enter_context(stall.Watch(step, stall_seconds))
-    predict = train_step.create_predict(task, mesh)
-    take_step = train_step.create_train_step(
-        task,
-        optimizer,
-        schedule,
-        mesh,
-        seed=config.seed,
-        accumulation_steps=config.accumulation_steps,
-        ema_decay=config.ema_decay,
-        frozen=config.optimizer.frozen,
-    )
 
     metrics, stopped_by = {}, None
 
@@ -170,7 +147,7 @@ def train(
       nonlocal stopped_by
       variables, evaluator = state.eval_variables(), task.evaluator()
       watch.at(stall.EVALUATION)
-      for _, outputs in predictions(predict, variables, eval_batches, mesh):
+      for _, outputs in predictions(run.predict, variables, eval_batches, mesh):
         watch.at(stall.EVALUATION)
         evaluator.update(outputs)
         # A grace period may be too short to go on evaluating in.
@@ -196,7 +173,7 @@ def train(
       watch.at(stall.STEP)
       with tracing.step(step + 1):
         rows = partition.shard_batch(mesh, batch)
-        state, step_metrics = take_step(state, rows)
+        state, step_metrics = run.take_step(state, rows)
       step += 1
       log.step(step, step_metrics)
       watch.ended(step)

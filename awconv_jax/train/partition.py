@@ -4,7 +4,7 @@ So batch norm sees the global batch (also known as SyncBN), and every process
 computes the same metrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -14,10 +14,11 @@ from awconv_jax.errors import InputError
 from awconv_jax.ops.data_shards import DATA_AXIS
 
 
-def create_mesh() -> Mesh:
-  """Returns the mesh over all devices of all processes."""
+def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh over devices, all of all processes if none are given."""
   # jax.make_mesh would give Explicit axes, which optax's losses do not take.
-  return Mesh(np.array(jax.devices()), (DATA_AXIS,))
+  devices = jax.devices() if devices is None else devices
+  return Mesh(np.array(devices), (DATA_AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -60,13 +60,13 @@ class BoxedImages(canvases.Geometry, batches.Reader):
       )
     examples = [group[keep[group]] for group in groups(sizes)]
     if not self.train:
-      return batches.EvalBatches(self, source, examples, self._row)
+      return batches.EvalBatches(self, source, examples, self.row)
     order = GroupedOrder(examples, self.batch_size, self.seed)
     # Not a seed that `order` uses.
     seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
-    return batches.TrainBatches(self, source, order, self._row, seed)
+    return batches.TrainBatches(self, source, order, self.row, seed)
 
-  def _row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
+  def row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
     """Makes a row; see `batches`."""
     # If blank, of one pixel, as an image without any divides by zero.
     pixels, objects = np.zeros((1, 1, 3), np.uint8), NOTHING

@@ -56,7 +56,14 @@ class Card:
   clock: float  # GHz.
   memory: int
   modules = ('jax_plugins.xla_cuda13', 'nvidia.cu13')
+  extra, package = 'cuda13', 'jax-cuda13-plugin'
   platform = 'cuda'
+  separator = 'x'
+
+  @property
+  def usable(self) -> int:
+    """Bytes that a program may have: as much as JAX takes, if not told else."""
+    return self.memory * 3 // 4
 
   def environment(self, folder: str) -> dict[str, str]:
     """Returns what has XLA compile without a GPU, and dump to a folder."""
@@ -70,8 +77,8 @@ class Card:
         ),
     )
 
-  def devices(self, number: int) -> list[Any]:
-    """Returns devices to lower for."""
+  def devices(self, number: str, machines: int = 1) -> list[Any]:
+    """Returns devices to lower for: so many in each of the machines."""
     major, minor = self.capability
     description = _DESCRIPTION.format(
         **vars(self),
@@ -84,7 +91,7 @@ class Card:
     found = topologies.get_topology_desc(
         *('cuda', 'cuda'),
         target_config=description,
-        topology=f'1x1x{number}',
+        topology=f'1x{machines}x{number}',
     )
     return found.devices
 

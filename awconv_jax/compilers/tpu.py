@@ -6,32 +6,49 @@ final VLIW bundles are counted, one a cycle. Neither knows of waiting for
 memory. Copies that run beside the computation count nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
 import re
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
+from awconv_jax import errors
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
   """A kind of TPU.
 
   Attributes:
     name: such as 'v5e'.
     accelerator: what libtpu calls four of them.
-    shapes: of slices of 4 and of 8 chips.
+    shapes: of slices that there are, the smallest first; not all of v5p's.
+    hosts: chips of one host, where they are not 2x2, by the shape of a slice.
+    clock: GHz, at which the matrix units reach the peak of Google's data sheets
+      (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm).
+    memory: GiB that a program may have, as libtpu says when it wants more.
     product_cycles: cycles that a product keeps a matrix unit for.
   """
 
   name: str
   accelerator: str
-  shapes: tuple[str, str]
+  shapes: Sequence[str]
+  hosts: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+  clock: float
+  memory: float
   product_cycles: int = 16
   modules = ('libtpu',)
+  extra, package = 'tpu', 'libtpu'
   platform = 'tpu'
+  separator = ':'
+
+  @property
+  def usable(self) -> int:
+    """Bytes that a program may have."""
+    return int(self.memory * 2**30)
 
   def environment(self, folder: str) -> dict[str, str]:
     """Returns what has libtpu compile without a TPU, and dump to a folder."""
@@ -43,17 +60,28 @@ class Chip:
         LIBTPU_INIT_ARGS=(
             f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true '
             '--xla_jf_emit_annotations=true '
-            '--xla_jf_dump_llo_pass_label_regex=final_bundles'
+            '--xla_jf_dump_llo_pass_label_regex=^final_bundles$'
         ),
     )
 
-  def devices(self, number: int) -> list[Any]:
-    """Returns devices to lower for."""
-    shape = self.shapes[number > 4]
-    found = topologies.get_topology_desc(
-        platform='tpu', topology_name=f'{self.name}:{shape}'
-    )
-    return found.devices[:number]
+  def devices(self, shape: str, slices: int = 1) -> list[Any]:
+    """Returns devices to lower for: those of slices of a shape.
+
+    Raises:
+      InputError: libtpu knows no such slice.
+    """
+    more: dict[str, Any] = dict(num_slices=slices) if slices > 1 else {}
+    if bounds := self.hosts.get(shape):
+      more['chips_per_host_bounds'] = bounds
+    try:
+      return topologies.get_topology_desc(
+          platform='tpu', topology_name=f'{self.name}:{shape}', **more
+      ).devices
+    except jax.errors.JaxRuntimeError as error:
+      raise errors.InputError(
+          f'unknown topology {self.name}:{shape}: {str(error).splitlines()[0]};'
+          f' known: {", ".join(self.shapes)}'
+      ) from error
 
   def columns(self, text: str, folder: str) -> dict[str, Any]:
     """Returns what a program, by its text and dumps, is estimated to cost."""
@@ -74,11 +102,28 @@ class Chip:
     )
 
 
+# Where all chips lie in a plane.
+_FLAT: Any = dict(
+    shapes=('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+    hosts={'1x1': (1, 1, 1), '2x4': (2, 4, 1)},
+)
+_CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8')
+_CUBES += ('8x8x8', '8x8x16', '8x16x16', '16x16x16', '16x16x24')
 CHIPS = {
-    'v4': Chip('v4', 'v4-8', ('2x2x1', '2x2x2')),
-    'v5e': Chip('v5e', 'v5litepod-4', ('2x2', '2x4')),
-    'v5p': Chip('v5p', 'v5p-8', ('2x2x1', '2x2x2')),
-    'v6e': Chip('v6e', 'v6e-4', ('2x2', '2x4'), product_cycles=8),
+    'v5e': Chip(
+        name='v5e', accelerator='v5litepod-4', clock=1.5, memory=15.75, **_FLAT
+    ),
+    'v5p': Chip(
+        name='v5p', accelerator='v5p-8', clock=1.75, memory=95.74, shapes=_CUBES
+    ),
+    'v6e': Chip(
+        name='v6e',
+        accelerator='v6e-4',
+        clock=1.75,
+        memory=31.25,
+        product_cycles=8,
+        **_FLAT,
+    ),
 }
 
 
