@@ -273,3 +273,22 @@ def test_the_shell_files_are_sound():
       text=True,
   )
   assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('quick_compiles')
+def test_tasks_of_slurm_train_as_one(tmp_path):
+  here = {
+      'SLURM_STEP_NODELIST': '127.0.0.1',
+      'JAX_COORDINATOR_PORT': str(commands.free_port()),
+  }
+  given = commands.TINY, f'--workdir={tmp_path}', '--config.num_epochs=0.1'
+  both = [
+      commands.start(
+          *('train.py', *given), env=STEP | here | {'SLURM_PROCID': str(task)}
+      )
+      for task in range(2)
+  ]
+  ends = [process.communicate(timeout=300) for process in both]
+  assert [process.returncode for process in both] == [0, 0], ends
+  assert '2 cpu device(s), 2 process(es)' in ends[0][0]
