@@ -3,7 +3,7 @@
 #
 #   launch/host.sh tpu --config=configs/digits.py --workdir=runs/digits
 #   launch/host.sh cuda13 --config=configs/digits.py --workdir=runs/digits
-#   launch/host.sh cuda13      # Installs alone, such as for launch/slurm.sh.
+#   launch/host.sh cuda13,prepare   # Installs alone; these and other extras.
 #
 # What it needs is installed in .venv the first time. A run that has stopped
 # goes on with the same command.
@@ -21,5 +21,6 @@ if [ ! -e ".venv/$extra" ]; then
 fi
 [ $# -gt 0 ] || exit 0
 # Not on the CPU where there should be more: that it is missing is an error.
-export JAX_PLATFORMS="${JAX_PLATFORMS-${extra%13}}"
+devices=${extra%%,*}
+export JAX_PLATFORMS="${JAX_PLATFORMS-${devices%13}}"
 exec .venv/bin/python train.py "$@"

@@ -198,13 +198,13 @@ PYTHON = 'mkdir -p .venv/bin; cp "$(which python)" .venv/bin/python'
 
 def test_a_host_installs_once_and_trains(shell):
   stubs = dict(uv=PYTHON, python='echo $JAX_PLATFORMS; exit 7')
-  for extra in 'cuda13', 'tpu':
+  for extra in 'cuda13', 'tpu', 'cuda13,prepare':
     done, calls = shell('host.sh', extra, *FLAGS, **stubs)
     assert [call[:2] for call in calls[:-1]] == [['uv', 'venv'], ['uv', 'pip']]
     assert calls[1][-1] == f'.[train,gcs,{extra}]'
     assert calls[-1] == ['python', 'train.py', *FLAGS]
     assert done.returncode == 7
-    assert done.stdout == f'{extra.removesuffix("13")}\n'
+    assert done.stdout == ('tpu\n' if extra == 'tpu' else 'cuda\n')
   _, calls = shell('host.sh', 'tpu', *FLAGS)
   assert len(calls) == 1
   assert shell('host.sh', 'tpu')[1] == []

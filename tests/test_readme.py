@@ -47,7 +47,7 @@ def command(line):
   """Returns what a line of a document has Python start, if anything."""
   launch = r'.*\blaunch/\S+\.sh .*?(?=--config=)'
   line = re.sub(launch, 'python train.py ', line)
-  return line.removeprefix('.venv/bin/').replace('gs://', '')
+  return line.removeprefix('.venv/bin/')
 
 
 COMMANDS = {command(line) for path in ALL for line in lines(path)}
