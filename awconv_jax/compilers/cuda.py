@@ -70,6 +70,9 @@ class Card:
     (compiler,) = _compiler_folders()
     return dict(
         JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1',
+        # XLA dumps a stack for every all-reduce; to look up its functions takes
+        # longer than all else.
+        LLVM_DISABLE_SYMBOLIZATION='1',
         PATH=f'{compiler}/bin:{os.environ["PATH"]}',
         XLA_FLAGS=(
             f'--xla_gpu_cuda_data_dir={compiler} --xla_gpu_autotune_level=0 '
