@@ -22,7 +22,7 @@ class Functions:
 
   Attributes:
     total_steps: of the run.
-    create_state: takes `batch_shapes` and `warm_start` of
+    create_state: takes `batch_shapes`, `warm_start` and `prepare` of
       `step.create_state`.
     take_step: of `step.create_train_step`.
     predict: of `step.create_predict`.

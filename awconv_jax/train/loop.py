@@ -1,6 +1,6 @@
 """The training loop: config -> data, task -> steps -> metrics, checkpoints."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -52,6 +52,7 @@ def train(
     writer: Callable[[int, Mapping[str, float]], object] | None = None,
     profile_steps: tuple[int, int] | None = None,
     stall_seconds: int | None = None,
+    code: Sequence[str] | None = None,
 ) -> Result:
   """Trains, evaluates and saves as the config says, from where the run stands.
 
@@ -65,6 +66,7 @@ def train(
       each row of metrics.jsonl, as the row is written.
     profile_steps: the first and the last step to trace into <workdir>/profile.
     stall_seconds: see `stall.Watch`.
+    code: see `programs.prepared`; given where nothing was patched.
 
   Raises:
     InputError: the config, the data or the directory cannot be used.
@@ -92,6 +94,8 @@ def train(
     tracing = stack.enter_context(trace.Trace(workdir, profile_steps, total))
     still_ours = stack.enter_context(rundir.claim(workdir, config))
     stack.enter_context(programs.kept(workdir))
+    bound = lengths, total, str(shapes), str(mesh.devices.tolist())
+    prepare = programs.prepared(code, config.to_dict(), *bound)
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(
         checkpoint.Checkpointer(
@@ -106,6 +110,7 @@ def train(
     )
     state = run.create_state(
         batch_shapes=shapes,
+        prepare=prepare,
         warm_start=lambda fresh: (
             fresh if checkpointer.steps() else _first_weights(config, fresh)
         ),
@@ -140,6 +145,7 @@ def train(
     )
     stack.enter_context(log)
     watch = stack.enter_context(stall.Watch(step, stall_seconds))
+    take_step = prepare('train_step', run.take_step)
 
     metrics, stopped_by = {}, None
 
@@ -173,7 +179,7 @@ def train(
       watch.at(stall.STEP)
       with tracing.step(step + 1):
         rows = partition.shard_batch(mesh, batch)
-        state, step_metrics = run.take_step(state, rows)
+        state, step_metrics = take_step(state, rows)
       step += 1
       log.step(step, step_metrics)
       watch.ended(step)

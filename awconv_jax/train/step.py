@@ -44,16 +44,21 @@ def create_state(
     batch_shapes: Mapping[str, jax.ShapeDtypeStruct],
     ema: bool,
     warm_start: Callable[[Any], Any] = lambda variables: variables,
+    prepare: Callable[..., Any] = lambda name, function: function,
 ) -> TrainState:
   """Returns the initial state, replicated over the mesh.
 
   The task gives the variables for batches of these shapes, and `warm_start`
   others for them, which may be on the host; `ema` is whether to keep averages.
+  What is compiled is `prepare`d before, see `programs`.
   """
 
   def init():
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in batch_shapes.items()}
-    return dict(task.init(jax.random.key(seed), batch))
+    variables = dict(task.init(jax.random.key(seed), batch))
+    # Which parameters do not exist is told before anything is compiled.
+    jax.eval_shape(optimizer.init, variables['params'])
+    return variables
 
   def first(variables):
     # Copies: the step donates the state, and what that shared would be gone.
@@ -68,11 +73,9 @@ def create_state(
     )
 
   whole = partition.replicated(mesh)
-  fresh = jax.jit(init, out_shardings=whole)
-  # Which parameters do not exist is told before anything is compiled.
-  jax.eval_shape(optimizer.init, fresh.eval_shape()['params'])
-  variables = warm_start(fresh())
-  return jax.jit(first, in_shardings=whole, out_shardings=whole)(variables)
+  variables = warm_start(prepare('init', jax.jit(init, out_shardings=whole))())
+  first = jax.jit(first, in_shardings=whole, out_shardings=whole)
+  return prepare('first_state', first)(variables)
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):
