@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import re
+import shutil
 import signal
 import time
 
@@ -70,6 +71,29 @@ def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
   # Only the first process speaks (but for what Gloo itself prints).
   assert 'evaluation: ' in outs[0][0]
   assert 'step' not in outs[1][0] and 'top1' not in outs[1][0]
+
+
+@pytest.mark.slow
+def test_a_sharded_state_goes_on_anywhere(tmp_path):
+  run, whole = tmp_path / 'run', tmp_path / 'whole'
+  length = *THIRTY, '--config.model.width=8'  # Of which 8 devices have shards.
+
+  def both():
+    two = commands.start_two(
+        *command(run, *length, '--config.shard_state=True')
+    )
+    outs = [process.communicate(timeout=300) for process in two]
+    assert [process.returncode for process in two] == [0, 0], outs
+    return outs[0][0]
+
+  train(whole, *length)
+  both()
+  for go_on in lambda: train(run, *length), both:
+    assert_same_losses_and_evaluation(whole, run)
+    shutil.rmtree(run / 'checkpoints/30')
+    assert 'resumed from the checkpoint of step' in go_on()
+  assert_same_losses_and_evaluation(whole, run)
+  assert not (run / 'checkpoints_damaged').exists()
 
 
 def test_the_end_says_where_everything_is(one_device):

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import fake_tfds
+import jax
 import numpy as np
 import pictures
 import pytest
@@ -16,6 +17,7 @@ from watched_run import assert_same_runs, logged, rows_of, saved_arrays
 from awconv_jax import errors
 from awconv_jax.train import logging, preemption, rundir
 from awconv_jax.train import loop as train_loop
+from awconv_jax.train import step as train_step
 from configs import imagenet
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -81,6 +83,25 @@ def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
     files = (tmp_path / 'checkpoints/22').rglob('*')
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-100])
+
+
+def test_a_run_may_shard_its_state_and_stop_doing_so(tmp_path, monkeypatch):
+  create, cut = train_step.create_state, []
+
+  def watched(*args, **kwargs):
+    state = create(*args, **kwargs)
+    leaves = jax.tree.leaves((state.opt_state, state.ema))
+    cut.append(any(not leaf.is_fully_replicated for leaf in leaves))
+    return state
+
+  monkeypatch.setattr(train_step, 'create_state', watched)
+  wide = {'model.width': 8, 'num_epochs': 0.1, 'ema_decay': 0.9}
+  one, two = (
+      train_loop.train(config(wide | {'shard_state': shard}), str(tmp_path))
+      for shard in (True, False)
+  )
+  assert cut == [True, False] and one.step == 4
+  assert one.metrics == two.metrics
 
 
 def test_a_finished_run_is_evaluated_again_in_batches_of_any_size(whole):

@@ -82,7 +82,7 @@ def describe(asked: dict[str, Any], folder: str) -> dict[str, Any]:
     state = jax.eval_shape(lambda: run.create_state(batch_shapes=eval_batch))
     if asked['program'] == 'training step':
       batch = _shapes(config, True, config.batch_size)
-      traced = run.take_step.trace(state, batch)
+      traced = run.step_of(state).trace(state, batch)
     else:
       batch, variables = eval_batch, state.eval_variables()
       traced = run.predict.trace(variables, batch)

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from awconv_jax import places
 from awconv_jax.errors import InputError
+from awconv_jax.train import partition
 
 # Orbax looks for its own files by a pattern that begins with the path, and
 # takes what ends in a colon for the name of another file system.
@@ -170,7 +171,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     Args:
       step: steps taken, more than in any checkpoint there.
-      state: pytree of replicated arrays (any shape); no typed PRNG keys.
+      state: pytree of arrays (any shape and sharding); no typed PRNG keys.
       iterator_state: position of the data iterator, as JSON can hold it; only
         that of process 0 is kept.
 
@@ -359,12 +360,10 @@ def _named_leaves(tree: Any) -> tuple[dict[str, Any], Any]:
 
 def _to_host(state: Any) -> dict[str, np.ndarray]:
   """Returns copies, sorted by name, that donation cannot reach."""
-  named, _ = _named_leaves(state)
+  named, _ = _named_leaves(partition.to_host(state))
   for name, leaf in named.items():
-    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
-      leaf = leaf.addressable_data(0)  # Of an array over several hosts, too.
-    # On CPU np.asarray would be a view of the device's own buffer, and nothing
-    # promises that JAX goes on sparing buffers with views from donation.
+    # On CPU it may be a view of the device's own buffer, and nothing promises
+    # that JAX goes on sparing buffers with views from donation.
     named[name] = np.array(leaf, copy=True)
   return dict(sorted(named.items()))
 

@@ -24,13 +24,13 @@ class Functions:
     total_steps: of the run.
     create_state: takes `batch_shapes`, `warm_start` and `prepare` of
       `step.create_state`.
-    take_step: of `step.create_train_step`.
+    step_of: `step.create_train_step` for a state, or for its shapes.
     predict: of `step.create_predict`.
   """
 
   total_steps: int
   create_state: Callable[..., train_step.TrainState]
-  take_step: Any
+  step_of: Callable[[train_step.TrainState], Any]
   predict: Any
 
 
@@ -64,8 +64,9 @@ def create(
           mesh,
           seed=config.seed,
           ema=config.ema_decay > 0,
+          shard=config.shard_state,
       ),
-      take_step=train_step.create_train_step(
+      step_of=lambda state: train_step.create_train_step(
           task,
           optimizer,
           schedule,
@@ -74,6 +75,9 @@ def create(
           accumulation_steps=config.accumulation_steps,
           ema_decay=config.ema_decay,
           frozen=config.optimizer.frozen,
+          placed=train_step.sharded(mesh, state)
+          if config.shard_state
+          else None,
       ),
       predict=train_step.create_predict(task, mesh),
   )

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from awconv_jax import places
 from awconv_jax.errors import DivergenceError, InputError
-from awconv_jax.train import peak, rundir
+from awconv_jax.train import partition, peak, rundir
 
 # In a bucket files are uploaded as a whole, and not more often than that.
 _SECONDS = 30.0
@@ -312,7 +312,7 @@ class Log(contextlib.AbstractContextManager):
     neither where norms normalise by the batch.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(
-        jax.device_get(state)
+        partition.to_host(state)
     ):
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       least = 0 if name.endswith('/var') else -np.inf

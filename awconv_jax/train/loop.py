@@ -145,14 +145,15 @@ def train(
     )
     stack.enter_context(log)
     watch = stack.enter_context(stall.Watch(step, stall_seconds))
-    take_step = prepare('train_step', run.take_step)
+    take_step = prepare('train_step', run.step_of(state))
 
     metrics, stopped_by = {}, None
 
     def evaluation():
       nonlocal stopped_by
-      variables, evaluator = state.eval_variables(), task.evaluator()
       watch.at(stall.EVALUATION)
+      variables = partition.gathered(mesh, state.eval_variables())
+      evaluator = task.evaluator()
       for _, outputs in predictions(run.predict, variables, eval_batches, mesh):
         watch.at(stall.EVALUATION)
         evaluator.update(outputs)

@@ -24,8 +24,10 @@ CATEGORIES = 'categories.json'  # With the data set's numbers, if it has any.
 UNREADABLE = 'unreadable.txt'  # Images that could not be read, one a line.
 
 # What may differ when a run is continued: it changes where data lie or what is
-# shown and kept when, but not one bit of the trained weights.
+# shown and kept when, but not one bit of the trained weights; or, as another
+# number of devices, no more than rounding.
 FREE_KEYS = {
+    'shard_state',
     'log_every_steps',
     'eval_every_epochs',
     'eval_batch_size',

@@ -35,6 +35,8 @@ class Settings:
     seed: of the first weights, the order of the data, and all that is random.
     accumulation_steps: parts that a batch is computed in, one after the other.
     ema_decay: of the averages of weights and batch statistics; 0 is off.
+    shard_state: whether each device holds, and updates, only its share of the
+      optimizer's state and of the averages.
     init_from: a run, or a .safetensors or .pth file, to take weights from.
     init_entry: key of the weights in a checkpoint of torch.save, such as
       'state_dict_ema'; None for the usual ones.
@@ -55,6 +57,7 @@ class Settings:
   seed: options.Seed = 0
   accumulation_steps: options.PositiveInt = 1
   ema_decay: options.Fraction = 0.0
+  shard_state: bool = False
   init_from: options.AnyPath | None = None
   init_entry: str | None = None
   init_skip: Sequence[str] = ()

@@ -35,6 +35,17 @@ class TrainState:
     return self.variables() if self.ema is None else self.ema
 
 
+def sharded(mesh: Mesh, state: TrainState) -> TrainState:
+  """Returns shardings of a state, or of its shapes, for `create_train_step`.
+
+  Each device holds, and updates, its share of the optimizer's state and of the
+  averages (ZeRO-1, https://arxiv.org/abs/1910.02054).
+  """
+  whole = partition.replicated(mesh)
+  opt_state, ema = partition.sharded(mesh, (state.opt_state, state.ema))
+  return TrainState(whole, whole, whole, opt_state, ema)
+
+
 def create_state(
     task: Any,
     optimizer: optax.GradientTransformation,
@@ -43,14 +54,16 @@ def create_state(
     seed: int,
     batch_shapes: Mapping[str, jax.ShapeDtypeStruct],
     ema: bool,
+    shard: bool = False,
     warm_start: Callable[[Any], Any] = lambda variables: variables,
     prepare: Callable[..., Any] = lambda name, function: function,
 ) -> TrainState:
-  """Returns the initial state, replicated over the mesh.
+  """Returns the initial state, replicated over the mesh, or `sharded`.
 
   The task gives the variables for batches of these shapes, and `warm_start`
-  others for them, which may be on the host; `ema` is whether to keep averages.
-  What is compiled is `prepare`d before, see `programs`.
+  others for them, which may be on the host; `ema` is whether to keep averages,
+  `shard` whether to shard. What is compiled is `prepare`d before, see
+  `programs`.
   """
 
   def init():
@@ -74,7 +87,8 @@ def create_state(
 
   whole = partition.replicated(mesh)
   variables = warm_start(prepare('init', jax.jit(init, out_shardings=whole))())
-  first = jax.jit(first, in_shardings=whole, out_shardings=whole)
+  out = sharded(mesh, jax.eval_shape(first, variables)) if shard else whole
+  first = jax.jit(first, in_shardings=whole, out_shardings=out)
   return prepare('first_state', first)(variables)
 
 
@@ -143,6 +157,7 @@ def create_train_step(
     accumulation_steps: int,
     ema_decay: float,
     frozen: Sequence[str] = (),
+    placed: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the compiled step: (state, batch) -> (state, metrics).
 
@@ -150,6 +165,7 @@ def create_train_step(
     task, optimizer: give the loss and the updates.
     schedule: maps the step to the learning rate, for the metrics.
     mesh: the batch is sharded over it, the state replicated, and donated.
+    placed: shardings of a state that is `sharded`; None if it is not.
     seed: of all that is random in a step, together with the step's number.
     accumulation_steps: parts the batch is computed in, one after the other.
     ema_decay: share of the old averages, after t steps at most
@@ -186,13 +202,20 @@ def create_train_step(
           state.model_state[name],
           new,
       )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # First whole, or XLA would shard in the forward and the backward pass, too,
+    # and exchange activations.
+    used = grads, state.params, model_state
+    if placed is not None:
+      for shardings in whole, partition.sharded(mesh, used):
+        used = jax.lax.with_sharding_constraint(used, shardings)
+    grads, params, newest = used
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
     ema = state.ema
     if ema is not None:
       # A short past is weighed less, or the random start would be averaged.
       decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-      newest = {'params': params, **model_state}
+      newest = {'params': params, **newest}
       ema = jax.tree.map(
           # The old where both are equal, to the bit: what is frozen is.
           lambda old, new: (old + (1 - decay) * (new - old)).astype(old.dtype)
@@ -212,8 +235,12 @@ def create_train_step(
     return new_state, metrics
 
   whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
-  shardings: Any = dict(in_shardings=(whole, rows), out_shardings=whole)
-  return jax.jit(train_step, donate_argnums=0, **shardings)
+  return jax.jit(
+      train_step,
+      donate_argnums=0,
+      in_shardings=(placed or whole, rows),
+      out_shardings=(placed or whole, whole),
+  )
 
 
 def create_predict(
