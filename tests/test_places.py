@@ -11,7 +11,11 @@ import threading
 
 import bucket
 import commands
+import cv2
+import fake_tfds
+import numpy as np
 import pytest
+from watched_run import assert_same_runs, use_devices
 
 from awconv_jax import places
 from awconv_jax.errors import InputError
@@ -127,6 +131,42 @@ def test_a_folder_is_moved(served):
   assert not folder.exists()
   assert (folder.parent / 'b/4/x/y').read_text() == '1'
   assert [p.name for p in folder.parent.iterdir()] == ['b']
+
+
+def test_a_run_with_directory_and_data_in_a_bucket(
+    served, tmp_path, monkeypatch, quick_compiles
+):
+  """Its checkpoint, metrics and picture are those of one on this machine."""
+  use_devices(monkeypatch, 1)
+  rows = []
+  for i in range(40):
+    image = np.full((8, 8, 3), 5 * i, np.uint8)
+    rows.append(
+        {'image': cv2.imencode('.png', image)[1].tobytes(), 'label': i % 10}
+    )
+  splits = {'train': rows, 'test': rows[:8]}
+  fake_tfds.write(tmp_path, 'tiny', fake_tfds.labelled(10), splits)
+  for file in (tmp_path / 'tiny/1.0.0').iterdir():
+    place = places.at(f'{served}/tfds/tiny/1.0.0/{file.name}')
+    place.write_bytes(file.read_bytes())
+  flags = (
+      *(commands.TINY, '--config.data.name=tfds:tiny', '--config.num_epochs=1'),
+      *('--config.batch_size=8', '--config.eval_batch_size=8'),
+  )
+  runs = (tmp_path / 'run', tmp_path), (f'{served}/run', f'{served}/tfds')
+  for workdir, data in runs:
+    arguments = (*flags, f'--workdir={workdir}', f'--config.data.dir={data}')
+    code, out, err = commands.tool('train', *arguments)
+    assert code == 0, err
+  assert f'{served}/run/curves.png' in out
+  assert_same_runs(tmp_path / 'run', f'{served}/run', 5)
+  # A damaged checkpoint is set aside there, too.
+  for file in places.at(f'{served}/run/checkpoints/5/state/d').iterdir():
+    file.write_bytes(file.read_bytes()[:-1] + b'?')
+  code, out, err = commands.tool('train', *arguments)
+  assert code == 0 and 'moved to' in out, (out, err)
+  assert places.at(f'{served}/run/checkpoints_damaged/5/meta').exists()
+  assert_same_runs(tmp_path / 'run', f'{served}/run', 5)
 
 
 def test_without_the_extra_one_line_names_it(tmp_path):

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 import numpy as np
 import pytest
 
+from awconv_jax import places
 from awconv_jax.tasks import detection
 from awconv_jax.train import checkpoint, logging, partition
 from awconv_jax.train import loop as train_loop
@@ -16,13 +17,13 @@ from awconv_jax.train import step as train_step
 
 def saved_arrays(workdir, step):
   """Returns the arrays of a checkpoint by name."""
-  directory = pathlib.Path(workdir) / 'checkpoints'
+  directory = places.at(workdir) / 'checkpoints'
   with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
     return checkpointer.read(step)['leaves']
 
 
 def rows_of(workdir):
-  return logging.read(pathlib.Path(workdir) / 'metrics.jsonl')
+  return logging.read(places.at(workdir) / 'metrics.jsonl')
 
 
 def logged(workdir, name):
