@@ -34,7 +34,7 @@ def _open_buckets() -> None:
     ) from error
   # A listing would be kept for ever, and other processes write, too.
   for name in ('gs', 'gcs'):
-    fsspec.config.conf[name] = {'use_listings_cache': False}
+    fsspec.config.conf.setdefault(name, {})['use_listings_cache'] = False
   # Or, where it is installed, TensorFlow's readers, with other errors.
   os.environ.setdefault('EPATH_USE_TF', 'false')
 

@@ -2,8 +2,9 @@
 
   python tests/bucket.py PORT [EVERY [NUMBER]] [> faults.txt]
 
-It is gcp-storage-emulator, in memory, with what our locks need beside it: that
-writes and removals heed `ifGenerationMatch`, and reads tell the generation. Of
+It is gcp-storage-emulator, in memory, with what it lacks: that writes and
+removals heed `ifGenerationMatch`, and that reads tell the generation, as locks
+need it; and the range of a file's end, as array_record asks for it. Of
 its requests, one of so many then meets a fault, each kind in turn, until there
 were so many; each is printed in a line.
 """
@@ -13,6 +14,7 @@ import importlib.util
 import itertools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -44,7 +46,9 @@ def environment(port):
       'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'x',
       # Whose client for kinds of buckets the emulator has not.
       'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
-      'NO_GCE_CHECK': 'true',  # It takes its time elsewhere.
+      # Whoever looks for others, and for a TPU VM's, takes half a minute.
+      'NO_GCE_CHECK': 'true',
+      'FSSPEC_GCS_TOKEN': 'anon',
   }
 
 
@@ -65,6 +69,16 @@ def start(*faults, output=subprocess.DEVNULL):
     except OSError:
       assert process.poll() is None
   raise AssertionError('it did not start')
+
+
+def use(patch, variables):
+  """Has this process, and those that it starts, read and write that one."""
+  import fsspec
+
+  for name, value in variables.items():
+    patch.setenv(name, value)
+  # As it does with the variables when it is first imported.
+  fsspec.config.set_conf_env(fsspec.config.conf)
 
 
 def _generation(storage, bucket, name):
@@ -99,8 +113,13 @@ def serve(port, every=0, number=0):
   left = [number]
 
   def downloaded(request, response, storage, *args, **kwargs):
-    download(request, response, storage, *args, **kwargs)
     place = request.params['bucket_name'], request.params['object_id']
+    of_end = re.fullmatch('bytes=-([0-9]+)', request.get_header('range') or '')
+    if of_end and _generation(storage, *place) != '0':
+      first = max(len(storage.get_file(*place)) - int(of_end[1]), 0)
+      headers = request._request_handler.headers
+      headers.replace_header('range', f'bytes={first}-')
+    download(request, response, storage, *args, **kwargs)
     response['x-goog-generation'] = _generation(storage, *place)
 
   # Both are named in tables that are already made.

@@ -89,8 +89,7 @@ def test_killed_at_three_points_it_ends_with_the_same_bits(
     data, reference, tmp_path, monkeypatch
 ):
   process, variables = bucket.start()
-  for name, value in variables.items():
-    monkeypatch.setenv(name, value)
+  bucket.use(monkeypatch, variables)
   (tmp_path / 'sitecustomize.py').write_text(WATCH)
   (tmp_path / 'tmp').mkdir()
   env = {
@@ -138,8 +137,7 @@ def test_fifty_faults_of_a_bucket_lose_nothing(
   told, failures = tmp_path / 'faults.txt', []
   with told.open('w') as output:
     process, variables = bucket.start(6, 50, output=output)
-  for name, value in variables.items():
-    monkeypatch.setenv(name, value)
+  bucket.use(monkeypatch, variables)
   workdir, there = 'gs://bucket/runs/b', 'gs://bucket/data'
 
   def number():

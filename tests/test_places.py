@@ -29,8 +29,7 @@ def served():
   """A bucket that this process and those that it starts read and write."""
   process, variables = bucket.start()
   with pytest.MonkeyPatch.context() as patch:
-    for name, value in variables.items():
-      patch.setenv(name, value)
+    bucket.use(patch, variables)
     yield f'gs://{bucket.NAME}'
   process.kill()
   process.wait()
