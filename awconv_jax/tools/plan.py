@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import json
 import math
-import pathlib
 import signal
 from typing import Any
 
 from absl import flags
 
-from awconv_jax import command_line, text_table
+from awconv_jax import command_line, places, text_table
 from awconv_jax.compilers import alone, topology
 from awconv_jax.data import described
 from awconv_jax.errors import InputError, ReportedError
@@ -361,7 +360,7 @@ def main() -> None:
     print(f'largest batch that fits: {made["largest_batch"]:,}')
   if FLAGS.output:
     text = json.dumps(made, indent=2)
-    pathlib.Path(FLAGS.output).write_text(f'{text}\n')
+    places.at(FLAGS.output).write_text(f'{text}\n')
 
 
 if __name__ == '__main__':
