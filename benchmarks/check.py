@@ -50,7 +50,7 @@ def run(
     gives the same bits. A form that cannot run is named and left out.
   """
   for batch, dtype, shape in itertools.product(
-      batches, dtypes, [shape for kind in kinds for shape in op.SHAPES[kind]]
+      batches, dtypes, op.shapes_of(kinds)
   ):
     inputs = op.random_inputs(shape, batch, expansion, dtype, (seed, 0))
     wide = [array.astype(jnp.float32) for array in inputs]

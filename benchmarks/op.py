@@ -67,6 +67,13 @@ FORMS = (*IMPLEMENTATIONS, 'torch')
 # Types of options.
 Form = Annotated[str, options.OneOf(IMPLEMENTATIONS)]
 Kind = Annotated[str, options.OneOf(SHAPES)]
+
+
+def shapes_of(kinds: Sequence[str]) -> list[Shape]:
+  """Returns the shapes of several kinds."""
+  return [shape for kind in kinds for shape in SHAPES[kind]]
+
+
 PLACES = {
     'fused': ('gpu', 'tpu'),
     'torch': ('cpu',),
@@ -121,9 +128,8 @@ def run(
   reference = {name: first for name in timed if name not in ('plain', first)}
   if 'torch' in chosen:
     reference['torch:plain'] = 'plain'
-  every = [shape for kind in kinds for shape in SHAPES[kind]]
   for direction, batch, shape in itertools.product(
-      ('forward', 'both'), batches, every
+      ('forward', 'both'), batches, shapes_of(kinds)
   ):
     make_inputs = partial(random_inputs, shape, batch, expansion, dtype)
     inputs = [make_inputs((seed, i)) for i in range(2)]

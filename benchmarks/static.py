@@ -65,8 +65,7 @@ def run(
     alone.check_installed(chip)
   shapes = [
       shape
-      for kind in kinds
-      for shape in op.SHAPES[kind]
+      for shape in op.shapes_of(kinds)
       if not channels or shape.channels in channels
   ]
   variants = ['plain', *attentions]
