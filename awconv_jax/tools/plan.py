@@ -5,10 +5,11 @@ r"""Whether a run fits TPUs or GPUs, and how fast it will be; none are needed.
   python -m awconv_jax.tools.plan --config=configs/imagenet.py --topology=h100x8
 
 Compiles the run's own training step and evaluation by the true compiler, which
-needs no device: pip install 'awconv_jax[tpu]', or [cuda13] for GPUs. Each takes
-1 to 10 minutes of one core. No data are read. Topologies are slices of v5e, v6e
-(8x8) and v5p (4x4x4), several of them (2*v5e:16x16), and GPUs of a machine or
-of several (h100x8, 4*h100x8; a100, l4).
+needs no device: pip install 'awconv_jax[tpu]', or [cuda13] for GPUs. Each
+keeps a core busy, from a minute to many with the size of the network. No data
+are read. Topologies are slices of v5e, v6e (8x8) and v5p (4x4x4), several of
+them (2*v5e:16x16), and GPUs of a machine or of several (h100x8, 4*h100x8; a100,
+l4).
 
 Memory is the compiler's own analysis. Time is an estimate for TPU alone: XLA's
 of its fusions, and the instructions of our kernels. Waiting for memory, what
@@ -352,7 +353,7 @@ def main() -> None:
     )
   eval_examples = _examples(config, 'eval_split', FLAGS.num_eval_examples)
   values = json.loads(json.dumps(config.to_dict()))
-  print('compiling; each program takes 1 to 10 minutes', flush=True)
+  print('compiling; large networks take many minutes', flush=True)
   made = plan(values, place, num_examples, eval_examples)
   print(report(made), flush=True)
   if FLAGS.find_batch:
