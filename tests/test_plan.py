@@ -126,8 +126,8 @@ def compiler(monkeypatch):
   def run(module, chip, request):
     asked.append(request)
     size = request['config']['batch_size']
-    if size > 256:
-      return FOUND | dict(memory=None, needed=size * 2**26)
+    if size > 256:  # Of some the compiler does not say what they need.
+      return FOUND | dict(memory=None, needed=None if size > 511 else 2**40)
     return FOUND | dict(needed=size * 2**26)
 
   monkeypatch.setattr(alone, 'check_installed', lambda chip: None)
@@ -168,7 +168,7 @@ def test_the_command_tells_and_writes(compiler, tmp_path):
 
 def test_what_does_not_fit_is_told(compiler):
   code, out, _ = plan_digits('--topology=v5e:2x2', '--config.batch_size=512')
-  assert code == 0 and '| NO ' in out and '32,768' in out
+  assert code == 0 and '| NO ' in out and '| ? ' in out
   assert 'accumulation_steps' in out and 'CUDA' not in out
 
 
@@ -214,8 +214,14 @@ def test_a_run_is_compiled(place):
   made = plan.plan(json.loads(json.dumps(config)), place, 64, 32)
   assert made['fits']
   step, evaluation = made['programs'].values()
-  assert step['exchanges']['all-gather']['number'] == 0
-  assert step['exchanges']['all-reduce']['number'] > 0
+  gathered, reduced = (
+      step['exchanges'][f'all-{kind}'] for kind in ('gather', 'reduce')
+  )
+  # Between slices XLA sends a share of what is reduced, and puts it together.
+  assert (gathered['number'] == 0) == (
+      place.slices == 1 or place.chip == 'h100'
+  )
+  assert gathered['bytes'] < reduced['bytes']
   # Its state is given back in place, and is what a checkpoint holds.
   assert 0 < step['memory']['alias'] >= made['checkpoint_bytes']
   assert step['needed'] > evaluation['needed']
