@@ -22,6 +22,8 @@ holders_of = functools.cache(importlib.metadata.packages_distributions)
 INDIRECT = {'importlib_resources', 'array_record'}
 # Pydantic's, and what no path of train.py imports.
 UNDECLARED = {'pydantic_core', 'tensorflow', 'requests'}
+# What Orbax reads buckets with, and what the extra [gcs] brings.
+UNDECLARED |= {'etils', 'tensorstore', 'fsspec', 'gcsfs'}
 
 
 def names(requirements):
