@@ -7,19 +7,21 @@ what stands in its place.
 import json
 import os
 import subprocess
+import sys
 import threading
 
 import bucket
 import commands
 import cv2
 import fake_tfds
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from watched_run import assert_same_runs, use_devices
 
 from awconv_jax import places
 from awconv_jax.errors import InputError
-from awconv_jax.train import lease
+from awconv_jax.train import checkpoint, lease
 
 pytestmark = bucket.needed
 
@@ -159,18 +161,28 @@ def test_a_run_with_directory_and_data_in_a_bucket(
     assert code == 0, err
   assert f'{served}/run/curves.png' in out
   assert_same_runs(tmp_path / 'run', f'{served}/run', 5)
-  # A damaged checkpoint is set aside there, too.
-  for file in places.at(f'{served}/run/checkpoints/5/state/d').iterdir():
-    file.write_bytes(file.read_bytes()[:-1] + b'?')
-  code, out, err = commands.tool('train', *arguments)
-  assert code == 0 and 'moved to' in out, (out, err)
-  assert places.at(f'{served}/run/checkpoints_damaged/5/meta').exists()
-  assert_same_runs(tmp_path / 'run', f'{served}/run', 5)
 
 
-def test_without_the_extra_one_line_names_it(tmp_path):
-  (tmp_path / 'gcsfs.py').write_text('raise ImportError(name="gcsfs")')
-  arguments = ('train.py', commands.TINY, '--workdir=gs://bucket/a')
-  code, _, err = commands.run(*arguments, env={'PYTHONPATH': str(tmp_path)})
-  assert code == 1
-  assert err == "error: gs:// needs 'gcsfs': pip install 'awconv_jax[gcs]'\n"
+def test_a_damaged_checkpoint_is_set_aside(served):
+  directory = places.at(f'{served}/damaged/checkpoints')
+  with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
+    for step in (1, 2):
+      checkpointer.save(step, {'params': jnp.full(5, step)}, {})
+    checkpointer.wait()
+    for file in (directory / '2/state/d').iterdir():
+      file.write_bytes(file.read_bytes()[:-1] + b'?')
+    step, state, _ = checkpointer.restore_latest({'params': jnp.zeros(5, int)})
+  assert step == 1 and (state['params'] == 1).all()
+  assert (directory.parent / 'checkpoints_damaged/2/meta').exists()
+  # What has not the mark of a save that ended is not one.
+  (directory / '1/commit_success.txt').unlink()
+  assert checkpoint.steps_in(directory) == []
+
+
+def test_without_the_extra_one_line_names_it(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  places._open_buckets.cache_clear()
+  with pytest.raises(InputError) as caught:
+    places.at('gs://bucket/a')
+  line = "gs:// needs 'gcsfs': pip install 'awconv_jax[gcs]'"
+  assert str(caught.value) == line
