@@ -83,7 +83,6 @@ def _train() -> None:
       _WORKDIR.value,
       profile_steps=trace.parse(_PROFILE_STEPS.value),
       stall_seconds=_STALL_SECONDS.value,
-      code=[os.path.expanduser(flags.FLAGS.config.partition(':')[0])],
   )
   if result.stopped_by:
     logging.info(

@@ -1,6 +1,5 @@
 """What a long run tells: speeds, losses of time, traces, stalls, programs."""
 
-import functools
 import gzip
 import json
 import os
@@ -18,7 +17,7 @@ import tiny
 from watched_run import rows_of
 
 from awconv_jax.errors import InputError
-from awconv_jax.train import logging, partition, peak, programs, stall, trace
+from awconv_jax.train import logging, peak, stall, trace
 from configs import digits
 
 
@@ -180,86 +179,8 @@ def test_the_page_names_each_scalar_and_its_script_runs(
   assert got == [0, *rows_of('runs/digits'), 'finished'] and len(got) == 12
 
 
-@pytest.fixture
-def kept_in(tmp_path):
-  """Has programs kept in a place of their own."""
-  least = 'jax_persistent_cache_min_compile_time_secs'
-  before, usual = jax.config.jax_compilation_cache_dir, getattr(
-      jax.config, least
-  )
-  jax.config.update(least, 1e9)  # Or JAX itself would keep these, too.
-  set_place = functools.partial(jax.config.update, 'jax_compilation_cache_dir')
-  set_place(str(tmp_path / 'kept'))
-  yield set_place
-  set_place(before)
-  jax.config.update(least, usual)
-
-
-def make_program(traced, code, *made_from, factor=3.0):
-  """Returns a step over all devices, that notes when it is traced."""
-
-  def step(state, x):
-    traced.append(made_from)
-    return {'sum': state['sum'] + jnp.sin(x).sum() * factor}, {'loss': x[0]}
-
-  mesh = partition.create_mesh()
-  whole, rows = partition.replicated(mesh), partition.over_batch(mesh)
-  shardings = dict(in_shardings=(whole, rows), out_shardings=whole)
-  step = jax.jit(step, donate_argnums=0, **shardings)
-  step = programs.prepared(code, *made_from)('step', step)
-
-  def run():
-    x = jax.device_put(jnp.arange(16.0), rows)
-    state = jax.device_put({'sum': jnp.zeros(())}, whole)
-    for _ in range(2):
-      state, metrics = step(state, x)
-    return np.asarray(state['sum']).tobytes(), float(metrics['loss'])
-
-  return run
-
-
-def test_a_program_is_taken_from_an_earlier_start(kept_in, tmp_path):
-  traced, code = [], tmp_path / 'code.py'
-  code.write_text('a = 1')
-  first = make_program(traced, [code], {'seed': 1})()
-  assert make_program(traced, [code], {'seed': 1})() == first
-  assert len(traced) == 1
-  # Of another config, of other code, of code that cannot be told.
-  other = make_program(traced, [code], {'seed': 2}, factor=5.0)()
-  assert other != first and len(traced) == 2
-  code.write_text('a = 2')
-  changed = make_program(traced, [code], {'seed': 1}, factor=5.0)()
-  assert changed == other and len(traced) == 3
-  assert make_program(traced, None, {'seed': 1})() == first
-  assert len(traced) == 4
-  # That of the old code was replaced; a damaged one is, too.
-  files = list((tmp_path / 'kept').glob('*-program'))
-  assert len(files) == 2
-  for path in files:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-  for number in 5, 5:
-    assert make_program(traced, [code], {'seed': 1})() == first
-    assert len(traced) == number
-
-
-def test_a_place_that_takes_no_program_is_told_once(kept_in, tmp_path, capsys):
-  (tmp_path / 'file').touch()
-  kept_in(str(tmp_path / 'file/kept'))
-  with programs.kept(tmp_path / 'run'):
-    for seed in 1, 2:
-      make_program([], [], {'seed': seed})()
-  out = capsys.readouterr().out
-  assert out.startswith(f'warning: compiled programs in {tmp_path}/file/kept ')
-  assert out.count('\n') == 1
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('network', ['resnet18', 'resnet50'])
-def test_a_second_start_is_soon_at_its_first_step(
-    tmp_path, monkeypatch, network
-):
+def test_a_second_start_is_soon_at_its_first_step(tmp_path, monkeypatch):
   for name in [*os.environ]:
     if name.startswith('JAX_') and name != 'JAX_PLATFORMS':
       monkeypatch.delenv(name)
@@ -267,7 +188,7 @@ def test_a_second_start_is_soon_at_its_first_step(
   for _ in range(2):
     began = time.monotonic()
     given = f'--workdir={tmp_path}/run', '--config.log_every_steps=1'
-    config = f'--config=configs/digits.py:model={network}'
+    config = '--config=configs/digits.py:model=resnet50'
     process = commands.start('train.py', config, *given)
     assert any(line.startswith('step 1/') for line in process.stdout)
     took.append(time.monotonic() - began)

@@ -8,9 +8,8 @@ are mostly of writers whose hands were never trained on; a random split would
 be easier and would say less.
 """
 
-import importlib.util
-import pathlib
 from typing import Any
+import warnings
 
 import cv2
 import numpy as np
@@ -23,11 +22,13 @@ SIZE = 32
 
 def load() -> tuple[np.ndarray, np.ndarray]:
   """Returns all scans, ink per pixel [1797, 8, 8] in 0..16, and labels."""
-  # As `sklearn.datasets.load_digits` does it, which takes a second to import.
-  found: Any = importlib.util.find_spec('sklearn')
-  package = pathlib.Path(found.origin).parent
-  table = np.loadtxt(package / 'datasets/data/digits.csv.gz', delimiter=',')
-  return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+  with warnings.catch_warnings():
+    # Of a part of it that wants semaphores, and is not used.
+    warnings.simplefilter('ignore')
+    from sklearn import datasets
+
+  scans, labels = datasets.load_digits(return_X_y=True)
+  return scans.reshape(-1, 8, 8), labels
 
 
 def enlarge(scan: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ class Functions:
 
   Attributes:
     total_steps: of the run.
-    create_state: takes `batch_shapes`, `warm_start` and `prepare` of
+    create_state: takes `batch_shapes` and `warm_start` of
       `step.create_state`.
     step_of: `step.create_train_step` for a state, or for its shapes.
     predict: of `step.create_predict`.

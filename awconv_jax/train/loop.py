@@ -1,6 +1,6 @@
 """The training loop: config -> data, task -> steps -> metrics, checkpoints."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -52,7 +52,6 @@ def train(
     writer: Callable[[int, Mapping[str, float]], object] | None = None,
     profile_steps: tuple[int, int] | None = None,
     stall_seconds: int | None = None,
-    code: Sequence[str] | None = None,
 ) -> Result:
   """Trains, evaluates and saves as the config says, from where the run stands.
 
@@ -66,7 +65,6 @@ def train(
       each row of metrics.jsonl, as the row is written.
     profile_steps: the first and the last step to trace into <workdir>/profile.
     stall_seconds: see `stall.Watch`.
-    code: see `programs.prepared`; given where nothing was patched.
 
   Raises:
     InputError: the config, the data or the directory cannot be used.
@@ -94,8 +92,6 @@ def train(
     tracing = stack.enter_context(trace.Trace(workdir, profile_steps, total))
     still_ours = stack.enter_context(rundir.claim(workdir, config))
     stack.enter_context(programs.kept(workdir))
-    bound = lengths, total, str(shapes), str(mesh.devices.tolist())
-    prepare = programs.prepared(code, config.to_dict(), *bound)
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(
         checkpoint.Checkpointer(
@@ -110,7 +106,6 @@ def train(
     )
     state = run.create_state(
         batch_shapes=shapes,
-        prepare=prepare,
         warm_start=lambda fresh: (
             fresh if checkpointer.steps() else _first_weights(config, fresh)
         ),
@@ -145,7 +140,7 @@ def train(
     )
     stack.enter_context(log)
     watch = stack.enter_context(stall.Watch(step, stall_seconds))
-    take_step = prepare('train_step', run.step_of(state))
+    take_step = run.step_of(state)
 
     metrics, stopped_by = {}, None
 

@@ -242,8 +242,10 @@ def start(config: Any, workdir: str) -> None:
   flat = flax.traverse_util.flatten_dict(config.to_dict(), sep='.')
   facts = {f'config.{key}': value for key, value in flat.items()}
   facts |= {name: getattr(jax.config, name) for name in _SETTINGS}
-  facts |= code_and_versions()
+  facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
   facts['--workdir'] = str(places.whole(workdir))
+  facts['Python'] = '.'.join(map(str, sys.version_info[:2]))
+  facts['the code of awconv_jax'] = _hash_of_code()
   port, where = _watched.agree(facts), _watched.where
   host = where.coordinator.rpartition(':')[0]
   try:
@@ -255,17 +257,12 @@ def start(config: Any, workdir: str) -> None:
   agree(lambda: {'devices': f'{len(devices)} of {devices[0].device_kind}'})
 
 
-def code_and_versions() -> dict[str, str]:
-  """Returns, by names to show, what makes other numbers of the same config."""
+def _hash_of_code() -> str:
   package = pathlib.Path(__file__).resolve().parent.parent
   digest = hashlib.sha256()
   for path in sorted(package.rglob('*.py')):
     digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-  return {
-      **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-      'Python': '.'.join(map(str, sys.version_info[:2])),
-      'the code of awconv_jax': digest.hexdigest()[:12],
-  }
+  return digest.hexdigest()[:12]
 
 
 def _end() -> NoReturn:

@@ -56,22 +56,17 @@ def create_state(
     ema: bool,
     shard: bool = False,
     warm_start: Callable[[Any], Any] = lambda variables: variables,
-    prepare: Callable[..., Any] = lambda name, function: function,
 ) -> TrainState:
   """Returns the initial state, replicated over the mesh, or `sharded`.
 
   The task gives the variables for batches of these shapes, and `warm_start`
   others for them, which may be on the host; `ema` is whether to keep averages,
-  `shard` whether to shard. What is compiled is `prepare`d before, see
-  `programs`.
+  `shard` whether to shard.
   """
 
   def init():
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in batch_shapes.items()}
-    variables = dict(task.init(jax.random.key(seed), batch))
-    # Which parameters do not exist is told before anything is compiled.
-    jax.eval_shape(optimizer.init, variables['params'])
-    return variables
+    return dict(task.init(jax.random.key(seed), batch))
 
   def first(variables):
     # Copies: the step donates the state, and what that shared would be gone.
@@ -86,10 +81,12 @@ def create_state(
     )
 
   whole = partition.replicated(mesh)
-  variables = warm_start(prepare('init', jax.jit(init, out_shardings=whole))())
+  fresh = jax.jit(init, out_shardings=whole)
+  # Which parameters do not exist is told before anything is compiled.
+  jax.eval_shape(optimizer.init, fresh.eval_shape()['params'])
+  variables = warm_start(fresh())
   out = sharded(mesh, jax.eval_shape(first, variables)) if shard else whole
-  first = jax.jit(first, in_shardings=whole, out_shardings=out)
-  return prepare('first_state', first)(variables)
+  return jax.jit(first, in_shardings=whole, out_shardings=out)(variables)
 
 
 def _accumulate(loss_and_grads, state, batch, rng, number):
