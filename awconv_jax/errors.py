@@ -59,6 +59,11 @@ def one_line(text: str | bytes) -> str:
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+  """Returns the first line of what an error of others says, or its name."""
+  return (str(error) or repr(error)).splitlines()[0][:most]
+
+
 def of_the_system(error: BaseException) -> bool:
   """Returns whether an error says nothing of the file that was asked for."""
   ours = isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM

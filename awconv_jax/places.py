@@ -11,11 +11,14 @@ import contextlib
 import functools
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 from typing import Any
 
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, first_line
+
+_BLOCK = 1 << 24  # So much is copied at a time.
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
@@ -89,8 +92,7 @@ def for_reading(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   with tempfile.TemporaryDirectory(prefix='awconv_jax_') as folder:
     copy = pathlib.Path(folder) / there.name
     with there.open('rb') as source, copy.open('wb') as file:
-      while block := source.read(1 << 24):
-        file.write(block)
+      shutil.copyfileobj(source, file, _BLOCK)
     yield copy
 
 
@@ -109,8 +111,7 @@ def for_writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def _upload(file: pathlib.Path, target: pathlib.Path) -> None:
   with file.open('rb') as source, target.open('wb') as there:
-    while block := source.read(1 << 24):
-      there.write(block)
+    shutil.copyfileobj(source, there, _BLOCK)
 
 
 class Growing(contextlib.AbstractContextManager):
@@ -137,7 +138,7 @@ class Growing(contextlib.AbstractContextManager):
     """Uploads what has changed, if the last time is so many seconds ago.
 
     Raises:
-      InputError: the bucket takes them not, and will not after retries.
+      InputError: the bucket does not take them, not after retries either.
     """
     if self._temporary is None or time.monotonic() - self._since < seconds:
       return
@@ -148,8 +149,8 @@ class Growing(contextlib.AbstractContextManager):
         try:
           _upload(file, target)
         except Exception as error:  # Of gcsfs, of aiohttp, of google.auth.
-          reason = (str(error) or repr(error)).splitlines()[0][:200]
-          raise InputError(f'{target} cannot be written: {reason}') from error
+          reason = f'{target} cannot be written: {first_line(error)}'
+          raise InputError(reason) from error
         self._uploaded[file] = now
     self._since = time.monotonic()
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import bucket
 import commands
@@ -60,7 +61,7 @@ def test_one_run_at_a_time(served, quick):
   assert not path.exists()
 
 
-def test_the_lock_of_a_run_that_is_gone_is_taken_over(served, quick):
+def test_the_lock_of_a_run_that_is_gone_is_taken_over(served, quick, capsys):
   path = places.at(f'{served}/gone/.lock')
   gone = subprocess.Popen(['true'])
   gone.wait()
@@ -73,8 +74,10 @@ def test_the_lock_of_a_run_that_is_gone_is_taken_over(served, quick):
   with lease.held(path):
     pass
   leave_lock(path, machine='another')
+  assert capsys.readouterr().out == ''
   with lease.held(path):
     pass
+  assert 'waiting up to 2 s' in capsys.readouterr().out
   path.write_text('{')
   with lease.held(path) as check:
     # It has been taken over meanwhile: this run must write no more.
@@ -83,6 +86,29 @@ def test_the_lock_of_a_run_that_is_gone_is_taken_over(served, quick):
     with pytest.raises(InputError, match='on elsewhere, which took it over'):
       check()
   assert 'of another' in path.read_text()
+
+
+def test_a_lock_whose_write_was_not_read_back_is_still_ours(tmp_path):
+  """Another that is there, or cannot be reached, ends the run in one line."""
+  (tmp_path / 'a%20b').mkdir()
+  path = types.SimpleNamespace(parent=f'file://{tmp_path}/a%20b', name='.lock')
+  held, told = lease._Lease(path), []
+  held.take(told.append)
+  assert (tmp_path / 'a%20b/.lock').exists() and not told
+  read, held._read = held._read, lambda: 1 / 0
+  with pytest.raises(ZeroDivisionError):
+    held.renew()
+  held._renewed = -1e9
+  with pytest.raises(InputError, match='20b cannot be written: division'):
+    held.check()
+  held._read = read
+  held.renew()
+  held.check()
+  other = json.dumps(held._owner | {'key': 'of another', 'host': 'elsewhere'})
+  (tmp_path / 'a%20b/.lock').write_text(other)
+  held.renew()
+  with pytest.raises(InputError, match='on elsewhere, which took it over'):
+    held.check()
 
 
 def test_of_two_that_come_at_once_one_gets_the_lock(served, quick):

@@ -16,7 +16,8 @@ import pytest
 import tiny
 from watched_run import rows_of
 
-from awconv_jax.errors import InputError
+from awconv_jax import places
+from awconv_jax.errors import DivergenceError, InputError
 from awconv_jax.train import logging, peak, stall, trace
 from configs import digits
 
@@ -89,6 +90,27 @@ def test_a_writer_gets_each_row_and_its_failure_ends_nothing(tmp_path, capsys):
   assert got == rows_of(tmp_path) and len(got) == 2
   failed = 'warning: the writer of step 2 failed: OSError: no network'
   assert failed in capsys.readouterr().out
+
+
+def test_what_an_error_ends_is_kept_of_a_run_in_a_bucket(tmp_path, monkeypatch):
+  monkeypatch.setattr(places, 'in_bucket', lambda path: path == tmp_path)
+  with pytest.raises(DivergenceError):
+    with make_log(tmp_path) as log:
+      take(log, 1)
+      log.flush()
+      assert not (tmp_path / 'metrics.jsonl').exists()
+      raise DivergenceError('of the loss')
+  assert len(rows_of(tmp_path)) == 1
+
+  def lost():
+    raise InputError('another has it')
+
+  with pytest.raises(InputError, match='another has it'):
+    with make_log(tmp_path, first=1, still_ours=lost) as log:
+      take(log, 2)
+      log.flush()
+      log.sync()
+  assert len(rows_of(tmp_path)) == 1
 
 
 def test_a_trace_is_of_the_steps_that_were_asked_for(tmp_path, capsys):

@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from awconv_jax import places
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, first_line
 from awconv_jax.train import partition
 
 # Orbax looks for its own files by a pattern that begins with the path, and
@@ -348,7 +348,7 @@ def _reason(error: Exception) -> str:
   number = int(number[1]) if number else getattr(error, 'errno', None)
   if number:
     return os.strerror(number)
-  return (str(error) or repr(error)).splitlines()[0][:200]
+  return first_line(error)
 
 
 def _named_leaves(tree: Any) -> tuple[dict[str, Any], Any]:

@@ -17,9 +17,10 @@ import socket
 import threading
 import time
 from typing import Any
+import urllib.parse
 import uuid
 
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, first_line
 
 RENEWED = 10.0
 STALE = 60.0
@@ -57,7 +58,9 @@ class _Lease:
     import tensorstore
 
     self._path, self._number = path, itertools.count()
-    opened = tensorstore.KvStore.open(f'{path.parent}/')
+    # TensorStore takes a URL, in which a '%' stands for something else.
+    url = urllib.parse.quote(f'{path.parent}/', safe='/:')
+    opened = tensorstore.KvStore.open(url)
     self._store, self._lock = opened.result(), threading.Lock()
     self._seen = b''
     self._renewed, self._lost = 0.0, ''
@@ -78,22 +81,32 @@ class _Lease:
     return owner, found.stamp.generation
 
   def _write(self, generation: bytes) -> bool:
-    """Writes over what has the generation; False if that is no longer there."""
-    value = self._owner | {'number': next(self._number), 'time': time.time()}
-    begun = time.monotonic()
-    write = self._store.write(
-        self._path.name, json.dumps(value), if_equal=generation
-    )
-    write.result()
-    # What was refused may be a repeated request whose answer got lost.
-    owner, self._seen = self._read()
-    if owner == value:
-      self._renewed = begun
-    return owner == value
+    """Writes over what has the generation; False if another has, or removed."""
+    while True:
+      value = self._owner | {'number': next(self._number), 'time': time.time()}
+      begun = time.monotonic()
+      write = self._store.write(
+          self._path.name, json.dumps(value), if_equal=generation
+      )
+      write.result()
+      # What was refused may be a repeated request whose answer got lost.
+      owner, found = self._read()
+      if (owner or {}).get('key') != self._owner['key']:
+        return False
+      generation = self._seen = found
+      if owner == value:
+        self._renewed = begun
+        return True
+      # Ours, too: it was written, and then this read failed.
 
-  def take(self) -> None:
+  def take(self, report: Callable[[str], object]) -> None:
     """Takes it, or raises InputError with the owner."""
     owner, generation = self._read()
+    if owner is not None and not _is_gone(owner):
+      report(
+          f'{self._path.parent} has a lock; waiting up to {STALE:.0f} s to see '
+          'whether its owner renews it'
+      )
     end = time.monotonic() + STALE
     while owner is not None and not _is_gone(owner) and time.monotonic() < end:
       time.sleep(min(1.0, RENEWED / 4))
@@ -115,9 +128,13 @@ class _Lease:
         self._lost = self._told(self._read()[0] or {})
 
   def check(self) -> None:
-    """Raises InputError if it is not held any more."""
+    """Raises InputError if it is not held any more, or cannot be renewed."""
     if time.monotonic() - self._renewed > STALE / 2:
-      self.renew()
+      try:
+        self.renew()
+      except Exception as error:  # Of TensorStore, by the kind of its status.
+        reason = f'cannot be written: {first_line(error, 300)}'
+        raise InputError(f'{self._path.parent} {reason}') from error
     if self._lost:
       raise InputError(
           f'{self._path.parent} {self._lost}, which took it over as this one '
@@ -132,8 +149,12 @@ class _Lease:
 
 
 @contextlib.contextmanager
-def held(path: pathlib.Path) -> Iterator[Callable[[], None]]:
+def held(
+    path: pathlib.Path, report: Callable[[str], object] = print
+) -> Iterator[Callable[[], None]]:
   """Holds the lock at a path; gives what raises InputError once it is lost.
+
+  `report` is called with one line before it waits for a lock to become stale.
 
   Raises:
     InputError: another run holds it (after up to `STALE` seconds), or the
@@ -142,12 +163,12 @@ def held(path: pathlib.Path) -> Iterator[Callable[[], None]]:
   over = threading.Event()
   try:
     lease = _Lease(path)
-    lease.take()
+    lease.take(report)
   except InputError:
     raise
   except Exception as error:  # Of TensorStore, by the kind of its status.
-    reason = (str(error) or repr(error)).splitlines()[0][:300]
-    raise InputError(f'cannot be written: {reason}') from error
+    reason = f'cannot be written: {first_line(error, 300)}'
+    raise InputError(reason) from error
 
   def go_on():
     while not over.wait(RENEWED):

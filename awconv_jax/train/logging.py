@@ -166,7 +166,8 @@ class Log(contextlib.AbstractContextManager):
     self._folder = places.Growing(
         workdir, ('metrics.jsonl', self._unreadable_name)
     )
-    self._still_ours = still_ours
+    # Whether the last upload went well; another would wait as long in vain.
+    self._still_ours, self._can_sync = still_ours, True
     if speaks:
       from tensorboardX import SummaryWriter  # Slow to import.
 
@@ -206,8 +207,11 @@ class Log(contextlib.AbstractContextManager):
       for part in (self._bar, self._file, self._board):
         if part is not None:
           part.close()
-      if exception[0] is None:  # Or it may be why, or another's by now.
+      if exception[0] is None:
         self.sync()
+      elif self._can_sync:  # What was learned of the error is worth keeping.
+        with contextlib.suppress(Exception):  # It has an error to tell.
+          self.sync()
     finally:
       # What was not closed would try again at the end of Python, in vain.
       if writer := getattr(self._board, 'file_writer', None):
@@ -220,8 +224,10 @@ class Log(contextlib.AbstractContextManager):
     Raises:
       InputError: it cannot, or the directory is that of another run by now.
     """
+    self._can_sync = False
     self._still_ours()
     self._folder.sync(seconds)
+    self._can_sync = True
 
   def _take_up(self, rows: Sequence[Mapping[str, float]]) -> None:
     """Counts as lost what the start before did after the checkpoint."""

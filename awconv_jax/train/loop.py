@@ -90,7 +90,8 @@ def train(
     run = functions.create(config, task, mesh, per_epoch)
     total = run.total_steps
     tracing = stack.enter_context(trace.Trace(workdir, profile_steps, total))
-    still_ours = stack.enter_context(rundir.claim(workdir, config))
+    claim = rundir.claim(workdir, config, logging.info)
+    still_ours = stack.enter_context(claim)
     stack.enter_context(programs.kept(workdir))
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(

@@ -163,12 +163,16 @@ def _changes(held: Any, given: Any) -> str:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: Any) -> Iterator[Callable[[], object]]:
+def claim(
+    workdir: pathlib.Path,
+    config: Any,
+    report: Callable[[str], object] = print,
+) -> Iterator[Callable[[], object]]:
   """Has a directory for this run alone.
 
   One without any checkpoint holds nothing to continue, and takes any config.
   With several processes, the first does all this, and all of them call it.
-  Of a run that leaves nothing, nothing stays.
+  Of a run that leaves nothing, nothing stays. `report` is that of `lease.held`.
 
   Yields:
     What raises InputError if another run took the directory meanwhile, as only
@@ -186,7 +190,7 @@ def claim(workdir: pathlib.Path, config: Any) -> Iterator[Callable[[], object]]:
         return
       if places.in_bucket(workdir):
         try:
-          checks.append(stack.enter_context(lease.held(path)))
+          checks.append(stack.enter_context(lease.held(path, report)))
         except InputError as error:
           reason = f'--workdir={str(workdir)!r} {error}; give another'
           raise InputError(reason) from error

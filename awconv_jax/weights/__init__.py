@@ -16,6 +16,7 @@ import numpy as np
 from awconv_jax import memory, places
 from awconv_jax.errors import (
     InputError,
+    first_line,
     look_up,
     of_the_system,
     unknown_name,
@@ -87,9 +88,9 @@ def read(
   except Exception as error:  # Whatever the libraries say of wrong bytes.
     if of_the_system(error):
       raise
-    reason = (str(error) or repr(error)).splitlines()[0][:200]
+    reason = f'{path} cannot be read: {first_line(error)}'
     remedy = 'fetch it again, or save float tensors alone, as of state_dict()'
-    raise InputError(f'{path} cannot be read: {reason}; {remedy}') from error
+    raise InputError(f'{reason}; {remedy}') from error
   arrays = names.without_prefix(arrays, report)
   origin.check(path, said, told, arrays, network)
   return names.renew(arrays, report)
