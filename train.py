@@ -10,6 +10,7 @@ each with --coordinator, --num_processes and --process_id; where JAX finds them
 """
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -44,13 +45,27 @@ _JOIN_SECONDS = flags.DEFINE_integer(
     'join_seconds', 300, 'So long processes wait for each other to come.', 1
 )
 
-_PROFILE_STEPS = flags.DEFINE_string(
-    'profile_steps', None, 'Steps to trace for xprof, first:last, as 10:15.'
+
+class _Steps(flags.ArgumentParser):
+  """Parses the first and the last of some steps, such as '10:15'."""
+
+  def parse(self, argument: str) -> tuple[int, int]:
+    found = re.fullmatch(r'([1-9]\d{0,9}):([1-9]\d{0,9})', argument)
+    if not found or int(found[1]) > int(found[2]):
+      raise InputError('must be the first and the last step, such as 10:15')
+    return int(found[1]), int(found[2])
+
+
+_PROFILE_STEPS = flags.DEFINE(
+    _Steps(),
+    'profile_steps',
+    None,
+    'Steps to trace for xprof, first:last, as 10:15.',
 )
 _STALL_SECONDS = flags.DEFINE_integer(
     'stall_seconds',
     None,
-    'Show where the run is when nothing has gone on for so long; 0 is never. '
+    'Show where the run is after so long without progress; 0 for never. '
     'By default ten times the median step, and at least 300.',
     0,
 )
@@ -76,12 +91,12 @@ def _train() -> None:
   import jax
 
   from awconv_jax.tools import plot_curves
-  from awconv_jax.train import logging, loop, trace
+  from awconv_jax.train import logging, loop
 
   result = loop.train(
       config,
       _WORKDIR.value,
-      profile_steps=trace.parse(_PROFILE_STEPS.value),
+      profile_steps=_PROFILE_STEPS.value,
       stall_seconds=_STALL_SECONDS.value,
   )
   if result.stopped_by:

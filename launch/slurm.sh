@@ -20,11 +20,19 @@
 #SBATCH --signal=TERM@120
 set -uo pipefail
 export JAX_PLATFORMS="${JAX_PLATFORMS-cuda}"
-srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --wait=30 \
+cpus=$((SLURM_CPUS_ON_NODE / ${SLURM_NTASKS_PER_NODE:-1}))
+srun --cpus-per-task="$((cpus > 1 ? cpus : 1))" --wait=30 \
   .venv/bin/python train.py "$@"
 code=$?
 # What was asked to stop goes on later, and so does what failed, three times.
-if [[ $code = 143 || $code != 0 && ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+# SLURM_RESTART_COUNT would count the stops, too.
+failures="awconv-$SLURM_JOB_ID.failures"
+case $code in
+  0) rm -f "$failures" ;;
+  143) scontrol requeue "$SLURM_JOB_ID" ;;
+  *)
+    echo "$(date) exit status $code" >> "$failures"
+    [[ $(wc -l < "$failures") -gt 3 ]] || scontrol requeue "$SLURM_JOB_ID"
+    ;;
+esac
 exit $code

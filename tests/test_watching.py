@@ -131,12 +131,13 @@ def test_a_trace_is_of_the_steps_that_were_asked_for(tmp_path, capsys):
 
 @pytest.mark.parametrize('text', ['10', '10:5', '0:3', 'a:b', '1:2:3', ''])
 def test_steps_to_trace_that_are_none(text):
-  with pytest.raises(InputError, match=f"_steps='{text}' must be .* as 10:15"):
-    trace.parse(text)
+  # Of --profile_steps alone: before --config and --workdir are looked at.
+  code, _, err = commands.tool('train', f'--profile_steps={text}')
+  words = 'must be the first and the last step, such as 10:15\n'
+  assert (code, err) == (1, f'error: --profile_steps={text!r}: {words}')
 
 
 def test_steps_to_trace_that_the_run_has_not(tmp_path):
-  assert trace.parse('10:15') == (10, 15) and trace.parse(None) is None
   flags = f'--workdir={tmp_path}/run', '--profile_steps=20:23'
   code, _, err = commands.tool('train', commands.TINY, *flags)
   words = 'error: --profile_steps=20:23, but the run has 22 steps\n'

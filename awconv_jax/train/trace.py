@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import re
 import tempfile
 from typing import Any
 
@@ -10,21 +9,6 @@ import jax
 
 from awconv_jax.errors import InputError
 from awconv_jax.train import logging
-
-
-def parse(text: str | None) -> tuple[int, int] | None:
-  """Returns the first and the last step of '10:15', None for None.
-
-  Raises:
-    InputError: it says something else.
-  """
-  if text is None:
-    return None
-  found = re.fullmatch(r'([1-9]\d{0,9}):([1-9]\d{0,9})', text)
-  if not found or int(found[1]) > int(found[2]):
-    reason = 'must be the first and the last step, such as 10:15'
-    raise InputError(f'--profile_steps={text!r} {reason}')
-  return int(found[1]), int(found[2])
 
 
 class Trace(contextlib.AbstractContextManager):
