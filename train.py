@@ -108,7 +108,7 @@ def _train() -> None:
     sys.exit(128 + signal.Signals[result.stopped_by])
   if jax.process_index() != 0:
     return
-  workdir = _WORKDIR.value.rstrip('/')
+  workdir = _WORKDIR.value.rstrip('/') or '/'
   print(
       f'checkpoints: {workdir}/checkpoints\n'
       f'metrics:     {workdir}/metrics.jsonl\n'

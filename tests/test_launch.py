@@ -110,6 +110,7 @@ def test_hosts_of_a_slice_are_found(place):
     [
         {},
         {'SLURM_JOB_ID': '7', 'SLURM_JOB_NUM_NODES': '1'},
+        {'SLURM_NTASKS': '', 'OMPI_COMM_WORLD_SIZE': ''},
         STEP | {'SLURM_NTASKS': '1', 'SLURM_STEP_NUM_TASKS': '1'},
         {'PMI_SIZE': '1', 'KUBERNETES_SERVICE_HOST': '10.0.0.1'},
     ],
@@ -128,6 +129,12 @@ def test_one_process_is_alone(place, env, recwarn):
             {'SLURM_JOB_ID': '7', 'SLURM_JOB_NUM_NODES': '2'},
             'SLURM_JOB_NUM_NODES=2, but',
         ),
+        # As in a container that lets only some variables in.
+        (
+            {k: v for k, v in STEP.items() if k != 'SLURM_PROCID'},
+            'SLURM_NTASKS=2, but only 1 process',
+        ),
+        ({'SLURM_NTASKS': '4(x2)'}, r'SLURM_NTASKS=4\(x2\), but'),
         # Of Open MPI 5, which JAX does not find by these alone.
         ({'OMPI_COMM_WORLD_SIZE': '2'}, 'OMPI_COMM_WORLD_SIZE=2.*: give each'),
         ({'PMI_SIZE': '4'}, 'PMI_SIZE=4, but'),
@@ -143,6 +150,11 @@ def test_a_launch_that_leaves_each_alone_is_one_line(place, env, words):
   assert '--num_processes=1' in str(caught.value)
   assert '\n' not in str(caught.value)
   assert processes.place(None, 1, None, 5) is None
+
+
+def test_a_port_that_is_none_is_one_line(place):
+  with pytest.raises(InputError, match="'node3:x', without .*COORDINATOR_PORT"):
+    place(STEP | {'JAX_COORDINATOR_PORT': 'x'})
 
 
 def test_what_cannot_be_asked_is_one_line(place):

@@ -231,8 +231,10 @@ class Checkpointer(contextlib.AbstractContextManager):
     """
     for name in _names_in(self._directory):
       if name.isdecimal() and name not in map(str, self.steps()):
-        path = self._directory / name
-        self._report(f'{path} is not named as checkpoints are; left alone')
+        path, why = self._directory / name, 'is not named as checkpoints are'
+        if places.in_bucket(path) and str(int(name)) == name:
+          why = 'was not finished'
+        self._report(f'{path} {why}, and does not count')
     damaged = {}
     while True:
       # File systems may show each process another listing: process 0 decides.

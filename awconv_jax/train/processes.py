@@ -63,17 +63,26 @@ def place(
   given = (coordinator, number, index)
   if given == (None, None, None):
     found = _found(join_seconds)
-    return found if (found.number or 1) > 1 else None
+    if (found.number or 1) == 1:
+      return None
+    if not _has_port(found.coordinator):
+      fault = f'JAX found the coordinator {found.coordinator!r}, without a port'
+      raise InputError(f'{fault}; see JAX_COORDINATOR_PORT')
+    return found
   if given == (None, 1, None):
     return None
-  port = str(coordinator).rpartition(':')[2]
-  right = port.isdecimal() and int(port) < 2**16
+  right = _has_port(coordinator)
   if None in given or not (right and 0 <= index < number):
     raise InputError(
         f'several processes need --coordinator=host:port, not {coordinator!r}, '
         f'and --process_id={index} from 0 to below --num_processes={number}'
     )
   return Place(coordinator, number, index) if number > 1 else None
+
+
+def _has_port(address: Any) -> bool:
+  port = str(address).rpartition(':')[2]
+  return port.isdecimal() and 0 < int(port) < 2**16
 
 
 def _found(join_seconds: int) -> Place:
@@ -91,9 +100,11 @@ def _found(join_seconds: int) -> Place:
     raise InputError(
         f'JAX cannot find the processes of this run: {reason}; {flags}; {alone}'
     ) from error
-  said = next((name for name in _SAY_HOW_MANY if name in env), None)
-  known = env.get('SLURM_STEP_NUM_TASKS') if said in _OF_SLURM else found.number
-  if said and int(env[said]) != (there := int(known or 1)):
+  said = next((name for name in _SAY_HOW_MANY if env.get(name)), None)
+  there = str(found.number or 1)
+  if said in _OF_SLURM and found.number:  # JAX takes the job's for the step's.
+    there = env.get('SLURM_STEP_NUM_TASKS', '1')
+  if said and env[said] != there:
     how = 'put srun before python' if said in _OF_SLURM else flags
     raise InputError(
         f'{said}={env[said]}, but only {there} process was started, as far as '
