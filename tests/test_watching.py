@@ -129,6 +129,31 @@ def test_a_trace_is_of_the_steps_that_were_asked_for(tmp_path, capsys):
   assert seen == {'3', '4'}
 
 
+def test_what_is_told_as_traced_are_the_steps_that_were(tmp_path, capsys):
+  for first, last in ((4, 4), (9, 9)):  # Resumed amid them, and beyond.
+    with trace.Trace(tmp_path, (3, 6), 9) as tracing:
+      began = [tracing.at(step, ()) for step in range(first, last + 1)]
+    assert began == [first == 4]
+  out = capsys.readouterr().out
+  assert f'steps 4 to 4 are traced in {tmp_path}' in out
+  assert 'nothing is traced: --profile_steps=3:6 were not taken' in out
+
+
+def test_the_speed_leaves_out_what_is_no_step(tmp_path, monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(logging.time, 'monotonic', lambda: clock[0])
+  with make_log(tmp_path) as log:
+    for step in range(1, 5):
+      take(log, step)
+      clock[0] += 0.5
+      if step in (2, 4):
+        log.flush()
+        clock[0] += 60  # A save.
+        log.restart_clock()
+  speeds = [row['train/step_ms'] for row in rows_of(tmp_path)]
+  assert speeds == [1000, 500]
+
+
 @pytest.mark.parametrize('text', ['10', '10:5', '0:3', 'a:b', '1:2:3', ''])
 def test_steps_to_trace_that_are_none(text):
   # Of --profile_steps alone: before --config and --workdir are looked at.

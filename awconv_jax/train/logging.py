@@ -154,7 +154,7 @@ class Log(contextlib.AbstractContextManager):
     self._steps, self._newest = [], None
     self._writer, self._lost, self._macs = writer, dict.fromkeys(_LOST, 0.0), 0
     self._left_at: float | None = None  # The last row of the start before.
-    self._restart_clock()
+    self.restart_clock()
     self._file: Any = None
     self._board: Any = None
     # Whether there is a row of an evaluation after the first steps.
@@ -238,7 +238,8 @@ class Log(contextlib.AbstractContextManager):
       self._lost['restart_steps'] += max(last['step'] - self._first, 0)
       self._left_at = last.get('train/time')
 
-  def _restart_clock(self) -> None:
+  def restart_clock(self) -> None:
+    """Leaves out of the speed what was done since the last row."""
     self._timed, self._since, self._waited = 0, time.monotonic(), 0.0
 
   @contextlib.contextmanager
@@ -258,7 +259,7 @@ class Log(contextlib.AbstractContextManager):
       jax.block_until_ready(self._newest)
     else:  # The first step compiles; the clock starts after it.
       jax.block_until_ready(metrics)
-      self._restart_clock()
+      self.restart_clock()
       if self._left_at is not None:
         self._lost['restart_seconds'] += max(time.time() - self._left_at, 0.0)
     self._newest = metrics
@@ -307,9 +308,9 @@ class Log(contextlib.AbstractContextManager):
       info(f'step {step}/{self._total}  {text}')
     else:
       self._bar.set_postfix_str(text)
-    self._restart_clock()
     self._write(step, 'train', means)
     self.sync(_SECONDS)
+    self.restart_clock()
 
   def check(self, step: int, state: Any) -> None:
     """Raises DivergenceError for arrays that no good state has, by name.
@@ -338,7 +339,7 @@ class Log(contextlib.AbstractContextManager):
     """Shows the metrics of an evaluation, and writes them if none are there."""
     self._unreadable()
     info(f'step {step}/{self._total}  evaluation: {shown(metrics)}')
-    self._restart_clock()
+    self.restart_clock()
     if step > self._first or not self.has_evaluation:
       self._write(step, 'eval', metrics)
 

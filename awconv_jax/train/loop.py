@@ -89,10 +89,14 @@ def train(
     )
     run = functions.create(config, task, mesh, per_epoch)
     total = run.total_steps
-    tracing = stack.enter_context(trace.Trace(workdir, profile_steps, total))
+    tracing = trace.Trace(workdir, profile_steps, total)
     claim = rundir.claim(workdir, config, logging.info)
     still_ours = stack.enter_context(claim)
     stack.enter_context(programs.kept(workdir))
+    # It hears, too, where the run stands while the rest comes to its end.
+    watch = stack.enter_context(stall.Watch(0, stall_seconds))
+    stack.enter_context(tracing)
+    stack.callback(watch.at, stall.TRACE)
     directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
     checkpointer = stack.enter_context(
         checkpoint.Checkpointer(
@@ -140,7 +144,7 @@ def train(
         **lengths,
     )
     stack.enter_context(log)
-    watch = stack.enter_context(stall.Watch(step, stall_seconds))
+    watch.step = step
     take_step = run.step_of(state)
 
     metrics, stopped_by = {}, None
@@ -169,7 +173,9 @@ def train(
         metrics = evaluation()
     logging.info('compiling; the first step takes its time')
     while step < total and not stopped_by:
-      tracing.at(step + 1, state)
+      watch.at(stall.TRACE)
+      if tracing.at(step + 1, state):
+        log.restart_clock()
       watch.at('waiting for data')
       with log.waiting():
         batch = next(batches)
@@ -193,9 +199,10 @@ def train(
         metrics = evaluation()
       # After the evaluation: what a checkpoint follows is on record.
       if save_now or stopped_by:
-        watch.at('in a save')
+        watch.at(stall.SAVE)
         log.sync()
         checkpointer.save(step, state, batches.get_state())
+        log.restart_clock()
     return Result(step, total, metrics, stopped_by)
 
 

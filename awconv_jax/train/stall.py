@@ -16,6 +16,7 @@ import jax
 _STEPS, _LEAST = 10, 300
 # What compiles the first time, for as long as that takes.
 STEP, EVALUATION = 'in a step', 'in evaluation'
+SAVE, TRACE = 'in a save', 'writing a trace'
 _COMPILES = STEP, EVALUATION
 
 
@@ -26,10 +27,13 @@ class Watch(contextlib.AbstractContextManager):
     first: steps taken so far.
     seconds: what is long; by default ten times the median time between the ends
       of two steps, and at least 300 s. 0 is never.
+
+  Attributes:
+    step: steps taken so far.
   """
 
   def __init__(self, first: int, seconds: int | None = None):
-    self._step, self._seconds = first, seconds
+    self.step, self._seconds = first, seconds
     self._ended_at: float | None = None
     self._lengths = collections.deque(maxlen=100)  # [s]
     self._met = set()
@@ -53,7 +57,7 @@ class Watch(contextlib.AbstractContextManager):
     now = time.monotonic()
     if self._ended_at is not None:
       self._lengths.append(now - self._ended_at)
-    self._step, self._ended_at = step, now
+    self.step, self._ended_at = step, now
 
   def _limit(self) -> float:
     if self._seconds is not None:
@@ -80,7 +84,7 @@ class Watch(contextlib.AbstractContextManager):
         faulthandler.dump_traceback(sys.stderr)
       print(
           f'{who or "the run"} has not gone on for {seconds:.0f} s: it is '
-          f'{where}, after step {self._step}. Above, the newest call first, is '
+          f'{where}, after step {self.step}. Above, the newest call first, is '
           'where its threads are; it goes on being watched',
           file=sys.stderr,
           flush=True,

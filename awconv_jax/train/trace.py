@@ -27,34 +27,48 @@ class Trace(contextlib.AbstractContextManager):
       self, workdir: pathlib.Path, steps: tuple[int, int] | None, total: int
   ):
     self._place = workdir / 'profile'
-    self._first, self._last = steps or (0, 0)
-    if self._last > total:
-      given = f'--profile_steps={self._first}:{self._last}'
-      raise InputError(f'{given}, but the run has {total} steps')
-    if jax.process_index() != 0:
-      self._first = 0
+    first, last = steps or (1, 0)
+    self._given = f'--profile_steps={first}:{last}'
+    if last > total:
+      raise InputError(f'{self._given}, but the run has {total} steps')
+    speaks = jax.process_index() == 0
+    self._steps = range(first, last + 1) if speaks else range(0)
+    self._traced: list[int] = []
     self._stack = contextlib.ExitStack()
     self._running = False
 
-  def at(self, step: int, state: Any) -> None:
-    """Takes note that a step is about to begin, from a state."""
-    if step == self._first:
-      self._running = True
-      # What the profiler writes must be on this machine.
-      folder = self._stack.enter_context(tempfile.TemporaryDirectory())
-      self._stack.callback(self._keep, pathlib.Path(folder))
-      jax.block_until_ready(state)  # None of the steps before.
-      self._stack.enter_context(jax.profiler.trace(folder))
-    if self._running and step > self._last:
+  def at(self, step: int, state: Any) -> bool:
+    """Takes note that a step is about to begin, from a state.
+
+    Returns:
+      Whether a trace began or ended, which takes its time.
+    """
+    before = self._running
+    if step in self._steps:
+      if not self._running:
+        self._running = True
+        # What the profiler writes must be on this machine.
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+        self._stack.callback(self._keep, pathlib.Path(folder))
+        jax.block_until_ready(state)  # None of the steps before.
+        self._stack.enter_context(jax.profiler.trace(folder))
+      self._traced.append(step)
+    elif self._running:
       jax.block_until_ready(state)
-      self.__exit__()
+      self._end()
+    return self._running != before
 
   def step(self, step: int) -> contextlib.AbstractContextManager:
     """Marks in the trace what belongs to a step."""
     return jax.profiler.StepTraceAnnotation('train', step_num=step)
 
   def __exit__(self, *exception) -> None:
-    """Ends a trace under way, and keeps it."""
+    """Ends a trace under way, and keeps it; tells if there was none."""
+    self._end()
+    if exception[0] is None and self._steps and not self._traced:
+      logging.info(f'nothing is traced: {self._given} were not taken this time')
+
+  def _end(self) -> None:
     self._running = False
     self._stack.close()
 
@@ -65,6 +79,7 @@ class Trace(contextlib.AbstractContextManager):
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(path.read_bytes())
     logging.info(
-        f'steps {self._first} to {self._last} are traced in {self._place} '
-        '(pip install xprof, or tensorboard with tensorboard-plugin-profile)'
+        f'steps {self._traced[0]} to {self._traced[-1]} are traced in '
+        f'{self._place} (pip install xprof, or tensorboard with '
+        'tensorboard-plugin-profile)'
     )
