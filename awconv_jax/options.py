@@ -116,9 +116,14 @@ def any_path(path: str | os.PathLike) -> str:
   text = os.fspath(path)
   if not re.match('gs:/', text):
     return local_path(text)
-  if not re.fullmatch(r'gs://[a-z0-9][\w.-]+(/[^\0\ud800-\udfff]*)?', text):
-    raise InputError(f'{text!r} is no path in a bucket; want gs://bucket/path')
-  return text.rstrip('/')
+  path = text.rstrip('/')
+  part = r'/(?!\.{1,2}(/|\Z))[^/\0\ud800-\udfff]+'
+  if not re.fullmatch(rf'gs://[a-z0-9][a-z0-9._-]+({part})*', path):
+    raise InputError(
+        f'{text!r} is no path in a bucket; want gs://bucket/path, with the '
+        "bucket's own small letters, and no part that is empty, . or .."
+    )
+  return path
 
 
 def _increasing(pair: tuple[float, float]) -> tuple[float, float]:

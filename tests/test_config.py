@@ -49,7 +49,15 @@ def test_a_path_is_one_of_this_machine(monkeypatch, path, want):
 
 def test_a_path_in_a_bucket_is_taken_as_it_is():
   assert options.any_path('gs://a-b/c d/') == 'gs://a-b/c d'
-  for path in ('gs://', 'gs:/bucket/x', 'gs:///x', 'gs://a/b\0'):
+  assert options.any_path('gs://a.b_1/.c/...') == 'gs://a.b_1/.c/...'
+  more = (
+      'gs://bU/x',
+      'gs://b\u00e9/x',
+      'gs://ab//x',
+      'gs://ab/../x',
+      'gs://ab/.',
+  )
+  for path in ('gs://', 'gs:/bucket/x', 'gs:///x', 'gs://a/b\0', *more):
     with pytest.raises(InputError, match='want gs://bucket/path'):
       options.any_path(path)
   with pytest.raises(InputError, match='no path of this machine'):

@@ -18,7 +18,7 @@ from watched_run import rows_of
 
 from awconv_jax import places
 from awconv_jax.errors import DivergenceError, InputError
-from awconv_jax.train import logging, peak, stall, trace
+from awconv_jax.train import logging, peak, programs, stall, trace
 from configs import digits
 
 
@@ -63,8 +63,9 @@ def test_kinds_of_devices_are_told_apart():
 def test_time_lost_to_restarts_adds_up(tmp_path, monkeypatch):
   clock = [1000.0]
   monkeypatch.setattr(logging.time, 'time', lambda: clock[0])
-  # The last checkpoint is of step 2; twice the run is killed after step 4.
-  for first, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (2, (3,))):
+  # The last checkpoint is of step 2; twice the run is killed after step 4, then
+  # before its first row.
+  for first, steps in ((0, (1, 2, 3, 4)), (2, (3, 4)), (2, ()), (2, (3,))):
     with make_log(tmp_path, first) as log:
       for step in steps:
         take(log, step)
@@ -73,7 +74,7 @@ def test_time_lost_to_restarts_adds_up(tmp_path, monkeypatch):
     clock[0] += 59
   names = 'restarts', 'restart_steps', 'restart_seconds'
   rows = [[row[f'train/{name}'] for name in names] for row in rows_of(tmp_path)]
-  assert rows == [[0, 0, 0], [0, 0, 0], [2, 4, 120]]
+  assert rows == [[0, 0, 0], [3, 4, 60], [3, 4, 60 + 60 + 59]]
 
 
 def test_a_writer_gets_each_row_and_its_failure_ends_nothing(tmp_path, capsys):
@@ -225,6 +226,23 @@ def test_the_page_names_each_scalar_and_its_script_runs(
   monkeypatch.chdir(tmp_path)
   exec(script, {})
   assert got == [0, *rows_of('runs/digits'), 'finished'] and len(got) == 12
+
+
+def test_each_run_of_a_process_keeps_programs_beside_itself(
+    tmp_path, monkeypatch
+):
+  option = 'jax_compilation_cache_dir'
+  before = getattr(jax.config, option)
+  monkeypatch.setattr(programs, '_LEAST', 0.0)
+  jax.config.update(option, None)
+  try:
+    for name in 'one', 'two':
+      with programs.kept(tmp_path / name / 'run'):
+        jax.jit(lambda x: x * 1.5 - 1.25)(jnp.ones(3))
+      assert any((tmp_path / name / '.jax_cache').iterdir())
+      assert getattr(jax.config, option) is None
+  finally:
+    programs._use({option: before})
 
 
 @pytest.mark.slow

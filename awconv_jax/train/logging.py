@@ -229,14 +229,22 @@ class Log(contextlib.AbstractContextManager):
     self._folder.sync(seconds)
     self._can_sync = True
 
-  def _take_up(self, rows: Sequence[Mapping[str, float]]) -> None:
-    """Counts as lost what the start before did after the checkpoint."""
-    if rows:
+  def _take_up(self, rows: Sequence[dict[str, float]]) -> None:
+    """Counts as lost what the start before did after the checkpoint.
+
+    In the newest row that stays as well, as this start may end before its own.
+    """
+    if rows and self._first < self._total:
       last = rows[-1]
       self._lost = {k: last.get(f'train/{k}', 0.0) for k in _LOST}
       self._lost['restarts'] += 1
       self._lost['restart_steps'] += max(last['step'] - self._first, 0)
       self._left_at = last.get('train/time')
+      known = {f'train/{k}': v for k, v in self._lost.items()}
+      if self._left_at is not None:
+        known['train/time'] = self._left_at
+      for row in [row for row in rows if row['step'] <= self._first][-1:]:
+        row.update(known)
 
   def restart_clock(self) -> None:
     """Leaves out of the speed what was done since the last row."""

@@ -1,16 +1,22 @@
 """What was compiled is kept, so that a run that starts again starts soon."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import pathlib
+from typing import Any
 import warnings
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from awconv_jax.train import logging
 
 # Compiled in less, a program is not worth a file [s].
 _LEAST = 0.1
+_OPTIONS = (
+    'jax_compilation_cache_dir',
+    'jax_persistent_cache_min_compile_time_secs',
+)
 
 
 @contextlib.contextmanager
@@ -19,11 +25,12 @@ def kept(workdir: pathlib.Path) -> Iterator[None]:
 
   Or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=false
   has it keep none. That they cannot be kept is told, and ends nothing.
+  Afterwards JAX's options are as they were.
   """
-  option = 'jax_compilation_cache_dir'
-  if not getattr(jax.config, option):
-    jax.config.update(option, str(workdir.parent / '.jax_cache'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', _LEAST)
+  option, least = _OPTIONS
+  before = {name: getattr(jax.config, name) for name in _OPTIONS}
+  if not before[option]:
+    _use({option: str(workdir.parent / '.jax_cache'), least: _LEAST})
   place, shown, told = getattr(jax.config, option), warnings.showwarning, []
 
   def show(message, *args, **kwargs):
@@ -43,3 +50,12 @@ def kept(workdir: pathlib.Path) -> Iterator[None]:
     yield
   finally:
     warnings.showwarning = shown
+    if not before[option]:
+      _use(before)
+
+
+def _use(options: Mapping[str, Any]) -> None:
+  for name, value in options.items():
+    jax.config.update(name, value)
+  # It stays with the first directory that it was told of, or with none.
+  compilation_cache.reset_cache()
