@@ -200,8 +200,9 @@ def test_exchanges_of_devices_are_counted():
   for function, count in ((lambda x: 2 * x, 1), (lambda x: x.sum(), 0)):
     text = jax.jit(function, out_shardings=whole).lower(x).compile().as_text()
     assert exchanges.count(text, 'all-gather') == count
-  started = ' all-gather-start(%p), op_name="all-gather" all-gather-done(%g)'
-  assert exchanges.count(started, 'all-gather') == 1
+  start = ' %g = (f32[1], f32[8]) all-gather-start(%p), op_name="all-gather"'
+  text = f'{start}\n %d = f32[8] all-gather-done(%g)'
+  assert exchanges.count(text, 'all-gather') == 1
 
 
 @pytest.mark.parametrize('dtype', op.TOLERANCES)

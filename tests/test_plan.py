@@ -1,16 +1,19 @@
 """A run is planned without devices: what is read, told, looked for, refused."""
 
 import json
+import os
 
 import commands
+import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 
 from awconv_jax import command_line, data, errors
 from awconv_jax.compilers import alone, topology
 from awconv_jax.data import described
-from awconv_jax.tools import plan
-from awconv_jax.train import settings
+from awconv_jax.tools import plan, planned
+from awconv_jax.train import partition, settings, step
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,11 @@ def test_a_topology_is_read(text, chip, shape, slices):
 
 
 @pytest.mark.parametrize(
-    'text', ['v5e', 'v5ex8', 'h100:2x4', 'v9e:2x2', '0*v5e:2x2', '8x8', '']
+    'text',
+    [
+        *('v5e', 'v5ex8', 'h100:2x4', 'v9e:2x2', '0*v5e:2x2', '8x8', ''),
+        *('h100x0', 'h100x08', '00*h100x8', 'v5e:0x2'),
+    ],
 )
 def test_no_topology_is_one_line_with_what_there_is(text):
   with pytest.raises(errors.InputError, match='known: v5e:8x8') as caught:
@@ -65,6 +72,7 @@ def test_what_is_described_is_what_is_read(config):
 def test_slices_of_splits_have_their_share():
   of = described.num_examples
   assert of('imagenet2012', 'train[:99%]') == round(0.99 * 1_281_167)
+  assert of('coco/2017', 'train') == 117_266  # With objects.
   assert of('folder:/birds', 'train') is None is of('digits', 'validation')
 
 
@@ -113,7 +121,7 @@ FOUND = dict(
     compiler='libtpu 1, jax 2',
     total_steps=404,
     state=dict(params=2**20, model_state=100, opt_state=2**20, ema=2**20 + 100),
-    batch_bytes=400,
+    beside=100,
     multiply_adds=10**9,
 )
 
@@ -123,7 +131,8 @@ def compiler(monkeypatch):
   """Says what was compiled, and takes the place of the compilers."""
   asked = []
 
-  def run(module, chip, request):
+  def run(module, chip, request, go_on):
+    go_on(True)
     asked.append(request)
     size = request['config']['batch_size']
     if size > 256:  # Of some the compiler does not say what they need.
@@ -156,31 +165,79 @@ def test_the_command_tells_and_writes(compiler, tmp_path):
   assert made['run_seconds'] == pytest.approx(404 + 6 * 5)
   assert made['model_flops'] == 6 * 64 * 10**9
   assert made['checkpoint_bytes'] == 3 * 2**20 + 200
-  step, evaluation = made['programs'].values()
-  assert step['needed'] == 64 * 2**26 + 100
-  # The averages are evaluated, and the rest of the state is there, too.
-  assert evaluation['needed'] == 64 * 2**26 + 2 * 2**20 + 100
+  train, evaluation = made['programs'].values()
+  assert train['needed'] == 64 * 2**26 + 100
+  assert evaluation['needed'] == 64 * 2**26 + 100
   assert made['largest_batch'] == 248  # 15.75 GiB, a multiple of 4.
   assert made['batches']['248']['fits'] and not made['batches']['252']['fits']
+  assert out.count('compiling') == 1
   for line in ('all-gathers', 'fits', 'waiting for memory', 'largest batch'):
     assert line in out
 
 
 def test_what_does_not_fit_is_told(compiler):
-  code, out, _ = plan_digits('--topology=v5e:2x2', '--config.batch_size=512')
-  assert code == 0 and '| NO ' in out and '| ? ' in out
-  assert 'accumulation_steps' in out and 'CUDA' not in out
+  code, out, err = plan_digits('--topology=v5e:2x2', '--config.batch_size=512')
+  assert code == 1 and '| NO ' in out and '| ? ' in out and 'CUDA' not in out
+  assert 'accumulation_steps' in err and err.count('\n') == 1
+
+
+def test_where_no_batch_fits_it_is_told(compiler, monkeypatch):
+  large = FOUND | dict(memory=None, needed=None)
+  monkeypatch.setattr(alone, 'run', lambda *_: large)
+  code, out, _ = plan_digits('--topology=v5e:2x2', '--find_batch')
+  assert code == 1 and 'no batch fits, not even the smallest, 4' in out
+
+
+@pytest.mark.parametrize('ema', [True, False])
+def test_each_device_holds_its_share_beside_what_is_evaluated(ema):
+  mesh = partition.create_mesh()
+  (n := mesh.size) > 1 or pytest.skip('one device')
+  kernel = jax.ShapeDtypeStruct((3, 4 * n), jnp.float32)
+  params = dict(kernel=kernel, bias=jax.ShapeDtypeStruct((7,), jnp.float32))
+  size, bias = 48 * n, 28
+  state = step.TrainState(
+      step=jax.ShapeDtypeStruct((), jnp.int32),
+      params=params,
+      model_state={},
+      opt_state=(params, params),
+      ema=dict(params=params) if ema else None,
+  )
+  rest = planned.rest_of_state
+  whole = 4 + (3 if ema else 2) * (size + bias)
+  assert rest(mesh, state, shard=False) == whole
+  # The averages are gathered to be evaluated, and their shares stay.
+  share = 2 * (size // n + bias) + ema * (size + bias + size // n)
+  assert rest(mesh, state, shard=True) == 4 + share
+
+
+def test_what_is_refused_ends_what_is_compiled(monkeypatch, tmp_path):
+  (tmp_path / 'child.py').write_text(
+      'import json, os, pathlib, sys, time\n'
+      'if "step" in json.loads(sys.argv[1])["program"]:\n'
+      '  while not os.path.exists("pid"): time.sleep(0.01)\n'
+      '  print(json.dumps(dict(refused="a reason")))\n'
+      'else:\n'
+      '  pathlib.Path("new").write_text(str(os.getpid()))\n'
+      '  os.rename("new", "pid")\n'
+      '  time.sleep(60)\n'
+  )
+  monkeypatch.chdir(tmp_path)  # Which `-m` looks into first.
+  monkeypatch.setattr(plan, 'CHILD', 'child')
+  with pytest.raises(errors.InputError, match='a reason'):
+    plan.plan({}, topology.parse('v5e:2x2'), 64, 32)
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((tmp_path / 'pid').read_text()), 0)
 
 
 @pytest.mark.parametrize(
     'answer, arguments, said',
     [
         (dict(refused='batch'), (), 'error: batch\n'),
-        (dict(failed=-11, said=''), (), 'by signal SIGSEGV at the training'),
+        (dict(failed=-11, said=''), (), 'by signal SIGSEGV at the '),
         (
             dict(failed=1, said='E: x'),
             (),
-            'by code 1 at the training step: E: x',
+            ' by code 1 at the ',
         ),
         ({}, ('--topology=v5e',), "unknown topology 'v5e'"),
         ({}, ('--config.data.name=folder:/x',), '--num_examples=... is wanted'),
@@ -213,9 +270,9 @@ def test_a_run_is_compiled(place):
   config |= dict(batch_size=16, eval_batch_size=16)
   made = plan.plan(json.loads(json.dumps(config)), place, 64, 32)
   assert made['fits']
-  step, evaluation = made['programs'].values()
+  train, evaluation = made['programs'].values()
   gathered, reduced = (
-      step['exchanges'][f'all-{kind}'] for kind in ('gather', 'reduce')
+      train['exchanges'][f'all-{kind}'] for kind in ('gather', 'reduce')
   )
   # Between slices XLA sends a share of what is reduced, and puts it together.
   assert (gathered['number'] == 0) == (
@@ -223,7 +280,7 @@ def test_a_run_is_compiled(place):
   )
   assert gathered['bytes'] < reduced['bytes']
   # Its state is given back in place, and is what a checkpoint holds.
-  assert 0 < step['memory']['alias'] >= made['checkpoint_bytes']
-  assert step['needed'] > evaluation['needed']
+  assert 0 < train['memory']['alias'] >= made['checkpoint_bytes']
+  assert train['needed'] > evaluation['needed']
   with pytest.raises(errors.InputError, match='config.batch_size=1 must be'):
     plan.compile_program(config | dict(batch_size=1), place, plan.STEP, 64)

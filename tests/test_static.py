@@ -100,10 +100,43 @@ def test_what_cuda_starts(tmp_path):
   assert list(cuda.read_kernels(tmp_path)) == [want]
 
 
-def test_exchanged_bytes():
-  text = ' %r = (f32[3,4]{1,0}, bf16[], pred[2]) all-reduce-start(%p), x\n'
-  assert exchanges.given_bytes(text, 'all-reduce') == 48 + 2
-  assert exchanges.given_bytes(text, 'all-gather') == 0
+@pytest.mark.parametrize(
+    'results, kind, size',
+    [
+        ('(f32[3,4]{1,0}, bf16[], pred[2])', 'all-reduce-start', 48 + 2 + 2),
+        ('(f8e4m3fn[8], s4[3], c64[2], token[])', 'all-to-all', 8 + 2 + 16),
+        ('(f32[128]{0}, f32[1024]{0:T(8,128)})', 'all-gather-start', 4096),
+        ('((s8[1], u8[2]), (s8[8], u8[16]))', 'all-gather-start', 24),
+        (
+            '(f32[4]{0:S(1)}, f32[4], /*index=2*/u32[]{:S(2)}, u32[])',
+            'collective-permute-start',
+            16,
+        ),
+    ],
+)
+def test_exchanged_bytes(results, kind, size):
+  text = f'  %r = {results} {kind}(%p), x\n  %s = f32[4] add(%r, %r)'
+  found = {k: v for k, v in exchanges.sizes(text).items() if v}
+  assert found == {kind.removesuffix('-start'): [size]}
+
+
+def test_exchanges_of_tpus_are_named_and_counted_once():
+  gather = '  %g{} = f32[8,4]{{1,0{}}} all-gather(%p), channel_id={}, x'
+  reduce = '  %a = f32[8,4]{1,0} all-reduce(%p), channel_id=1, x'
+  scatter = '%all-reduce-scatter.{} (p: f32[8,4]) -> f32[1,4] {{'
+  text = [
+      *('%first (p: f32[1,4]) -> f32[8,4] {', gather.format(1, '', 7), '}'),
+      *('%next (p: f32[1,4]) -> f32[8,4] {', gather.format(2, ':S(1)', 7), '}'),
+      *(scatter.format(1), reduce, '}', scatter.format(2), reduce, '}'),
+      *('ENTRY %main (p: f32[8,4]) -> f32[8,4] {', gather.format(3, '', 9)),
+      *(reduce, '  %f = f32[1,4] fusion(%p), calls=%all-reduce-scatter.1', '}'),
+  ]
+  found = {k: v for k, v in exchanges.sizes('\n'.join(text)).items() if v}
+  assert found == {
+      'all-gather': [128, 128],
+      'reduce-scatter': [16, 16],
+      'all-reduce': [128],
+  }
 
 
 def test_what_is_not_installed_or_crashes_is_one_line(

@@ -55,7 +55,10 @@ def test_rows_tell_memory_and_what_share_of_the_peak_is_used(
 
 
 def test_kinds_of_devices_are_told_apart():
-  assert peak.flops('cpu') is None
+  for kind in 'cpu', 'TPU v4 lite', 'NVIDIA GB200', 'NVIDIA GH200 480GB':
+    assert peak.flops(kind) is None
+  assert peak.flops('NVIDIA B200') > peak.flops('TPU v6 lite') > 9e14
+  assert peak.flops('NVIDIA A100-SXM4-80GB') > peak.flops('TPU v4')
   assert peak.flops('TPU v5 lite') < peak.flops('TPU v5p') < 5e14
   assert peak.flops('NVIDIA H100 PCIe') < peak.flops('NVIDIA H100 80GB HBM3')
 

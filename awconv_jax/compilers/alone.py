@@ -1,6 +1,6 @@
 """Compiles in a process of its own: compilers may crash, and dump files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import importlib.util
 import json
@@ -45,7 +45,12 @@ def environment(chip: str, folder: str) -> dict[str, str]:
   ) | CHIPS[chip].environment(folder)
 
 
-def run(module: str, chip: str, request: Mapping[str, Any]) -> dict[str, Any]:
+def run(
+    module: str,
+    chip: str,
+    request: Mapping[str, Any],
+    go_on: Callable[[bool], bool] = lambda said: True,
+) -> dict[str, Any]:
   """Returns what a module says of a request, or how it 'failed' and 'said' why.
 
   Args:
@@ -53,21 +58,39 @@ def run(module: str, chip: str, request: Mapping[str, Any]) -> dict[str, Any]:
       dumps to, and prints the answer as its last line, as JSON.
     chip: a name in `CHIPS`, whose compiler it loads.
     request: of what to compile.
+    go_on: is asked now and then, by whether the module has printed anything
+      yet; where it says no, the module is killed.
   """
   # Of a checkout, whatever the directory is.
   root = str(pathlib.Path(__file__).parents[2])
   with tempfile.TemporaryDirectory() as folder:
     paths = filter(None, [root, os.environ.get('PYTHONPATH')])
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, '-m', module, json.dumps(request), folder],
         env=os.environ
         | environment(chip, folder)
         | {'PYTHONPATH': os.pathsep.join(paths)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-  lines = done.stdout.strip().splitlines()
-  if done.returncode == 0 and lines:
+    with process:
+      try:
+        out, err = _wait(process, go_on)
+      finally:
+        process.kill()  # If it has not ended.
+  lines = out.strip().splitlines()
+  if process.returncode == 0 and lines:
     return json.loads(lines[-1])
-  *_, said = ['', *done.stderr.strip().splitlines()]
-  return dict(failed=done.returncode, said=said)
+  *_, said = ['', *err.strip().splitlines()]
+  return dict(failed=process.returncode, said=said)
+
+
+def _wait(process, go_on):
+  """Returns what a process printed, once it has ended or was killed."""
+  while True:
+    try:
+      return process.communicate(timeout=0.2)
+    except subprocess.TimeoutExpired as waiting:
+      if not go_on(bool(waiting.output)):
+        process.kill()

@@ -7,7 +7,11 @@ from typing import Any
 from awconv_jax.compilers.alone import CHIPS
 from awconv_jax.errors import InputError
 
-_FORM = re.compile(r'(?:(\d+)\*)?(\w+?)(?::(\d+(?:x\d+)+)|x(\d+))')
+_NUMBER = r'[1-9]\d*'
+_FORM = re.compile(
+    rf'(?:({_NUMBER})\*)?(\w+?)'
+    rf'(?::({_NUMBER}(?:x{_NUMBER})+)|x({_NUMBER}))'
+)
 KNOWN = 'v5e:8x8, v5p:4x4x4, v6e:16x16, 2*v5e:16x16 (two slices)'
 KNOWN += ', h100x8, 4*h100x8 (four machines)'
 
@@ -43,9 +47,9 @@ def parse(text: str) -> Topology:
   found = _FORM.fullmatch(text)
   slices, chip, shape, number = found.groups() if found else (None,) * 4
   named = CHIPS.get(chip)
-  fits = named and (shape if named.separator == ':' else number)
-  if not fits or int(slices or 1) < 1:
+  size = named and (shape if named.separator == ':' else number)
+  if not size:
     raise InputError(
         f'unknown topology {text!r}; known: {KNOWN}; chips: {", ".join(CHIPS)}'
     )
-  return Topology(chip, fits, int(slices or 1))
+  return Topology(chip, size, int(slices or 1))

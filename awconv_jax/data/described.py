@@ -8,13 +8,14 @@ import numpy as np
 from awconv_jax.data import batches, digits, sources, splits
 from awconv_jax.data.detection import digit_scenes
 
-# Examples of the splits, by their publishers; coco's are those with and without
-# objects. Channels are 3 where nothing is said.
+# Examples of the splits, by their publishers; of coco's 118,287 to train
+# on, those with objects: the others are left out.
+# Channels are 3 where nothing is said.
 SPLITS = {
     'imagenet2012': dict(train=1_281_167, validation=50_000),
     'cifar10': dict(train=50_000, test=10_000),
     'cifar100': dict(train=50_000, test=10_000),
-    'coco/2017': dict(train=118_287, validation=5_000),
+    'coco/2017': dict(train=117_266, validation=5_000),
     'digits': dict(
         train=digits.NUM_TRAIN, test=digits.NUM_ALL - digits.NUM_TRAIN
     ),

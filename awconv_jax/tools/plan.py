@@ -4,7 +4,7 @@ r"""Whether a run fits TPUs or GPUs, and how fast it will be; none are needed.
       --config.model.dtype=bfloat16 --topology=v5e:8x8
   python -m awconv_jax.tools.plan --config=configs/imagenet.py --topology=h100x8
 
-Compiles the run's own training step and evaluation by the true compiler, which
+Compiles the run's own training step and evaluation by the real compiler, which
 needs no device: pip install 'awconv_jax[tpu]', or [cuda13] for GPUs. Each
 keeps a core busy, from a minute to many with the size of the network. No data
 are read. Topologies are slices of v5e, v6e (8x8) and v5p (4x4x4), several of
@@ -18,9 +18,12 @@ chips exchange and the host are not counted, so a step takes longer.
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
+import contextlib
 import json
 import math
 import signal
+import sys
+import threading
 from typing import Any
 
 from absl import flags
@@ -51,6 +54,7 @@ def compile_program(
     place: topology.Topology,
     program: str,
     num_examples: int,
+    go_on: Callable[[bool], bool] = lambda said: True,
 ) -> dict[str, Any]:
   """Returns what `planned` says of a program, and whether it 'fits'.
 
@@ -59,14 +63,18 @@ def compile_program(
     place: what it is compiled for.
     program: `STEP` or `EVALUATION`.
     num_examples: to train on.
+    go_on: see `alone.run`.
 
   Raises:
     ReportedError: the config or the topology cannot be, or the compiler fails.
   """
-  request = dict(config=config, topology=str(place), program=program)
-  found = alone.run(
-      CHILD, place.chip, request | dict(num_examples=num_examples)
+  request = dict(
+      config=config,
+      topology=str(place),
+      program=program,
+      num_examples=num_examples,
   )
+  found = alone.run(CHILD, place.chip, request, go_on)
   if refused := found.get('refused'):
     raise InputError(*refused.split('\n'))
   if 'failed' in found:
@@ -80,17 +88,10 @@ def compile_program(
         f'{": " * bool(said)}{said}; another version may do: '
         f"pip install --upgrade 'jax[{extra}]'"
     )
-  state = found['state']
-  if program == STEP:
-    # While a step is taken the next batch is brought to the chips.
-    beside = found['batch_bytes'] // found['devices']
-  else:
-    evaluated = state['ema'] or state['params'] + state['model_state']
-    beside = sum(state.values()) - evaluated
   most = alone.CHIPS[place.chip].usable
-  needed = found['needed'] and found['needed'] + beside
+  needed = found['needed'] and found['needed'] + found['beside']
   fits = found['memory'] is not None and needed <= most
-  return found | dict(beside=beside, needed=needed, usable=most, fits=fits)
+  return found | dict(needed=needed, usable=most, fits=fits)
 
 
 def largest(
@@ -98,7 +99,7 @@ def largest(
     start: int,
     most: int,
 ) -> int:
-  """Returns the largest number that fits, such that the next does not.
+  """Returns the largest number that fits, such that the next does not; or 0.
 
   Few are tried: memory grows about linearly, and a line through two numbers
   says which to try next; halves where it does not help.
@@ -138,9 +139,9 @@ def find_batch(
     num_examples: int,
     first: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Returns the 'largest_batch' that fits, and all 'batches' tried.
+  """Returns the 'largest_batch' that fits, 0 if none, and 'batches' tried.
 
-  Prints each. `first` is what `compile_program` returned of the config's own.
+  Prints all. `first` is what `compile_program` returned of the config's own.
   """
   unit = first['devices'] * config['accumulation_steps']
   tried = {config['batch_size']: first}
@@ -157,6 +158,11 @@ def find_batch(
 
   start = config['batch_size'] // unit
   best = largest(fits, start, max(num_examples // unit, start))
+  print(
+      f'largest batch that fits: {best * unit:,}'
+      if best
+      else f'no batch fits, not even the smallest, {unit:,}'
+  )
   names = ('needed', 'fits')
   return dict(
       largest_batch=best * unit,
@@ -208,15 +214,30 @@ def plan(
   """Compiles both programs at once, and returns what there is to say of a run.
 
   Raises:
-    ReportedError: see `compile_program`.
+    ReportedError: see `compile_program`; the other program is given up then.
   """
+  ended = threading.Event()
+  once = iter(['compiling; large networks take many minutes'])
+
+  def go_on(said):
+    for line in once if said else ():  # Nothing was refused.
+      print(line, flush=True)
+    return not ended.is_set()
+
   with futures.ThreadPoolExecutor() as pool:
     waiting = {
         program: pool.submit(
-            compile_program, config, place, program, num_examples
+            compile_program, config, place, program, num_examples, go_on
         )
         for program in (STEP, EVALUATION)
     }
+    try:
+      futures.wait(waiting.values(), return_when=futures.FIRST_EXCEPTION)
+      for one in waiting.values():
+        if one.done():
+          one.result()
+    finally:
+      ended.set()
   found = {program: one.result() for program, one in waiting.items()}
   step, batch = found[STEP], config['batch_size']
   return dict(
@@ -321,7 +342,7 @@ def report(made: Mapping[str, Any]) -> str:
       f'by {step["compiler"]}'
   )
   memory = text_table.make(list(_memory(made['programs'])))
-  said = [] if made['fits'] else [_TOO_LARGE]
+  said = []
   if 'step_seconds' in made:
     said.append(_NOT_COUNTED)
   elif step['memory']:
@@ -333,8 +354,20 @@ def _examples(config: Any, split: str, given: int | None) -> int | None:
   return given or described.num_examples(config.data.name, config.data[split])
 
 
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+  """Has SIGTERM raise, so that no compiler is left behind."""
+  code = 128 + signal.SIGTERM
+  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+@_ended_by_sigterm()
 def main() -> None:
-  """Plans as the flags say."""
+  """Plans as the flags say; InputError, at the end, if the run does not fit."""
   config = command_line.read_config()
   if config is None or not FLAGS.topology:
     raise InputError(
@@ -353,15 +386,15 @@ def main() -> None:
     )
   eval_examples = _examples(config, 'eval_split', FLAGS.num_eval_examples)
   values = json.loads(json.dumps(config.to_dict()))
-  print('compiling; large networks take many minutes', flush=True)
   made = plan(values, place, num_examples, eval_examples)
   print(report(made), flush=True)
   if FLAGS.find_batch:
     made |= find_batch(values, place, num_examples, made['programs'][STEP])
-    print(f'largest batch that fits: {made["largest_batch"]:,}')
   if FLAGS.output:
     text = json.dumps(made, indent=2)
     places.at(FLAGS.output).write_text(f'{text}\n')
+  if not made['fits']:
+    raise InputError(_TOO_LARGE)
 
 
 if __name__ == '__main__':

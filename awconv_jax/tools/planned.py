@@ -8,6 +8,7 @@ it, in the environment in which the compiler has to be loaded.
 
 from importlib.metadata import version
 import json
+import math
 import re
 import sys
 import time
@@ -18,7 +19,8 @@ import jax
 from awconv_jax import errors, macs
 from awconv_jax.compilers import alone, exchanges, topology
 from awconv_jax.data import described
-from awconv_jax.train import functions, partition, settings
+from awconv_jax.tools import plan
+from awconv_jax.train import functions, partition, settings, step
 
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -30,6 +32,40 @@ def _shapes(config: Any, train: bool, batch_size: int) -> Any:
 
 def _bytes(tree: Any) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def bytes_of_chip(tree: Any, shardings: Any) -> int:
+  """Returns what each device holds of arrays, or of their shapes.
+
+  `shardings` has one for each, or for all below it.
+  """
+  placed = jax.tree.leaves(jax.tree.broadcast(shardings, tree))
+  return sum(
+      math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf, sharding in zip(jax.tree.leaves(tree), placed, strict=True)
+  )
+
+
+def rest_of_state(mesh: Any, state: Any, shard: bool) -> int:
+  """Returns what each device holds of a state beside what is evaluated.
+
+  What of that is sharded stays, as it is gathered into arrays of its own.
+
+  Args:
+    mesh: of all devices.
+    state: a `TrainState`, or its shapes.
+    shard: `config.shard_state`.
+  """
+  whole = partition.replicated(mesh)
+  placed = step.sharded(mesh, state) if shard else whole
+  placed = jax.tree.broadcast(placed, state)
+  pairs = zip(
+      jax.tree.leaves(state.eval_variables()),
+      jax.tree.leaves(placed.eval_variables()),
+      strict=True,
+  )
+  used = [leaf for leaf, sharding in pairs if sharding.is_fully_replicated]
+  return bytes_of_chip(state, placed) - bytes_of_chip(used, whole)
 
 
 def _compile(lowered: Any, folder: str, chip: Any) -> dict[str, Any]:
@@ -50,16 +86,15 @@ def _compile(lowered: Any, folder: str, chip: Any) -> dict[str, Any]:
   costs: Any = compiled.cost_analysis() or {}  # There is none for CUDA.
   kinds = ('argument', 'output', 'alias', 'temp', 'generated_code')
   sizes = {kind: getattr(memory, f'{kind}_size_in_bytes') for kind in kinds}
-  found = ((k, exchanges.count(text, k)) for k in exchanges.KINDS)
   return dict(
       memory=sizes,
       needed=sum(sizes.values()) - 2 * sizes['alias'],
       flops=costs.get('flops'),
       bytes_accessed=costs.get('bytes accessed'),
       exchanges={
-          kind: dict(number=number, bytes=exchanges.given_bytes(text, kind))
-          for kind, number in found
-          if number or kind == 'all-gather'
+          kind: dict(number=len(given), bytes=sum(given))
+          for kind, given in exchanges.sizes(text).items()
+          if given or kind == 'all-gather'
       },
       compile_seconds=time.perf_counter() - start,
       **chip.columns(text, folder),
@@ -71,21 +106,23 @@ def describe(asked: dict[str, Any], folder: str) -> dict[str, Any]:
   config = settings.complete(asked['config'])
   place = topology.parse(asked['topology'])
   chip, mesh = alone.CHIPS[place.chip], partition.create_mesh(place.devices())
-  parts = {'batch_size': config.accumulation_steps, 'eval_batch_size': 1}
-  for key, number in parts.items():
-    partition.check_batch_size(f'config.{key}', config[key], mesh, number)
+  partition.check_batch_sizes(config, mesh)
   task = settings.create_task(config)
   per_epoch = asked['num_examples'] / config.batch_size
   with jax.set_mesh(mesh):
     run = functions.create(config, task, mesh, per_epoch)
     eval_batch = _shapes(config, False, config.eval_batch_size)
     state = jax.eval_shape(lambda: run.create_state(batch_shapes=eval_batch))
-    if asked['program'] == 'training step':
+    print('accepted', flush=True)  # See `alone.run`.
+    if asked['program'] == plan.STEP:
       batch = _shapes(config, True, config.batch_size)
       traced = run.step_of(state).trace(state, batch)
+      # While a step is taken the next batch is brought to the devices.
+      beside = bytes_of_chip(batch, partition.over_batch(mesh))
     else:
       batch, variables = eval_batch, state.eval_variables()
       traced = run.predict.trace(variables, batch)
+      beside = rest_of_state(mesh, state, config.shard_state)
     lowered = traced.lower(lowering_platforms=(chip.platform,))
     found = _compile(lowered, folder, chip)
   image = batch['image'].update(shape=(1, *batch['image'].shape[1:]))
@@ -100,7 +137,7 @@ def describe(asked: dict[str, Any], folder: str) -> dict[str, Any]:
           name: _bytes(getattr(state, name))
           for name in ('params', 'model_state', 'opt_state', 'ema')
       },
-      batch_bytes=_bytes(batch),
+      beside=beside,
       multiply_adds=sum(counted.values()),
   )
 

@@ -225,9 +225,7 @@ def predictions(
 
 def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
   """Returns batches to train on, to evaluate on, and the latter's shapes."""
-  parts = {'batch_size': config.accumulation_steps, 'eval_batch_size': 1}
-  for key, number in parts.items():
-    partition.check_batch_size(f'config.{key}', config[key], mesh, number)
+  partition.check_batch_sizes(config, mesh)
   create = functools.partial(
       data.create,
       config.data,

@@ -85,6 +85,13 @@ def check_batch_size(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
     )
 
 
+def check_batch_sizes(config: Any, mesh: Mesh) -> None:
+  """Raises InputError if devices cannot share the batches of a run evenly."""
+  parts = {'batch_size': config.accumulation_steps, 'eval_batch_size': 1}
+  for key, number in parts.items():
+    check_batch_size(f'config.{key}', config[key], mesh, number)
+
+
 def shard_batch(
     mesh: Mesh, batch: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
