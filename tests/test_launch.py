@@ -262,7 +262,9 @@ def test_a_slice_is_sent_the_code_and_has_systemd_run_it(shell, tmp_path):
       'for a; do [[ $a = --command=* ]] && bash -c "${a#*=}"; done'
   )
   command = 'tpu_slice.sh', 'one', 'zone-b', *FLAGS
-  stubs = dict(gcloud=ssh, sudo='"$@"', systemctl='exit 5', uv=PYTHON)
+  stubs = dict(gcloud=ssh, sudo='"$@"', uv=PYTHON)
+  # Before anything is replaced.
+  stubs['systemctl'] = 'test -e ~/awconv.new.tar.gz && echo stopped; exit 5'
   stubs['systemd_run'] = 'while [[ $1 = --* ]]; do shift; done; "$@"'
   stubs['python'] = ''
   done, calls = shell(*command, **stubs)
@@ -279,8 +281,7 @@ def test_a_slice_is_sent_the_code_and_has_systemd_run_it(shell, tmp_path):
   (tmp_path / 'awconv_jax/theirs').write_text('1')
   done, calls = shell(*command)
   assert done.returncode == 0, done.stderr
-  names = [call[0] for call in calls]
-  assert names.index('systemctl') < names.index('systemd-run')
+  assert 'stopped\n' in done.stdout
   assert not (tmp_path / 'awconv_jax/mine.py').exists()
   assert (tmp_path / 'awconv_jax/theirs').exists()
   assert (tmp_path / 'awconv_jax/launch/host.sh').exists()
