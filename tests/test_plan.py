@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import commands
 import jax
@@ -132,7 +133,7 @@ def compiler(monkeypatch):
   asked = []
 
   def run(module, chip, request, go_on):
-    go_on(True)
+    go_on(plan.ACCEPTED)
     asked.append(request)
     size = request['config']['batch_size']
     if size > 256:  # Of some the compiler does not say what they need.
@@ -223,10 +224,12 @@ def test_what_is_refused_ends_what_is_compiled(monkeypatch, tmp_path):
   )
   monkeypatch.chdir(tmp_path)  # Which `-m` looks into first.
   monkeypatch.setattr(plan, 'CHILD', 'child')
+  start = time.monotonic()
   with pytest.raises(errors.InputError, match='a reason'):
     plan.plan({}, topology.parse('v5e:2x2'), 64, 32)
   with pytest.raises(ProcessLookupError):
     os.kill(int((tmp_path / 'pid').read_text()), 0)
+  assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def run(
     module: str,
     chip: str,
     request: Mapping[str, Any],
-    go_on: Callable[[bool], bool] = lambda said: True,
+    go_on: Callable[[str], bool] = lambda said: True,
 ) -> dict[str, Any]:
   """Returns what a module says of a request, or how it 'failed' and 'said' why.
 
@@ -58,8 +58,8 @@ def run(
       dumps to, and prints the answer as its last line, as JSON.
     chip: a name in `CHIPS`, whose compiler it loads.
     request: of what to compile.
-    go_on: is asked now and then, by whether the module has printed anything
-      yet; where it says no, the module is killed.
+    go_on: is asked now and then, by what the module has printed so far; where
+      it says no, the module is killed.
   """
   # Of a checkout, whatever the directory is.
   root = str(pathlib.Path(__file__).parents[2])
@@ -92,5 +92,5 @@ def _wait(process, go_on):
     try:
       return process.communicate(timeout=0.2)
     except subprocess.TimeoutExpired as waiting:
-      if not go_on(bool(waiting.output)):
+      if not go_on((waiting.output or b'').decode()):
         process.kill()

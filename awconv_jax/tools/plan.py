@@ -37,6 +37,7 @@ from awconv_jax.options import MOST
 FLAGS = flags.FLAGS
 STEP, EVALUATION = 'training step', 'evaluation'
 CHILD = 'awconv_jax.tools.planned'
+ACCEPTED = 'accepted'  # It prints that before it compiles.
 _NOT_COUNTED = (
     'Time is an estimate and a lower bound: XLA says what its fusions take, our'
     ' kernels count an instruction a cycle. Not counted: waiting for memory,'
@@ -54,7 +55,7 @@ def compile_program(
     place: topology.Topology,
     program: str,
     num_examples: int,
-    go_on: Callable[[bool], bool] = lambda said: True,
+    go_on: Callable[[str], bool] = lambda said: True,
 ) -> dict[str, Any]:
   """Returns what `planned` says of a program, and whether it 'fits'.
 
@@ -220,7 +221,7 @@ def plan(
   once = iter(['compiling; large networks take many minutes'])
 
   def go_on(said):
-    for line in once if said else ():  # Nothing was refused.
+    for line in once if said.startswith(ACCEPTED) else ():
       print(line, flush=True)
     return not ended.is_set()
 

@@ -113,7 +113,7 @@ def describe(asked: dict[str, Any], folder: str) -> dict[str, Any]:
     run = functions.create(config, task, mesh, per_epoch)
     eval_batch = _shapes(config, False, config.eval_batch_size)
     state = jax.eval_shape(lambda: run.create_state(batch_shapes=eval_batch))
-    print('accepted', flush=True)  # See `alone.run`.
+    print(plan.ACCEPTED, flush=True)
     if asked['program'] == plan.STEP:
       batch = _shapes(config, True, config.batch_size)
       traced = run.step_of(state).trace(state, batch)
