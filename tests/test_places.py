@@ -212,3 +212,13 @@ def test_without_the_extra_one_line_names_it(monkeypatch):
     places.at('gs://bucket/a')
   line = "gs:// needs 'gcsfs': pip install 'awconv_jax[gcs]'"
   assert str(caught.value) == line
+
+
+@bucket.needed
+def test_a_bucket_that_does_not_answer_is_one_line(monkeypatch):
+  bucket.use(monkeypatch, bucket.environment(commands.free_port()))
+  monkeypatch.setattr(lease, 'PATIENCE', 0.5)
+  path = places.at('gs://bucket/run/.lock')
+  with pytest.raises(InputError, match='cannot be written: no answer for'):
+    with lease.held(path):
+      pass

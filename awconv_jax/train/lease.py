@@ -24,6 +24,7 @@ from awconv_jax.errors import InputError, first_line
 
 RENEWED = 10.0
 STALE = 60.0
+PATIENCE = 30.0  # With a bucket that does not answer; TensorStore has more.
 
 
 def _started(pid: int) -> str | None:
@@ -45,10 +46,18 @@ def _machine() -> str | None:
     return None
 
 
+def _answer(future: Any, seconds: float | None = None) -> Any:
+  seconds = seconds or PATIENCE
+  try:
+    return future.result(timeout=seconds)
+  except TimeoutError:
+    raise TimeoutError(f'no answer for {seconds:.0f} s') from None
+
+
 def _is_gone(owner: Any) -> bool:
   """Returns whether the owner was a process of this machine that has ended."""
   ours = _machine() is not None and owner.get('machine') == _machine()
-  return ours and _started(owner['pid']) != owner['started']
+  return ours and _started(owner.get('pid', 0)) != owner.get('started')
 
 
 class _Lease:
@@ -61,7 +70,7 @@ class _Lease:
     # TensorStore takes a URL, in which a '%' stands for something else.
     url = urllib.parse.quote(f'{path.parent}/', safe='/:')
     opened = tensorstore.KvStore.open(url)
-    self._store, self._lock = opened.result(), threading.Lock()
+    self._store, self._lock = _answer(opened), threading.Lock()
     self._seen = b''
     self._renewed, self._lost = 0.0, ''
     self._owner = {
@@ -73,11 +82,11 @@ class _Lease:
     }
 
   def _read(self) -> tuple[dict[str, Any] | None, bytes]:
-    found = self._store.read(self._path.name).result()
-    try:
-      owner = json.loads(found.value) if found.state == 'value' else None
-    except ValueError:
-      owner = {}
+    found, owner = _answer(self._store.read(self._path.name)), None
+    if found.state == 'value':
+      owner = {}  # Of whoever wrote something else.
+      with contextlib.suppress(ValueError, TypeError):
+        owner |= json.loads(found.value)
     return owner, found.stamp.generation
 
   def _write(self, generation: bytes) -> bool:
@@ -88,7 +97,7 @@ class _Lease:
       write = self._store.write(
           self._path.name, json.dumps(value), if_equal=generation
       )
-      write.result()
+      _answer(write)
       # What was refused may be a repeated request whose answer got lost.
       owner, found = self._read()
       if (owner or {}).get('key') != self._owner['key']:
@@ -143,9 +152,10 @@ class _Lease:
 
   def release(self) -> None:
     """Removes it, if it is still ours."""
-    with self._lock:
-      if not self._lost:
-        self._store.write(self._path.name, None, if_equal=self._seen).result()
+    # A renewal may be waiting for a bucket that is out of reach.
+    if self._lock.acquire(timeout=RENEWED) and not self._lost:
+      gone = self._store.write(self._path.name, None, if_equal=self._seen)
+      _answer(gone, RENEWED)
 
 
 @contextlib.contextmanager

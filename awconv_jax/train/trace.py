@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from awconv_jax import errors
 from awconv_jax.errors import InputError
 from awconv_jax.train import logging
 
@@ -73,13 +74,17 @@ class Trace(contextlib.AbstractContextManager):
     self._stack.close()
 
   def _keep(self, folder: pathlib.Path) -> None:
-    for path in folder.rglob('*.*'):
-      if path.is_file():
-        kept = self._place / path.relative_to(folder)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(path.read_bytes())
+    steps = f'steps {self._traced[0]} to {self._traced[-1]}'
+    try:
+      for path in folder.rglob('*.*'):
+        if path.is_file():
+          kept = self._place / path.relative_to(folder)
+          kept.parent.mkdir(parents=True, exist_ok=True)
+          kept.write_bytes(path.read_bytes())
+    except Exception as error:  # Of a disk or a bucket; it must not end a run.
+      why = errors.first_line(error, 300)
+      return logging.info(f'warning: the trace of {steps} is not kept: {why}')
     logging.info(
-        f'steps {self._traced[0]} to {self._traced[-1]} are traced in '
-        f'{self._place} (pip install xprof, or tensorboard with '
-        'tensorboard-plugin-profile)'
+        f'{steps} are traced in {self._place} (pip install xprof, or '
+        'tensorboard with tensorboard-plugin-profile)'
     )
