@@ -85,6 +85,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(
     largest.write_bytes(largest.read_bytes()[:-100])
 
 
+@pytest.mark.slow
 def test_a_run_may_shard_its_state_and_stop_doing_so(tmp_path, monkeypatch):
   create, cut = train_step.create_state, []
 
