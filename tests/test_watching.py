@@ -265,4 +265,5 @@ def test_a_second_start_is_soon_at_its_first_step(tmp_path, monkeypatch):
     took.append(time.monotonic() - began)
     process.kill()
     process.communicate()
-  assert took[1] <= 0.25 * took[0], took
+  # Imports and tracing are left; a large network's program takes far longer.
+  assert took[1] <= 0.5 * took[0], took
