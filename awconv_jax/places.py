@@ -83,35 +83,37 @@ def move(folder: pathlib.Path, target: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def for_reading(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a file of this machine: itself, or a copy of what is in a bucket."""
+def _on_disk(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives the path itself, or one of its name in a folder that then goes."""
   if not in_bucket(path):
     yield pathlib.Path(path)
     return
-  there = at(path)
+  name = at(path).name
   with tempfile.TemporaryDirectory(prefix='awconv_jax_') as folder:
-    copy = pathlib.Path(folder) / there.name
-    with there.open('rb') as source, copy.open('wb') as file:
-      shutil.copyfileobj(source, file, _BLOCK)
-    yield copy
+    yield pathlib.Path(folder) / name
+
+
+@contextlib.contextmanager
+def for_reading(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a file of this machine: itself, or a copy of what is in a bucket."""
+  with _on_disk(path) as file:
+    if in_bucket(path):
+      _copy(at(path), file)
+    yield file
 
 
 @contextlib.contextmanager
 def for_writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives a file of this machine to write: itself, or what is then uploaded."""
-  if not in_bucket(path):
-    yield pathlib.Path(path)
-    return
-  there = at(path)
-  with tempfile.TemporaryDirectory(prefix='awconv_jax_') as folder:
-    copy = pathlib.Path(folder) / there.name
-    yield copy
-    _upload(copy, there)
+  with _on_disk(path) as file:
+    yield file
+    if in_bucket(path):
+      _copy(file, at(path))
 
 
-def _upload(file: pathlib.Path, target: pathlib.Path) -> None:
-  with file.open('rb') as source, target.open('wb') as there:
-    shutil.copyfileobj(source, there, _BLOCK)
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+  with source.open('rb') as file, target.open('wb') as there:
+    shutil.copyfileobj(file, there, _BLOCK)
 
 
 class Growing(contextlib.AbstractContextManager):
@@ -147,7 +149,7 @@ class Growing(contextlib.AbstractContextManager):
       if self._uploaded.get(file) != now:
         target = self._folder / str(file.relative_to(self.path))
         try:
-          _upload(file, target)
+          _copy(file, target)
         except Exception as error:  # Of gcsfs, of aiohttp, of google.auth.
           reason = f'{target} cannot be written: {first_line(error)}'
           raise InputError(reason) from error

@@ -97,13 +97,14 @@ def main(request: str, folder: str) -> None:
   text = compiled.as_text()
   memory: Any = compiled.memory_analysis()
   costs: Any = compiled.cost_analysis() or {}  # There is none for CUDA.
+  given = exchanges.sizes(text)
   found = dict.fromkeys(_COLUMNS) | chip.columns(text, folder)
   found |= dict(
       temporary_mib=memory.temp_size_in_bytes / 2**20,
       megabytes=costs.get('bytes accessed', 0) / 1e6 or None,
-      all_gathers=exchanges.count(text, 'all-gather'),
-      all_reduces=exchanges.count(text, 'all-reduce'),
-      reduced_mib=exchanges.given_bytes(text, 'all-reduce') / 2**20,
+      all_gathers=len(given['all-gather']),
+      all_reduces=len(given['all-reduce']),
+      reduced_mib=sum(given['all-reduce']) / 2**20,
       compile_seconds=time.perf_counter() - start,
   )
   print(json.dumps(found), flush=True)

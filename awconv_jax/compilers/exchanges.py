@@ -49,11 +49,6 @@ def count(text: str, kind: str) -> int:
   return len(sizes(text)[kind])
 
 
-def given_bytes(text: str, kind: str) -> int:
-  """Returns what the exchanges of a kind give each device; see `sizes`."""
-  return sum(sizes(text)[kind])
-
-
 def _elements(results):
   """Returns the elements of a tuple, which may be tuples of arrays."""
   plain = re.sub(r'\{[^{}]*\}|/\*.*?\*/', '', results)  # Layouts, comments.

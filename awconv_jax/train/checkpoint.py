@@ -229,8 +229,9 @@ class Checkpointer(contextlib.AbstractContextManager):
       InputError: all are damaged, or of another model, or `check` raises it;
         nothing is moved then.
     """
+    steps = self.steps()
     for name in _names_in(self._directory):
-      if name.isdecimal() and name not in map(str, self.steps()):
+      if name.isdecimal() and name not in map(str, steps):
         path, why = self._directory / name, 'is not named as checkpoints are'
         if places.in_bucket(path) and str(int(name)) == name:
           why = 'was not finished'

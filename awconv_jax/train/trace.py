@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 
-from awconv_jax import errors
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, first_line
 from awconv_jax.train import logging
 
 
@@ -82,7 +81,7 @@ class Trace(contextlib.AbstractContextManager):
           kept.parent.mkdir(parents=True, exist_ok=True)
           kept.write_bytes(path.read_bytes())
     except Exception as error:  # Of a disk or a bucket; it must not end a run.
-      why = errors.first_line(error, 300)
+      why = first_line(error, 300)
       return logging.info(f'warning: the trace of {steps} is not kept: {why}')
     logging.info(
         f'{steps} are traced in {self._place} (pip install xprof, or '
