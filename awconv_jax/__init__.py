@@ -17,18 +17,34 @@ if (
       signal.SIGINT, lambda *_: os._exit(os.write(2, b'interrupted\n') and 1)
   )
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.models import create as create_model
 from awconv_jax.models import create_detector
 from awconv_jax.ops.aw_conv import aw_conv
 from awconv_jax.surgery import merge_variables, replace_conv
 
+if TYPE_CHECKING:
+  from awconv_jax.pretrained import from_pretrained, load, save_pretrained
+
 __all__ = [
     'AWConv',
     'aw_conv',
     'create_detector',
     'create_model',
+    'from_pretrained',
+    'load',
     'merge_variables',
     'replace_conv',
+    'save_pretrained',
 ]
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str) -> Any:
+  """Imports what needs the extra [train] where it is first used."""
+  if name not in ('from_pretrained', 'load', 'save_pretrained'):
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module('awconv_jax.pretrained'), name)

@@ -1,4 +1,4 @@
-"""Trained networks as functions of images: of a run, or of a file of weights.
+"""Trained networks as functions of images, wherever they lie; see `load`.
 
   classifier = inference.load('runs/digits')
   found = classifier.predict(images)  # uint8 [H, W, C] each, of any sizes
@@ -26,13 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax import config as engine
-from awconv_jax import models, tasks
+from awconv_jax import models, tasks, weights
 from awconv_jax.data import decode, order, sources
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.evaluators import coco
-from awconv_jax.options import any_path
 from awconv_jax.tasks.flipped import Flipped
 from awconv_jax.train import rundir, settings, warm_start
 from awconv_jax.weights import state_dict
@@ -95,6 +94,11 @@ class Model:
     return self._kept(rundir.CLASSES, str)
 
   @functools.cached_property
+  def kept_categories(self) -> list[tuple[int, str]] | None:
+    """The data set's numbers and names by label, if the run has kept them."""
+    return self._kept(rundir.CATEGORIES, lambda c: (int(c['id']), c['name']))
+
+  @functools.cached_property
   def names(self) -> Sequence[str]:
     """Names of the classes by label; numbers from 0 where none are known."""
     return self.kept_names or list(map(str, range(self.task.num_classes)))
@@ -102,8 +106,12 @@ class Model:
   def _kept(self, name: str, read: Callable[[Any], Any]) -> list[Any] | None:
     """Returns what a file of the run has for each label, if it is there."""
     path, number = pathlib.Path(self.source) / name, self.task.num_classes
+    told = weights.describe(self.source)
     try:
-      kept = [read(entry) for entry in json.loads(path.read_text())]
+      listed = told[path.stem] if told else json.loads(path.read_text())
+      if told and listed is None:
+        return None
+      kept = [read(entry) for entry in listed]
     except (FileNotFoundError, NotADirectoryError):
       return None
     except (KeyError, TypeError, ValueError):
@@ -196,8 +204,7 @@ class Detector(Model):
     where that is not to be had they are numbered from 1, which is printed.
     """
     number, data = self.task.num_classes, self.config.data
-    kept = self._kept(rundir.CATEGORIES, lambda c: (int(c['id']), c['name']))
-    if kept:
+    if kept := self.kept_categories:
       return [c[0] for c in kept], [c[1] for c in kept]
     try:
       source = sources.open_source(data.name, data.dir, data.eval_split)
@@ -278,8 +285,12 @@ def load(
   """Loads a trained network, ready to be used.
 
   Args:
-    source: a run's directory, or a file that `weights.read` takes.
-    config: the whole config, sparse or complete; that of the run if None.
+    source: a run's directory; a model's directory or file, as of
+      `save_pretrained`; 'hf-hub:owner/name', with '@revision' or without; the
+      name of a model that the package ships, 'digits' or 'digit_scenes'; or any
+      file that `weights.read` takes.
+    config: the whole config, sparse or complete; that of the run or the model
+      if None.
     name: of a network in `models.MODELS`, in place of a config: for a file of
       weights for ImageNet, whose mean, standard deviation and usual central
       crop (`decode.IMAGENET_CROP`) images get.
@@ -289,7 +300,7 @@ def load(
   Raises:
     InputError: there are no weights, or they are of another network.
   """
-  source = any_path(source)
+  source = weights.locate(source)
   if name is not None:
     network = look_up('model', name, models.MODELS)
     network = engine.complete(options, network).to_dict()

@@ -23,7 +23,9 @@ ALLOWED = {
     'macs': {'ops'},
     'compilers': set(),
     'command_line': {'config', 'train'},
-    '__init__': {'layers', 'models', 'ops', 'surgery'},
+    '__init__': {'layers', 'models', 'ops', 'surgery', 'pretrained'},
+    'model_card': {'text_table'},
+    'pretrained': {'inference', 'model_card', 'train', 'weights'},
 }
 
 

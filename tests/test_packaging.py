@@ -24,6 +24,7 @@ INDIRECT = {'importlib_resources', 'array_record'}
 UNDECLARED = {'pydantic_core', 'tensorflow', 'requests'}
 # What Orbax reads buckets with, and what the extra [gcs] brings.
 UNDECLARED |= {'etils', 'tensorstore', 'fsspec', 'gcsfs'}
+UNDECLARED |= {'huggingface_hub'}  # The extra [hub].
 
 
 def names(requirements):

@@ -13,7 +13,7 @@ import flax.traverse_util
 import jax
 import ml_collections
 
-from awconv_jax import places
+from awconv_jax import places, weights
 from awconv_jax.errors import InputError
 from awconv_jax.options import any_path
 from awconv_jax.train import checkpoint, lease, processes, settings
@@ -67,11 +67,17 @@ def write(path: pathlib.Path, text: str) -> None:
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """Returns the config of a run, complete.
+  """Returns the config of a run, or of what describes itself; complete.
+
+  Args:
+    workdir: of the run; or what else `weights.locate` takes.
 
   Raises:
     InputError: there is none, or not that of the run's checkpoints.
   """
+  workdir = weights.locate(workdir)
+  if told := weights.describe(workdir):
+    return settings.complete(told['config'])
   path = places.at(workdir) / CONFIG
   if not path.parent.exists():
     raise InputError(

@@ -98,16 +98,18 @@ def read(
   """Returns the arrays of a run or a file by torch's names, and their kind.
 
   Args:
-    source: a run's directory, or a file that `weights.read` takes.
+    source: a run's directory, or what `weights.read` takes.
     entry, network, report: as in `weights.read`; a run has no entries, and the
       options of its config.
 
   Raises:
     InputError: nothing is there, it is damaged, or of another network.
   """
+  source = weights.locate(source)
   if not places.at(source).is_dir():
     options = dict(entry=entry, network=network, report=report)
-    return weights.read(source, **options), 'weights'
+    told = weights.describe(source) or {}
+    return weights.read(source, **options), told.get('weights', 'weights')
   if entry:
     raise InputError(f'{source} is a run, which has no entry {entry!r}')
   saved, kind = read_run(source, report=report)

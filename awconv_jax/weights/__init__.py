@@ -6,11 +6,12 @@
 Nothing of torch is needed, and no code in a file is run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import json
 import os
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax import memory, places
@@ -22,13 +23,31 @@ from awconv_jax.errors import (
     unknown_name,
 )
 from awconv_jax.options import any_path
-from awconv_jax.weights import names, origin, state_dict, torch_file
+from awconv_jax.weights import (
+    described,
+    names,
+    origin,
+    state_dict,
+    torch_file,
+)
+from awconv_jax.weights.described import describe
+from awconv_jax.weights.located import locate
 from awconv_jax.weights.names import in_aw_branch
 
-__all__ = ['READERS', 'WRITERS', 'in_aw_branch', 'load', 'read', 'save']
+__all__ = [
+    'READERS',
+    'WRITERS',
+    'describe',
+    'in_aw_branch',
+    'load',
+    'locate',
+    'read',
+    'save',
+]
 
 
 def _read_safetensors(path, entry, report):
+  import ml_collections
   import safetensors
 
   del report
@@ -37,7 +56,11 @@ def _read_safetensors(path, entry, report):
   with safetensors.safe_open(path, 'numpy') as file:
     said = file.metadata() or {}
     arrays = {name: file.get_tensor(name) for name in file.keys()}
-    return arrays, [said], dict(json.loads(said.get(origin.KEY, '{}')))
+    told = described.parsed(said)
+    described.check(told, arrays)
+    if 'config' in told:
+      told = origin.untold(ml_collections.ConfigDict(told['config']).model)
+    return arrays, [said], told
 
 
 # Torch's example writes model.pth.tar.
@@ -58,7 +81,8 @@ def read(
   They are in torch's layout, of the file's dtypes.
 
   Args:
-    path: a .safetensors file, or .pth, .pt, .bin or .tar of torch.save.
+    path: a .safetensors file, or .pth, .pt, .bin or .tar of torch.save; or
+      what else `locate` takes, but no run.
     entry: key of the weights in a checkpoint of torch.save, such as
       'state_dict_ema'; None for 'state_dict', 'model' or 'model_state_dict',
       where there is one.
@@ -71,7 +95,7 @@ def read(
     InputError: the suffix is unknown, or the file not there, a directory,
       damaged, holding more than arrays, or by its names of another network.
   """
-  path = places.at(any_path(path))
+  path = places.at(locate(path))
   if not path.is_file():
     kind = 'neither a file nor a run'
     if path.is_dir():
@@ -121,7 +145,14 @@ def load(
   )
 
 
-def save(path: str | os.PathLike, variables: Any, network: Any = None) -> None:
+def save(
+    path: str | os.PathLike,
+    variables: Any,
+    network: Any = None,
+    *,
+    description: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> None:
   """Writes a network's variables for torch: names, layout, and our dtypes.
 
   Args:
@@ -129,6 +160,9 @@ def save(path: str | os.PathLike, variables: Any, network: Any = None) -> None:
     variables: tree of arrays: 'params' and 'batch_stats'.
     network: of them, or its options: those without arrays are then written,
       too, and a network with others is not given these weights.
+    description: in its place, all that loads the network; see `described`.
+    dtype: of matrices and kernels, such as 'bfloat16', to halve the file; norms
+      and biases stay as they are.
 
   Raises:
     InputError: the suffix is another, or the file cannot be written.
@@ -140,17 +174,25 @@ def save(path: str | os.PathLike, variables: Any, network: Any = None) -> None:
   if path.suffix not in WRITERS:
     raise unknown_name(f'format of {path}:', path.suffix, WRITERS)
   arrays = state_dict.to_state_dict(variables)
+  if dtype:
+    kinds = {n: jnp.dtype(dtype) for n, a in arrays.items() if a.ndim > 1}
+    arrays |= {name: arrays[name].astype(kinds[name]) for name in kinds}
   temporary = path.with_name(f'{path.name}.tmp')
   try:
     # The metadata is what some readers want to see before they load torch's.
     said = {'format': 'pt'}
-    if network is not None:
-      said[origin.KEY] = json.dumps(origin.untold(network))
+    told = origin.untold(network) if network is not None else None
+    if description is not None:
+      told = described.sealed(description, arrays)
+    if told is not None:
+      said[described.KEY] = json.dumps(told, indent=2)
     if places.in_bucket(path):
       with places.for_writing(path) as file:
         safetensors.save_file(arrays, file, metadata=said)
       return
     safetensors.save_file(arrays, temporary, metadata=said)
+    # As readable as its folder; safetensors keeps it to the user.
+    temporary.chmod(path.parent.stat().st_mode & 0o666)
     temporary.replace(path)
   except (OSError, SafetensorError) as error:
     if not places.in_bucket(path) and temporary.exists():

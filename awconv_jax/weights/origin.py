@@ -32,8 +32,6 @@ OPTIONS = 'model_args', 'model_kwargs'
 # Options without arrays; those of AW-convolutions are in `aw_options`.
 UNTOLD = 'stem', 'version', 'norm_epsilon'
 UNTOLD_OF_AW = 'gate', 'residual', 'pool_size', 'expansion_axis', 'norm_epsilon'
-# Where `weights.save` keeps them in a file.
-KEY = 'awconv_jax'
 
 
 def untold(network: Any) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""The README.md of a trained network, from what is known of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from awconv_jax import text_table
+
+_KINDS = {
+    'classification': 'image-classification',
+    'detection': 'object-detection',
+}
+_TEXT = """\
+---
+library_name: awconv_jax
+pipeline_tag: {kind}
+tags: [jax, flax, awconv_jax, {kind}]
+---
+
+# {title}
+
+Trained on `{data[name]}` with awconv_jax {version}, which has AW-convolution
+(https://arxiv.org/abs/2108.08205).
+
+```python
+import awconv_jax
+
+model = awconv_jax.load('.')  # This directory, or its model.safetensors alone.
+```
+
+Tools take it as `--run=`, with no config: `python -m awconv_jax.tools.evaluate
+--run=...` measures it on the data that it was evaluated on. Nobody should trust
+it on images of another kind without measuring.
+
+## Results
+
+{results}
+
+## What it is
+
+{facts}
+
+`config.json` has the whole config, all options of the network among them.
+"""
+
+
+def text(told: Mapping[str, Any], variables: Any) -> str:
+  """Returns the model card in Markdown.
+
+  Args:
+    told: the description; see `weights.described`.
+    variables: of the network, 'params' among them.
+  """
+  config = told['config']
+  data, task, model = (config[name] for name in ('data', 'task', 'model'))
+  backbone = model.get('backbone') or model
+  attention = 'AW-' * backbone['aw_conv'] + (
+      f'{backbone["attention"]}-' if backbone['attention'] else ''
+  )
+  network = f'{attention}{backbone["name"]}'
+  if backbone is not model:
+    network = f'{model["name"]} with {network}'
+  metrics = dict(told['metrics'])
+  step = metrics.pop('step', None)
+  when = '' if step is None else f' at step {step:,}'
+  results = 'None are known.'
+  if metrics:
+    rows = [
+        dict(measure=name.removeprefix('eval/'), value=value)
+        for name, value in metrics.items()
+    ]
+    results = f'On the split `{data["eval_split"]}`{when}:\n\n'
+    results += text_table.make(rows, _number)
+  pixels = data.get('eval_image_size') or data.get('canvas')
+  classes = told['classes'] or [f'{model["num_classes"]}, without names']
+  optimizer = config['optimizer']
+  facts = {
+      'task': task['name'],
+      'network': network,
+      'parameters': sum(a.size for a in jax.tree.leaves(variables['params'])),
+      'weights': told['weights'],
+      'images': f'{pixels} pixels, mean {task["mean"]}, std {task["std"]}',
+      'classes': _some(classes),
+      'data': f'{data["name"]}, trained on {data["train_split"]!r}',
+      'recipe': (
+          f'{config["num_epochs"]:g} epochs in batches of '
+          f'{config["batch_size"]}, {optimizer["name"]} with a learning rate '
+          f'of {optimizer["learning_rate"]:g} per '
+          f'{optimizer["base_batch_size"]} images, weight decay '
+          f'{optimizer["weight_decay"]:g}, {optimizer["schedule"]} schedule, '
+          f'averages of {config["ema_decay"]:g}'
+      ),
+      'seed': config['seed'],
+      'started from': config['init_from'] or 'first weights drawn at random',
+      'saved at commit': told['commit'] or 'unknown',
+      'sha256': told['sha256'],
+  }
+  rows = [{'': name, 'value': value} for name, value in facts.items()]
+  return _TEXT.format(
+      kind=_KINDS[task['name']],
+      title=f'{network} on {data["name"]}',
+      data=data,
+      version=told['version'],
+      results=results,
+      facts=text_table.make(rows),
+  )
+
+
+def _number(value: Any) -> str:
+  if isinstance(value, float):
+    return f'{value:.4f}'
+  return text_table.thousands(value)
+
+
+def _some(classes: list[str], most: int = 20) -> str:
+  """Returns the names of classes, the first of many."""
+  more = f' and {len(classes) - most} more' * (len(classes) > most)
+  return ', '.join(classes[:most]) + more

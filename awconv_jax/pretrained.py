@@ -1,0 +1,113 @@
+"""Trained networks to be shared: one directory, or one file, that says all.
+
+  awconv_jax.save_pretrained('runs/digits', 'models/digits')
+  model = awconv_jax.from_pretrained('models/digits')
+
+The directory has `model.safetensors`, whose metadata hold all that loads it;
+the same as `config.json`, for readers; and `README.md`, a model card. The
+weights have torch's names and layout. `weights.described` lists what is held.
+"""
+
+from collections.abc import Mapping
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+from awconv_jax import inference, model_card, places, weights
+from awconv_jax.errors import InputError
+from awconv_jax.options import any_path
+from awconv_jax.train import logging, rundir
+from awconv_jax.weights import described
+from awconv_jax.weights.located import CONFIG, MODEL
+
+CARD = 'README.md'
+load = from_pretrained = inference.load
+
+
+def save_pretrained(
+    model: inference.Model | str | os.PathLike,
+    directory: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+  """Writes a trained network as a directory, or as one .safetensors file.
+
+  Args:
+    model: of `inference.load`, or what that takes.
+    directory: is made; a model that is there is replaced. With the suffix
+      .safetensors it is a file.
+    dtype: of kernels and matrices in the file, such as 'bfloat16'; theirs.
+    metrics: by name, for the model card; the last evaluation of a run.
+
+  Raises:
+    InputError: the model has no config, or the place holds something else.
+  """
+  if not isinstance(model, inference.Model):
+    model = inference.load(model)
+  target = places.at(any_path(directory))
+  description = describe(model, metrics)
+  if target.suffix in weights.WRITERS:
+    weights.save(target, model.variables, description=description, dtype=dtype)
+    return
+  held = {path.name for path in target.iterdir()} if target.is_dir() else set()
+  if held and MODEL not in held:
+    raise InputError(
+        f'{target} holds something else than a model; give another place'
+    )
+  target.mkdir(parents=True, exist_ok=True)
+  file = target / MODEL
+  (target / CONFIG).unlink(missing_ok=True)  # It belongs to what is replaced.
+  weights.save(file, model.variables, description=description, dtype=dtype)
+  told: Any = weights.describe(str(file))
+  rundir.write(target / CONFIG, json.dumps(told, indent=2) + '\n')
+  rundir.write(target / CARD, model_card.text(told, model.variables))
+
+
+def describe(
+    model: inference.Model, metrics: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+  """Returns the description of a model, yet without its digest.
+
+  The arguments and errors are as in `save_pretrained`.
+  """
+  if model.config is None:
+    raise InputError(
+        f'{model.source} was loaded by a name, and nothing says the whole '
+        'config; load it with config=...'
+    )
+  told, categories = weights.describe(model.source) or {}, model.kept_categories
+  return {
+      'format': described.FORMAT,
+      'version': importlib.import_module('awconv_jax').__version__,
+      'config': model.config.to_dict(),
+      'classes': model.kept_names,
+      'categories': categories and [dict(id=i, name=n) for i, n in categories],
+      'weights': model.weights,
+      'metrics': metrics or told.get('metrics') or _evaluated(model.source),
+      'commit': told.get('commit') or _commit(),
+  }
+
+
+def _evaluated(workdir: str) -> dict[str, Any]:
+  """Returns the last evaluation of a run, and its step, if there is one."""
+  path = places.at(workdir) / 'metrics.jsonl'
+  rows, found = logging.read(path) if path.exists() else (), {}
+  for row in rows:
+    if scores := {k: v for k, v in row.items() if k.startswith('eval/')}:
+      found = {'step': row['step']} | scores
+  return found
+
+
+def _commit() -> str | None:
+  """Returns the commit of a checkout of this code; None of an installed one."""
+  root = pathlib.Path(__file__).parent.parent
+  if not (root / '.git').exists():
+    return None
+  words = ['git', '-C', str(root), 'describe', '--always', '--dirty']
+  words += ['--exclude=*', '--abbrev=40']
+  done = subprocess.run(words, capture_output=True, text=True, check=False)
+  return done.stdout.strip() or None

@@ -1,0 +1,75 @@
+"""Models on the Hugging Face hub: `hf-hub:owner/name`, with a revision or not.
+
+`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are huggingface_hub's.
+"""
+
+import os
+import pathlib
+import re
+from typing import Any
+
+from awconv_jax.errors import InputError, first_line
+
+PREFIX = 'hf-hub:'
+# What is fetched, besides README.md.
+_FILES = ('*.safetensors', 'config.json')
+
+
+def _library() -> Any:
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise InputError(
+        f"{PREFIX} needs {error.name!r}: pip install 'awconv_jax[hub]'"
+    ) from error
+  return huggingface_hub
+
+
+def _name(name: str, of: str) -> str:
+  if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name):
+    raise InputError(f'{of!r} names no model on the hub; want owner/name')
+  return name
+
+
+def fetch(source: str) -> pathlib.Path:
+  """Returns the directory that has 'hf-hub:owner/name[@revision]'.
+
+  It is huggingface_hub's cache, where what was fetched once stays.
+
+  Raises:
+    InputError: there is no such model, or no way to it.
+  """
+  name, _, revision = source.removeprefix(PREFIX).partition('@')
+  library, name = _library(), _name(name, source)
+  try:
+    found = library.snapshot_download(
+        name, revision=revision or None, allow_patterns=_FILES
+    )
+  except Exception as error:  # Of the hub, of HTTP, of the disk.
+    raise _told(source, error) from error
+  return pathlib.Path(found)
+
+
+def push(directory: str | os.PathLike, name: str, private: bool = False) -> str:
+  """Uploads a directory as the model 'owner/name', and returns its address.
+
+  The model is made if it is not there; its other files stay.
+
+  Raises:
+    InputError: it may not be written, or there is no way to it.
+  """
+  library, name = _library(), _name(name, name)
+  api = library.HfApi()
+  try:
+    url = api.create_repo(name, private=private, exist_ok=True)
+    api.upload_folder(repo_id=name, folder_path=directory)
+  except Exception as error:
+    raise _told(name, error) from error
+  return str(url)
+
+
+def _told(name: str, error: Exception) -> InputError:
+  return InputError(
+      f'{name!r} on the hub: {type(error).__name__}: {first_line(error)}; look '
+      'at the name, the network, and for private models at `hf auth login`'
+  )
