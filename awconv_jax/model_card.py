@@ -45,12 +45,13 @@ it on images of another kind without measuring.
 """
 
 
-def text(told: Mapping[str, Any], variables: Any) -> str:
+def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
   """Returns the model card in Markdown.
 
   Args:
     told: the description; see `weights.described`.
     variables: of the network, 'params' among them.
+    dtype: of the kernels in the file.
   """
   config = told['config']
   data, task, model = (config[name] for name in ('data', 'task', 'model'))
@@ -79,7 +80,7 @@ def text(told: Mapping[str, Any], variables: Any) -> str:
       'task': task['name'],
       'network': network,
       'parameters': sum(a.size for a in jax.tree.leaves(variables['params'])),
-      'weights': told['weights'],
+      'weights': f'{told["weights"]}, kernels in {dtype}',
       'images': f'{pixels} pixels, mean {task["mean"]}, std {task["std"]}',
       'classes': _some(classes),
       'data': f'{data["name"]}, trained on {data["train_split"]!r}',

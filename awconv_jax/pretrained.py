@@ -41,7 +41,8 @@ def save_pretrained(
     directory: is made; a model that is there is replaced. With the suffix
       .safetensors it is a file.
     dtype: of kernels and matrices in the file, such as 'bfloat16'; theirs.
-    metrics: by name, for the model card; the last evaluation of a run.
+    metrics: by name, as of `tools.evaluate`, for the model card, which takes
+      the numbers; the last evaluation of a run.
 
   Raises:
     InputError: the model has no config, or the place holds something else.
@@ -64,7 +65,9 @@ def save_pretrained(
   weights.save(file, model.variables, description=description, dtype=dtype)
   told: Any = weights.describe(str(file))
   rundir.write(target / CONFIG, json.dumps(told, indent=2) + '\n')
-  rundir.write(target / CARD, model_card.text(told, model.variables))
+  rundir.write(
+      target / CARD, model_card.text(told, model.variables, dtype or 'float32')
+  )
 
 
 def describe(
@@ -87,9 +90,16 @@ def describe(
       'classes': model.kept_names,
       'categories': categories and [dict(id=i, name=n) for i, n in categories],
       'weights': model.weights,
-      'metrics': metrics or told.get('metrics') or _evaluated(model.source),
+      'metrics': (
+          _numbers(metrics or told.get('metrics', {}))
+          or _evaluated(model.source)
+      ),
       'commit': told.get('commit') or _commit(),
   }
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in metrics.items() if isinstance(v, int | float)}
 
 
 def _evaluated(workdir: str) -> dict[str, Any]:

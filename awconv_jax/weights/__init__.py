@@ -31,7 +31,7 @@ from awconv_jax.weights import (
     torch_file,
 )
 from awconv_jax.weights.described import describe
-from awconv_jax.weights.located import locate
+from awconv_jax.weights.located import locate, shipped
 from awconv_jax.weights.names import in_aw_branch
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     'locate',
     'read',
     'save',
+    'shipped',
 ]
 
 

@@ -1,0 +1,134 @@
+"""Models as directories and files: moved, changed, and by name."""
+
+import json
+import shutil
+
+import commands
+import numpy as np
+import pytest
+import tiny
+import trained
+
+import awconv_jax
+from awconv_jax import weights
+from awconv_jax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+IMAGES = [np.random.default_rng(0).integers(0, 256, (9, 12, 1), np.uint8)]
+ELSEWHERE = """
+import sys, numpy as np, awconv_jax
+model = awconv_jax.load(sys.argv[1])
+images = [np.random.default_rng(0).integers(0, 256, (9, 12, 1), np.uint8)]
+found = model.predict(images)
+print(found.names, model.weights, found.probabilities.tobytes().hex())
+"""
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('pretrained') / 'run'
+  trained.write_run(directory, tiny.get_config(), channels=1)
+  (directory / 'classes.json').write_text(json.dumps(list('abcdefghij')))
+  rows = {'step': 7, 'eval/top1': 0.5, 'eval/num_examples': 360.0}
+  (directory / 'metrics.jsonl').write_text(json.dumps(rows) + '\n')
+  return directory
+
+
+@pytest.fixture(scope='module')
+def model(run, tmp_path_factory):
+  """The directory of a model."""
+  directory = tmp_path_factory.mktemp('model') / 'made'
+  awconv_jax.save_pretrained(run, directory)
+  return directory
+
+
+def test_a_moved_model_computes_the_same_bits_in_another_process(
+    run, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(run, 'run')
+  found = awconv_jax.load('run').predict(IMAGES)
+  awconv_jax.save_pretrained('run', 'made')
+  awconv_jax.save_pretrained('made', 'made.safetensors')
+  shutil.rmtree('run')
+  (tmp_path / 'far').mkdir()
+  for name in ('made', 'made.safetensors'):
+    shutil.move(name, 'far/moved' + name[4:])
+    code, out, err = commands.run(
+        '-c', ELSEWHERE, tmp_path / 'far' / f'moved{name[4:]}'
+    )
+    assert (code, err) == (0, '')
+    bits = found.probabilities.tobytes().hex()
+    assert out == f'{found.names} weights of step 0 {bits}\n'
+  assert found.names[0] in 'abcdefghij'
+
+
+def test_the_card_says_what_the_run_knows(model):
+  card = (model / 'README.md').read_text()
+  for words in (
+      'pipeline_tag: image-classification',
+      '# AW-resnet18 on digits',
+      '`test` at step 7',
+      '| top1         | 0.5000',
+      'a, b, c, d, e, f, g, h, i, j',
+      '0.5 epochs in batches of 32, sgd',
+      'mean [78.0], std [96.0]',
+  ):
+    assert words in card
+
+
+def changed_weights(path):
+  content = bytearray((path / 'model.safetensors').read_bytes())
+  content[-1] ^= 1
+  (path / 'model.safetensors').write_bytes(content)
+
+
+def changed_config(path):
+  text = (path / 'config.json').read_text()
+  (path / 'config.json').write_text(text.replace('78.0', '79.0'))
+
+
+def changed_both(path):
+  changed_config(path)
+  content = (path / 'model.safetensors').read_bytes()
+  content = content.replace(b'78.0', b'79.0')
+  (path / 'model.safetensors').write_bytes(content)
+
+
+def later_format(path):
+  (path / 'config.json').unlink()
+  content = (path / 'model.safetensors').read_bytes()
+  content = content.replace(rb'\"format\": 1,', rb'\"format\": 2,')
+  (path / 'model.safetensors').write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (changed_weights, 'model.safetensors cannot be read: it was changed'),
+        (changed_config, 'config.json was changed after it was saved'),
+        (changed_both, 'model.safetensors cannot be read: it was changed'),
+        (later_format, r"format 2, by awconv_jax '\d.*install that version"),
+    ],
+)
+def test_a_changed_model_is_refused(change, words, model, tmp_path):
+  shutil.copytree(model, tmp_path / 'copy')
+  change(tmp_path / 'copy')
+  with pytest.raises(InputError, match=words) as caught:
+    awconv_jax.load(tmp_path / 'copy')
+  assert '\n' not in str(caught.value)
+
+
+def test_nothing_else_is_written_over(run, model):
+  with pytest.raises(InputError, match='holds something else than a model'):
+    awconv_jax.save_pretrained(model, run)
+
+
+@pytest.mark.parametrize('name', weights.shipped())
+def test_a_shipped_model_loads_by_its_name(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / name).mkdir()  # Which holds no model.
+  loaded = awconv_jax.load(name)
+  assert list(loaded.names) == list('0123456789')
+  assert loaded.config.data.name == name
