@@ -18,10 +18,11 @@ pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 IMAGES = [np.random.default_rng(0).integers(0, 256, (9, 12, 1), np.uint8)]
 ELSEWHERE = """
 import sys, numpy as np, awconv_jax
-model = awconv_jax.load(sys.argv[1])
 images = [np.random.default_rng(0).integers(0, 256, (9, 12, 1), np.uint8)]
-found = model.predict(images)
-print(found.names, model.weights, found.probabilities.tobytes().hex())
+for source in sys.argv[1:]:
+  model = awconv_jax.load(source)
+  found = model.predict(images)
+  print(found.names, model.weights, found.probabilities.tobytes().hex())
 """
 
 
@@ -53,14 +54,15 @@ def test_a_moved_model_computes_the_same_bits_in_another_process(
   awconv_jax.save_pretrained('made', 'made.safetensors')
   shutil.rmtree('run')
   (tmp_path / 'far').mkdir()
-  for name in ('made', 'made.safetensors'):
-    shutil.move(name, 'far/moved' + name[4:])
-    code, out, err = commands.run(
-        '-c', ELSEWHERE, tmp_path / 'far' / f'moved{name[4:]}'
-    )
-    assert (code, err) == (0, '')
-    bits = found.probabilities.tobytes().hex()
-    assert out == f'{found.names} weights of step 0 {bits}\n'
+  names = 'moved', 'moved.safetensors'
+  moved = [
+      shutil.move(name.replace('moved', 'made'), tmp_path / 'far' / name)
+      for name in names
+  ]
+  code, out, err = commands.run('-c', ELSEWHERE, *moved)
+  assert (code, err) == (0, '')
+  bits = found.probabilities.tobytes().hex()
+  assert out == f'{found.names} weights of step 0 {bits}\n' * 2
   assert found.names[0] in 'abcdefghij'
 
 
