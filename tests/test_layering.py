@@ -15,6 +15,7 @@ ALLOWED = {
     'layers': {'ops'},
     'models': {'layers', 'ops'},
     'surgery': {'layers', 'ops'},
+    'nnx': {'layers'},
     'train': (
         {'config', 'data', 'macs', 'models', 'ops', 'surgery', 'tasks'}
         | {'text_table', 'weights'}
