@@ -1,11 +1,11 @@
 """Trained networks as functions of images, wherever they lie; see `load`.
 
   classifier = inference.load('runs/digits')
-  found = classifier.predict(images)  # uint8 [H, W, C] each, of any sizes
-  print(found.names, found.probabilities.max(1))
+  classifier('photo.jpg')  # Prediction(7 98.1%, 1 0.9%, 9 0.3%)
+  classifier.features('photo.jpg')['embedding']
 
   detector = inference.load('runs/digit_scenes')
-  (found,) = detector.detect([photo])
+  found = detector('photo.jpg')  # Found(2 objects: 7 97% [12, 40, 36, 71], ...)
   print(found.names, found.scores, found.boxes)
 
   classifier = inference.load('resnet50.pth', name='resnet50')
@@ -13,7 +13,7 @@
 The newest checkpoint in good order is read, the averages where a run has them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -24,53 +24,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from awconv_jax import config as engine
 from awconv_jax import models, tasks, weights
-from awconv_jax.data import decode, order, sources
+from awconv_jax.data import any_image, decode, order, sources, streams
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
-from awconv_jax.errors import InputError, look_up
+from awconv_jax.errors import InputError, look_up, one_line
 from awconv_jax.evaluators import coco
+from awconv_jax.results import SHOWN, Classes, Found, Prediction, listed
 from awconv_jax.tasks.flipped import Flipped
-from awconv_jax.train import rundir, settings, warm_start
+from awconv_jax.train import partition, rundir, settings, warm_start
 from awconv_jax.weights import state_dict
 
-Images = Sequence[np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Classes:
-  """What N images are: probabilities float32 [N, classes].
-
-  The labels int [N], from 0 on, are those of the greatest probability; and
-  there are the names of their classes.
-  """
-
-  probabilities: np.ndarray
-  labels: np.ndarray
-  names: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """What was found on an image, the best first; labels are from 0 on.
-
-  The boxes float32 [D, 4] are x1, y1, x2, y2 in pixels of the image; there are
-  as many scores float32 [D], labels int32 [D], and names of their classes.
-  """
-
-  boxes: np.ndarray
-  scores: np.ndarray
-  labels: np.ndarray
-  names: list[str]
+Images = Sequence[any_image.AnyImage]
 
 
 @dataclasses.dataclass(repr=False)
 class Model:
   """A trained network: what classifiers and detectors have in common.
 
-  Reading its names raises InputError if the run's list of them is damaged.
+    model('photo.jpg')  # What is on it.
+    model([image, ...])  # A list of that.
+    model.features('photo.jpg')  # {'c2': [h, w, c], ...}
+
+  An image is a path, an image of Pillow's, or an array uint8 [H, W] or
+  [H, W, 1, 3 or 4]; see `data.any_image`. It is brought to size as in
+  evaluation. Reading its names raises InputError if the run's list of them is
+  damaged.
 
   Attributes:
     task: gives its outputs; see `tasks`.
@@ -103,15 +85,43 @@ class Model:
     """Names of the classes by label; numbers from 0 where none are known."""
     return self.kept_names or list(map(str, range(self.task.num_classes)))
 
+  @property
+  def classes(self) -> Sequence[str]:
+    """The same as `names`."""
+    return self.names
+
+  @property
+  def category_ids(self) -> Sequence[int] | None:
+    """The data set's number of each label, of a detector."""
+    return None
+
+  def __repr__(self) -> str:
+    network = self.task.model
+    network = getattr(network, 'backbone', network)
+    kind = type(network).__name__
+    if self.config is not None:
+      options = self.config.model
+      kind = options.get('backbone', options).name
+    count = sum(
+        array.size for array in jax.tree.leaves(self.variables['params'])
+    )
+    with_aw = ' with AW-convolutions' * getattr(network, 'aw_conv', False)
+    shown = [*map(one_line, self.names[:SHOWN])]
+    return (
+        f'{type(self).__name__}({kind}{with_aw}, {count:,} parameters; images '
+        f'{self._image_size}; {len(self.names)} classes: '
+        f'{listed(shown, self.names)}; {self.weights} of {self.source})'
+    )
+
   def _kept(self, name: str, read: Callable[[Any], Any]) -> list[Any] | None:
     """Returns what a file of the run has for each label, if it is there."""
     path, number = pathlib.Path(self.source) / name, self.task.num_classes
     told = weights.describe(self.source)
     try:
-      listed = told[path.stem] if told else json.loads(path.read_text())
-      if told and listed is None:
+      entries = told[path.stem] if told else json.loads(path.read_text())
+      if told and entries is None:
         return None
-      kept = [read(entry) for entry in listed]
+      kept = [read(entry) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
       return None
     except (KeyError, TypeError, ValueError):
@@ -120,35 +130,169 @@ class Model:
       raise InputError(f'{path} is no list of {number} classes; mend or remove')
     return kept
 
-  def _outputs(self, variables: Any, batch: Any, flip: bool) -> Any:
+  # Of a task each: how images are prepared, what is computed of a batch, and
+  # what is made of a row of that.
+  @property
+  def _image_size(self) -> str:
     raise NotImplementedError
 
-  @functools.cached_property
-  def _compiled(self) -> Callable[..., Any]:
-    outputs = jax.jit(self._outputs, static_argnums=2)
-    return functools.partial(outputs, jax.device_put(self.variables))
+  def _row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    raise NotImplementedError
 
-  def _run(self, size: int, flip: bool, **rows: np.ndarray) -> Any:
-    """Returns the outputs of a batch, filled up to `size` to compile once."""
-    number = len(rows['image'])
-    if number < size:
-      rows = {k: np.resize(a, (size, *a.shape[1:])) for k, a in rows.items()}
-    outputs = jax.device_get(self._compiled(rows, flip))
-    return jax.tree.map(lambda array: array[:number], outputs)
+  def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
+    raise NotImplementedError
 
-  def _checked(self, images: Images) -> Images:
-    """Returns arrays that OpenCV takes; ValueError for what is no images."""
-    # It takes no views that run backwards, such as BGR turned to RGB.
-    images = [np.ascontiguousarray(image) for image in images]
-    colors = 'RGB' if self.channels == 3 else 'grey'
-    for image in images:
-      like = image.shape[:2] + (self.channels,)
-      if image.dtype != np.uint8 or image.shape != like or not image.size:
-        raise ValueError(
-            f'an image is {image.dtype} {list(image.shape)}, want uint8 [H, W, '
-            f'{self.channels}] in 0..255, {colors}'
-        )
-    return images
+  def result(self, one: dict[str, np.ndarray]) -> Any:
+    raise NotImplementedError
+
+  def _features(self, variables: Any, batch: Any) -> dict[str, jax.Array]:
+    return self.task.features(variables, batch)
+
+  def _cut(self, one: dict[str, np.ndarray], row: Any) -> dict[str, np.ndarray]:
+    return one
+
+  def __call__(
+      self, images: Any, *, batch_size: int = 32, flip: bool = False
+  ) -> Any:
+    """Returns what is on an image; of a list of images, a list of that.
+
+    The first batch of each size and orientation compiles.
+
+    Args:
+      images: one, or a list; see `Model`.
+      batch_size: images at a time at most.
+      flip: whether each is looked at mirrored, too.
+
+    Raises:
+      InputError: one of them is no image.
+    """
+    images, whole = _as_list(images)
+    size = max(min(batch_size, len(images)), 1)
+    return whole(self.stream(images, batch_size=size, flip=flip))
+
+  def stream(
+      self, images: Iterable[Any], *, batch_size: int = 32, flip: bool = False
+  ) -> Iterator[Any]:
+    """Yields what is on each of any number of images, in their order.
+
+    No more of them are held than those of a few batches; the arguments are
+    those of a call. In the place of what is no image there is its InputError.
+    """
+    outputs = functools.partial(self.outputs, flip=flip)
+    run = self._compiled(('outputs', flip, batch_size), outputs, batch_size)
+    yield from self._streamed(images, batch_size, run, self.result)
+
+  def features(
+      self,
+      images: Any,
+      names: Sequence[str] | None = None,
+      *,
+      batch_size: int = 32,
+  ) -> Any:
+    """Returns the outputs of every stage for an image, or for each of a list.
+
+    Args:
+      images: one, or a list; see `Model`.
+      names: of those wanted; None is all.
+      batch_size: images at a time at most.
+
+    Returns:
+      name -> float array. Of a classifier these are the stages 'c2', 'c3', ...,
+      [h, w, c], and the 'embedding' [d] that the head makes logits of; of a
+      detector the levels 'p2', 'p3', ... of its pyramid, cut to the image.
+
+    Raises:
+      InputError: one of them is no image, or a name is unknown.
+    """
+    images, whole = _as_list(images)
+    size = max(min(batch_size, len(images)), 1)
+
+    def chosen(variables, batch):
+      found = self._features(variables, batch)
+      return {n: look_up('feature', n, found) for n in names or found}
+
+    run = self._compiled(
+        ('features', names and tuple(names), size), chosen, size
+    )
+    return whole(self._streamed(images, size, run, self._cut))
+
+  def _streamed(
+      self, images: Iterable[Any], size: int, run: Any, result: Any
+  ) -> Iterator[Any]:
+    """Yields the results of images in their order, or what is wrong."""
+    done, next_one = {}, 0
+
+    def row_of(image):
+      try:
+        return self._row(any_image.pixels_of(image, self.channels))
+      except InputError as error:
+        return error
+
+    def rows():
+      for number, row in enumerate(streams.ahead(row_of, images, 2 * size)):
+        if isinstance(row, Exception):
+          done[number] = row
+        else:
+          yield number, row
+
+    for part, outputs in streams.one_behind(streams.batches(rows(), size), run):
+      for place, (number, row) in enumerate(part):
+        one = {name: array[place] for name, array in outputs.items()}
+        done[number] = result(one, row)
+      while next_one in done:
+        yield done.pop(next_one)
+        next_one += 1
+    yield from (done[number] for number in sorted(done))
+
+  def _compiled(
+      self, key: Any, function: Callable[..., Any], size: int
+  ) -> Callable[[Any], Any]:
+    """Returns (rows) -> outputs of batches filled up to a size.
+
+    All devices share it where they can.
+    """
+    programs = self.__dict__.setdefault('_programs', {})
+    if key not in programs:
+      devices = jax.local_devices()
+      mesh = partition.create_mesh(
+          devices if size % len(devices) == 0 else devices[:1]
+      )
+      whole, over = partition.replicated(mesh), partition.over_batch(mesh)
+      compiled = jax.jit(
+          function, in_shardings=(whole, over), out_shardings=whole
+      )
+      on_devices = programs.setdefault(
+          ('variables', mesh.size), jax.device_put(self.variables, whole)
+      )
+
+      def run(rows):
+        if len(rows['image']) < size:  # Filled up, to compile once.
+          rows = {
+              k: np.resize(a, (size, *a.shape[1:])) for k, a in rows.items()
+          }
+        with jax.set_mesh(mesh):
+          return compiled(on_devices, rows)
+
+      programs[key] = run
+    return programs[key]
+
+
+def _as_list(images: Any) -> tuple[Any, Callable[[Iterator[Any]], Any]]:
+  """Returns images as a list, and what makes of results what is returned."""
+  one = isinstance(images, (str, os.PathLike, Image.Image))
+  one = one or getattr(images, 'ndim', 0) in (2, 3)
+  images = [images] if one else list(images)
+
+  def whole(results):
+    found = []
+    for image, result in zip(images, results, strict=True):
+      if isinstance(result, InputError):
+        name = any_image.name_of(image)
+        raise InputError(f'{name} cannot be read: {result}')
+      found.append(result)
+    return found[0] if one else found
+
+  return images, whole
 
 
 @dataclasses.dataclass(repr=False)
@@ -160,36 +304,36 @@ class Classifier(Model):
 
   preparation: Mapping[str, Any]
 
-  def _outputs(self, variables: Any, batch: Any, flip: bool) -> jax.Array:
+  @property
+  def _image_size(self) -> str:
+    side = self.preparation['size']
+    return f'{side}x{side}x{self.channels}'
+
+  def _row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    return {'image': decode.center_crop(pixels, **self.preparation)}
+
+  def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
+    """Returns probabilities, and what the batch has beside the images."""
     logits = self.task.forward(variables, batch)
     if flip:
       mirrored = {'image': batch['image'][:, :, ::-1]}
       logits = (logits + self.task.forward(variables, mirrored)) / 2
-    return jax.nn.softmax(logits)
+    others = {k: v for k, v in batch.items() if k != 'image'}
+    return others | {'probabilities': jax.nn.softmax(logits)}
+
+  def result(self, one: dict[str, np.ndarray], row: Any = None) -> Prediction:
+    return Prediction(one['probabilities'], self.names)
 
   def predict(
       self, images: Images, *, batch_size: int = 32, flip: bool = False
   ) -> Classes:
-    """Classifies images; the first batch compiles.
-
-    Args:
-      images: uint8 [H, W, C] each, of any sizes.
-      batch_size: images at a time at most.
-      flip: whether each is looked at mirrored, too, and the logits averaged.
-
-    Raises:
-      ValueError: they are not such arrays.
-    """
-    cut = functools.partial(decode.center_crop, **self.preparation)
-    images = self._checked(images)
-    found = [np.zeros((0, self.task.num_classes), np.float32)]
-    size = max(min(batch_size, len(images)), 1)
-    for start in range(0, len(images), size):
-      rows = np.stack([*map(cut, images[start : start + size])])
-      found.append(self._run(size, flip, image=rows))
-    probabilities = np.concatenate(found)
-    labels = probabilities.argmax(1)
-    return Classes(probabilities, labels, [self.names[i] for i in labels])
+    """Classifies a list of images as one; see a call for the arguments."""
+    each = self(list(images), batch_size=batch_size, flip=flip)
+    empty = np.zeros((0, self.task.num_classes), np.float32)
+    rows = [one.probabilities[None] for one in each]
+    labels = np.array([one.label for one in each], int)
+    names = [one.name for one in each]
+    return Classes(np.concatenate([empty, *rows]), labels, names)
 
 
 @dataclasses.dataclass(repr=False)
@@ -217,61 +361,65 @@ class Detector(Model):
     ids = range(1, number + 1)
     return ids, self.kept_names or list(map(str, ids))
 
+  @property
+  def category_ids(self) -> Sequence[int]:
+    """The data set's number of each label."""
+    return self.categories[0]
+
   @functools.cached_property
   def names(self) -> Sequence[str]:
     """Names of the classes by label."""
     return self.categories[1]
 
-  def predictor(self, flip: bool) -> Any:
-    """Returns what has `predict`, as tasks do; see `tasks.flipped`."""
-    threshold = self.config.model.detections.threshold
-    return Flipped(self.task, threshold) if flip else self.task
+  @property
+  def _image_size(self) -> str:
+    height, width = self.config.data.canvas
+    return f'on {height}x{width}, or its transpose'
 
-  def _outputs(self, variables: Any, batch: Any, flip: bool) -> Any:
-    return self.predictor(flip).predict(variables, batch)
+  @functools.cached_property
+  def _geometry(self) -> canvases.Geometry:
+    return canvases.Geometry.of(self.config.data)
+
+  def _row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    small = self._geometry.plain(pixels, NOTHING)[0]
+    height, width = pixels.shape[:2]
+    canvas = self._geometry.canvas_of(order.PORTRAIT * (height > width))
+    return {
+        'image': canvases.paste(small, canvas),
+        'image_size': np.int32(small.shape[:2]),
+        'original_size': np.int32([height, width]),
+    }
+
+  def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
+    threshold = self.config.model.detections.threshold
+    task = Flipped(self.task, threshold) if flip else self.task
+    return task.predict(variables, batch)
+
+  def _cut(self, one: dict[str, np.ndarray], row: Any) -> dict[str, np.ndarray]:
+    """Returns what of each level is of the image."""
+    strides, cut = self.config.model.anchors.strides, {}
+    for name, level in one.items():
+      stride = strides[int(name.removeprefix('p')) - 2]
+      height, width = -(-row['image_size'] // stride)
+      cut[name] = level[:height, :width]
+    return cut
 
   def detect(
       self, images: Images, *, batch_size: int = 8, flip: bool = False
   ) -> list[Found]:
-    """Returns the objects on each image.
+    """Returns the objects on each image of a list; see a call."""
+    return self(list(images), batch_size=batch_size, flip=flip)
 
-    The first batch of each orientation compiles; the others do not.
-
-    Args:
-      images: uint8 [H, W, 3] each, RGB, of any sizes.
-      batch_size: images at a time at most.
-      flip: whether each is looked at mirrored, too; see `tasks.flipped`.
-
-    Raises:
-      ValueError: they are not such arrays.
-    """
-    images = self._checked(images)
-    geometry = canvases.Geometry.of(self.config.data)
-    size = max(min(batch_size, len(images)), 1)
-    sizes = np.array([image.shape[:2] for image in images]).reshape(-1, 2)
-    found = {}
-    for group, members in enumerate(order.groups(sizes)):
-      canvas = geometry.canvas_of(group)
-      # One batch at a time, as canvases are large.
-      for start in range(0, len(members), size):
-        part = members[start : start + size]
-        rows = [geometry.plain(images[i], NOTHING)[0] for i in part]
-        areas = np.int32([row.shape[:2] for row in rows])
-        pasted = np.stack([canvases.paste(row, canvas) for row in rows])
-        outputs = self._run(size, flip, image=pasted, image_size=areas)
-        for row, i in enumerate(part):
-          one = {name: array[row] for name, array in outputs.items()}
-          found[i] = self._found(one, areas[row], sizes[i])
-    return [found[i] for i in range(len(images))]
-
-  def _found(self, one, size, original_size) -> Found:
+  def result(self, one: dict[str, np.ndarray], row: Any = None) -> Found:
     finite = np.isfinite(one['boxes']).all(-1) & np.isfinite(one['scores'])
     kept = np.flatnonzero(one['valid'] & finite)
     kept = kept[np.argsort(-one['scores'][kept], kind='stable')]
-    boxes = coco.in_original_pixels(one['boxes'][kept], size, original_size)
+    sizes = one['image_size'], one['original_size']
+    boxes = coco.in_original_pixels(one['boxes'][kept], *sizes)
     scores, labels = one['scores'][kept], one['labels'][kept]
     names = [self.names[label] for label in labels]
-    return Found(boxes.astype(np.float32), scores, labels, names)
+    size = tuple(map(int, one['original_size']))
+    return Found(boxes.astype(np.float32), scores, labels, names, size)
 
 
 def load(

@@ -389,8 +389,9 @@ run --data=folder:{d}/bad_images --split=train | num_classes
     ): (
         r"""
 --output={d}/o | --run=... is wanted
---run={d}/run | --output=... is wanted
---run={d}/run --output={d}/o | want one of detection
+--run={d}/run --output={d}/o.json | is none of .csv, .jsonl
+--run={d}/run --output={d}/nowhere/o.csv | nowhere/o.csv'
+--run={d}/run --top=0 --output={d}/o | --top='0'
 --run={d}/nowhere --output={d}/o | does not exist
 --run={d}/run --output={d}/o --score=2 | --score='2'
 --run={d}/run --output={d}/o --score=nan | --score='nan'

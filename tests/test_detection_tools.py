@@ -107,12 +107,12 @@ def test_commands_read_the_run_and_what_changes_its_config(made, tmp_path):
           'boxes; raise config.data.max_boxes=1',
       ),
       ('evaluate', '--run=... is wanted'),
-      (f'predict {run}', '--output=... is wanted'),
+      ('predict', '--run=... is wanted'),
       (
           f'predict --run={tmp_path}/none {out}',
           "none' does not exist; which run is meant?",
       ),
-      (f'predict {run} --output={made}/run/config.json', 'Not a directory: '),
+      (f'predict {run} --output={made}/run/classes.json/o', 'Not a directory: '),
   ):
     code, printed, err = commands.tool(*command.split())
     assert (code, printed, err.count('\n')) == (1, '', 1)

@@ -12,6 +12,7 @@ ALLOWED = {
     **dict.fromkeys(('errors', 'options', 'config', 'ops', 'weights'), set()),
     **dict.fromkeys(('data', 'evaluators', 'memory', 'text_table'), set()),
     'places': set(),
+    'results': set(),
     'layers': {'ops'},
     'models': {'layers', 'ops'},
     'surgery': {'layers', 'ops'},

@@ -65,6 +65,12 @@ class FindsRectangles:
     }
 
 
+def written(output):
+  """Returns the contents of JSON files, and the names of the pictures."""
+  files = {p.stem: json.loads(p.read_text()) for p in output.glob('*.json')}
+  return files, sorted(p.name for p in (output / 'pictures').glob('*'))
+
+
 @pytest.fixture
 def call(tmp_path, monkeypatch):
   """Detects with what stands for a run, on a data set or on files."""
@@ -93,9 +99,7 @@ def call(tmp_path, monkeypatch):
     output = tmp_path / 'out'
     options['inputs'] = [str(path) for path in inputs]
     metrics = predict.run(config, str(tmp_path / 'run'), str(output), **options)
-    files = {p.stem: json.loads(p.read_text()) for p in output.glob('*.json')}
-    names = sorted(p.name for p in (output / 'pictures').glob('*'))
-    return metrics, files, names
+    return metrics, *written(output)
 
   call.config = config
   return call
@@ -172,8 +176,10 @@ def test_files_and_folders(call, tmp_path, capsys):
   (photos / 'notes.txt').write_text('no image')
   single = tmp_path / 'single.png'
   write_image(single, 4)
-  metrics, files, names = call(photos, single)
-  assert metrics == {} and set(files) == {'results', 'images'}
+  with pytest.raises(InputError, match='3 of 6 files cannot be read'):
+    call(photos, single)
+  files, names = written(tmp_path / 'out')
+  assert set(files) == {'results', 'images'}
   paths = {i['id']: i['file_name'] for i in files['images']['images']}
   # The broken one is named, and has no detections.
   a, b = (str(photos / name) for name in ('a/x.png', 'b/x.png'))
@@ -182,7 +188,6 @@ def test_files_and_folders(call, tmp_path, capsys):
   assert out.count(' cannot be read: ') == 3
   assert f'{photos}/broken\\n3.png cannot be read: ' in out
   assert '3 files are left out, which' in out and f'{photos}/notes.txt' in out
-  assert '3 of 6 images, the others cannot be read' in out
   assert best(files['results']) == {1: box_of(0), 2: box_of(1), 6: box_of(4)}
   assert files['images']['categories'] == CATEGORIES
   assert names == ['000001_x.png', '000002_x.png', '000006_single.png']
@@ -290,10 +295,9 @@ def test_mistakes_are_one_line(call, tmp_path, capsys):
     with pytest.raises(InputError, match='no image can be read, of 1'):
       call(path)
     assert f'{path} cannot be read' in capsys.readouterr().out
-  assert not (tmp_path / 'out/results.json').exists()
-  call.config.task.name = 'classification'
-  with pytest.raises(InputError, match='is of classification'):
-    call()
+  assert json.loads((tmp_path / 'out/results.json').read_text()) == []
+  with pytest.raises(InputError, match="o.json' is none of .csv, .jsonl, .png"):
+    predict.run(call.config, f'{tmp_path}/run', f'{tmp_path}/o.json')
 
 
 def test_arrays_give_what_their_files_give_in_their_order(call, tmp_path):
@@ -326,7 +330,7 @@ def test_arrays_give_what_their_files_give_in_their_order(call, tmp_path):
     (alone,) = detector.detect([images[number]], flip=True)
     np.testing.assert_allclose(alone.boxes[0], one.boxes[0])
   assert detector.detect([]) == []
-  for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)):
+  for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8)):
     with pytest.raises(ValueError, match=r'image is \w+ \[4, .*want uint8 \[H'):
       detector.detect([wrong])
 
@@ -349,8 +353,12 @@ def test_what_is_not_finite_is_nothing_and_the_best_come_first(call, tmp_path):
   boxes[3] = np.inf
   scores, labels = np.float32([0.25, 0.75, np.nan, 0.5, 0.9]), [0, 1, 1, 1, 0]
   one = dict(scores=scores, boxes=boxes, labels=np.int32(labels))
-  one['valid'] = np.arange(5) < 4
-  found = detector._found(one, (4, 4), (8, 4))
+  one |= dict(valid=np.arange(5) < 4, image_size=(4, 4), original_size=(8, 4))
+  found = detector.result(one)
+  assert (
+      repr(found)
+      == 'Found(2 objects: bright 75% [1, 2, 1, 2], dim 25% [1, 2, 1, 2])'
+  )
   assert found.scores.tolist() == [0.75, 0.25]
   assert found.names == ['bright', 'dim']
   assert found.boxes.tolist() == [[1, 2, 1, 2]] * 2

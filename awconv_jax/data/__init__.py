@@ -38,6 +38,7 @@ def create(
     class_names: the name of each label.
     category_ids: the data set's number of each label, or None.
     channels: of the images.
+    place: names an example by its number in the split.
     batches_per_epoch: N / batch_size in training, where batches may straddle
       epochs; a whole number in evaluation.
     unreadable: what could not be read so far, a `batches.Unreadable`.

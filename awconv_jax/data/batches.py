@@ -235,6 +235,7 @@ class _Batches:
     self.class_names = source.class_names
     self.category_ids = source.category_ids
     self.channels = source.channels
+    self.place = source.place
     self._source = source
 
   def summary(self) -> list[Any]:

@@ -6,6 +6,7 @@ A task is made of a model and of its options. It has the attributes `model`,
   init(rng, batch) -> variables
   loss(variables, batch, rng) -> loss, (metrics, updated batch statistics)
   forward(variables, batch) -> the network's outputs; what is counted as MACs
+  features(variables, batch) -> arrays by name, those inside of the network
   predict(variables, batch) -> arrays for the evaluator, first axis the batch
   evaluator() -> an object with update(outputs) and compute()
 """

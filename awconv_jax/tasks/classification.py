@@ -106,6 +106,27 @@ class Classification:
     images = self._normalize(batch['image'])
     return self.model.apply(variables, images, train=False)
 
+  def features(
+      self, variables: Variables, batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Returns the output of each stage, and the 'embedding' [B, d].
+
+    That is what the head makes logits of.
+    """
+    images, seen = self._normalize(batch['image']), {}
+
+    def keep(next_function, args, kwargs, context):
+      if context.module.name == 'head':
+        seen['embedding'] = args[0]
+      return next_function(*args, **kwargs)
+
+    backbone = self.model.clone(num_classes=None)
+    stages = backbone.apply(variables, images, train=False)
+    # What both compute, the compiler does once.
+    with nn.intercept_methods(keep):
+      self.model.apply(variables, images, train=False)
+    return stages | seen
+
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Returns new variables, for images of the shape of any batch."""
     images = self._normalize(batch['image'][:1])

@@ -50,6 +50,15 @@ class Detection:
     regions = jnp.zeros((len(images), self.model.num_proposals, 4))
     return self.model.apply(variables, images, size, regions)
 
+  def features(
+      self, variables: Variables, batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Returns the levels of the pyramid, 'p2', 'p3', ..., on the canvas."""
+    levels = self.model.apply(
+        variables, *self._prepare(batch), method='features'
+    )
+    return {f'p{i}': level for i, level in enumerate(levels, start=2)}
+
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Returns new variables, for images of the shape of any batch."""
     images, size = self._prepare({'image': batch['image'][:1]})

@@ -1,38 +1,41 @@
-"""Batches of image files that nobody has drawn boxes on.
-
-They are brought to size as the images that a detector is evaluated on.
-"""
+"""The image files that a user names."""
 
 from collections.abc import Sequence
 import os
 import pathlib
-from typing import Any
+import sys
 
-from awconv_jax.data.batches import EvalBatches
-from awconv_jax.data.decode import read_file
-from awconv_jax.data.detection import objects
-from awconv_jax.data.detection.boxed_images import BoxedImages
 from awconv_jax.data.folder_source import (
     EXTENSIONS,
     files_below,
     is_image,
     left_out_line,
 )
-from awconv_jax.errors import InputError, one_line
+from awconv_jax.errors import InputError
 from awconv_jax.options import local_path
+
+_LIST = '-'
 
 
 def find(inputs: Sequence[str]) -> list[str]:
-  """Returns the image files that are named or lie in named folders, sorted.
+  """Returns the image files that are named or lie in named folders.
 
   Args:
     inputs: files, which are taken whatever their names are, and folders, which
-      are searched with all that is in them, by links, too.
+      are searched with all that is in them, by links, too; all of these are
+      sorted. '-' is a list of files, one a line, on standard input; they follow
+      in their order, and whether they are there is seen once they are read.
 
   Raises:
     InputError: one of them is not there, or holds no image.
   """
-  files, left_out = set(), []
+  files, left_out, listed = set(), [], []
+  if _LIST in inputs:
+    inputs = [name for name in inputs if name != _LIST]
+    lines = map(os.fsdecode, sys.stdin.buffer.read().splitlines())
+    listed = [line for line in lines if line]
+    if not listed:
+      raise InputError('--input=-: there is no line on standard input')
   for path in map(pathlib.Path, map(local_path, inputs)):
     inside = list(files_below(os.fsencode(path))) if path.is_dir() else []
     images = set(filter(is_image, inside))
@@ -45,40 +48,4 @@ def find(inputs: Sequence[str]) -> list[str]:
     files |= images or {os.fsencode(path)}
   for line in left_out_line(left_out):
     print(line)
-  return sorted(map(os.fsdecode, files))
-
-
-class ImageFiles(objects.Source):
-  """Files, with the ids 1, 2, ..., as a source of images without objects.
-
-  The ids and names given are of the categories that labels stand for.
-  """
-
-  def __init__(self, paths: Sequence[str], ids: Sequence[int], names: Sequence):
-    self.paths, self.category_ids, self.class_names = paths, ids, names
-
-  def __len__(self) -> int:
-    return len(self.paths)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    image = read_file(self.paths[index])
-    return dict(image=image, image_id=index + 1, objects=objects.NOTHING)
-
-  def place(self, index: int) -> str:
-    """Returns which file it is."""
-    return one_line(os.path.abspath(self.paths[index]))
-
-
-def batches(paths: Sequence[str], detector: Any) -> EvalBatches:
-  """Returns batches as of `data.create`, of every file once.
-
-  Args:
-    paths: the files.
-    detector: of `inference.load`, which has the sizes and the categories.
-  """
-  config, source = detector.config, ImageFiles(paths, *detector.categories)
-  # Each that cannot be read is told; the others are wanted all the same.
-  options = {**config.data, 'max_bad_fraction': 1.0}
-  options |= dict(batch_size=config.eval_batch_size, train=False, seed=0)
-  del options['name']
-  return BoxedImages(lambda dir, split: source, **options).create()
+  return sorted(map(os.fsdecode, files)) + listed
