@@ -112,7 +112,7 @@ def test_commands_read_the_run_and_what_changes_its_config(made, tmp_path):
           f'predict --run={tmp_path}/none {out}',
           "none' does not exist; which run is meant?",
       ),
-      (f'predict {run} --output={made}/run/classes.json/o', 'Not a directory: '),
+      (f'predict {run} --output={made}/run/classes.json/o', 'Not a dir'),
   ):
     code, printed, err = commands.tool(*command.split())
     assert (code, printed, err.count('\n')) == (1, '', 1)
