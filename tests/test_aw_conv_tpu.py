@@ -61,7 +61,7 @@ CASES |= {
     'pairs_shared': NARROW | SQUARE | dict(g=2, p=4, n=17),
     'pairs_of_one': NARROW | SQUARE | dict(size=(2, 1)),
 }
-QUICK = ('strides', 'pairs')
+QUICK = ('strides',)
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def test_the_python_code_runs(path):
   assert namespace['model']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
 def test_a_notebook_runs(path, monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')  # One device, as a user has.

@@ -154,7 +154,11 @@ AW = SE_OF_2 | dict(aw_conv=True)
     'base, options',
     [
         (BOTTLENECK | dict(stage_sizes=(2, 1)), PLAIN),
-        (BOTTLENECK, AW | dict(stem='imagenet', aw_where='all')),
+        pytest.param(
+            BOTTLENECK,
+            AW | dict(stem='imagenet', aw_where='all'),
+            marks=pytest.mark.slow,
+        ),
         (BASIC, AW),
     ],
 )

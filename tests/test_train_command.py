@@ -63,6 +63,7 @@ def assert_same_losses_and_evaluation(expected, got):
       assert theirs.get(name) == ours.get(name)
 
 
+@pytest.mark.slow  # A signal, below, stops two of them on the way.
 def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
   both = commands.start_two(*command(tmp_path, *THIRTY))
   outs = [p.communicate(timeout=300) for p in both]
