@@ -67,15 +67,21 @@ Epochs = Annotated[float, Bound(gt=0, le=1e6)]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OneOf:
-  """A name that a registry holds; `errors.look_up` says so without a config."""
+  """A name that a registry holds; `errors.look_up` says so without a config.
+
+  With `own` it may be 'module:Name', too, of what lies elsewhere.
+  """
 
   names: Iterable[str]
+  own: bool = False
 
   def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
     from pydantic_core import core_schema
 
     del source, handler
-    return core_schema.literal_schema(list(self.names))
+    literal = core_schema.literal_schema(list(self.names))
+    path = core_schema.str_schema(pattern=r'^[\w.]+:\w+$')
+    return core_schema.union_schema([literal, path]) if self.own else literal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,35 +1,115 @@
-"""The attention layers by name, and by their places in a network.
+"""The attention layers by name, and what a layer has to be.
 
-Each is `layer(x, valid_size=None)`, for x and a result of [N, H, W, C], and
-valid_size as `ops.valid_area` tells: averages and maxima leave the padding out,
-so that with the running statistics of its norms the output in an image's area
-is that of the image alone; in batch statistics padding counts, too. A network
-sets the fields dtype, param_dtype and train of those that have them.
+A layer is a Linen module, called as `layer(x, valid_size=valid_size)`, with x
+and a result of [N, H, W, C]. It stands where its class attribute `place` says:
 
-A new one is a file beside this and a line here.
+  'block': on every block's branch, after its last norm, before the addition;
+    where a layer says nothing. It can refine an AW-convolution's maps, too.
+  'stage': on the output of every stage before one that strides.
+  'conv': in the place of one 3x3 convolution of each block of the last three
+    stages. It extends `nn.Conv`, is made with its fields, and returns what its
+    shape is. A field `convolution` gets what makes the convolution that would
+    stand there, `downsample` by how much to shrink the images.
+
+`valid_size` is as in `ops.valid_area`. A layer that takes it leaves the padding
+out of averages and maxima, so that with the running statistics of its norms the
+output in an image's area is that of the image alone; in batch statistics
+padding counts, too. A layer that does not take it gets zeros for the padding:
+the same for what looks at each position by itself, while an average depends on
+how far an image was padded. Detectors pad; classifiers do not.
+
+A network sets the fields dtype, param_dtype and train of those that have them.
+Other fields that are annotated are options, `model.attention_options`; all have
+defaults.
+
+A new one is a file beside this and an entry here. One outside of the package is
+named 'module:Class', and needs none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+import importlib
+import inspect
 from typing import Any
 
+import flax.linen as nn
+import jax
+
+from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.bam import BAM
 from awconv_jax.layers.cbam import CBAM
 from awconv_jax.layers.eca import ECA
 from awconv_jax.layers.squeeze_excite import SqueezeExcite
+from awconv_jax.ops.valid_area import mask_padding
 
-# On every block's branch, after its last norm, before the addition. These can
-# refine the maps of an AW-convolution, too.
-IN_BLOCK = {'se': SqueezeExcite, 'cbam': CBAM, 'eca': ECA}
-# On the output of every stage before one that strides.
-AFTER_STAGE = {'bam': BAM}
-# In the place of the 3x3 convolutions of the last three stages.
-AS_CONV = {'aa': AugmentedConv}
-ATTENTION = IN_BLOCK | AFTER_STAGE | AS_CONV
+ATTENTION = {
+    'se': SqueezeExcite,
+    'cbam': CBAM,
+    'eca': ECA,
+    'bam': BAM,
+    'aa': AugmentedConv,
+}
+PLACES = BLOCK, STAGE, CONV = 'block', 'stage', 'conv'
+
+
+def place_of(layer: type) -> str:
+  """Returns where a layer stands, one of `PLACES`."""
+  return getattr(layer, 'place', BLOCK)
+
+
+IN_BLOCK = {k: v for k, v in ATTENTION.items() if place_of(v) == BLOCK}
+
+
+def find(
+    name: str | type, kind: str = 'attention', places: Sequence[str] = PLACES
+) -> type:
+  """Returns a layer by its name, 'module:Class' for one outside; or itself.
+
+  `kind` is what to call it in errors, `places` are those that it may have.
+
+  Raises:
+    InputError: there is none, or it is not what a layer has to be.
+  """
+  layer: Any = name
+  if isinstance(name, str):
+    module, _, attribute = name.partition(':')
+    if not attribute:
+      known = {k: v for k, v in ATTENTION.items() if place_of(v) in places}
+      return look_up(kind, name, known)
+    try:
+      layer = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # It is the user's own program.
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+      raise InputError(
+          f'{kind} {name!r} cannot be imported: {reason}; want '
+          "'module:Class', with the module's folder in PYTHONPATH"
+      ) from error
+  fault = ''
+  if not isinstance(layer, type) or not issubclass(layer, nn.Module):
+    fault = 'is no class of Linen modules (flax.linen.Module)'
+  elif place_of(layer) not in places:
+    fault = f'has place={place_of(layer)!r}, want one of {places}'
+  elif place_of(layer) == CONV:
+    if not issubclass(layer, nn.Conv):
+      fault = f'has place={CONV!r}, but does not extend flax.linen.Conv'
+  else:
+    fields = inspect.signature(layer).parameters.values()
+    if needed := [p.name for p in fields if p.default is p.empty]:
+      fault = f'has fields without a default, which nothing sets: {needed}'
+  if fault:
+    raise InputError(f'{kind} {name!r} {fault}')
+  return layer
 
 
 def partial_of(layer: type, given: Mapping[str, Any], **fields: Any) -> partial:
   """Returns a layer with fields, and what it has of the given ones."""
   has = layer.__dataclass_fields__
   return partial(layer, **{k: v for k, v in given.items() if k in has} | fields)
+
+
+def call(layer: nn.Module, x: jax.Array, valid_size: jax.Array | None) -> Any:
+  """Returns what a layer makes of x, whether it takes valid_size or not."""
+  if 'valid_size' in inspect.signature(layer.__call__).parameters:
+    return layer(x, valid_size=valid_size)
+  return layer(mask_padding(x, valid_size))

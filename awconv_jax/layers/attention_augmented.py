@@ -107,6 +107,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
   Source: section 3; the ratios, pooling and interpolation from section 4.
   """
 
+  place = 'conv'  # See `attention`.
   heads: PositiveInt = 8
   key_ratio: _Ratio = 0.2
   value_ratio: _Ratio = 0.1

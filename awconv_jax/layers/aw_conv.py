@@ -165,9 +165,9 @@ class AWConv(nn.Conv, kw_only=True):
     pool_size: rows and columns of the pooled input's grid, or a pair of them;
       None for the kernel's size.
     refinement: what refines the maps as if they were an activation of D'
-      channels: a name in `attention.IN_BLOCK`, such as 'se'; or what makes a
-      module, called as `refinement(name=...)(maps)` with [N * G, kh, kw, D'].
-      Its parameters lie under 'refinement'. None for none.
+      channels: a name in `attention.IN_BLOCK`, such as 'se', or 'module:Class';
+      or what makes a module, called as `refinement(name=...)(maps)` with [N *
+      G, kh, kw, D']. Its parameters lie under 'refinement'. None for none.
     identity_start: start with A = 0, so that the layer computes exactly what
       `nn.Conv` does (not in the paper); for the gates 'tanh' and 'none', with
       the residual.
@@ -190,7 +190,8 @@ class AWConv(nn.Conv, kw_only=True):
   residual: bool = True
   pool_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
   refinement: (
-      Annotated[str | Callable[..., Any], OneOf(attention.IN_BLOCK)] | None
+      Annotated[str | Callable[..., Any], OneOf(attention.IN_BLOCK, own=True)]
+      | None
   ) = None
   identity_start: bool = False
   implementation: Annotated[str, OneOf(IMPLEMENTATIONS)] = 'auto'
@@ -225,7 +226,7 @@ class AWConv(nn.Conv, kw_only=True):
     if (make := self.refinement) is None:
       return maps
     if isinstance(make, str):
-      layer = look_up('refinement', make, attention.IN_BLOCK)
+      layer = attention.find(make, 'refinement', (attention.BLOCK,))
       make = attention.partial_of(layer, dict(train=train, **dtypes))
     # The same module for every run of inputs; an activation has one axis less.
     n, kh, kw, groups, outputs = maps.shape

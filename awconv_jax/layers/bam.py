@@ -43,6 +43,7 @@ class BAM(nn.Module):
     dtype, param_dtype: of the computation, and of the parameters.
   """
 
+  place = 'stage'  # See `attention`.
   reduction: options.PositiveInt = 16
   dilation: options.PositiveInt = 4
   combine: Annotated[str, options.OneOf(COMBINE)] = 'product'

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax import options
-from awconv_jax.errors import InputError, look_up
+from awconv_jax.errors import InputError
 from awconv_jax.layers import attention as layers
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.conv import Conv, batch_norm
@@ -60,7 +60,8 @@ class Network(nn.Module):
 
   Attributes:
     num_classes: size of the logits; None returns the stages' features.
-    attention: None or a name in `layers.attention.ATTENTION`.
+    attention: None, a name in `layers.attention.ATTENTION`, or 'module:Class'
+      of a layer of your own, which that file says how to write.
     attention_options: fields of that layer; None or empty without one.
     aw_conv: whether convolutions become AW-convolutions
       (https://arxiv.org/abs/2108.08205).
@@ -81,11 +82,13 @@ class Network(nn.Module):
   """
 
   num_classes: options.PositiveInt | None = 1000
-  attention: Annotated[str, options.OneOf(layers.ATTENTION)] | None = None
+  attention: (
+      Annotated[str, options.OneOf(layers.ATTENTION, own=True)] | None
+  ) = None
   attention_options: Annotated[
       Mapping[str, Any] | None,
       options.Options(
-          layers.ATTENTION,
+          layers.find,
           by='attention',
           given=('train', 'dtype', 'param_dtype', 'convolution', 'downsample'),
       ),
@@ -105,9 +108,8 @@ class Network(nn.Module):
 
   def check_places(self, stages: int, *, dense_3x3: bool) -> None:
     """Raises InputError where options name places that the network has not."""
-    if self.attention is not None:
-      look_up('attention', self.attention, layers.ATTENTION)
-    if self.attention in layers.AS_CONV and not dense_3x3:
+    layer = self.attention and layers.find(self.attention)
+    if layer and layers.place_of(layer) == layers.CONV and not dense_3x3:
       raise InputError(
           f'model.attention={self.attention!r} augments dense 3x3 convolutions,'
           ' and this network has none'
@@ -151,9 +153,9 @@ class Network(nn.Module):
       fields = common | {name: getattr(self, name) for name in norms}
       fields |= self.aw_options or {}
       slots = dict.fromkeys(aw, partial(AWConv, train=train, **fields))
-    if augmented and (attend := self.attend(layers.AS_CONV, train)):
-      inner = slots.get(augmented, plain)
-      attend = partial(attend, convolution=inner, downsample=downsample)
+    inner = slots.get(augmented or '', plain)
+    given = dict(convolution=inner, downsample=downsample)
+    if augmented and (attend := self.attend(layers.CONV, train, **given)):
       slots[augmented] = partial(attend, **common)
 
     def convolve(slot, x, features, size, stride=1, valid_size=None, groups=1):
@@ -170,7 +172,8 @@ class Network(nn.Module):
           feature_group_count=groups,
           name=slot,
       )
-      return layer(x, valid_size=valid_size), strided_size(valid_size, stride)
+      out = layers.call(layer, x, valid_size)
+      return out, strided_size(valid_size, stride)
 
     return convolve
 
@@ -183,20 +186,20 @@ class Network(nn.Module):
     """
     return partial(batch_norm(self, train), use_fast_variance=True)
 
-  def attend(self, place: Mapping[str, type], train: bool) -> partial | None:
+  def attend(self, place: str, train: bool, **given: Any) -> partial | None:
     """Returns the attention layer if it has that place, or None."""
-    if self.attention not in place:
+    layer = self.attention and layers.find(self.attention)
+    if not layer or layers.place_of(layer) != place:
       return None
-    given = dict(dtype=self.dtype, param_dtype=self.param_dtype, train=train)
-    options = self.attention_options or {}
-    return layers.partial_of(place[self.attention], given, **options)
+    given |= dict(dtype=self.dtype, param_dtype=self.param_dtype, train=train)
+    return layers.partial_of(layer, given, **self.attention_options or {})
 
-  def gate(self, name: str, train: bool, place=layers.AFTER_STAGE) -> Layer:
+  def gate(self, name: str, train: bool, place: str = layers.STAGE) -> Layer:
     """Returns what gates (x, valid_size) where attention has that place."""
     layer = self.attend(place, train)
     if layer is None:
       return lambda x, valid_size: x
-    return lambda x, valid_size: layer(name=name)(x, valid_size=valid_size)
+    return lambda x, valid_size: layers.call(layer(name=name), x, valid_size)
 
   def parts(self, blocks: int, train: bool) -> Iterator[dict[str, Any]]:
     """Yields the norm, gate and drop of each of so many blocks.
@@ -208,7 +211,7 @@ class Network(nn.Module):
     for before in range(blocks):
       yield dict(
           norm=self.norm(train),
-          gate=self.gate('attention', train, layers.IN_BLOCK),
+          gate=self.gate('attention', train, layers.BLOCK),
           drop=partial(
               nn.Dropout,
               self.stochastic_depth * before / max(blocks - 1, 1),

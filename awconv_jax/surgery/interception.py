@@ -1,10 +1,12 @@
-"""Calls of a running model's convolutions, computed by AWConv in their scopes.
+"""Calls of a running model's convolutions, computed by a layer in their scopes.
 
-K keeps its name there, and the branch for A is beside it as `attention`.
+Of `AWConv`, K keeps its name there, and the branch for A is beside it as
+`attention`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -21,10 +23,14 @@ from awconv_jax.layers.aw_conv import AWConv
 
 Path = tuple[str, ...]
 Where = Callable[[Path, nn.Conv], bool]
+# Which convolutions, what computes them, and its options.
+Rule = tuple[Where, type[nn.Module], Mapping[str, Any]]
 
 # The surgeries at work. JAX keys its caches by them: to nn.jit, a block of the
 # plain model and of the replaced one would else be the same function.
 _AT_WORK = jax.make_user_context(())
+# Whether a layer computes one: what it is made of is not replaced.
+_INSIDE = contextvars.ContextVar('inside', default=False)
 _CONV_CALL = inspect.unwrap(nn.Conv.__call__)
 
 
@@ -41,17 +47,39 @@ def names(*paths: Path) -> str:
   return ', '.join(sorted('/'.join(path) or '()' for path in paths)) or 'none'
 
 
-def _convolve(path: Path, conv: nn.Conv, options: Mapping[str, Any], call):
+def _fields(path: Path, conv: nn.Conv, layer: type) -> dict[str, Any]:
+  """Returns the convolution's fields that the layer has.
+
+  Raises ValueError if it lacks one that is not as `nn.Conv` has it by itself.
+  """
+  fields = {}
+  for field in dataclasses.fields(nn.Conv):
+    value = getattr(conv, field.name)
+    if field.name in layer.__dataclass_fields__:
+      fields[field.name] = value
+    elif repr(value) != repr(field.default):
+      raise ValueError(
+          f'replace_conv: {names(path)}: {layer.__name__} has no field '
+          f'{field.name!r}, which is {value!r} there; leave it out by `where`'
+      )
+  return fields
+
+
+def _convolve(path: Path, conv: nn.Conv, rule: Rule, call):
   """Computes the call of a bound convolution, in its scope."""
-  fields = {f.name: getattr(conv, f.name) for f in dataclasses.fields(nn.Conv)}
-  layer = AWConv(**fields | options | dict(parent=conv.scope, name=None))
+  _, make, options = rule
+  fields = _fields(path, conv, make) | options
+  layer = make(**fields | dict(parent=conv.scope, name=None))
   # With capture_intermediates both would put their output down under one name.
   captured = conv.get_variable('intermediates', '__call__', ())
+  inside = _INSIDE.set(True)
   try:
     out = call(layer)
   except (ValueError, flax_errors.FlaxError) as error:
     remedy = _REMEDY if isinstance(error, flax_errors.FlaxError) else ''
     raise ValueError(f'replace_conv: {names(path)}: {error}{remedy}') from error
+  finally:
+    _INSIDE.reset(inside)
   if conv.has_variable('intermediates', '__call__'):
     conv.put_variable('intermediates', '__call__', captured)
   return out
@@ -60,7 +88,7 @@ def _convolve(path: Path, conv: nn.Conv, options: Mapping[str, Any], call):
 class Surgery:
   """Which convolutions to replace, and which ones have been met."""
 
-  def __init__(self, rules: tuple[tuple[Where, Mapping[str, Any]], ...]):
+  def __init__(self, rules: tuple[Rule, ...]):
     self.rules = rules
     # By path in the model: the convolution, and the rule that took it. It stays
     # over the calls: a trace taken from a cache meets nothing.
@@ -69,13 +97,14 @@ class Surgery:
   def choose(self, path: Path, conv: nn.Conv) -> int | None:
     """Returns the first rule that wants a convolution, None if none does."""
     rules = enumerate(self.rules)
-    return next((i for i, (where, _) in rules if where(path, conv)), None)
+    return next((i for i, (where, *_) in rules if where(path, conv)), None)
 
   def intercept(self, root: Path, call, args, kwargs, context):
     """Runs one method of one module of the model; for nn.intercept_methods."""
     module, function = context.module, context.orig_method.func
     if (
         context.method_name != '__call__'
+        or _INSIDE.get()
         or not isinstance(module, nn.Conv)
         or isinstance(module, (AWConv, AugmentedConv))
         # Shared with, and owned by, others.
@@ -89,8 +118,8 @@ class Surgery:
       if rule is None:
         return call(*args, **kwargs)
       if type(module).param is nn.Module.param:
-        options = self.rules[rule][1]
-        return _convolve(path, module, options, lambda f: f(*args, **kwargs))
+        compute = self.rules[rule]
+        return _convolve(path, module, compute, lambda f: f(*args, **kwargs))
     else:  # A subclass with another call, around that of nn.Conv or without.
       out = call(*args, **kwargs)
       if path in self.met or self.choose(path, module) is None:

@@ -61,9 +61,15 @@ def _subclass(base: type[nn.Module], surgery: Surgery) -> type[nn.Module]:
 
 
 def replace_conv(
-    model: nn.Module, where: Where = is_3x3, **aw_options: Any
+    model: nn.Module,
+    where: Where = is_3x3,
+    *,
+    layer: type[nn.Module] = AWConv,
+    **options: Any,
 ) -> nn.Module:
-  """Returns the model with chosen convolutions computed by `AWConv`.
+  """Returns the model with chosen convolutions computed by another layer.
+
+  By default that is `AWConv`:
 
     conv(I[n], K)  becomes  conv(I[n], K * (1 + A[n]))
 
@@ -91,12 +97,17 @@ def replace_conv(
     where: called with the path in the model, a tuple of names, and the bound
       `nn.Conv` (or subclass which calls `nn.Conv.__call__`); returns whether to
       replace it. By default every 3x3.
-    **aw_options: fields of `AWConv` which `nn.Conv` has not, such as gate.
+    layer: class of modules that map [N, H, W, C] as `nn.Conv` does, with as
+      many of its fields as the convolutions set. It runs in the convolution's
+      place, so that its parameters lie there; what it is made of, also of
+      `nn.Conv`, stays. A `kernel` (and `bias`) of its own under these names
+      takes the plain weights; all else is added.
+    **options: fields of the layer which `nn.Conv` has not, such as gate.
 
   Returns:
     A module of a subclass of the model's class, with the same fields. It raises
-    ValueError when called if `where` matches nothing or what AWConv cannot
-    compute (other than two dimensions, input_dilation).
+    ValueError when called if `where` matches nothing or what the layer cannot
+    compute (AWConv: other than two dimensions, input_dilation).
 
   Raises:
     ValueError: model is something else, or an option is unknown.
@@ -105,9 +116,13 @@ def replace_conv(
   """
   if not isinstance(model, nn.Module) or model.scope is not None:
     raise ValueError(f'replace_conv: {model!r} is no Linen module, or bound')
-  for name in aw_options:
-    errors.look_up('option of AWConv', name, options_of(AWConv))
-  base, rules = type(model), ((where, aw_options),)
+  if not isinstance(layer, type) or not issubclass(layer, nn.Module):
+    raise ValueError(f'replace_conv: {layer!r} is no class of Linen modules')
+  of_conv = {field.name for field in dataclasses.fields(nn.Conv)}
+  known = {k: v for k, v in options_of(layer).items() if k not in of_conv}
+  for name in options:
+    errors.look_up(f'option of {layer.__name__}', name, known)
+  base, rules = type(model), ((where, layer, options),)
   if '_surgery' in vars(base):
     base, rules = base.__base__, (*vars(base)['_surgery'].rules, *rules)
   replaced = _subclass(base, Surgery(rules))
@@ -116,12 +131,11 @@ def replace_conv(
 
 
 def _is_added(path: Path, initial: Mapping[Path, Any]) -> bool:
-  """Returns whether a leaf belongs to the attention branch of an AWConv."""
+  """Returns whether a leaf is what a layer has beside a plain one's kernel."""
+  of_plain = path[-1] in ('kernel', 'bias')
   return any(
-      name in ('attention', 'refinement')
-      and ('params', *path[1:i], 'kernel') in initial
-      and ('params', *path[1:i], 'attention', 'pointwise1', 'kernel') in initial
-      for i, name in enumerate(path)
+      ('params', *path[1:i], 'kernel') in initial
+      for i in range(1, len(path) - of_plain)
   )
 
 
@@ -134,11 +148,12 @@ def merge_variables(
 
   Args:
     initial: variables, {collection: tree}, fresh from `init` of the model with
-      AWConv, from `replace_conv` or written by hand.
+      AWConv (or another layer that has parts beside a `kernel`), from
+      `replace_conv` or written by hand.
     plain: variables of the model without it.
 
   Returns:
-    Variables as `initial`: those of the attention branches from there, all
+    Variables as `initial`: those of the layers' parts from there, all
     others from `plain`, as they are.
 
   Raises:
