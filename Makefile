@@ -7,12 +7,13 @@
 PYTHON ?= python3
 VENV := .venv
 ACCELERATORS := .venv-accelerators
+DOCS := .venv-docs
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 # What was compiled once need not be compiled by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help train detect test test-slow test-accelerators faults lint format clean
+.PHONY: help train detect docs test test-slow test-accelerators faults lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## List the commands.
@@ -25,6 +26,7 @@ help:  ## List the commands.
 	@echo 'make test-accelerators   install the compilers of TPU and CUDA (3 GB),'
 	@echo '                 and hold what they say of the kernels'
 	@echo 'make faults      have over 1,000 faults befall runs and tools (25 minutes)'
+	@echo 'make docs        the documents, every option and every module as a site'
 	@echo 'make lint        check form and types'
 	@echo 'make format      bring the code into form'
 	@echo 'make clean       remove the environment and the caches, not the runs'
@@ -87,6 +89,20 @@ $(ACCELERATORS)/test: requirements-accelerators.txt pyproject.toml
 test-accelerators: $(ACCELERATORS)/test  ## Compile for TPU and CUDA.
 	@$(ACCELERATORS)/bin/python -m pytest -m accelerators -rs $(ARGS)
 
+# An environment of its own, as nobody else needs these.
+$(DOCS)/docs: pyproject.toml
+	@echo 'installing what the site is made with, in $(DOCS) (a minute)'
+	@'$(PYTHON)' -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS)/docs  ## Make the site of the documents.
+	@rm -rf build/pages build/docs
+	@$(DOCS)/bin/python docs/site.py build/pages
+	@$(DOCS)/bin/zensical build --strict
+	@echo 'the site: build/docs/index.html'
+
 faults: $(VENV)/test  ## Have faults befall runs and tools; count them by kind.
 	@echo 'kills, signals, full disks, damaged files, ...: each must end in order'
 	@$(RUN) -m pytest -n 2 --dist worksteal -m faults $(ARGS)
@@ -102,4 +118,4 @@ format: $(VENV)/test  ## Bring the code into form.
 	@$(RUN) -m pyink --quiet .
 
 clean:  ## Remove the environment and the caches.
-	@rm -rf $(VENV) $(ACCELERATORS) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	@rm -rf $(VENV) $(ACCELERATORS) $(DOCS) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
