@@ -7,12 +7,12 @@ import sys
 
 # As in train.py: a tool of ours, and no other program, is about to start.
 if (
-    sys.argv[:1] == ['-m']
+    os.path.basename(sys.argv[0] if sys.argv else '') == 'awconv-train'
+    or sys.argv[:1] == ['-m']
     and re.search(
         r' -m (awconv_jax\.tools\.|benchmarks\b)', ' '.join(sys.orig_argv)
     )
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
+) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
   signal.signal(
       signal.SIGINT, lambda *_: os._exit(os.write(2, b'interrupted\n') and 1)
   )

@@ -9,6 +9,8 @@ import os
 import pathlib
 import re
 import runpy
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +20,10 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from awconv_jax import errors, options, places
+
+TRAIN = 'awconv-train'  # What train.py is called where it is installed.
+# A link in the repository, and a directory where it is installed.
+_SHIPPED = pathlib.Path(__file__).parent / 'configs'
 
 
 def fail(message: object) -> NoReturn:
@@ -98,9 +104,15 @@ def load_config(value: str) -> Any:
   path, _, text = value.partition(':')
   path = os.path.expanduser(path)
   if not os.path.isfile(path):
-    folder = pathlib.Path(os.path.dirname(path) or shipped_configs())
-    known = map(str, folder.glob('*[!_].py'))
-    raise errors.unknown_name('config file', path, known)
+    folder, name = os.path.split(path.removesuffix('.py'))
+    shipped = {p.stem: str(p) for p in _SHIPPED.glob('*[!_].py')}
+    # Its name, or its path in a clone of the repository, where that is not.
+    if folder not in ('', 'configs') or name not in shipped:
+      beside = map(str, pathlib.Path(folder or '.').glob('*[!_].py'))
+      known = {'': shipped, 'configs': [f'configs/{n}.py' for n in shipped]}
+      known = [*known.get(folder, ()), *beside]
+      raise errors.unknown_name('config file', path, known)
+    path = shipped[name]
   try:
     function = runpy.run_path(path, run_name='config').get('get_config')
     if not callable(function):
@@ -121,9 +133,24 @@ def load_config(value: str) -> Any:
   return made
 
 
-def shipped_configs() -> str:
-  """Returns the directory of the project's configs, from where the user is."""
-  return os.path.relpath(pathlib.Path(__file__).parent.parent / 'configs')
+def python() -> str:
+  """Returns what starts this Python in the user's shell."""
+  return found(sys.executable, 'python')
+
+
+def found(program: str, *names: str) -> str:
+  """Returns a program's name if a shell finds it by that, or else its path.
+
+  Args:
+    program: its path.
+    names: to try before its own.
+  """
+  for name in (*names, os.path.basename(program)):
+    there = shutil.which(name)
+    if there and os.path.abspath(there) == os.path.abspath(program):
+      return name
+  near = os.path.relpath(program)
+  return shlex.quote(program if near.startswith('..') else near)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -187,6 +214,9 @@ def run(main: Callable[..., Any], *, positional: bool = False) -> None:
       fail(f'unexpected argument {argv[1]!r}; flags begin with --')
     # Orbax tells of every step, and by tracebacks of what it raises, too.
     logging.set_verbosity(logging.FATAL)
+    # Modules of the user's own, such as a layer's; last, so as to hide nothing.
+    if not {'', os.getcwd()} & {*sys.path}:
+      sys.path.append(os.getcwd())
     if sys.stdout is None:  # As of `>&-`.
       sys.stdout = open(os.devnull, 'w')
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -16,7 +16,15 @@ from typing import Any
 import ml_collections
 import pydantic
 
-from awconv_jax.errors import InputError, nearest, quoted, unknown_name, unnamed
+from awconv_jax.errors import (
+    InputError,
+    did_you_mean,
+    nearest,
+    nearest_of,
+    quoted,
+    unknown_name,
+    unnamed,
+)
 from awconv_jax.options import NONE, Named, Steps, marker_of, options_of
 
 # A number is none in quotes, True is not 1, and NaN is no number.
@@ -91,6 +99,13 @@ def arguments(text: str, function: Callable[..., Any]) -> dict[str, Any]:
   return values
 
 
+def default_of(option: inspect.Parameter) -> Any:
+  """Returns the default of an option as configs hold it, or its `empty`."""
+  if option.default is _REQUIRED or marker_of(option):
+    return _tuples(option.default)
+  return _Filling().value(option.name, option.annotation, [option.default])
+
+
 def _tuples(value: Any) -> Any:
   """Returns the value with tuples for its lists, which JSON makes of them."""
   if isinstance(value, Mapping):
@@ -162,6 +177,7 @@ class _Filling:
         self.faults.append(f'{here}={quoted(value)} must hold options by name')
       elif isinstance(marker, Named):
         by, value = f'{here}.name', dict(value)
+        self._known.append(by)
         old = value.pop('name', None)
         new = self._texts.pop(by, old)
         if new is None:
@@ -234,9 +250,11 @@ class _Filling:
     for path in dict.fromkeys(self._unknown):
       section, _, name = path.rpartition('.')
       beside = [k for k, p in names if p == f'{section}.{k}']
-      near = nearest(name, beside)
-      for elsewhere in (p for k, p in names if k == name and not near):
-        near = f' (did you mean {elsewhere!r}?)'
+      same = [p for k, p in names if k == name]
+      near = did_you_mean(same) or nearest(name, beside)
+      if not near:
+        close = nearest_of(name, [k for k, _ in names])
+        near = did_you_mean([p for k, p in names if k in close])
       listed = ', '.join(sorted(beside)) or 'none'
       self.faults.append(f'unknown {path}{near}; known: {listed}')
     if self.faults:

@@ -11,6 +11,21 @@ def thousands(value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else str(value)
 
 
+def mib(size: float | None) -> str:
+  """Returns bytes in MiB; '?' for None."""
+  return '?' if size is None else f'{size / 2**20:,.1f}'
+
+
+def duration(seconds: float | None) -> str:
+  """Returns seconds in the unit that fits; '-' for None."""
+  if seconds is None:
+    return '-'
+  for unit, name in ((3600, 'h'), (60, 'min'), (1, 's')):
+    if seconds >= unit:
+      return f'{seconds / unit:.3g} {name}'
+  return f'{seconds * 1e3:.3g} ms'
+
+
 def make(
     rows: Sequence[Mapping[str, Any]],
     value_format: Callable[[Any], str] = thousands,

@@ -24,6 +24,7 @@ ALLOWED = {
     'tasks': {'models', 'ops', 'evaluators'},
     'macs': {'ops'},
     'compilers': set(),
+    'manual': {'config'},
     'command_line': {'config', 'train'},
     '__init__': {'layers', 'models', 'ops', 'surgery', 'pretrained'},
     'model_card': {'text_table'},

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -108,7 +109,8 @@ def test_requirements_name_extras_only():
 @pytest.mark.slow  # Builds in an environment that pip makes for it.
 def test_a_wheel_holds_the_package(tmp_path):
   source = tmp_path / 'source'  # What is left of building stays there.
-  shutil.copytree(commands.ROOT / 'awconv_jax', source / 'awconv_jax')
+  package = source / 'awconv_jax'
+  shutil.copytree(commands.ROOT / 'awconv_jax', package, symlinks=True)
   for name in ('configs', 'pyproject.toml', 'README.md', 'LICENSE'):
     (source / name).symlink_to(commands.ROOT / name)
   subprocess.run(
@@ -121,7 +123,7 @@ def test_a_wheel_holds_the_package(tmp_path):
     files = wheel.namelist()
     metadata = next(f for f in files if f.endswith('/METADATA'))
     lines = wheel.read(metadata).decode().splitlines()
-  assert 'awconv_jax/py.typed' in files
+  assert {'awconv_jax/py.typed', 'awconv_jax/configs/digits.py'} < {*files}
   assert {f.split('/')[0] for f in files} == {
       *('awconv_jax', path.name.rpartition('-py3')[0] + '.dist-info')
   }
@@ -131,3 +133,20 @@ def test_a_wheel_holds_the_package(tmp_path):
       if line.startswith('Requires-Dist') and 'extra' not in line
   ]
   assert names(always) == {'jax', 'flax', 'numpy'}
+  # Installed, it trains in a directory that holds nothing.
+  home, empty = tmp_path / 'home', tmp_path / 'empty'
+  empty.mkdir()
+  pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps']
+  subprocess.run([*pip, f'--target={home}', path], check=True)
+  for config in ('digits:aw_conv=false', 'configs/digits.py'):
+    trained = subprocess.run(
+        [home / 'bin/awconv-train', f'--config={config}', '--workdir=run']
+        + ['--config.num_epochs=0.05', '--config.optimizer.warmup_epochs=0'],
+        cwd=empty,
+        env={**os.environ, 'PYTHONPATH': str(home)},
+        capture_output=True,
+        text=True,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert 'done: ' in trained.stdout
+    shutil.rmtree(empty / 'run')

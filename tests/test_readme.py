@@ -2,10 +2,12 @@
 
 import ast
 import importlib.util
+import pathlib
 import re
 import shlex
 import string
 import subprocess
+import sys
 import tomllib
 
 from absl import flags
@@ -25,6 +27,7 @@ DOCS = sorted((commands.ROOT / 'docs').glob('*.md'))
 ALL = [README, commands.ROOT / 'CONTRIBUTING.md', *DOCS]
 # Those whose Python runs by itself, without trained weights.
 RUN = [README, commands.ROOT / 'docs/layers.md']
+OWN = re.compile(r'# (\w+\.py)\n')
 NOTEBOOKS = sorted((commands.ROOT / 'notebooks').glob('*.ipynb'))
 
 
@@ -54,11 +57,22 @@ COMMANDS = {command(line) for path in ALL for line in lines(path)}
 COMMANDS = sorted(line for line in COMMANDS if line[:7] == 'python ')
 
 
+@pytest.fixture(autouse=True)
+def own_files(tmp_path, monkeypatch):
+  """Writes blocks that begin with a file's name, as a reader would."""
+  monkeypatch.syspath_prepend(tmp_path)
+  for path in RUN:
+    for block in blocks(path, 'python'):
+      if own := OWN.match(block):
+        (tmp_path / own[1]).write_text(block)
+
+
 @pytest.mark.parametrize('path', RUN, ids=lambda path: path.name)
 def test_the_python_code_runs(path):
   namespace = {}
   for block in blocks(path, 'python'):
-    exec(block, namespace)  # One after the other, as a reader would.
+    if not OWN.match(block):
+      exec(block, namespace)  # One after the other, as a reader would.
   assert namespace['model']
 
 
@@ -168,3 +182,20 @@ def test_the_picture_can_be_drawn(tmp_path, monkeypatch):
   monkeypatch.setattr(module, 'STEPS', 1)
   module.main(tmp_path / 'maps.png')
   assert (tmp_path / 'maps.png').stat().st_size > 50_000
+
+
+@pytest.mark.slow  # It installs what the site is made with.
+def test_the_site_is_made_without_a_warning():
+  done = subprocess.run(
+      ['make', 'docs', f'PYTHON={sys.executable}'],
+      cwd=commands.ROOT,
+      capture_output=True,
+      text=True,
+  )
+  assert done.returncode == 0 and 'No issues found' in done.stdout, done.stderr
+  site = commands.ROOT / 'build/docs'
+  pages = {p.parent.relative_to(site) for p in site.rglob('index.html')}
+  modules = 'models/resnet', 'train/loop', 'tools/evaluate', 'ops/aw_conv'
+  assert {pathlib.Path('reference/awconv_jax', m) for m in modules} < pages
+  for name in ('warmup_start_fraction', 'key_ratio', 'num_threads', 'shear'):
+    assert f'>{name}<' in (site / 'reference/config/index.html').read_text()

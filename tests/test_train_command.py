@@ -13,7 +13,7 @@ import pytest
 import tiny
 from watched_run import assert_same_runs, rows_of, use_devices
 
-from awconv_jax import data
+from awconv_jax import command_line, data, errors
 from awconv_jax.train import settings
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -99,7 +99,7 @@ def test_a_sharded_state_goes_on_anywhere(tmp_path):
 
 def test_the_end_says_where_everything_is(one_device):
   workdir, out = one_device
-  for words in ('checkpoints', 'tensorboard', 'compare', 'multiply_adds'):
+  for words in ('checkpoints', 'tensorboard', 'extend: ', 'multiply_adds'):
     assert words in out
   top1 = rows_of(workdir)[-1]['eval/top1']
   assert re.fullmatch(rf'done: .*top1 {top1:.4f} .*', out.splitlines()[-1])
@@ -241,13 +241,25 @@ def test_one_image_a_batch_and_places_in_the_home_directory(
   assert not any((tmp_path / 'here').iterdir())
 
 
-def test_configs_are_named_from_where_the_user_is(tmp_path, monkeypatch):
+def test_configs_are_found_by_name_wherever_the_user_is(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  for flags in ((), ('--config=digit.py', '--workdir=x')):
-    code, _, err = commands.tool('train', *flags)
-    (path,) = re.findall(r'\S*configs/digits.py\b', err)[:1]
-    path = path.removeprefix('--config=').lstrip("'")
-    assert code == 1 and (tmp_path / path).is_file(), err
+  code, _, err = commands.tool('train')
+  assert code == 1 and 'such as --config=digits --workdir=runs/digits' in err
+  whole = command_line.load_config('digits:aw_conv=false')
+  for folder in ('', 'configs/', f'{commands.ROOT}/configs/'):
+    name = f'{folder}digits.py:aw_conv=false'
+    assert command_line.load_config(name) == whole
+  for name in ('digit', 'digit.py', 'configs/digit.py'):
+    with pytest.raises(
+        errors.InputError, match="did you mean '(configs/)?digits"
+    ):
+      command_line.load_config(name)
+  for name in ('other/digits.py', '/digits.py'):
+    with pytest.raises(errors.InputError, match='unknown config file'):
+      command_line.load_config(name)
+  # A file of the user's own goes before.
+  (tmp_path / 'digits.py').write_text('def get_config():\n  return {}\n')
+  assert command_line.load_config('digits.py') == {}
 
 
 PATHS = {

@@ -20,7 +20,9 @@ Batch = Mapping[str, jax.Array]
 class Detection:
   """Detects objects in uint8 images on a canvas; see `data.detection`.
 
-  The model is of `models.create_detector`; for the rest see `pixels.normalize`.
+  Args:
+    model: of `models.create_detector`.
+    mean, std: of the pixels, see `pixels.normalize`.
   """
 
   trains_on = ('image', 'image_size', 'gt_boxes', 'gt_labels', 'gt_valid')

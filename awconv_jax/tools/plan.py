@@ -33,6 +33,7 @@ from awconv_jax.compilers import alone, topology
 from awconv_jax.data import described
 from awconv_jax.errors import InputError, ReportedError
 from awconv_jax.options import MOST
+from awconv_jax.text_table import duration, mib
 
 FLAGS = flags.FLAGS
 STEP, EVALUATION = 'training step', 'evaluation'
@@ -154,7 +155,10 @@ def find_batch(
       tried[size] = compile_program(changed, place, STEP, num_examples)
     found = tried[size]
     word = 'fits' if found['fits'] else 'does not fit'
-    print(f'batch {size:,}: {_mib(found["needed"])} MiB, {word}', flush=True)
+    print(
+        f'batch {size:,}: {mib(found["needed"])} MiB, {word}',
+        flush=True,
+    )
     return found['fits'], found['needed'] and found['needed'] / found['usable']
 
   start = config['batch_size'] // unit
@@ -253,19 +257,6 @@ def plan(
   )
 
 
-def _mib(size: float | None) -> str:
-  return '?' if size is None else f'{size / 2**20:,.1f}'
-
-
-def _duration(seconds: float | None) -> str:
-  if seconds is None:
-    return '-'
-  for unit, name in ((3600, 'h'), (60, 'min'), (1, 's')):
-    if seconds >= unit:
-      return f'{seconds / unit:.3g} {name}'
-  return f'{seconds * 1e3:.3g} ms'
-
-
 def _number(value: float | None) -> str:
   return '-' if value is None else f'{value:,.4g}'
 
@@ -281,7 +272,7 @@ def _memory(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
   }
   for kind, name in named.items():
     yield {'MiB of a chip': name} | {
-        program: _mib(one['memory'] and one['memory'][kind])
+        program: mib(one['memory'] and one['memory'][kind])
         for program, one in found.items()
     }
   for key, name in dict(
@@ -289,7 +280,7 @@ def _memory(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
       needed='needed at once',
       usable='there are',
   ).items():
-    yield {'MiB of a chip': name} | {k: _mib(v[key]) for k, v in found.items()}
+    yield {'MiB of a chip': name} | {k: mib(v[key]) for k, v in found.items()}
   yield {'MiB of a chip': 'fits'} | {
       k: 'yes' if v['fits'] else 'NO' for k, v in found.items()
   }
@@ -317,16 +308,16 @@ def _rows(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   kept = config['checkpoints_to_keep']
   yield f'checkpoint, of which {kept} are kept', f'{checkpoint:,.0f} MiB'
   if 'step_seconds' in made:
-    yield 'step, at the least', _duration(made['step_seconds'])
+    yield 'step, at the least', duration(made['step_seconds'])
     yield 'of it in our kernels', f'{made["kernels_share"]:.0%}'
     yield 'images/s, at most', _number(made['images_per_second'])
     yield (
         f'images/s that each of {step["hosts"]} hosts has to read',
         _number(made['images_per_second_per_host']),
     )
-    yield 'epoch, at the least', _duration(made['epoch_seconds'])
-    yield 'evaluation, at the least', _duration(made['evaluation_seconds'])
-    yield 'run, at the least', _duration(made['run_seconds'])
+    yield 'epoch, at the least', duration(made['epoch_seconds'])
+    yield 'evaluation, at the least', duration(made['evaluation_seconds'])
+    yield 'run, at the least', duration(made['run_seconds'])
 
 
 def report(made: Mapping[str, Any]) -> str:
@@ -339,7 +330,7 @@ def report(made: Mapping[str, Any]) -> str:
       f'{config["model"]["name"]} on {config["data"]["name"]}, '
       f'{made["topology"]}: {chips} of {step["device_kind"]}, '
       f'{step["hosts"]} host(s); batches of {batch:,}, {batch / chips:g} a '
-      f'chip; {step["total_steps"]:,} steps; compiled in {_duration(seconds)} '
+      f'chip; {step["total_steps"]:,} steps; compiled in {duration(seconds)} '
       f'by {step["compiler"]}'
   )
   memory = text_table.make(list(_memory(made['programs'])))
@@ -372,8 +363,8 @@ def main() -> None:
   config = command_line.read_config()
   if config is None or not FLAGS.topology:
     raise InputError(
-        f'--config or --topology is missing, such as --config='
-        f'{command_line.shipped_configs()}/imagenet.py --topology=v5e:8x8'
+        '--config or --topology is missing, such as --config=imagenet '
+        '--topology=v5e:8x8'
     )
   place = topology.parse(FLAGS.topology)
   alone.check_installed(place.chip)

@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 from jax.sharding import Mesh
+import numpy as np
 
 from awconv_jax import options
 from awconv_jax.errors import InputError
@@ -22,6 +23,7 @@ class Functions:
 
   Attributes:
     total_steps: of the run.
+    schedule: the learning rate of a step, or of several, from 0.
     create_state: takes `batch_shapes` and `warm_start` of
       `step.create_state`.
     step_of: `step.create_train_step` for a state, or for its shapes.
@@ -29,6 +31,7 @@ class Functions:
   """
 
   total_steps: int
+  schedule: Callable[[Any], Any]
   create_state: Callable[..., train_step.TrainState]
   step_of: Callable[[train_step.TrainState], Any]
   predict: Any
@@ -57,6 +60,7 @@ def create(
   )
   return Functions(
       total_steps=total,
+      schedule=schedule,
       create_state=functools.partial(
           train_step.create_state,
           task,
@@ -80,4 +84,28 @@ def create(
           else None,
       ),
       predict=train_step.create_predict(task, mesh),
+  )
+
+
+def extension(before: Functions, now: Functions, step: int, name: str) -> str:
+  """Returns a line on what a run's new length means at a step, from 0.
+
+  Args:
+    before: of the length that it was trained for until here.
+    now: of the new one.
+    step: steps that were taken.
+    name: of the schedule.
+  """
+  line = f'extended from {before.total_steps:,} to {now.total_steps:,} steps'
+  past = np.arange(step)
+  if np.array_equal(*(run.schedule(past) for run in (before, now))):
+    return (
+        f'{line}: the learning rates so far are those of a run of that length '
+        'from the start, and so are the weights'
+    )
+  last, rest = float(before.schedule(step - 1)), float(now.schedule(step))
+  return (
+      f'{line}: the {name} schedule is now that of the new length, so that the '
+      f'learning rate goes from {last:.2e} to {rest:.2e}; the weights are not '
+      'those of a run of that length from the start'
   )

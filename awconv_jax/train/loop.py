@@ -76,7 +76,7 @@ def train(
   with contextlib.ExitStack() as stack, processes.telling():
     # In force while functions are traced: `ops.aw_conv` asks for it.
     stack.enter_context(jax.set_mesh(mesh))
-    batches, eval_batches, shapes = _create_data(config, task, mesh)
+    batches, eval_batches, shapes = create_data(config, task, mesh)
     stack.callback(batches.close)
     per_epoch = batches.batches_per_epoch
     lengths = dict(batch_size=config.batch_size, steps_per_epoch=per_epoch)
@@ -97,7 +97,7 @@ def train(
     watch = stack.enter_context(stall.Watch(0, stall_seconds))
     stack.enter_context(tracing)
     stack.callback(watch.at, stall.TRACE)
-    directory, keep = workdir / 'checkpoints', config.checkpoints_to_keep
+    directory, keep = workdir / rundir.CHECKPOINTS, config.checkpoints_to_keep
     checkpointer = stack.enter_context(
         checkpoint.Checkpointer(
             directory,
@@ -112,24 +112,30 @@ def train(
     state = run.create_state(
         batch_shapes=shapes,
         warm_start=lambda fresh: (
-            fresh if checkpointer.steps() else _first_weights(config, fresh)
+            fresh if checkpointer.steps() else first_weights(config, fresh)
         ),
     )
     if jax.process_index() == 0:
-      _describe(config, workdir, task, state, shapes, batches, eval_batches)
+      _tell(config, workdir, task, state, shapes, batches, eval_batches)
     step, iterator_state = 0, {}
-    restored = checkpointer.restore_latest(
-        state,
-        lambda record: rundir.check_record(
-            workdir, record, config, batches.class_names
-        ),
-    )
+    trained = config  # What the checkpoint was trained by.
+
+    def check(record):
+      nonlocal trained
+      rundir.check_record(workdir, record, config, batches.class_names)
+      trained = settings.complete(record['config']) if record else config
+
+    restored = checkpointer.restore_latest(state, check)
     if jax.process_index() == 0:
       rundir.write_config(workdir, config)
     if restored is not None:
       step, state, iterator_state = restored
       batches.set_state(iterator_state)
       logging.info(f'resumed from the checkpoint of step {step}')
+      if step and trained.num_epochs != config.num_epochs:
+        before = functions.create(trained, task, mesh, per_epoch)
+        schedule = config.optimizer.schedule
+        logging.info(functions.extension(before, run, step, schedule))
     # Of weights and a directory of which each host may have its own.
     processes.agree(
         lambda: {'first state': checkpoint.digest(step, state, iterator_state)}
@@ -223,7 +229,7 @@ def predictions(
   yield from jax.device_get(waiting)
 
 
-def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
+def create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
   """Returns batches to train on, to evaluate on, and the latter's shapes."""
   partition.check_batch_sizes(config, mesh)
   create = functools.partial(
@@ -258,7 +264,7 @@ def _create_data(config: Any, task: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
   return batches, eval_batches, shapes
 
 
-def _first_weights(config: Any, fresh: Any) -> Any:
+def first_weights(config: Any, fresh: Any) -> Any:
   """Returns the variables to start with: of `config.init_from` if given."""
   variables, skip = fresh, config.init_skip
   if config.init_from:
@@ -284,12 +290,22 @@ def _first_weights(config: Any, fresh: Any) -> Any:
   return variables
 
 
-def _describe(config, workdir, task, state, shapes, batches, eval_batches):
+def _tell(config, workdir, task, state, shapes, batches, eval_batches):
   """Tells, and writes, what is trained on what, and how large it is."""
+  logging.info(describe(config, task, state, shapes, batches, eval_batches))
+  overview = parameter_overview.get_parameter_overview(
+      state.params, include_stats=False
+  )
+  rundir.write(workdir / 'parameters.txt', f'{overview}\n')
+  rundir.write_classes(workdir, batches.class_names, batches.category_ids)
+
+
+def describe(config, task, state, shapes, batches, eval_batches) -> str:
+  """Returns what is trained on what, and how large it is."""
   image = shapes['image'].update(shape=(1, *shapes['image'].shape[1:]))
   counted = _macs(task, state, image)
   left_out = batches.num_left_out
-  logging.info(
+  return (
       f'{config.model.name} on {config.data.name}: {batches.num_examples:,} '
       'examples to train on'
       + f' ({left_out:,} with nothing on them left out)' * bool(left_out)
@@ -300,11 +316,6 @@ def _describe(config, workdir, task, state, shapes, batches, eval_batches):
       'parameters, and multiply-adds for one image:\n'
       + text_table.make(macs.rows(state.params, counted))
   )
-  overview = parameter_overview.get_parameter_overview(
-      state.params, include_stats=False
-  )
-  rundir.write(workdir / 'parameters.txt', f'{overview}\n')
-  rundir.write_classes(workdir, batches.class_names, batches.category_ids)
 
 
 def _macs(task: Any, state: Any, image: Any) -> dict[str, int]:

@@ -45,7 +45,13 @@ def sgd(
     momentum: Fraction = 0.9,
     nesterov: bool = True,
 ):
-  """SGD with L2, as torch: the decay passes through the momentum."""
+  """SGD with L2, as torch: the decay passes through the momentum.
+
+  Args:
+    rate, decay, mask: see above.
+    momentum: share of the old direction.
+    nesterov: whether the gradient is taken ahead of the momentum.
+  """
   return optax.chain(
       optax.add_decayed_weights(decay, mask),
       optax.sgd(rate, momentum, nesterov),
@@ -61,7 +67,13 @@ def adamw(
     b2: Fraction = 0.999,
     eps: PositiveFloat = 1e-8,
 ):
-  """Adam with decay outside of the moments."""
+  """Adam with decay outside of the moments.
+
+  Args:
+    rate, decay, mask: see above.
+    b1, b2: shares of the old first and second moment.
+    eps: added to the root of the second.
+  """
   return optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=mask)
 
 
@@ -79,6 +91,11 @@ def lamb(
   `optax.lamb` masks the decay only and scales the step of a bias by its norm,
   too. The authors' code and timm's, with which the recipes of
   https://arxiv.org/abs/2110.00476 were made, leave both off together.
+
+  Args:
+    rate, decay, mask: see above.
+    b1, b2: shares of the old first and second moment.
+    eps: added to the root of the second.
   """
   return optax.chain(
       optax.scale_by_adam(b1, b2, eps),
@@ -116,6 +133,11 @@ def step(
   """Times `factor` from each boundary on, in epochs from the very start.
 
   Some may be past the end: a shortened run is the beginning of the full one.
+
+  Args:
+    at, progress, steps_per_epoch: see above.
+    boundaries_epochs: the boundaries, rising.
+    factor: what the rate is multiplied by at each.
   """
   ends = (round(epoch * steps_per_epoch) for epoch in boundaries_epochs)
   starts = [min(end, MOST) for end in ends]
@@ -131,6 +153,10 @@ def cosine(
     final_fraction: UnitFloat = 0.0,
 ):
   """Half a cosine, at its foot at the end.
+
+  Args:
+    at, progress, steps_per_epoch: see above.
+    final_fraction: share of the rate that is left at the end.
 
   Source: https://arxiv.org/abs/1608.03983, without restarts.
   """
@@ -173,6 +199,7 @@ def create(
     steps_per_epoch: the unit of durations, which become whole steps.
     learning_rate: the highest rate, for batches of `base_batch_size` images; it
       grows in proportion to the batch.
+    base_batch_size: images of the batch that the rate is for.
     name, options: of the optimizer, such as `sgd`.
     weight_decay: L2 or decoupled decay, as the optimizer has it.
     decay_mask: which parameters decay: 'kernels' or 'all'.

@@ -239,7 +239,7 @@ def agree(facts: Callable[[], Mapping[str, Any]] = dict) -> None:
     _watched.agree(facts())
 
 
-def start(config: Any, workdir: str) -> None:
+def start(config: Any, workdir: str | None) -> None:
   """Joins JAX's processes once all agree on config, workdir and code.
 
   Raises:
@@ -254,7 +254,7 @@ def start(config: Any, workdir: str) -> None:
   facts = {f'config.{key}': value for key, value in flat.items()}
   facts |= {name: getattr(jax.config, name) for name in _SETTINGS}
   facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
-  facts['--workdir'] = str(places.whole(workdir))
+  facts['--workdir'] = str(workdir and places.whole(workdir))
   facts['Python'] = '.'.join(map(str, sys.version_info[:2]))
   facts['the code of awconv_jax'] = _hash_of_code()
   port, where = _watched.agree(facts), _watched.where

@@ -19,6 +19,7 @@ from awconv_jax.options import any_path
 from awconv_jax.train import checkpoint, lease, processes, settings
 
 CONFIG = 'config.json'
+CHECKPOINTS = 'checkpoints'
 CLASSES = 'classes.json'  # The names, in the order of labels.
 CATEGORIES = 'categories.json'  # With the data set's numbers, if it has any.
 UNREADABLE = 'unreadable.txt'  # Images that could not be read, one a line.
@@ -39,6 +40,10 @@ FREE_KEYS = {
     'data.prefetch',
     'data.max_bad_fraction',
 }
+
+
+# May grow, by which a run is extended.
+LENGTH = 'num_epochs'
 
 
 def place(workdir: str | os.PathLike) -> pathlib.Path:
@@ -84,7 +89,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
         f'{str(path.parent)!r} does not exist; which run is meant?'
     )
   trained = []
-  for record in checkpoint.records(path.parent / 'checkpoints'):
+  for record in checkpoint.records(path.parent / CHECKPOINTS):
     with contextlib.suppress(InputError):  # It may be damaged.
       trained.append(settings.complete(record['config']))
   try:
@@ -99,7 +104,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   except (AttributeError, TypeError, ValueError) as error:
     reason = str(error).replace('\n', '; ')
   else:
-    changes = [_changes(config, there) for there in trained]
+    changes = [_changes(there, config) for there in trained]
     if not all(changes) or not changes:
       return config
     reason = (
@@ -153,19 +158,31 @@ def check_own(
 
 
 def _changes(held: Any, given: Any) -> str:
-  """Returns where two configs differ that one run cannot both have, or ''."""
+  """Returns where two configs differ that a run may not, or ''."""
   held, given = (
       flax.traverse_util.flatten_dict(c.to_dict(), True, sep='.')
       for c in (held, given)
   )
+  free = FREE_KEYS | {LENGTH} if given[LENGTH] > held[LENGTH] else FREE_KEYS
   changes = [
       f'config.{key} is {there!r} there and {here!r} here'
-      for key in sorted((held.keys() | given.keys()) - FREE_KEYS)
+      for key in sorted((held.keys() | given.keys()) - free)
       if (there := held.get(key, 'absent'))
       != (here := given.get(key, 'absent'))
   ]
   more = f' and {len(changes) - 3} more' * (len(changes) > 3)
   return '; '.join(changes[:3]) + more
+
+
+def check_owner(workdir: pathlib.Path, config: Any) -> None:
+  """Raises InputError if a directory has a run that is not of this config."""
+  held = checkpoint.steps_in(workdir / CHECKPOINTS)
+  if held and (workdir / CONFIG).exists():
+    if changes := _changes(read_config(workdir), config):
+      raise InputError(
+          f'--workdir={str(workdir)!r} belongs to a run with another '
+          f'config: {changes}; give another, or that config'
+      )
 
 
 @contextlib.contextmanager
@@ -187,7 +204,7 @@ def claim(
   Raises:
     InputError: it cannot be written, or has another run or another config.
   """
-  path, directory = workdir / '.lock', workdir / 'checkpoints'
+  path, directory = workdir / '.lock', workdir / CHECKPOINTS
   made, checks = [], []
   with contextlib.ExitStack() as stack:
 
@@ -202,12 +219,7 @@ def claim(
           raise InputError(reason) from error
       else:
         lock_file()
-      if (workdir / CONFIG).exists() and checkpoint.steps_in(directory):
-        if changes := _changes(read_config(workdir), config):
-          raise InputError(
-              f'--workdir={str(workdir)!r} belongs to a run with another '
-              f'config: {changes}; give another, or that config'
-          )
+      check_owner(workdir, config)
 
     def lock_file():
       try:

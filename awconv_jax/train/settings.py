@@ -25,7 +25,7 @@ class Settings:
   """What a config holds.
 
   Attributes:
-    num_epochs: length of the whole run.
+    num_epochs: length of the whole run; a larger number extends it.
     batch_size: images per step, over all devices.
     eval_batch_size: the same for evaluation, which is exact for any size.
     data: the data set, and the options of what reads it.
@@ -42,9 +42,11 @@ class Settings:
       'state_dict_ema'; None for the usual ones.
     init_skip: modules that do not take them, such as ('head',).
     log_every_steps: steps whose mean is one row of the metrics.
-    eval_every_epochs: and at the end.
-    checkpoint_every_epochs: and at the end.
-    checkpoints_to_keep: of the newest; one is left if the newest is damaged.
+    eval_every_epochs: epochs from one evaluation to the next; there is one at
+      the end, too.
+    checkpoint_every_epochs: the same of checkpoints.
+    checkpoints_to_keep: how many of the newest; one is left if the newest is
+      damaged.
   """
 
   num_epochs: options.Epochs

@@ -98,7 +98,15 @@ def create_head(
     background: Literal['last', 'first'] = 'last',
     **dtypes: Any,
 ) -> tuple[BoxHead, BoxPredictor]:
-  """Returns both modules of the second stage, of the same dtypes."""
+  """Returns both modules of the second stage, of the same dtypes.
+
+  Args:
+    num_classes: C, without the background.
+    features: channels of the hidden layers.
+    background: where the parameters have it among the outputs, see
+      `BoxPredictor`.
+    **dtypes: dtype and param_dtype.
+  """
   predictor = BoxPredictor(num_classes, background, **dtypes)
   return BoxHead(features, **dtypes), predictor
 

@@ -23,7 +23,12 @@ from awconv_jax.options import PositiveInt
 
 
 class FPN(nn.Module):
-  """The pyramid over a backbone's features, and the channels of its levels."""
+  """The pyramid over a backbone's features.
+
+  Attributes:
+    features: channels of its levels.
+    dtype, param_dtype: of the computation, and of the parameters.
+  """
 
   features: PositiveInt = 256
   dtype: Any = jnp.float32

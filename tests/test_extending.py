@@ -1,0 +1,115 @@
+"""A run that is made longer, one that is only tried, and what is printed."""
+
+import shlex
+import sys
+
+import commands
+import jax
+import numpy as np
+import pytest
+import tiny
+from watched_run import rows_of, saved_arrays
+
+from awconv_jax import command_line
+from awconv_jax.errors import InputError
+from awconv_jax.tools import train as train_tool
+from awconv_jax.train import dry_run, rundir
+from awconv_jax.train import loop as train_loop
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+def config(num_epochs, schedule='constant'):
+  result = tiny.get_config(schedule=schedule)
+  result.num_epochs = num_epochs
+  result.optimizer.warmup_epochs = 0.05
+  return result
+
+
+@pytest.fixture(scope='module')
+def long(tmp_path_factory):
+  """A run of nine steps at one go."""
+  workdir = tmp_path_factory.mktemp('long')
+  return workdir, train_loop.train(config(0.2), str(workdir))
+
+
+def test_at_a_constant_rate_it_has_the_bits_of_a_long_run(
+    long, tmp_path, capsys
+):
+  short = train_loop.train(config(0.1), str(tmp_path))
+  assert short.step == short.total_steps == 4
+  capsys.readouterr()
+  whole = train_loop.train(config(0.2), str(tmp_path))
+  assert 'extended from 4 to 9 steps: the learning rates so far are those' in (
+      capsys.readouterr().out
+  )
+  assert (whole.step, whole.metrics) == (9, long[1].metrics)
+  ours, theirs = (saved_arrays(path, 9) for path in (tmp_path, long[0]))
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  losses = [
+      [row['train/loss'] for row in rows_of(path) if 'train/loss' in row]
+      for path in (tmp_path, long[0])
+  ]
+  assert losses[0] == losses[1] and len(losses[0]) == 9
+  assert rundir.read_config(tmp_path).num_epochs == 0.2
+  # Shorter than it is, it cannot become.
+  with pytest.raises(InputError, match='num_epochs is 0.2 there and 0.1 here'):
+    train_loop.train(config(0.1), str(tmp_path))
+
+
+def test_a_cosine_goes_up_again_and_says_so(tmp_path, capsys):
+  train_loop.train(config(0.1, 'cosine'), str(tmp_path))
+  capsys.readouterr()
+  train_loop.train(config(0.2, 'cosine'), str(tmp_path))
+  said = capsys.readouterr().out
+  rates = [
+      row['train/learning_rate']
+      for row in rows_of(tmp_path)
+      if 'train/learning_rate' in row
+  ]
+  line = f'goes from {rates[3]:.2e} to {rates[4]:.2e}; the weights are not'
+  assert 'the cosine schedule is now that of the new length' in said
+  assert line in said and rates[4] > rates[3]
+
+
+def test_a_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(dry_run, '_SECONDS', 0)
+  workdir = tmp_path / 'run'
+  found = dry_run.run(config(0.2), str(workdir))
+  out = capsys.readouterr().out
+  assert not workdir.exists() and not list(tmp_path.iterdir())
+  for words in ('step, mean of 3', 'run of 9 steps and 1 evaluations', 'MiB'):
+    assert words in out
+  assert found['step_seconds'] > found['data_seconds'] > 0
+  assert 0 < found['bytes'] < found['bytes_limit']
+  assert found['run_seconds'] >= 9 * found['step_seconds']
+  monkeypatch.setattr(dry_run, '_limit', lambda: 1000)
+  monkeypatch.setattr(dry_run.functions, 'create', fails)
+  with pytest.raises(ZeroDivisionError):
+    dry_run.run(config(0.2))
+
+
+def fails(*args):
+  raise ZeroDivisionError
+
+
+def test_a_dry_run_is_held_to_the_directory(long):
+  other = config(0.2)
+  other.seed = 5
+  with pytest.raises(InputError, match='seed is 0 there and 5 here'):
+    dry_run.run(other, str(long[0]))
+
+
+def test_the_command_that_extends_can_be_pasted(monkeypatch, tmp_path):
+  place = tmp_path / "my runs' first"
+  given = [commands.TINY, f'--workdir={place}', '--config.num_epochs=3']
+  monkeypatch.setattr(sys, 'argv', ['train.py', *given])
+  words = shlex.split(train_tool._extended(3.0))
+  assert words[1:] == [
+      *('train.py', *given[:2], '--config.num_epochs=6'),
+  ]
+  assert command_line.shutil.which(words[0])
+  monkeypatch.setattr(sys, 'argv', ['/nowhere/awconv-train', *given[:1]])
+  assert shlex.split(train_tool._extended(0.5))[::2] == [
+      *('/nowhere/awconv-train', '--config.num_epochs=1'),
+  ]
