@@ -84,3 +84,35 @@ def test_neighbouring_classes_have_colours_apart():
   colors = np.array([draw_boxes.color_of(label) for label in range(80)])
   assert len(np.unique(colors, axis=0)) == 80
   assert np.abs(np.diff(colors, axis=0)).sum(1).min() > 150
+
+
+def test_no_caption_lies_on_another_and_the_truth_has_its_class(monkeypatch):
+  drawn = {}
+  monkeypatch.setattr(
+      draw_boxes,
+      '_write',
+      lambda _, patch, text, *rest: drawn.update({text: patch}),
+  )
+  image = np.zeros((500, 600, 3), np.uint8)
+  box = np.array([100, 100, 180, 160])
+  names = [f'number {n}' for n in range(9)]
+  one = dict(
+      image_size=np.array(image.shape[:2]),
+      boxes=box + np.arange(6)[:, None],
+      labels=np.arange(6),
+      scores=np.linspace(0.9, 0.6, 6),
+      valid=np.ones(6, bool),
+      gt_boxes=box[None],
+      gt_labels=np.array([8]),
+      gt_valid=np.ones(1, bool),
+  )
+
+  draw_boxes.draw(image, one, names, 0.5)
+
+  # The best are there, and so is the truth: there is room for seven.
+  assert 'number 0: 90%' in drawn and 'number 8' in drawn and len(drawn) == 7
+  for text, (x1, y1, x2, y2) in drawn.items():
+    assert 0 <= x1 < x2 <= 600 and 0 <= y1 < y2 <= 500
+    for other, (a1, b1, a2, b2) in drawn.items():
+      apart = x2 <= a1 or a2 <= x1 or y2 <= b1 or b2 <= y1
+      assert text == other or apart, (text, other)

@@ -268,6 +268,7 @@ PATHS = {
     'predict': ('run', 'output'),
     'convert': ('input', 'output'),
     'plot_curves': ('output',),
+    'explain': ('run', 'output', 'numbers'),
 }
 
 

@@ -1,97 +1,264 @@
-"""Draws the curves of one or more runs into a picture.
+r"""Draws the curves of one or more runs, fit for a paper.
 
-python -m awconv_jax.tools.plot_curves --output=curves.png runs/a runs/b
+  python -m awconv_jax.tools.plot_curves --output=curves.png runs/a runs/b
+  python -m awconv_jax.tools.plot_curves --panels=top1 --width=3.3 \
+      --output=top1.pdf runs/aw0 runs/aw1 runs/aw2 runs/plain0 runs/plain1
+
+Runs with the same config but for the seed are one curve: their mean, in a band
+of one standard deviation to either side; --nobands draws each. A loss in
+training is drawn as it is, pale, and smoothed.
 """
 
-from collections.abc import Sequence
-import itertools
+from collections.abc import Mapping, Sequence
+import json
+import os
 import pathlib
-import warnings
+from typing import Any, NamedTuple
 
 from absl import flags
 import numpy as np
 
-from awconv_jax import command_line, errors, places
+from awconv_jax import command_line, errors, figures, places
 from awconv_jax.options import any_path
-from awconv_jax.train import logging
+from awconv_jax.train import logging, rundir
 
-# Titles and units of the panels, and the scalars that they show of each run.
+# Labels of the panels, and the scalars that they show of each run.
 PANELS = {
     # That of training is of augmented images, and of labels as they are there.
-    'loss': ('train/loss', 'eval/loss'),
-    'top-1 (%)': ('train/top1', 'eval/top1'),
-    'AP (%)': ('eval/AP',),
-    'AP50 (%)': ('eval/AP50',),
-    'learning rate': ('train/learning_rate',),
-    'images/s': ('train/images_per_second',),
-    'model FLOP/s utilization (%)': ('train/mfu',),
+    'loss': ('loss', ('train/loss', 'eval/loss')),
+    'top1': ('top-1 accuracy (%)', ('train/top1', 'eval/top1')),
+    'AP': ('AP (%)', ('eval/AP',)),
+    'AP50': ('AP50 (%)', ('eval/AP50',)),
+    'learning_rate': ('learning rate', ('train/learning_rate',)),
+    'speed': ('images/s', ('train/images_per_second',)),
+    'mfu': ('model FLOP/s utilization (%)', ('train/mfu',)),
 }
+# Those that jump from step to step, and are smoothed over this share of a run.
+_SMOOTHED, _SHARE = ('train/loss', 'train/top1'), 0.1
+_HEIGHT = 1.75  # Inches of a panel.
 
 
-def plot(workdirs: Sequence[str], output: str) -> str:
-  """Draws `PANELS` over the steps, and returns the path of the picture.
+class Curve(NamedTuple):
+  """One scalar of a group of runs: values [runs, points] at steps [points]."""
+
+  group: int
+  name: str
+  steps: np.ndarray
+  values: np.ndarray
+
+
+class Group(NamedTuple):
+  """Runs of one config: rows of each, a label, and the steps of an epoch."""
+
+  label: str
+  runs: list[list[dict[str, float]]]
+  steps_per_epoch: float | None
+
+
+def smoothed(values: np.ndarray, share: float = _SHARE) -> np.ndarray:
+  """Returns means over so much of all values around each, fewer at the ends.
+
+  As many before each as after it, so that nothing is shifted; values [..., n].
+  """
+  count = values.shape[-1]
+  radius = round(share * count / 2)
+  sums = np.concatenate(
+      [np.zeros((*values.shape[:-1], 1)), values.cumsum(-1)], -1
+  )
+  index = np.arange(count)
+  reach = np.minimum(radius, np.minimum(index, count - 1 - index))
+  first, last = index - reach, index + reach + 1
+  return (sums[..., last] - sums[..., first]) / (last - first)
+
+
+def plot(
+    workdirs: Sequence[str],
+    output: str,
+    *,
+    panels: Sequence[str] = (),
+    axis: str = 'epoch',
+    width: float = figures.PAGE,
+    bands: bool = True,
+) -> str:
+  """Draws `PANELS` over the epochs, and returns the path of the picture.
 
   Args:
     workdirs: directories of runs, each with a metrics.jsonl.
     output: path of the picture; its suffix gives the format.
+    panels: of `PANELS`; those there is something of if none are named.
+    axis: 'epoch', with the steps above where all runs have as many to an epoch,
+      or 'step'.
+    width: inches; each panel is at least as wide as a column.
+    bands: whether runs that differ by the seed alone are one curve.
 
   Raises:
     InputError: a directory holds no metrics, or the picture cannot be written.
   """
-  import matplotlib
-
-  matplotlib.use('agg')
-  from matplotlib import pyplot
-
   paths = [places.at(any_path(path)) for path in workdirs]
   runs = [logging.read(path / 'metrics.jsonl') for path in paths]
   for path, rows in zip(paths, runs, strict=True):
     if not rows:
       raise errors.InputError(f'{path}/metrics.jsonl has no rows yet')
-  panels, entries, labels = {}, {}, _labels(paths)
-  for title, names in PANELS.items():
-    for (number, rows), name in itertools.product(enumerate(runs), names):
-      points = [(row['step'], row[name]) for row in rows if name in row]
-      # It is -1 of a split without any object.
-      points = [p for p in points if p[1] != -1 or 'eval/AP' not in name]
-      if points:
-        split = name.partition('/')[0]
-        panels.setdefault(title, []).append((number, split, np.array(points)))
-  count = max(len(panels), 1)
-  figure = pyplot.figure(figsize=(2 + 4 * count, 4), layout='constrained')
-  axes = figure.subplots(1, count, squeeze=False)[0]
-  for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-    both = len({split for _, split, _ in curves}) > 1
-    for number, split, points in curves:
-      (line,) = axis.plot(
-          points[:, 0],
-          points[:, 1] * (100 if '%' in title else 1),
-          color=f'C{number}',
-          alpha=0.4 if both and split == 'train' else 1,
-          # A line of a single point is not to be seen.
-          marker='.' if split == 'eval' or len(points) == 1 else None,
-          label=f'{labels[number]}, {split}',
-      )
-      entries.setdefault((number, split), line)
-    axis.set(title=title, xlabel='step')
-    axis.grid(alpha=0.3)
-  axes[0].set_yscale('log')
-  legend = figure.legend(handles=entries.values(), loc='outside right upper')
-  for text in legend.get_texts():
-    text.set_parse_math(False)  # A $ is one.
+  groups = _groups(paths, runs, bands)
+  chosen = {n: errors.look_up('panel', n, PANELS) for n in panels or PANELS}
+  curves = {
+      panel: [
+          curve
+          for number, group in enumerate(groups)
+          for name in names
+          if (curve := _curve(number, group, name))
+      ]
+      for panel, (_, names) in chosen.items()
+  }
+  drawn = [panel for panel in chosen if panels or curves[panel]]
+  if not any(curves.values()):
+    raise errors.InputError(
+        f'{paths[0]}/metrics.jsonl has nothing of {", ".join(chosen)}'
+    )
+  with figures.style():
+    figure = _draw(drawn, curves, groups, axis, width)
+    return figures.save(figure, output)
+
+
+def _groups(paths, runs, bands: bool) -> list[Group]:
+  """Returns the runs by their config, or each alone."""
+  labels, members = _labels(paths), {}
+  for number, path in enumerate(paths):
+    members.setdefault(bands and _config(path) or number, []).append(number)
+  groups = []
+  for numbers in members.values():
+    label = labels[numbers[0]]
+    if len(numbers) > 1:
+      common = os.path.commonprefix([labels[n] for n in numbers])
+      name = common.rstrip('0123456789').rstrip('_-./ ') or label
+      name = name.removesuffix('_seed').removesuffix('_s')
+      label = f'{name} ({len(numbers)} seeds)'
+    mine = [runs[n] for n in numbers]
+    groups.append(Group(label, mine, _steps_per_epoch(mine)))
+  return groups
+
+
+def _config(path: pathlib.Path) -> str:
+  """Returns what runs have in common that differ by the seed, or ''."""
   try:
-    with warnings.catch_warnings():
-      # A name may have letters that the font has not.
-      warnings.filterwarnings('ignore', 'Glyph')
-      with places.for_writing(output) as file:
-        # Named, or a suffix would be added, and that file replaced.
-        figure.savefig(file, dpi=120, format=pathlib.Path(output).suffix[1:])
-  except (OSError, ValueError) as error:
-    reason = f'cannot write --output={output!r}: {error}'
-    raise errors.InputError(reason) from error
-  finally:
-    pyplot.close(figure)
-  return output
+    config = dict(json.loads((path / rundir.CONFIG).read_text()))
+  except (OSError, ValueError, TypeError):
+    return ''
+  config.pop('seed', None)
+  return json.dumps(config, sort_keys=True)
+
+
+def _steps_per_epoch(runs) -> float | None:
+  rows = (row for rows in runs for row in rows)
+  found = (
+      row['step'] / row['train/epoch'] for row in rows if row.get('train/epoch')
+  )
+  return next(found, None)
+
+
+def _curve(number: int, group: Group, name: str) -> Curve | None:
+  """Returns a scalar at the steps that all runs of the group have it of."""
+  found = []
+  for rows in group.runs:
+    points = {row['step']: row[name] for row in rows if name in row}
+    if 'eval/AP' in name:  # It is -1 of a split without any object.
+      points = {step: value for step, value in points.items() if value != -1}
+    found.append(points)
+  steps = sorted(set.intersection(*map(set, found)))
+  if not steps:
+    return None
+  values = [[points[step] for step in steps] for points in found]
+  return Curve(number, name, np.array(steps, float), np.array(values, float))
+
+
+def _draw(
+    names: Sequence[str],
+    curves: Mapping[str, Sequence[Curve]],
+    groups: Sequence[Group],
+    axis: str,
+    width: float,
+) -> Any:
+  per_epoch = {group.steps_per_epoch for group in groups}
+  if None in per_epoch:
+    axis = 'step'
+  columns = min(max(int(width / figures.COLUMN), 1), len(names))
+  rows = -(-len(names) // columns)
+  # The legend, below all, has a line for each group and two kinds.
+  legend = 0.15 * (len(groups) + 2)
+  width = width if columns > 1 else min(width, figures.COLUMN)
+  figure = figures.new(width, _HEIGHT * rows + legend)
+  grid = figure.subplots(rows, columns, squeeze=False).flat
+  entries: dict[str, Any] = {}
+  for number, plot_axis in enumerate(grid):
+    if number >= len(names):
+      plot_axis.set_axis_off()
+      continue
+    name = names[number]
+    title, scalars = PANELS[name]
+    for curve in curves[name]:
+      group = groups[curve.group]
+      scale = group.steps_per_epoch if axis == 'epoch' else 1.0
+      entries |= _lines(plot_axis, curve, group, scale, len(scalars) > 1)
+    if name == 'loss':
+      plot_axis.set_yscale('log')
+      _plain_numbers(plot_axis)
+    plot_axis.set(xlabel=axis, ylabel=title)
+    plot_axis.grid()
+    if axis == 'epoch' and len(per_epoch) == 1:
+      (steps,) = per_epoch
+      above = plot_axis.secondary_xaxis(
+          'top', (lambda e, n=steps: e * n, lambda s, n=steps: s / n)
+      )
+      above.set_xlabel('step')
+  found = figure.legend(
+      handles=entries.values(),
+      labels=list(entries),
+      loc='outside lower center',
+      ncols=1 if width <= figures.COLUMN else 2,
+  )
+  figures.plain_text(found)
+  return figure
+
+
+def _plain_numbers(axis: Any) -> None:
+  """Has a logarithmic axis say 0.5 and 2, not 5 x 10^-1, and few of them."""
+  from matplotlib import ticker
+
+  axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+  axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _lines(
+    axis: Any, curve: Curve, group: Group, scale: float, both: bool
+) -> dict[str, Any]:
+  """Draws a curve; returns what the legend has of it, by its label."""
+  split, _, scalar = curve.name.partition('/')
+  factor = 100 if scalar in ('top1', 'AP', 'AP50', 'mfu') else 1
+  where, values = curve.steps / scale, curve.values * factor
+  color = f'C{curve.group}'
+  label = f'{group.label}, {split}'
+  found = {}
+  smooth = curve.name in _SMOOTHED and round(_SHARE * len(where) / 2) > 0
+  middle = values.mean(0)
+  if smooth:
+    options = dict(color=color, lw=0.6, alpha=0.35)
+    (line,) = axis.plot(where, middle, **options, label=f'{label}, as it is')
+    found[line.get_label()] = line
+    values = smoothed(values)
+    middle, label = values.mean(0), f'{label}, smoothed'
+  options = dict(color=color, label=label)
+  if split == 'eval':
+    options |= dict(marker='o', linestyle='--' if both else '-')
+  elif len(where) == 1:  # A line of a single point is not to be seen.
+    options['marker'] = '.'
+  (line,) = axis.plot(where, middle, **options)
+  if len(values) > 1:
+    spread = values.std(0, ddof=1)
+    low, high = middle - spread, middle + spread
+    axis.fill_between(where, low, high, color=color, alpha=0.2, lw=0)
+    line.set_label(f'{label}, mean ± std')
+  return found | {line.get_label(): line}
 
 
 def _labels(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -112,9 +279,20 @@ def main(workdirs: Sequence[str]) -> None:
   """Draws the runs that are named."""
   if not workdirs:
     raise errors.InputError('name at least one directory of a run')
-  print(plot(workdirs, flags.FLAGS.output))
+  options = command_line.given('panels', 'axis', 'width', 'bands')
+  print(plot(workdirs, flags.FLAGS.output, **options))
 
 
 if __name__ == '__main__':
-  command_line.define_path('output', 'Path of the picture.', 'curves.png')
+  text = 'Path of the picture: .png, .pdf, .svg.'
+  command_line.define_path('output', text, 'curves.png')
+  text = f'Panels to draw, of {",".join(PANELS)}; those there are.'
+  flags.DEFINE_list('panels', None, text)
+  flags.DEFINE_enum(
+      'axis', 'epoch', ['epoch', 'step'], 'What the curves are drawn over.'
+  )
+  text = f'Inches; a column of a paper has {figures.COLUMN}.'
+  flags.DEFINE_float('width', figures.PAGE, text, 1.0, 100.0)
+  text = 'Whether runs that differ by the seed alone are one curve.'
+  flags.DEFINE_bool('bands', True, text)
   command_line.run(main, positional=True)

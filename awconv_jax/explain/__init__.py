@@ -1,0 +1,31 @@
+"""What a trained network looks at: attention maps, kernels, and Grad-CAM.
+
+  model = inference.load('runs/digits')
+  maps = explain.attention_maps(model, [photo])  # By layer.
+  seen = explain.grad_cam(model, photo)  # [H, W], in pixels of the photo.
+
+`draw` has the figures of them.
+"""
+
+from awconv_jax.explain.by_class import ByClass, maps_by_class
+from awconv_jax.explain.cam import Cam, class_activation, grad_cam
+from awconv_jax.explain.maps import (
+    KernelNorms,
+    Layer,
+    attention_maps,
+    kernel_norms,
+    layers,
+)
+
+__all__ = [
+    'ByClass',
+    'Cam',
+    'KernelNorms',
+    'Layer',
+    'attention_maps',
+    'class_activation',
+    'grad_cam',
+    'kernel_norms',
+    'layers',
+    'maps_by_class',
+]

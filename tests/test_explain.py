@@ -1,0 +1,212 @@
+"""Maps, norms and Grad-CAM, beside what the same weights give by hand."""
+
+import csv
+
+import commands
+import cv2
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_scenes
+import trained
+
+from awconv_jax import errors, explain, inference
+from awconv_jax.explain import prepared
+from awconv_jax.tools import convert, evaluate
+from awconv_jax.tools import explain as tool
+from awconv_jax.train import settings
+
+pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """The directory of a run over digits, with one block of two AW layers."""
+  directory = tmp_path_factory.mktemp('explain') / 'run'
+  config = tiny.get_config()
+  with config.unlocked():  # Or there would be one group of inputs.
+    config.model.aw_options.expansion = 2
+    config.data.eval_split = 'test[:60]'
+  trained.write_run(directory, config, channels=1)
+  return directory
+
+
+@pytest.fixture(scope='module')
+def model(run):
+  return inference.load(run)
+
+
+@pytest.fixture(scope='module')
+def images():
+  rng = np.random.default_rng(0)
+  return [
+      rng.integers(0, 256, (height, width, 1)).astype(np.uint8)
+      for height, width in ((16, 16), (40, 24), (16, 32))
+  ]
+
+
+def sown(model, images):
+  """Returns the maps that AW layers sow, of rows as in evaluation."""
+  rows = np.stack([prepared.prepare(model, i)['image'] for i in images])
+  (mean,), (std,) = model.config.task.mean, model.config.task.std
+  _, seen = model.task.model.apply(
+      model.variables,
+      (np.float32(rows) - mean) / std,
+      train=False,
+      mutable=['intermediates'],
+  )
+  block = seen['intermediates']['stage1_block1']
+  return {
+      f'stage1_block1/{slot}': np.asarray(block[slot]['attention_maps'][0])
+      for slot in ('conv1', 'conv2')
+  }
+
+
+def test_maps_are_those_of_the_layers_and_norms_those_of_kernels(model, images):
+  found, wanted = explain.layers(model, images, batch_size=2), sown(
+      model, images
+  )
+  assert list(found) == list(wanted)
+  for name, (maps, norms) in found.items():
+    np.testing.assert_allclose(maps, wanted[name], rtol=1e-5)
+    _, slot = name.split('/')
+    kernel = np.float64(
+        model.variables['params']['stage1_block1'][slot]['kernel']
+    )
+    assert maps.shape[3] == kernel.shape[2] // 2
+    factor = 1 + np.float64(maps).repeat(2, axis=3)
+    changed = np.sqrt(((kernel * factor) ** 2).sum((1, 2, 3)))
+    plain = np.sqrt((kernel**2).sum((0, 1, 2)))
+    np.testing.assert_allclose(norms.plain, plain, rtol=1e-5)
+    np.testing.assert_allclose(norms.recalibrated, changed, rtol=1e-5)
+  assert explain.attention_maps(model, []) == {}
+
+
+def test_grad_cam_of_what_is_pooled_is_a_sum_by_the_heads_weights(
+    model, images
+):
+  """As y = mean over pixels of F, times W: dy / dF is W / (h w), everywhere."""
+  image, label = images[1], 3  # 40 x 24, cut to a square in the middle.
+  row = prepared.prepare(model, image)['image']
+  (mean,), (std,) = model.config.task.mean, model.config.task.std
+  backbone = model.task.model.clone(num_classes=None)
+  pixels = (np.float32(row[None]) - mean) / std
+  features = backbone.apply(model.variables, pixels, train=False)['c2'][0]
+  weights = model.variables['params']['head']['kernel'][:, label]
+  wanted = np.maximum(np.asarray(features) @ weights, 0)
+  assert 0 < (wanted > 0).mean() < 1
+  wanted /= wanted.max()
+
+  for layer in (None, 'c2', 'stage1_block1'):
+    cam = explain.class_activation(model, image, label, layer)
+    side = round(24 * model.preparation['share'])
+    top, left = (40 - side) // 2, (24 - side) // 2
+    inside = cam.map[top : top + side, left : left + side]
+    spread = cv2.resize(wanted, (side, side))
+    np.testing.assert_allclose(inside, spread, atol=1e-5)
+    assert np.isnan(cam.map).sum() == cam.map.size - side**2
+    assert (cam.label, cam.name, cam.box) == (3, '3', None)
+  np.testing.assert_allclose(
+      cam.score, model.predict([image]).probabilities[0, 3], rtol=1e-5
+  )
+  # Without a label it is of the first class.
+  first = explain.class_activation(model, image)
+  assert first.label == model.predict([image]).labels[0]
+
+
+def test_maps_by_class_are_means_and_variances_over_a_data_set(model):
+  batches, classes = evaluate.eval_batches(model), [2, 5]
+  maps, labels = [], []
+  for batch in batches:
+    kept = batch['mask']
+    images = [*batch['image'][kept]]
+    maps.append(sown(model, images)['stage1_block1/conv2'])
+    labels.append(batch['label'][kept])
+  maps, labels = np.concatenate(maps), np.concatenate(labels)
+  assert len(maps) == 60
+
+  found = explain.maps_by_class(model, batches, classes)['stage1_block1/conv2']
+
+  chosen = np.float64(maps[np.isin(labels, classes)])
+  means = [np.float64(maps[labels == c]).mean(0) for c in classes]
+  counts = [(labels == c).sum() for c in classes]
+  within = sum((labels == c).sum() * maps[labels == c].var(0) for c in classes)
+  assert found.counts.tolist() == counts
+  np.testing.assert_allclose(found.means, means, rtol=1e-5)
+  np.testing.assert_allclose(found.within, within / len(chosen), rtol=1e-3)
+  total = found.within + found.between
+  np.testing.assert_allclose(total, chosen.var(0), rtol=1e-3, atol=1e-12)
+
+
+def test_the_tool_draws_photos_and_writes_the_numbers(run, images, tmp_path):
+  paths = [str(tmp_path / f'{n}.png') for n in range(2)]
+  for path, image in zip(paths, images, strict=False):
+    cv2.imwrite(path, image)
+  (tmp_path / 'broken.png').write_bytes(b'x')
+  arguments = (f'--run={run}', f'--input={tmp_path}', '--label=7')
+  code, out, err = commands.tool(
+      'explain', *arguments, f'--output={tmp_path}/e.pdf'
+  )
+  assert code == 0, err
+  assert (tmp_path / 'e.pdf').read_bytes()[:4] == b'%PDF'
+  assert 'broken.png cannot be read' in out and f'{tmp_path}/e.npz' in out
+  numbers = np.load(tmp_path / 'e.npz')
+  assert numbers['cam/0'].shape == (16, 16)
+  shape = numbers['maps/stage1_block1/conv1'].shape
+  assert shape == (2, 3, 3, 2, 4)
+
+
+def test_the_tool_draws_a_data_set_by_class(run, tmp_path):
+  code, _, err = commands.tool(
+      'explain',
+      *(f'--run={run}', '--classes=1,8', f'--output={tmp_path}/e.svg'),
+      f'--numbers={tmp_path}/e.csv',
+  )
+  assert code == 0, err
+  assert '<svg' in (tmp_path / 'e.svg').read_text()
+  rows = [*csv.reader((tmp_path / 'e.csv').open())]
+  assert rows[0] == ['name', 'index', 'value']
+  index = [i for name, i, _ in rows if name == 'means/stage1_block1/conv1']
+  assert len(index) == 2 * 3 * 3 * 2 * 4 and index[-1] == '1 2 2 1 3'
+
+
+def test_without_aw_layers_there_is_grad_cam(images, tmp_path, capsys):
+  config = tiny.get_config(aw_conv=False)
+  trained.write_run(tmp_path, config, channels=1)
+  panels, numbers = tool.of_photos(inference.load(tmp_path), images[:1])
+  assert [*panels] == ['cam'] and [*numbers] == ['cam/0']
+  assert 'no AW-convolution' in capsys.readouterr().out
+
+
+def test_what_there_is_not_is_one_line(model, images):
+  for options, words in (
+      (dict(layer='stage2_block1'), "unknown layer 'stage2.*stage1_block1"),
+      (dict(label='cat'), "unknown class 'cat'"),
+      (dict(label=10), 'from 0 to 9'),
+  ):
+    with pytest.raises(errors.InputError, match=words):
+      explain.grad_cam(model, images[0], **options)
+  with pytest.raises(errors.InputError, match="unknown panel 'map'"):
+    tool.sheet({'maps': (1.0, print)}, ['map'])
+
+
+@pytest.mark.slow
+def test_grad_cam_of_a_detection(tmp_path):
+  config = tiny_scenes.get_config()
+  batch = {'image': np.zeros((1, *config.data.canvas, 3), np.uint8)}
+  variables = settings.create_task(config).init(jax.random.key(0), batch)
+  convert.write_run(tmp_path, variables, config)
+  detector = inference.load(tmp_path)
+  image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+  (found,) = detector.detect([image])
+  for layer in (None, 'c3', 'p2'):
+    cam = explain.class_activation(detector, image, layer=layer, number=1)
+    assert cam.map.shape == (64, 80) and np.isfinite(cam.map).all()
+    np.testing.assert_allclose(cam.box, found.boxes[1], atol=1e-3)
+    np.testing.assert_allclose(cam.score, found.scores[1], rtol=1e-4)
+    assert cam.label == found.labels[1]
+    assert cam.layer == layer or cam.layer in ('p2', 'p3', 'p4')
+  with pytest.raises(errors.InputError, match='no detection 99'):
+    explain.grad_cam(detector, image, number=99)
+  assert list(explain.attention_maps(detector, [image, image.swapaxes(0, 1)]))
