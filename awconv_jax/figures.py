@@ -52,8 +52,8 @@ STYLE = {
 
 def style() -> contextlib.AbstractContextManager:
   """Returns a context whose figures have the style."""
+  from cycler import cycler
   import matplotlib
-  from matplotlib import cycler
 
   return matplotlib.rc_context(
       STYLE | {'axes.prop_cycle': cycler(color=COLORS)}
@@ -73,6 +73,14 @@ def plain_text(artist: Any) -> None:
 
   for text in artist.findobj(Text):
     text.set_parse_math(False)
+
+
+def check_format(output: str) -> None:
+  """Raises InputError if a path ends in no format of figures."""
+  from matplotlib.backend_bases import FigureCanvasBase
+
+  suffix = pathlib.Path(output).suffix[1:].lower()
+  errors.look_up('suffix of --output:', suffix, FigureCanvasBase.filetypes)
 
 
 def save(figure: Any, output: str) -> str:

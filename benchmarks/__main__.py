@@ -7,7 +7,8 @@
   python -m benchmarks static --chips=v5e,h100  # Without a device.
 
 Times are medians of calls in turn, after results were compared. Rows go to the
-screen, to <output>.json with what they depend on, and as bars to <output>.png.
+screen, to <output>.json with what they depend on, and as bars to <output>.png,
+or .pdf or .svg with --format.
 """
 
 import argparse
@@ -95,6 +96,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     made.add_argument(
         '--output', default='benchmark', type=_path, help='path, no suffix'
     )
+    how = dict(choices=('png', 'pdf', 'svg'), default='png')
+    made.add_argument('--format', **how, help='of the picture')
     how = dict(type=_reader(NonNegativeInt), default=0, help='0: as JAX finds')
     made.add_argument('--cpu_devices', **how)
   flags, unknown = parser.parse_known_args(arguments)
@@ -111,24 +114,61 @@ def _format(value: Any) -> str:
   return '-' if value is None else str(value)
 
 
-def _plot(rows, bar, length, path) -> None:
-  """Draws a bar for each row, which the columns up to `bar` name."""
-  from matplotlib.figure import Figure
+# What the bars are of, with units.
+UNITS = {
+    'largest': 'largest difference from float64',
+    'ratio': 'ratio to the plain convolution',
+    'images_per_second': 'images/s',
+}
 
-  named = list(rows[0])[: list(rows[0]).index(bar) + 1]
-  labels = [' '.join(str(row[column]) for column in named) for row in rows]
-  bars = list(dict.fromkeys(row[bar] for row in rows))
-  colors = [f'C{bars.index(row[bar])}' for row in rows]
-  figure = Figure(figsize=(8, 1 + len(rows) / 4), layout='constrained')
-  axis = figure.subplots()
-  lengths = [row[length] or 0 for row in rows]
-  axis.barh(range(len(rows)), lengths, color=colors, tick_label=labels)
-  axis.invert_yaxis()
-  if length == 'ratio' and any(lengths):
-    axis.set_xscale('log')
-  axis.set(xlabel=length.replace('_', ' '), ylabel=', '.join(named))
-  axis.grid(axis='x', alpha=0.3)
-  figure.savefig(path, dpi=120)
+
+def _plot(rows, bar, length, path) -> None:
+  """Draws a bar for each row, grouped by the columns before `bar`."""
+  from awconv_jax import figures
+
+  columns = list(rows[0])[: list(rows[0]).index(bar)]
+  groups: dict[str, list[Any]] = {}
+  for row in rows:
+    name = ', '.join(str(row[column]) for column in columns)
+    groups.setdefault(name, []).append(row)
+  bars = list(dict.fromkeys(str(row[bar]) for row in rows))
+  height = 0.7 + 0.13 * (len(rows) + len(groups) + len(bars) / 2)
+  with figures.style():
+    figure = figures.new(figures.COLUMN, height)
+    axis, place, ticks = figure.subplots(), 0.0, []
+    for members in groups.values():
+      ticks.append(place + (len(members) - 1) / 2)
+      for row in members:
+        color = figures.COLORS[bars.index(str(row[bar])) % len(figures.COLORS)]
+        axis.barh(place, row[length] or 0, 0.9, color=color, label=row[bar])
+        axis.annotate(
+            f' {_format(row[length])}',
+            (row[length] or 0, place),
+            va='center',
+            size=5,
+        )
+        place += 1
+      place += 0.8
+    axis.set_yticks(ticks, list(groups) if columns else [''] * len(ticks))
+    axis.invert_yaxis()
+    if length == 'ratio' and any(row[length] for row in rows):
+      axis.set_xscale('log')
+      axis.axvline(1, color='black', lw=0.6)
+    axis.set_xlabel(UNITS[length])
+    axis.set_title(', '.join(columns), loc='left', fontsize=5)
+    axis.margins(x=0.12)
+    axis.grid(axis='x')
+    entries = dict(
+        zip(*reversed(axis.get_legend_handles_labels()), strict=True)
+    )
+    figure.legend(
+        handles=entries.values(),
+        labels=list(entries),
+        title=bar,
+        loc='outside lower center',
+        ncols=2,
+    )
+    figures.save(figure, path)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -158,8 +198,9 @@ def main(arguments: Sequence[str]) -> None:
     raise errors.ReportedError('nothing could be measured; see above')
   print(text_table.make(rows, _format))
   try:
-    _plot(rows, bar, length, f'{output}.png')
-    print(f'written: {output}.json, {output}.png')
+    picture = f'{output}.{flags.format}'
+    _plot(rows, bar, length, picture)
+    print(f'written: {output}.json, {picture}')
   except ImportError as error:
     print(f'written: {output}.json; no plot: {error}')
 

@@ -8,15 +8,12 @@ whole. Run it from the root of a checkout: python docs/attention_maps.py
 import pathlib
 
 import jax
-import matplotlib
-
-matplotlib.use('agg')
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.datasets import load_sample_images
 
 import awconv_jax
+from awconv_jax import figures
 
 CROP, STEPS, BATCH, SHOWN = 64, 200, 32, 48
 
@@ -86,33 +83,28 @@ def draw(photos: np.ndarray, maps: np.ndarray, path: pathlib.Path) -> None:
   difference = np.abs(maps[0] - maps[1]).mean((0, 1))
   filters = np.sort(np.argsort(-difference)[:SHOWN])
   rows = 4
-  figure = plt.figure(figsize=(10, 4.2), layout='constrained')
-  photo_axes, map_axes = (
-      f.subplots(2, n)
-      for f, n in zip(
-          figure.subfigures(1, 2, width_ratios=(1, 2.2)), (1, 1), strict=True
-      )
-  )
-  for photo, axis in zip(photos, photo_axes, strict=True):
-    axis.imshow((photo + 1) / 2)
-    for part in (1 / 3, 2 / 3):
-      axis.axvline(part * photo.shape[1], color='white', linewidth=0.8)
-      axis.axhline(part * photo.shape[0], color='white', linewidth=0.8)
-    axis.axis('off')
-  for sample, axis in zip(maps, map_axes, strict=True):
-    tiles = np.pad(
-        sample[..., filters], ((0, 1), (0, 1), (0, 0)), constant_values=np.nan
-    )
-    tiles = tiles.reshape(4, 4, rows, SHOWN // rows)
-    shown = axis.imshow(
-        tiles.transpose(2, 0, 3, 1).reshape(4 * rows, -1)[:-1, :-1],
-        vmin=0,
-        vmax=1,
-        cmap='viridis',
-    )
-    axis.axis('off')
-  figure.colorbar(shown, ax=map_axes, label='A', shrink=0.8)
-  figure.savefig(path, dpi=110)
+  with figures.style():
+    figure = figures.new(figures.PAGE, 2.8)
+    grid = figure.subplots(2, 2, width_ratios=(1, 2), squeeze=False)
+    for (plain, tiled), photo, sample in zip(grid, photos, maps, strict=True):
+      plain.imshow((photo + 1) / 2)
+      for part in (1 / 3, 2 / 3):
+        line = dict(color='white', linewidth=0.6)
+        plain.axvline(part * photo.shape[1], **line)
+        plain.axhline(part * photo.shape[0], **line)
+      room = ((0, 1), (0, 1), (0, 0))
+      tiles = np.pad(sample[..., filters], room, constant_values=np.nan)
+      tiles = tiles.reshape(4, 4, rows, SHOWN // rows)
+      tiles = tiles.transpose(2, 0, 3, 1).reshape(4 * rows, -1)[:-1, :-1]
+      options = dict(vmin=0, vmax=1, cmap=figures.SEQUENTIAL)
+      shown = tiled.imshow(tiles, **options)
+      for axis in (plain, tiled):
+        axis.set_axis_off()
+    grid[0, 0].set_title('input, in the cells that A is computed from')
+    grid[0, 1].set_title(f'A of {SHOWN} output channels, at the 3 x 3 taps')
+    label = 'attention A (1: the weight counts twice)'
+    figure.colorbar(shown, ax=[*grid[:, 1]], label=label)
+    figures.save(figure, str(path))
 
 
 def main(path: pathlib.Path) -> None:

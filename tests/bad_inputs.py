@@ -403,6 +403,23 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 """
     ),
     (
+        'runs',
+        'explain',
+        '--output={d}/x.png',
+    ): (
+        r"""
+| --run=... is wanted
+--run={d}/nowhere | does not exist
+--run={d}/run --input={d}/no | holds none of
+--run={d}/run --input={d}/file | can be read
+--run={d}/run --output={d}/nowhere/x.png | --output='{d}/nowhere/x.png'
+--run={d}/run --output={d}/x.pgn | --output='{d}/x.pgn'
+--run={d}/run --numbers={d}/x.json | unknown suffix of --numbers
+--run={d}/run --panels=map | unknown panel 'map'
+--run={d}/run --classes=cat | unknown class 'cat'
+"""
+    ),
+    (
         'weights',
         'convert',
         '--output={d}/o',
@@ -464,6 +481,8 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 {d}/rows_dir | metrics.jsonl
 {d}/run --output={d}/x.pgn | --output='{d}/x.pgn'
 {d}/run --output={d}/nowhere/x.png | --output='{d}/nowhere/x.png'
+{d}/run --panels=los | unknown panel 'los'
+{d}/run --width=0 | --width='0'
 {d}/run --outptu=x.png | (did you mean 'output'?)
 """
     ),

@@ -179,6 +179,16 @@ def test_without_aw_layers_there_is_grad_cam(images, tmp_path, capsys):
   assert 'no AW-convolution' in capsys.readouterr().out
 
 
+def test_the_python_code_of_the_docs(run, images, tmp_path, monkeypatch):
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs/digits').symlink_to(run)
+  monkeypatch.chdir(tmp_path)
+  namespace = dict(images=images)
+  exec(commands.python_of_docs('look.md'), namespace)
+  assert namespace['cam'].shape == (16, 16) and len(namespace['maps']) == 2
+  assert (tmp_path / 'kernels.pdf').stat().st_size > 5000
+
+
 def test_what_there_is_not_is_one_line(model, images):
   for options, words in (
       (dict(layer='stage2_block1'), "unknown layer 'stage2.*stage1_block1"),

@@ -4,6 +4,10 @@
 Localization", https://arxiv.org/abs/1610.02391, equations 1 and 2: for features
 F [h, w, k] and a score y, relu(sum over k of w[k] F[..., k]), where w[k] is the
 mean over h and w of dy / dF[..., k].
+
+The score of a detection depends on one place of the image alone, and a mean
+over all others says little. There w is dy / dF itself, at each place ("Use
+HiResCAM instead of Grad-CAM", https://arxiv.org/abs/2011.08891).
 """
 
 import collections
@@ -100,7 +104,9 @@ def _run(task, variables, batch, label, number, added):
   return score, (once, found)
 
 
+# By the class of the task; and those whose scores are of one place.
 _SCORES = {'Classification': _classified, 'Detection': _detected}
+_LOCAL = ('Detection',)
 
 
 @functools.partial(jax.jit, static_argnames=('task', 'names'))
@@ -115,7 +121,9 @@ def _maps(task, variables, batch, label, number, names):
   gradients, (features, found) = jax.grad(run, has_aux=True)(added)
   maps = {}
   for name, slope in gradients.items():
-    weights = slope.astype(jnp.float32).mean((1, 2), keepdims=True)
+    weights = slope.astype(jnp.float32)
+    if type(task).__name__ not in _LOCAL:
+      weights = weights.mean((1, 2), keepdims=True)
     values = (weights * features[name]).sum(-1)[0]
     maps[name] = jax.nn.relu(values), jnp.abs(slope).sum()
   return maps, found

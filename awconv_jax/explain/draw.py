@@ -51,9 +51,11 @@ def _shared(figure: Any, axes: Sequence[Any], values: Any, **options: Any):
       *((np.nanmin(v), np.nanmax(v)) for v in values), strict=True
   )
   limits = dict(vmin=min(lows), vmax=max(highs)) | options
-  for axis, value in zip(axes, values, strict=True):
-    shown = axis.imshow(value, **limits)
-  bar = figure.colorbar(shown, ax=[*figure.axes], label=label, fraction=0.02)
+  shown = [
+      axis.imshow(value, **limits)
+      for axis, value in zip(axes, values, strict=True)
+  ]
+  bar = figure.colorbar(shown[0], ax=[*figure.axes], label=label, fraction=0.02)
   bar.outline.set_linewidth(0.4)
 
 
@@ -96,7 +98,7 @@ def variance(figure: Any, found: Mapping[str, np.ndarray]) -> None:
 def kernels(figure: Any, norms: Mapping[str, KernelNorms]) -> None:
   """Draws by how much A changes the norm of the kernel of every output."""
   axis = figure.subplots()
-  for place, (name, found) in enumerate(norms.items()):
+  for place, found in enumerate(norms.values()):
     ratio = (found.recalibrated / np.maximum(found.plain, 1e-12)).mean(0)
     # Side by side where they would hide each other.
     across = place + 0.6 * (np.argsort(np.argsort(ratio)) / len(ratio) - 0.5)
@@ -104,7 +106,6 @@ def kernels(figure: Any, norms: Mapping[str, KernelNorms]) -> None:
     axis.plot(across, ratio, '.', ms=1.2, alpha=0.6, color=color)
     median = np.median(ratio)
     axis.plot([place - 0.35, place + 0.35], [median] * 2, color='black')
-    del name
   labels = [name.removeprefix('backbone/') for name in norms]
   axis.set_xticks(range(len(norms)), labels, rotation=45, ha='right')
   axis.tick_params(axis='x', labelsize=5)

@@ -48,7 +48,7 @@ def in_pixels(
   canvas = row['image'].shape[:2]
   # Strides are rounded up, so that the last cell may reach beyond the canvas.
   cells = [-(-n // k) * k for n, k in zip(canvas, values.shape, strict=True)]
-  spread = cv2.resize(np.float32(values), cells[::-1])
+  spread = cv2.resize(np.asarray(values, np.float32), cells[::-1])
   seen = row.get('image_size', canvas)
   spread = spread[: seen[0], : seen[1]]
   if not isinstance(model, inference.Classifier):

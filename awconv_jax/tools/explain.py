@@ -44,6 +44,9 @@ from awconv_jax.tools import evaluate, image_files
 FLAGS = flags.FLAGS
 # Images whose Grad-CAM is drawn, and layers and classes shown by class.
 _DRAWN, _LAYERS, _CLASSES = 12, 6, 12
+# What there is to draw, of photos and of a data set.
+PHOTO_PANELS = 'cam', 'maps', 'groups', 'variance', 'kernels'
+DATA_PANELS = 'classes', 'variances'
 # A panel: its height in inches, and what draws it on a part of the figure.
 Panel = tuple[float, Callable[[Any], None]]
 Numbers = dict[str, np.ndarray]
@@ -112,7 +115,7 @@ def of_data(
     )
   # Of many layers the last, which are the likeliest to know the class.
   last = {name: found[name] for name in [*found][-_LAYERS:]}
-  height = 0.6 + 0.55 * len(last)
+  height = 0.6 + 0.68 * len(last)
   panels: dict[str, Panel] = {
       'classes': (height, lambda part: draw.classes(part, last, chosen)),
       'variances': (2.0, lambda part: draw.variances(part, found)),

@@ -202,7 +202,10 @@ def _draw(
     if name == 'loss':
       plot_axis.set_yscale('log')
       _plain_numbers(plot_axis)
+    if name in ('speed', 'mfu'):
+      plot_axis.set_ylim(bottom=0)
     plot_axis.set(xlabel=axis, ylabel=title)
+    plot_axis.xaxis.get_major_locator().set_params(integer=True)
     plot_axis.grid()
     if axis == 'epoch' and len(per_epoch) == 1:
       (steps,) = per_epoch
@@ -210,9 +213,15 @@ def _draw(
           'top', (lambda e, n=steps: e * n, lambda s, n=steps: s / n)
       )
       above.set_xlabel('step')
+  # Where a smoothed one is explained, others of its kind look like that.
+  shown = {
+      label: line
+      for label, line in entries.items()
+      if f'{label}, smoothed' not in entries
+  }
   found = figure.legend(
-      handles=entries.values(),
-      labels=list(entries),
+      handles=shown.values(),
+      labels=list(shown),
       loc='outside lower center',
       ncols=1 if width <= figures.COLUMN else 2,
   )
@@ -226,7 +235,7 @@ def _plain_numbers(axis: Any) -> None:
 
   axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
   axis.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
-  axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+  axis.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _lines(
