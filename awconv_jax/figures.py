@@ -75,6 +75,15 @@ def plain_text(artist: Any) -> None:
     text.set_parse_math(False)
 
 
+def plain_ticks(axis: Any) -> None:
+  """Has a logarithmic x- or y-axis say 0.5 and 2, rather than 5 x 10^-1."""
+  from matplotlib import ticker
+
+  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+  axis.set_minor_locator(ticker.NullLocator())
+
+
 def check_format(output: str) -> None:
   """Raises InputError if a path ends in no format of figures."""
   from matplotlib.backend_bases import FigureCanvasBase

@@ -17,6 +17,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 import typing
 from typing import Any
 
@@ -123,44 +124,49 @@ UNITS = {
 
 
 def _plot(rows, bar, length, path) -> None:
-  """Draws a bar for each row, grouped by the columns before `bar`."""
+  """Draws a bar for each row, grouped by the columns before `bar`.
+
+  Those that are the same in all rows are named above.
+  """
   from awconv_jax import figures
 
   columns = list(rows[0])[: list(rows[0]).index(bar)]
+  same = [c for c in columns if len({str(row[c]) for row in rows}) == 1]
+  varied = [column for column in columns if column not in same]
   groups: dict[str, list[Any]] = {}
   for row in rows:
-    name = ', '.join(str(row[column]) for column in columns)
+    name = ', '.join(str(row[column]) for column in varied)
     groups.setdefault(name, []).append(row)
   bars = list(dict.fromkeys(str(row[bar]) for row in rows))
-  height = 0.7 + 0.13 * (len(rows) + len(groups) + len(bars) / 2)
+  title = [', '.join(f'{c} {rows[0][c]}' for c in same), ', '.join(varied)]
+  title = '\n'.join(textwrap.fill(line, 60) for line in title if line)
+  lines = len(rows) + len(groups) + len(bars) / 2 + title.count('\n')
   with figures.style():
-    figure = figures.new(figures.COLUMN, height)
+    figure = figures.new(figures.COLUMN, 0.9 + 0.13 * lines)
     axis, place, ticks = figure.subplots(), 0.0, []
     for members in groups.values():
       ticks.append(place + (len(members) - 1) / 2)
       for row in members:
+        value = row[length] or 0
         color = figures.COLORS[bars.index(str(row[bar])) % len(figures.COLORS)]
-        axis.barh(place, row[length] or 0, 0.9, color=color, label=row[bar])
-        axis.annotate(
-            f' {_format(row[length])}',
-            (row[length] or 0, place),
-            va='center',
-            size=5,
-        )
+        axis.barh(place, value, 0.9, color=color, label=str(row[bar]))
+        where = dict(va='center', size=5, xytext=(2, 0))
+        where['textcoords'] = 'offset points'
+        axis.annotate(_format(row[length]), (value, place), **where)
         place += 1
       place += 0.8
-    axis.set_yticks(ticks, list(groups) if columns else [''] * len(ticks))
-    axis.invert_yaxis()
+    axis.set_yticks(ticks, list(groups))
+    axis.set_ylim(place - 0.8, -1)
+    axis.margins(x=0.12)
     if length == 'ratio' and any(row[length] for row in rows):
       axis.set_xscale('log')
-      axis.axvline(1, color='black', lw=0.6)
+      figures.plain_ticks(axis.xaxis)
+      axis.axvline(1, color='black', lw=0.6, zorder=0)
     axis.set_xlabel(UNITS[length])
-    axis.set_title(', '.join(columns), loc='left', fontsize=5)
-    axis.margins(x=0.12)
     axis.grid(axis='x')
-    entries = dict(
-        zip(*reversed(axis.get_legend_handles_labels()), strict=True)
-    )
+    figure.suptitle(title, fontsize=5.5, ha='left', x=0.02)
+    handles, labels = axis.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
     figure.legend(
         handles=entries.values(),
         labels=list(entries),

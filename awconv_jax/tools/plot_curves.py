@@ -201,7 +201,7 @@ def _draw(
       entries |= _lines(plot_axis, curve, group, scale, len(scalars) > 1)
     if name == 'loss':
       plot_axis.set_yscale('log')
-      _plain_numbers(plot_axis)
+      figures.plain_ticks(plot_axis.yaxis)
     if name in ('speed', 'mfu'):
       plot_axis.set_ylim(bottom=0)
     plot_axis.set(xlabel=axis, ylabel=title)
@@ -227,15 +227,6 @@ def _draw(
   )
   figures.plain_text(found)
   return figure
-
-
-def _plain_numbers(axis: Any) -> None:
-  """Has a logarithmic axis say 0.5 and 2, not 5 x 10^-1, and few of them."""
-  from matplotlib import ticker
-
-  axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-  axis.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
-  axis.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _lines(
