@@ -136,7 +136,7 @@ class Model:
   def _image_size(self) -> str:
     raise NotImplementedError
 
-  def _row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+  def row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
     raise NotImplementedError
 
   def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class Model:
 
     def row_of(image):
       try:
-        return self._row(any_image.pixels_of(image, self.channels))
+        return self.row(any_image.pixels_of(image, self.channels))
       except InputError as error:
         return error
 
@@ -309,7 +309,7 @@ class Classifier(Model):
     side = self.preparation['size']
     return f'{side}x{side}x{self.channels}'
 
-  def _row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+  def row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
     return {'image': decode.center_crop(pixels, **self.preparation)}
 
   def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
@@ -380,7 +380,7 @@ class Detector(Model):
   def _geometry(self) -> canvases.Geometry:
     return canvases.Geometry.of(self.config.data)
 
-  def _row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+  def row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
     small = self._geometry.plain(pixels, NOTHING)[0]
     height, width = pixels.shape[:2]
     canvas = self._geometry.canvas_of(order.PORTRAIT * (height > width))

@@ -413,7 +413,7 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --run={d}/run --input={d}/no | holds none of
 --run={d}/run --input={d}/file | can be read
 --run={d}/run --output={d}/nowhere/x.png | --output='{d}/nowhere/x.png'
---run={d}/run --output={d}/x.pgn | --output='{d}/x.pgn'
+--run={d}/run --output={d}/x.pgn | unknown suffix of --output: 'pgn'
 --run={d}/run --numbers={d}/x.json | unknown suffix of --numbers
 --run={d}/run --panels=map | unknown panel 'map'
 --run={d}/run --classes=cat | unknown class 'cat'

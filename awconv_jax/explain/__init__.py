@@ -1,8 +1,8 @@
 """What a trained network looks at: attention maps, kernels, and Grad-CAM.
 
-  model = inference.load('runs/digits')
-  maps = explain.attention_maps(model, [photo])  # By layer.
-  seen = explain.grad_cam(model, photo)  # [H, W], in pixels of the photo.
+  model = awconv_jax.load('digits')
+  maps = explain.attention_maps(model, ['photo.jpg'])  # By layer.
+  seen = explain.grad_cam(model, 'photo.jpg')  # [H, W], in its pixels.
 
 `draw` has the figures of them.
 """

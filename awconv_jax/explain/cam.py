@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax import errors, inference
+from awconv_jax.data import any_image
+from awconv_jax.evaluators import coco
 from awconv_jax.explain.prepared import in_pixels, prepare
 from awconv_jax.models.detection.fpn import FPN
 
@@ -159,7 +161,7 @@ def _choose(layer: str | None, names: list[str]) -> tuple[str, ...]:
 
 def class_activation(
     model: inference.Model,
-    image: np.ndarray,
+    image: any_image.AnyImage,
     label: int | str | None = None,
     layer: str | None = None,
     *,
@@ -169,7 +171,7 @@ def class_activation(
 
   Args:
     model: of `inference.load`.
-    image: uint8 [H, W, C], of any size.
+    image: of any size; see `inference.Model`.
     label: a class, or its name. None is the first by a classifier, and any by a
       detector.
     layer: whose features are looked at: a stage, 'c2' the first; a level of a
@@ -179,8 +181,8 @@ def class_activation(
     number: of the detections of that label, from the best, 0, on.
 
   Raises:
-    InputError: there is no such class or layer, or nothing is found.
-    ValueError: it is no such image.
+    InputError: there is no such class or layer, nothing is found, or it is no
+      image.
   """
   if isinstance(label, str):
     names = {name: i for i, name in reversed([*enumerate(model.names)])}
@@ -189,7 +191,7 @@ def class_activation(
     raise errors.InputError(
         f'label={label} must be from 0 to {len(model.names) - 1}'
     )
-  row = prepare(model, image)
+  pixels, row = prepare(model, image)
   batch = {name: np.asarray(array)[None] for name, array in row.items()}
   task, variables = model.task, model.variables
   names = _choose(layer, _layers_of(task, variables, batch))
@@ -203,11 +205,10 @@ def class_activation(
   name = max(maps, key=lambda name: maps[name][1])
   values, label = maps[name][0], int(found['label'])
   values = values / (values.max() or 1.0)
-  shape, box = image.shape[:2], None
+  shape, box = pixels.shape[:2], None
   if 'box' in found:
-    box = inference.coco.in_original_pixels(
-        found['box'][None], row['image_size'], shape
-    )[0]
+    sizes = row['image_size'], row['original_size']
+    (box,) = coco.in_original_pixels(found['box'][None], *sizes)
   spread = in_pixels(model, values, row, shape)
   score = float(found['score'])
   return Cam(spread, name, label, str(model.names[label]), score, box)
@@ -215,7 +216,7 @@ def class_activation(
 
 def grad_cam(
     model: inference.Model,
-    image: np.ndarray,
+    image: any_image.AnyImage,
     label: int | str | None = None,
     layer: str | None = None,
     *,

@@ -4,7 +4,7 @@
 https://arxiv.org/abs/2108.08205: O[n] = conv(I[n], K * (1 + A[n])).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import functools
 import re
 from typing import Any, NamedTuple
@@ -17,8 +17,6 @@ import numpy as np
 from awconv_jax import inference
 from awconv_jax.explain.prepared import prepare
 from awconv_jax.layers.aw_conv import AWConv
-
-Images = Sequence[np.ndarray]
 
 
 class KernelNorms(NamedTuple):
@@ -81,10 +79,10 @@ _compiled = functools.partial(jax.jit, static_argnums=0)(seen)
 
 
 def _batches(
-    model: inference.Model, images: Images, size: int
+    model: inference.Model, images: inference.Images, size: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
   """Yields the numbers of images of one shape, and their rows, filled up."""
-  rows = [prepare(model, image) for image in images]
+  rows = [prepare(model, image)[1] for image in images]
   shapes = [row['image'].shape for row in rows]
   for shape in dict.fromkeys(shapes):
     members = [n for n, other in enumerate(shapes) if other == shape]
@@ -99,13 +97,13 @@ def _batches(
 
 
 def layers(
-    model: inference.Model, images: Images, *, batch_size: int = 32
+    model: inference.Model, images: inference.Images, *, batch_size: int = 32
 ) -> dict[str, Layer]:
   """Returns maps and norms of every AW-convolution, by path, on the host.
 
   Args:
     model: of `inference.load`.
-    images: uint8 [H, W, C] each, of any sizes.
+    images: of any sizes; see `inference.Model`.
     batch_size: images at a time at most.
 
   Returns:
@@ -113,7 +111,7 @@ def layers(
     empty for a network without AW-convolutions, or without images.
 
   Raises:
-    ValueError: they are not such arrays.
+    InputError: one of them is no image.
   """
   parts, numbers = [], []
   for members, batch in _batches(model, images, batch_size):
@@ -142,7 +140,7 @@ def layers(
 
 
 def attention_maps(
-    model: inference.Model, images: Images, *, batch_size: int = 32
+    model: inference.Model, images: inference.Images, *, batch_size: int = 32
 ) -> dict[str, np.ndarray]:
   """Returns A of every AW-convolution, by path: float [N, kh, kw, C/e, D].
 
@@ -153,7 +151,7 @@ def attention_maps(
 
 
 def kernel_norms(
-    model: inference.Model, images: Images, *, batch_size: int = 32
+    model: inference.Model, images: inference.Images, *, batch_size: int = 32
 ) -> dict[str, KernelNorms]:
   """Returns how A changes every kernel, by path; see `layers`."""
   found = layers(model, images, batch_size=batch_size)

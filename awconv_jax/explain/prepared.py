@@ -7,25 +7,19 @@ import cv2
 import numpy as np
 
 from awconv_jax import inference
-from awconv_jax.data import decode, order
-from awconv_jax.data.detection import canvases
-from awconv_jax.data.detection.objects import NOTHING
+from awconv_jax.data import any_image
 
 
-def prepare(model: inference.Model, image: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns an image, uint8 [H, W, C], as the row of a batch of evaluation.
+def prepare(
+    model: inference.Model, image: any_image.AnyImage
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Returns the pixels of an image, and the row of a batch that they become.
 
   Raises:
-    ValueError: it is no such image.
+    InputError: it is no image.
   """
-  (image,) = model._checked([image])
-  if isinstance(model, inference.Classifier):
-    return {'image': decode.center_crop(image, **model.preparation)}
-  geometry = canvases.Geometry.of(model.config.data)
-  _, portraits = order.groups(np.array([image.shape[:2]]))
-  row, _ = geometry.plain(image, NOTHING)
-  pasted = canvases.paste(row, geometry.canvas_of(len(portraits)))
-  return {'image': pasted, 'image_size': np.int32(row.shape[:2])}
+  pixels = any_image.pixels_of(image, model.channels)
+  return pixels, model.row(pixels)
 
 
 def in_pixels(

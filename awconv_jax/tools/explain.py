@@ -1,6 +1,6 @@
 r"""Draws what a trained network looks at: in photos, or by class of a data set.
 
-  python -m awconv_jax.tools.explain --run=runs/digits --input=photo.jpg \
+  python -m awconv_jax.tools.explain --run=digits --input=photo.jpg \
       --output=explained.png
   python -m awconv_jax.tools.explain --run=runs/scenes --input=photo.jpg \
       --layer=c4 --panels=cam --output=cam.pdf
@@ -36,7 +36,7 @@ from awconv_jax import (
     inference,
     places,
 )
-from awconv_jax.data import decode
+from awconv_jax.data import any_image
 from awconv_jax.explain import draw
 from awconv_jax.options import MOST
 from awconv_jax.tools import evaluate, image_files
@@ -182,9 +182,8 @@ def read_photos(paths: Sequence[str], channels: int) -> list[np.ndarray]:
   images = []
   for path in paths:
     try:
-      data = decode.read_file(path)
-      images.append(decode.EncodedImage(data, channels).pixels())
-    except decode.UnreadableError as error:
+      images.append(any_image.pixels_of(path, channels))
+    except errors.InputError as error:
       print(f'{errors.one_line(path)} cannot be read: {error}')
   if not images:
     raise errors.InputError('no --input can be read; each is named above')
@@ -197,13 +196,17 @@ def main() -> None:
   numbers_to = FLAGS.numbers or str(pathlib.Path(output).with_suffix('.npz'))
   for path in (output, numbers_to):
     command_line.check_output(path)
-  errors.look_up(
-      'suffix of --numbers:', pathlib.Path(numbers_to).suffix, WRITERS
-  )
+  figures.check_format(output)
+  suffix = pathlib.Path(numbers_to).suffix
+  errors.look_up('suffix of --numbers:', suffix, WRITERS)
+  known = PHOTO_PANELS if FLAGS.input else DATA_PANELS
+  for panel in FLAGS.panels or ():
+    errors.look_up('panel', panel, dict.fromkeys(known))
   config = evaluate.chosen_config()
   model = inference.load(FLAGS.run, config)
-  if FLAGS.input:
-    images = read_photos(image_files.find(FLAGS.input), model.channels)
+  paths, images = image_files.find(FLAGS.input), []
+  if paths:
+    images = read_photos(paths, model.channels)
     options = command_line.given('label', 'layer', 'number')
     panels, numbers = of_photos(model, images, **options)
   else:
@@ -211,7 +214,13 @@ def main() -> None:
     panels, numbers = of_data(model, batches, FLAGS.classes or ())
   figures.save(sheet(panels, FLAGS.panels or ()), output)
   write_numbers(numbers_to, numbers)
-  print(f'written: {output} ({", ".join(panels)}), {numbers_to}')
+  print(
+      f'written: {output} ({", ".join(FLAGS.panels or panels)}), {numbers_to}'
+  )
+  if broken := len(paths) - len(images):
+    raise errors.InputError(
+        f'{broken} of {len(paths)} files cannot be read, each is named above'
+    )
 
 
 if __name__ == '__main__':
