@@ -131,7 +131,7 @@ def cams(figure: Any, images: Sequence[np.ndarray], found: Sequence[Cam]):
     plain.set_title(f'{one_line(cam.name)}: {cam.score:.1%}')
     laid.set_title(f'Grad-CAM, {cam.layer}')
     figures.plain_text(plain)
-  label = 'Grad-CAM (share of its maximum)'
+  label = 'Grad-CAM\n(share of its maximum)'
   bar = figure.colorbar(shown, ax=[*figure.axes], label=label, fraction=0.02)
   bar.outline.set_linewidth(0.4)
   bar.solids.set_alpha(1)
