@@ -66,7 +66,7 @@ class Classes:
     return [self._names[label] for label in labels if label >= 0]
 
   def text(self, found: Sequence[dict[str, Any]]) -> str:
-    return ', '.join(f'{c["name"]} {c["probability"]:.1%}' for c in found)
+    return ', '.join(f'{c["name"]} ({c["probability"]:.1%})' for c in found)
 
   def tile(self, seen: Seen, record: dict[str, Any]) -> contact_sheet.Tile:
     truth, ink = self._truth(seen), contact_sheet.INK
@@ -113,7 +113,7 @@ class Boxes:
 
   def text(self, found: Sequence[dict[str, Any]]) -> str:
     boxes = [
-        f'{o["name"]} {o["score"]:.0%} '
+        f'{o["name"]} ({o["score"]:.0%}) '
         f'[{o["x1"]:.0f} {o["y1"]:.0f} {o["x2"]:.0f} {o["y2"]:.0f}]'
         for o in found
     ]
