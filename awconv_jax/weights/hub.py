@@ -43,7 +43,10 @@ def fetch(source: str) -> pathlib.Path:
   library, name = _library(), _name(name, source)
   try:
     found = library.snapshot_download(
-        name, revision=revision or None, allow_patterns=_FILES
+        name,
+        revision=revision or None,
+        allow_patterns=_FILES,
+        endpoint=os.environ.get('HF_ENDPOINT'),
     )
   except Exception as error:  # Of the hub, of HTTP, of the disk.
     raise _told(source, error) from error
@@ -59,7 +62,7 @@ def push(directory: str | os.PathLike, name: str, private: bool = False) -> str:
     InputError: it may not be written, or there is no way to it.
   """
   library, name = _library(), _name(name, name)
-  api = library.HfApi()
+  api = library.HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
   try:
     url = api.create_repo(name, private=private, exist_ok=True)
     api.upload_folder(repo_id=name, folder_path=directory)
