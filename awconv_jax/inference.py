@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from awconv_jax import config as engine
-from awconv_jax import models, tasks, weights
+from awconv_jax import models, weights
 from awconv_jax.data import any_image, decode, order, sources, streams
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
@@ -56,7 +56,7 @@ class Model:
 
   Attributes:
     task: gives its outputs; see `tasks`.
-    config: the whole config; None of a file that came with a name.
+    config: the whole config.
     source: where the weights are from.
     variables: 'params' and 'batch_stats', arrays on the host.
     weights: which they are, such as 'averages of step 400'.
@@ -422,12 +422,52 @@ class Detector(Model):
     return Found(boxes.astype(np.float32), scores, labels, names, size)
 
 
+def imagenet_config(
+    name: str, *, image_size: int = models.IMAGENET_SIDE, **options: Any
+) -> Any:
+  """Returns a config for weights that others have trained on ImageNet.
+
+  Of the whole config, that has the mean and the standard deviation that images
+  get, and the usual central crop; it knows nothing of their training.
+
+  Args:
+    name: of a network in `models.MODELS`.
+    image_size: height and width that images are brought to.
+    **options: of the network.
+
+  Raises:
+    InputError: there is no such network, or it has no such options.
+  """
+  network = look_up('model', name, models.MODELS)
+  network = engine.complete(options, network).to_dict()
+  data = dict(
+      name='imagenet2012',
+      eval_split='validation',
+      image_size=image_size,
+      eval_image_size=image_size,
+      # 'Resize the shorter side to 256, cut 224', at once: as most of them.
+      eval_crop=0.875,
+      eval_interpolation='bicubic',
+  )
+  return settings.complete(
+      dict(
+          num_epochs=1.0,
+          batch_size=64,
+          eval_batch_size=64,
+          data=data,
+          task=dict(name='classification'),
+          model=dict(name=name, **network),
+          optimizer=dict(learning_rate=0.1, base_batch_size=256),
+      )
+  )
+
+
 def load(
     source: str | os.PathLike,
     config: Any = None,
     *,
     name: str | None = None,
-    image_size: int = models.IMAGENET_SIDE,
+    entry: str | None = None,
     **options: Any,
 ) -> Classifier | Detector:
   """Loads a trained network, ready to be used.
@@ -440,43 +480,37 @@ def load(
     config: the whole config, sparse or complete; that of the run or the model
       if None.
     name: of a network in `models.MODELS`, in place of a config: for a file of
-      weights for ImageNet, whose mean, standard deviation and usual central
-      crop (`decode.IMAGENET_CROP`) images get.
-    image_size: height and width that images are brought to, with `name`.
-    **options: of the network, with `name`, such as attention='se'.
+      weights for ImageNet; see `imagenet_config`.
+    entry: of a file, as in `weights.read`.
+    **options: of `imagenet_config`, with `name`, such as attention='se'.
 
   Raises:
     InputError: there are no weights, or they are of another network.
   """
   source = weights.locate(source)
   if name is not None:
-    network = look_up('model', name, models.MODELS)
-    network = engine.complete(options, network).to_dict()
-    task = tasks.TASKS['classification'](models.create(name, **network))
-    loaded = _variables(source, task, (image_size, image_size), (3,))
-    crop = dict(size=image_size, **decode.IMAGENET_CROP)
-    return Classifier(task, None, source, *loaded, crop)
-  if options:
+    config = imagenet_config(name, **options)
+  elif options:
     raise InputError(f'{", ".join(options)}: they are for a name=...')
   config = settings.complete(config or rundir.read_config(source))
   task, data = settings.create_task(config), config.data
   # Where one mean serves all channels, the weights say how many there are.
   channels = (3, 1) if len(config.task.mean) == 1 else (len(config.task.mean),)
   if config.task.name == 'detection':
-    loaded = _variables(source, task, data.canvas, channels)
+    loaded = _variables(source, task, data.canvas, channels, entry)
     return Detector(task, config, source, *loaded)
   side, kind = data.eval_image_size, data.eval_interpolation
-  loaded = _variables(source, task, (side, side), channels)
+  loaded = _variables(source, task, (side, side), channels, entry)
   crop = dict(size=side, share=data.eval_crop, interpolation=kind)
   crop['how'] = data.eval_resize
   return Classifier(task, config, source, *loaded, crop)
 
 
 def _variables(
-    source: str, task: Any, size: Sequence[int], channels: Sequence[int]
+    source: str, task: Any, size: Sequence[int], channels: Sequence[int], entry
 ) -> tuple[Any, str, int]:
   """Returns variables, which they are, and the number of images' channels."""
-  arrays, kind = warm_start.read(source, network=task.model)
+  arrays, kind = warm_start.read(source, network=task.model, entry=entry)
   faults = []
   for number in channels:
     image = jax.ShapeDtypeStruct((1, *size, number), jnp.uint8)

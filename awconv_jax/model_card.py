@@ -20,8 +20,8 @@ tags: [jax, flax, awconv_jax, {kind}]
 
 # {title}
 
-Trained on `{data[name]}` with awconv_jax {version}, which has AW-convolution
-(https://arxiv.org/abs/2108.08205).
+{source} awconv_jax {version}, which has
+AW-convolution (https://arxiv.org/abs/2108.08205).
 
 ```python
 import awconv_jax
@@ -76,14 +76,8 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
   pixels = data.get('eval_image_size') or data.get('canvas')
   classes = told['classes'] or [f'{model["num_classes"]}, without names']
   optimizer = config['optimizer']
-  facts = {
-      'task': task['name'],
-      'network': network,
-      'parameters': sum(a.size for a in jax.tree.leaves(variables['params'])),
-      'weights': f'{told["weights"]}, kernels in {dtype}',
-      'images': f'{pixels} pixels, mean {task["mean"]}, std {task["std"]}',
-      'classes': _some(classes),
-      'data': f'{data["name"]}, trained on {data["train_split"]!r}',
+  # What is not trained here was trained by a recipe that no file tells.
+  recipe = {
       'recipe': (
           f'{config["num_epochs"]:g} epochs in batches of '
           f'{config["batch_size"]}, {optimizer["name"]} with a learning rate '
@@ -94,6 +88,16 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
       ),
       'seed': config['seed'],
       'started from': config['init_from'] or 'first weights drawn at random',
+  }
+  facts = {
+      'task': task['name'],
+      'network': network,
+      'parameters': sum(a.size for a in jax.tree.leaves(variables['params'])),
+      'weights': f'{told["weights"]}, kernels in {dtype}',
+      'images': f'{pixels} pixels, mean {task["mean"]}, std {task["std"]}',
+      'classes': _some(classes),
+      'data': f'{data["name"]}, evaluated on {data["eval_split"]!r}',
+      **({'made of': told['origin']} if told['origin'] else recipe),
       'saved at commit': told['commit'] or 'unknown',
       'sha256': told['sha256'],
   }
@@ -101,7 +105,7 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
   return _TEXT.format(
       kind=_KINDS[task['name']],
       title=f'{network} on {data["name"]}',
-      data=data,
+      source='Taken over by' if told['origin'] else 'Trained with',
       version=told['version'],
       results=results,
       facts=text_table.make(rows),

@@ -45,7 +45,7 @@ def save_pretrained(
       the numbers; the last evaluation of a run.
 
   Raises:
-    InputError: the model has no config, or the place holds something else.
+    InputError: the place holds something else, or cannot be written.
   """
   if not isinstance(model, inference.Model):
     model = inference.load(model)
@@ -75,13 +75,8 @@ def describe(
 ) -> dict[str, Any]:
   """Returns the description of a model, yet without its digest.
 
-  The arguments and errors are as in `save_pretrained`.
+  The arguments are as in `save_pretrained`.
   """
-  if model.config is None:
-    raise InputError(
-        f'{model.source} was loaded by a name, and nothing says the whole '
-        'config; load it with config=...'
-    )
   told, categories = weights.describe(model.source) or {}, model.kept_categories
   return {
       'format': described.FORMAT,
@@ -90,12 +85,19 @@ def describe(
       'classes': model.kept_names,
       'categories': categories and [dict(id=i, name=n) for i, n in categories],
       'weights': model.weights,
+      'origin': told.get('origin', _origin(model.source)),
       'metrics': (
           _numbers(metrics or told.get('metrics', {}))
           or _evaluated(model.source)
       ),
       'commit': told.get('commit') or _commit(),
   }
+
+
+def _origin(source: str) -> str | None:
+  """Returns the name of a file that others wrote; None of a run of ours."""
+  path = places.at(source)
+  return path.name if path.is_file() else None
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import fake_coco
 import numpy as np
 import pytest
 import random_values
+import trained
 
 from awconv_jax import inference, models, weights
 from awconv_jax.errors import InputError
-from awconv_jax.tools import convert, evaluate, predict
+from awconv_jax.tools import evaluate, predict
 from awconv_jax.train import rundir, settings
 from configs import coco
 
@@ -37,7 +38,7 @@ def made(tmp_path_factory):
   variables = random_values.like(
       models.shapes_of(models.create_detector(**config.model.to_dict()))
   )
-  convert.write_run(root / 'run', variables, settings.complete(config))
+  trained.write_variables(root / 'run', variables, settings.complete(config))
   (root / 'run/classes.json').write_text('["thing 3", "thing 5", "thing 9"]')
   weights.save(root / 'weights.safetensors', variables)
   return root

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import trained
 
 from awconv_jax import inference
 from awconv_jax.errors import InputError
 from awconv_jax.evaluators.coco import score as coco_score
-from awconv_jax.tools import convert, draw_boxes, evaluate, predict
+from awconv_jax.tools import draw_boxes, evaluate, predict
 from awconv_jax.train import rundir, settings
 from configs import coco
 
@@ -92,7 +93,7 @@ def call(tmp_path, monkeypatch):
   config.data.update(canvas=CANVAS, short_side=24, long_side=32)
   config.data.train_short_sides = (24,)
   variables = {'params': {'level': np.float32(100)}}
-  convert.write_run(tmp_path / 'run', variables, config)
+  trained.write_variables(tmp_path / 'run', variables, config)
   monkeypatch.setattr(settings, 'create_task', lambda config: FindsRectangles())
 
   def call(*inputs, **options):

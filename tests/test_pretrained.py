@@ -1,9 +1,11 @@
 """Models as directories and files: moved, changed, and by name."""
 
 import json
+import re
 import shutil
 
 import commands
+import hub
 import numpy as np
 import pytest
 import tiny
@@ -12,6 +14,7 @@ import trained
 import awconv_jax
 from awconv_jax import weights
 from awconv_jax.errors import InputError
+from awconv_jax.train import rundir
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -125,6 +128,51 @@ def test_a_changed_model_is_refused(change, words, model, tmp_path):
 def test_nothing_else_is_written_over(run, model):
   with pytest.raises(InputError, match='holds something else than a model'):
     awconv_jax.save_pretrained(model, run)
+
+
+def test_a_run_is_not_written_into_a_model(model):
+  with (
+      pytest.raises(InputError, match='holds a model; give another'),
+      rundir.claim(model, tiny.get_config()),
+  ):
+    pass
+
+
+def test_a_model_goes_to_the_hub_and_comes_from_there(
+    model, tmp_path, monkeypatch
+):
+  library = pytest.importorskip('huggingface_hub')
+  cache = str(tmp_path / 'cache')
+  monkeypatch.setattr(library.constants, 'HF_HUB_CACHE', cache)
+  monkeypatch.setenv('HF_TOKEN', 'hf_of_nobody')
+  push = 'convert', f'--input={model}', f'--output={tmp_path}/copy'
+  with hub.serve() as (address, commits, log):
+    monkeypatch.setenv('HF_ENDPOINT', address)
+    code, out, err = commands.tool(*push, '--push=alice/digits')
+    assert code == 0, err
+    assert out.endswith('/alice/digits, to be loaded as hf-hub:alice/digits\n')
+    (files,) = commits['alice/digits'].values()
+    assert files == {
+        path.name: path.read_bytes() for path in (tmp_path / 'copy').iterdir()
+    }
+    # On the data that its config names.
+    flags = '--run=hf-hub:alice/digits@main', f'--output={tmp_path}/found.json'
+    code, _, err = commands.tool('evaluate', *flags)
+    assert code == 0, err
+    # What is not there, or not allowed, is one line.
+    for flags, words in (
+        (('evaluate', '--run=hf-hub:alice/digitz'), "'hf-hub:alice/digitz' on"),
+        ((*push, '--push=others/digits'), "'others/digits' on the hub: .*403"),
+    ):
+      code, _, err = commands.tool(*flags)
+      assert code == 1 and err.splitlines()[-1].startswith('error: ')
+      assert re.search(words, err)
+  found = json.loads((tmp_path / 'found.json').read_text())
+  assert found['num_examples'] == 360 and found['data'] == 'digits'
+  # Without a way there, what was fetched is still here.
+  loaded = awconv_jax.load('hf-hub:alice/digits')
+  wanted = awconv_jax.load(model).predict(IMAGES).probabilities
+  assert (loaded.predict(IMAGES).probabilities == wanted).all()
 
 
 @pytest.mark.parametrize('name', weights.shipped())

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from random_values import images, of_model
 import tiny
+import trained
 import watched_run
 
 from awconv_jax import errors, models, weights
-from awconv_jax.tools import convert
 from awconv_jax.train import loop as train_loop
 from awconv_jax.train import optim, warm_start
 
@@ -99,8 +99,10 @@ def test_a_head_for_other_classes_is_left_as_it_is(plain):
 def test_what_cannot_be_taken_is_named(plain, tmp_path):
   path, three = plain[2], of_model(create(3, attention='se'))
   wide, larger = tmp_path / 'wide', tmp_path / 'larger'
-  convert.write_run(wide, of_model(models.create(**BACKBONE | {'width': 8})))
-  convert.write_run(larger, random_detector(seed=1, num_classes=7))
+  trained.write_variables(
+      wide, of_model(models.create(**BACKBONE | {'width': 8}))
+  )
+  trained.write_variables(larger, random_detector(seed=1, num_classes=7))
   for source, fresh, skip, words in (
       (path, of_model(create()), (), 'unknown: .*se.fc1'),
       (path, three, (), r'fc\.bias has .*fc\.weight'),
@@ -115,7 +117,7 @@ def test_what_cannot_be_taken_is_named(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'write, aw_conv', [(convert.write_run, True), (weights.save, False)]
+    'write, aw_conv', [(trained.write_variables, True), (weights.save, False)]
 )
 def test_the_backbone_of_a_detector_starts_from_a_classifier(
     write, aw_conv, tmp_path
@@ -164,7 +166,7 @@ def test_attention_that_is_frozen_as_it_was_drawn_is_named(tmp_path):
 
 def test_a_detector_starts_from_another_one_with_other_classes(tmp_path):
   variables = random_detector(seed=1, num_classes=7)
-  convert.write_run(tmp_path, variables)
+  trained.write_variables(tmp_path, variables)
   fresh = random_detector(seed=2, aw_conv=True)
   skip = ('box_predictor', 'backbone/stage4_block1')
   start = warm_start.load(tmp_path, fresh, skip=skip)

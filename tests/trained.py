@@ -4,9 +4,20 @@ import jax
 import numpy as np
 import tiny
 
-from awconv_jax.tools import convert
-from awconv_jax.train import settings
+from awconv_jax.train import rundir, settings
+from awconv_jax.train.checkpoint import Checkpointer
 from configs import imagenet
+
+
+def write_variables(directory, variables, config=None):
+  """Writes variables as checkpoint 0 of a run, and the config, if any."""
+  state = dict(variables)
+  state = {'params': state.pop('params'), 'model_state': state}
+  directory.mkdir(parents=True, exist_ok=True)
+  with Checkpointer(directory / 'checkpoints', keep=2) as checkpointer:
+    checkpointer.save(0, state, {})
+  if config is not None:
+    rundir.write_config(directory, config)
 
 
 def write_run(directory, config, channels=3):
@@ -14,7 +25,7 @@ def write_run(directory, config, channels=3):
   task, side = settings.create_task(config), config.data.eval_image_size
   batch = {'image': np.zeros((1, side, side, channels), np.uint8)}
   variables = jax.jit(task.init)(jax.random.key(0), batch)
-  convert.write_run(directory, variables, config)
+  write_variables(directory, variables, config)
   return task, variables
 
 

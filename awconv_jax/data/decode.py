@@ -109,9 +109,6 @@ INTERPOLATIONS = {
     'bilinear': functools.partial(_pillow, method=Image.Resampling.BILINEAR),
     'bicubic': functools.partial(_pillow, method=Image.Resampling.BICUBIC),
 }
-# For weights that come without a config, by `center_crop`: 'resize the shorter
-# side to 256, cut 224', at once, as most for ImageNet. Recipes have their own.
-IMAGENET_CROP = dict(share=0.875, interpolation='bicubic')
 
 
 def resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:

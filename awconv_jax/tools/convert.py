@@ -1,124 +1,100 @@
-r"""Converts weights: from torch's files, to .safetensors, from and to runs.
+r"""Makes models of runs and of torch's files: to be kept, shared and loaded.
 
-  python -m awconv_jax.tools.convert --model=resnet50 \
-      --input=resnet50.pth --output=resnet50.safetensors
+  python -m awconv_jax.tools.convert --input=runs/digits --output=models/digits
+  python -m awconv_jax.tools.convert --input=runs/digits \
+      --output=digits.safetensors --dtype=bfloat16
   python -m awconv_jax.tools.convert --model=resnet50 --attention=se \
-      --input=seresnet50.safetensors --output=runs/seresnet50
-  python -m awconv_jax.tools.convert \
-      --input=runs/digits --output=digits.safetensors
+      --input=seresnet50.safetensors --output=models/seresnet50
   python -m awconv_jax.tools.convert \
       --config=configs/coco.py:preset=torchvision,num_classes=90,aw_conv=false \
       --config.model.backbone.norm_epsilon=0.0 \
-      --input=fasterrcnn_resnet50_fpn_coco.pth --output=runs/torchvision
+      --input=fasterrcnn_resnet50_fpn_coco.pth --output=models/torchvision
+  python -m awconv_jax.tools.convert --input=runs/digits \
+      --output=models/digits --push=alice/digits
 
-What is read decides the direction. A file has torch's names and is held
-against the network that is named; if any array is unknown, missing or of
-another shape, all of those are listed and nothing is written. A directory is
-that of a run: its newest checkpoint, the averages where it has them. What
---config says is written to a directory along with the weights, as config.json.
+The output is a directory with model.safetensors, config.json and README.md, a
+model card; or a .safetensors file. Either says all that loads it: every tool
+takes it as --run, and `awconv_jax.load` from any place. The weights in it have
+torch's names. With --push, the directory becomes a model on the Hugging Face
+hub, which is then 'hf-hub:alice/digits'.
+
+Of a run that is the newest checkpoint, the averages where it has them. Another
+file is held against the network that is named; if any array is unknown, missing
+or of another shape, all of those are listed and nothing is written.
 
 Detectors have torchvision's names, and with preset=torchvision its layout. Its
 91 classes are the background and the category ids 1 to 90 of COCO: label i here
 is the id i + 1, so that num_classes=90 is wanted. The norms of its published
 detectors have epsilon 0 (COCO_V1 of fasterrcnn_resnet50_fpn), which is no array
-of the file: norm_epsilon=0.0 goes with it wherever the weights are used. What
-preset=mmdet is written to has the background last, and no box for it.
+of the file: norm_epsilon=0.0 goes with it. What preset=mmdet is written to has
+the background last, and no box for it.
 """
 
-import os
+from collections.abc import Mapping
+import json
 import pathlib
 from typing import Any
 
 from absl import flags
 import jax
-import numpy as np
 
-from awconv_jax import command_line, errors, models, places, weights
-from awconv_jax.options import MOST, any_path
-from awconv_jax.train import checkpoint, rundir, settings, warm_start
-from awconv_jax.weights import origin
+from awconv_jax import (
+    command_line,
+    errors,
+    inference,
+    places,
+    pretrained,
+    weights,
+)
+from awconv_jax.options import MOST
+from awconv_jax.weights import hub, origin
 
 FLAGS = flags.FLAGS
 # Suffixes of files that hold weights, besides those of `weights`. A name with
-# any other, such as that of runs/v1.5, is that of a directory.
+# any other, such as that of models/v1.5, is that of a directory.
 OTHERS = '.safetensor .npz .npy .h5 .hdf5 .onnx .ckpt .msgpack .pkl .pickle'
-
-
-def write_run(
-    workdir: str | os.PathLike, variables: Any, config: Any = None
-) -> None:
-  """Writes variables as checkpoint 0 of a run, without any optimizer state.
-
-  Args:
-    workdir: directory of the run, which is made.
-    variables: of the network, with 'params' among them.
-    config: the whole config, if it is known, to be that of the run.
-
-  Raises:
-    InputError: the directory holds another run.
-  """
-  model_state, workdir = dict(variables), places.at(any_path(workdir))
-  state = {'params': model_state.pop('params'), 'model_state': model_state}
-  directory = workdir / 'checkpoints'
-  if (directory / '0').exists():
-    raise errors.InputError(
-        f'{workdir} already holds checkpoint 0; give another --output'
-    )
-  directory.mkdir(parents=True, exist_ok=True)
-  with checkpoint.Checkpointer(directory, keep=2) as checkpointer:
-    checkpointer.save(0, state, {})
-  if config is not None:
-    rundir.write_config(workdir, config)
 
 
 def convert(
     source: str,
     output: str,
-    shapes: Any,
     config: Any = None,
     *,
     entry: str | None = None,
-    network: Any = None,
+    dtype: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> str:
-  """Reads weights, writes them in the other form, and returns a line about it.
+  """Writes a model, and returns a line about it.
 
   Args:
-    source: a file that `weights.read` takes, or a run's directory.
-    output: a file that `weights.save` takes, or a directory: anything without
-      the suffix of a file of weights.
-    shapes: of the variables in a file; unused for a directory, whose
-      checkpoints say it themselves.
-    config: as in `write_run`.
-    entry, network: of a file, as in `weights.read`.
+    source: what `inference.load` takes.
+    output: a .safetensors file, or a directory: anything without the suffix of
+      a file of weights.
+    config: the whole config, for files that do not say it themselves.
+    entry: of a file, as in `weights.read`.
+    dtype, metrics: as in `pretrained.save_pretrained`.
 
   Raises:
-    InputError: see `weights.load`, `weights.save`.
+    InputError: see `inference.load`, `pretrained.save_pretrained`.
   """
   suffix, of_files = pathlib.Path(output).suffix, OTHERS.split()
-  to_file = suffix in weights.WRITERS
-  if not to_file and suffix.lower() in (*weights.READERS, *of_files):
-    known = (*weights.WRITERS, 'none (a directory)')
-    raise errors.unknown_name('suffix of --output:', suffix, known)
-  if places.at(source).is_dir():
-    if entry:
-      raise errors.InputError(f'--entry={entry!r} is of a file, not of a run')
-    variables, kind = warm_start.read_run(source)
-    network = warm_start.network_of(source)
-  else:
-    given = dict(entry=entry, network=network)
-    variables, kind = weights.load(source, shapes, **given), 'weights'
-  if to_file:
-    weights.save(output, variables, network)
-  else:
-    write_run(output, variables, config)
-  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-  return f'{source} -> {output}: {kind}, {count:,} parameters'
+  if suffix not in weights.WRITERS:
+    if suffix.lower() in (*weights.READERS, *of_files):
+      known = (*weights.WRITERS, 'none (a directory)')
+      raise errors.unknown_name('suffix of --output:', suffix, known)
+  model = inference.load(source, config, entry=entry)
+  pretrained.save_pretrained(model, output, dtype=dtype, metrics=metrics)
+  count = sum(leaf.size for leaf in jax.tree.leaves(model.variables['params']))
+  return f'{source} -> {output}: {model.weights}, {count:,} parameters'
 
 
-def network_of(config: Any, *, model: str | None = None, **options: Any) -> Any:
-  """Returns the network or the detector that the flags name.
+def config_of(
+    source: str, config: Any, *, model: str | None = None, **options: Any
+) -> Any:
+  """Returns the config for a file that the flags give; None if it has its own.
 
   Args:
+    source: as in `convert`.
     config: the whole config, of any task; or None.
     model: in its place, the name of a network for classification.
     **options: of the network, with its name.
@@ -126,58 +102,70 @@ def network_of(config: Any, *, model: str | None = None, **options: Any) -> Any:
   Raises:
     InputError: no network is named, two are, or one that there is not.
   """
+  located = weights.locate(source)
+  described = places.at(located).is_dir() or weights.describe(located)
+  named = model is not None or bool(options)
+  if described and config is None and not named:
+    return None
   if (model is None) == (config is None) or (config is not None and options):
     raise errors.InputError(
         'a file is read for one network: give either --model, --attention and '
         '--num_classes, or --config and --config.model.attention and the like'
     )
-  if config is None:
-    return models.create(model, **options)
-  return settings.create_task(config).model
+  return config or inference.imagenet_config(model, **options)
 
 
-def shapes_of(config: Any, *, channels: int = 3, **named: Any) -> Any:
-  """Returns the shapes of the variables of that, for images of those channels.
-
-  The other arguments, and errors, are as in `network_of`.
-  """
-  network, side = network_of(config, **named), models.IMAGENET_SIDE
-  if config is None:
-    return models.shapes_of(network, side, channels)
-  image = jax.ShapeDtypeStruct((1, side, side, channels), np.uint8)
-  init = settings.create_task(config).init
-  return jax.eval_shape(init, jax.random.key(0), {'image': image})
+def metrics_of(path: str) -> dict[str, Any]:
+  """Returns what `tools.evaluate` wrote; InputError if it is none of that."""
+  try:
+    found = json.loads(places.at(path).read_text(encoding='utf-8'))
+    return dict(found)
+  except (OSError, ValueError, TypeError, RecursionError) as error:
+    reason = f'--metrics={path!r} cannot be read: {errors.first_line(error)}'
+    raise errors.InputError(f'{reason}; want what evaluate wrote') from error
 
 
 def main() -> None:
   """Converts as the flags say."""
-  shapes = config = network = None
-  if not places.at(FLAGS.input).is_dir():
-    config = command_line.read_config()
-    named = command_line.given('model', 'attention', 'num_classes')
-    network = network_of(config, **named)
-    shapes = shapes_of(config, **named, **command_line.given('channels'))
-  given = dict(entry=FLAGS.entry, network=network)
-  print(convert(FLAGS.input, FLAGS.output, shapes, config, **given))
-  if network is not None:
-    taken = ', '.join(f'{k}={v!r}' for k, v in origin.untold(network).items())
+  named = command_line.given('model', 'attention', 'num_classes')
+  config = config_of(FLAGS.input, command_line.read_config(), **named)
+  given = command_line.given('entry', 'dtype')
+  if FLAGS.metrics:
+    given['metrics'] = metrics_of(FLAGS.metrics)
+  if FLAGS.push:
+    hub.opened(FLAGS.push)  # Before anything is computed.
+    if pathlib.Path(FLAGS.output).suffix in weights.WRITERS:
+      raise errors.InputError('--push uploads a directory; want such --output')
+  print(convert(FLAGS.input, FLAGS.output, config, **given))
+  if config is not None:
+    told = origin.untold(config.model)
+    taken = ', '.join(f'{k}={v!r}' for k, v in told.items())
     print(
         f'no array tells of {taken}, nor of pooling, activations, and the mean '
         'and std of the images: these are the options given here, whatever the '
         'file was made with; see docs/weights.md'
     )
+  if FLAGS.push:
+    address = hub.push(FLAGS.output, FLAGS.push, private=FLAGS.private)
+    print(f'{address}, to be loaded as {hub.PREFIX}{FLAGS.push}')
 
 
 if __name__ == '__main__':
-  text = "A file of weights, or a run's directory."
+  text = "A run, a model, or a file of torch's."
   command_line.define_path('input', text, required=True)
-  text = 'A .safetensors file, or a directory.'
+  text = 'A directory, or a .safetensors file.'
   command_line.define_path('output', text, required=True)
   flags.DEFINE_string('model', None, 'Name of the network, such as resnet50.')
   flags.DEFINE_string('attention', None, 'Its attention, such as se.')
   flags.DEFINE_integer('num_classes', None, 'Number of its classes.', 1, MOST)
-  flags.DEFINE_integer('channels', None, 'Channels of its images.', 1, MOST)
   text = "Key of the weights in a checkpoint of torch's: state_dict_ema."
   flags.DEFINE_string('entry', None, text)
+  text = 'Of kernels and matrices in the file; bfloat16 halves it.'
+  flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16', 'float16'], text)
+  text = "What tools.evaluate wrote, for the model card; the run's last."
+  command_line.define_path('metrics', text)
+  text = 'Model on the Hugging Face hub to upload the directory to: owner/name.'
+  flags.DEFINE_string('push', None, text)
+  flags.DEFINE_bool('private', False, 'Make it a private model, if it is new.')
   command_line.define_config('Config of the network, instead of --model.')
   command_line.run(main)

@@ -17,6 +17,7 @@ from awconv_jax import places, weights
 from awconv_jax.errors import InputError
 from awconv_jax.options import any_path
 from awconv_jax.train import checkpoint, lease, processes, settings
+from awconv_jax.weights import located
 
 CONFIG = 'config.json'
 CHECKPOINTS = 'checkpoints'
@@ -205,6 +206,11 @@ def claim(
     InputError: it cannot be written, or has another run or another config.
   """
   path, directory = workdir / '.lock', workdir / CHECKPOINTS
+  if (workdir / located.MODEL).exists():
+    raise InputError(
+        f'--workdir={str(workdir)!r} holds a model; give another, and the model '
+        'as --config.init_from to start from it'
+    )
   made, checks = [], []
   with contextlib.ExitStack() as stack:
 

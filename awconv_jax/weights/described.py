@@ -8,6 +8,7 @@ the same into the config.json beside it:
   config: the whole config, as of `train.settings`: data, task, network, ...
   classes, categories: as in a run; None where it has none.
   weights: which they are, such as 'averages of step 400'.
+  origin: name of the file of others that they are from; None of our runs.
   metrics, commit: of the run and of the code that saved it, where known.
   sha256: of all this, and of the arrays.
 """

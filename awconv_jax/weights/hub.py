@@ -25,10 +25,11 @@ def _library() -> Any:
   return huggingface_hub
 
 
-def _name(name: str, of: str) -> str:
+def opened(name: str) -> Any:
+  """Returns huggingface_hub; InputError if it is absent, or this no name."""
   if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name):
-    raise InputError(f'{of!r} names no model on the hub; want owner/name')
-  return name
+    raise InputError(f'{name!r} names no model on the hub; want owner/name')
+  return _library()
 
 
 def fetch(source: str) -> pathlib.Path:
@@ -40,7 +41,7 @@ def fetch(source: str) -> pathlib.Path:
     InputError: there is no such model, or no way to it.
   """
   name, _, revision = source.removeprefix(PREFIX).partition('@')
-  library, name = _library(), _name(name, source)
+  library = opened(name)
   try:
     found = library.snapshot_download(
         name,
@@ -61,8 +62,7 @@ def push(directory: str | os.PathLike, name: str, private: bool = False) -> str:
   Raises:
     InputError: it may not be written, or there is no way to it.
   """
-  library, name = _library(), _name(name, name)
-  api = library.HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
+  api = opened(name).HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
   try:
     url = api.create_repo(name, private=private, exist_ok=True)
     api.upload_folder(repo_id=name, folder_path=directory)
