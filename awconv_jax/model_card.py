@@ -64,6 +64,8 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
     network = f'{model["name"]} with {network}'
   metrics = dict(told['metrics'])
   step = metrics.pop('step', None)
+  of = metrics.pop('data', data['name'])
+  split = metrics.pop('split', data['eval_split'])
   when = '' if step is None else f' at step {step:,}'
   results = 'None are known.'
   if metrics:
@@ -71,7 +73,7 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
         dict(measure=name.removeprefix('eval/'), value=value)
         for name, value in metrics.items()
     ]
-    results = f'On the split `{data["eval_split"]}`{when}:\n\n'
+    results = f'On the split `{split}` of `{of}`{when}:\n\n'
     results += text_table.make(rows, _number)
   pixels = data.get('eval_image_size') or data.get('canvas')
   classes = told['classes'] or [f'{model["num_classes"]}, without names']

@@ -87,8 +87,7 @@ def describe(
       'weights': model.weights,
       'origin': told.get('origin', _origin(model.source)),
       'metrics': (
-          _numbers(metrics or told.get('metrics', {}))
-          or _evaluated(model.source)
+          _shown(metrics or told.get('metrics', {})) or _evaluated(model.source)
       ),
       'commit': told.get('commit') or _commit(),
   }
@@ -100,8 +99,13 @@ def _origin(source: str) -> str | None:
   return path.name if path.is_file() else None
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-  return {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the numbers, and what they were measured on."""
+  return {
+      name: value
+      for name, value in metrics.items()
+      if isinstance(value, int | float) or name in ('data', 'split')
+  }
 
 
 def _evaluated(workdir: str) -> dict[str, Any]:

@@ -439,8 +439,9 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --input={d}/zeros.safetensors --model=resnet20 | unknown model 'resnet20'
 --input={d}/zeros.safetensors --model=resnet18 --attention=sea | 'sea'
 --input={d}/zeros.safetensors --model=resnet18 --num_classes={huge} | ='9999
---input={d}/zeros.safetensors --model=resnet18 --channels=0 | --channels='0'
---input={d}/empty | no checkpoint
+--input={d}/zeros.safetensors --model=resnet18 --push=a | names no model on
+--input={d}/empty | weights without one need a config
+--input=hf-hub:a | names no model on the hub; want owner/name
 --input={d}/run_damaged | checkpoint
 --input={d}/run --output={d}/x.npz | unknown suffix of --output
 --input={d}/run --output={d}/file | '{d}/file

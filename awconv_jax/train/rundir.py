@@ -208,8 +208,8 @@ def claim(
   path, directory = workdir / '.lock', workdir / CHECKPOINTS
   if (workdir / located.MODEL).exists():
     raise InputError(
-        f'--workdir={str(workdir)!r} holds a model; give another, and the model '
-        'as --config.init_from to start from it'
+        f'--workdir={str(workdir)!r} holds a model; give another, and the '
+        'model as --config.init_from to start from it'
     )
   made, checks = [], []
   with contextlib.ExitStack() as stack:
