@@ -435,11 +435,12 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --input={d}/text.pth --model=resnet18 | cannot be read
 --input={d}/empty.pth --model=resnet18 | cannot be read
 --input={d}/pickle.pth --model=resnet18 | cannot be read
---input={d}/zeros.safetensors | give either --model
+--input={d}/text.pth | give either --model
 --input={d}/zeros.safetensors --model=resnet20 | unknown model 'resnet20'
 --input={d}/zeros.safetensors --model=resnet18 --attention=sea | 'sea'
 --input={d}/zeros.safetensors --model=resnet18 --num_classes={huge} | ='9999
---input={d}/zeros.safetensors --model=resnet18 --push=a | names no model on
+--input={d}/run --push=a | names no model on
+--input={d}/run --push=a/b --output=a.safetensors | want such --output
 --input={d}/empty | weights without one need a config
 --input=hf-hub:a | names no model on the hub; want owner/name
 --input={d}/run_damaged | checkpoint

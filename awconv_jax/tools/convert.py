@@ -102,11 +102,10 @@ def config_of(
   Raises:
     InputError: no network is named, two are, or one that there is not.
   """
-  located = weights.locate(source)
-  described = places.at(located).is_dir() or weights.describe(located)
-  named = model is not None or bool(options)
-  if described and config is None and not named:
-    return None
+  if config is None and model is None and not options:
+    located = weights.locate(source)
+    if places.at(located).is_dir() or weights.describe(located):
+      return None
   if (model is None) == (config is None) or (config is not None and options):
     raise errors.InputError(
         'a file is read for one network: give either --model, --attention and '
@@ -127,15 +126,15 @@ def metrics_of(path: str) -> dict[str, Any]:
 
 def main() -> None:
   """Converts as the flags say."""
+  if FLAGS.push:
+    hub.opened(FLAGS.push)  # Before anything is computed.
+    if pathlib.Path(FLAGS.output).suffix in weights.WRITERS:
+      raise errors.InputError('--push uploads a directory; want such --output')
   named = command_line.given('model', 'attention', 'num_classes')
   config = config_of(FLAGS.input, command_line.read_config(), **named)
   given = command_line.given('entry', 'dtype')
   if FLAGS.metrics:
     given['metrics'] = metrics_of(FLAGS.metrics)
-  if FLAGS.push:
-    hub.opened(FLAGS.push)  # Before anything is computed.
-    if pathlib.Path(FLAGS.output).suffix in weights.WRITERS:
-      raise errors.InputError('--push uploads a directory; want such --output')
   print(convert(FLAGS.input, FLAGS.output, config, **given))
   if config is not None:
     told = origin.untold(config.model)

@@ -14,7 +14,7 @@ import jax
 import ml_collections
 
 from awconv_jax import places, weights
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, nearest
 from awconv_jax.options import any_path
 from awconv_jax.train import checkpoint, lease, processes, settings
 from awconv_jax.weights import located
@@ -86,8 +86,10 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     return settings.complete(told['config'])
   path = places.at(workdir) / CONFIG
   if not path.parent.exists():
+    shipped = weights.shipped()
     raise InputError(
         f'{str(path.parent)!r} does not exist; which run is meant?'
+        f'{nearest(workdir, shipped)} models by name: {", ".join(shipped)}'
     )
   trained = []
   for record in checkpoint.records(path.parent / CHECKPOINTS):
