@@ -42,14 +42,14 @@ class Detection:
     """Returns images, 0 beyond their area, and the sizes of these areas."""
     images, size = batch['image'], batch.get('image_size')
     if size is None:
-      size = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
+      size = jnp.tile(jnp.array(images.shape[1:3]), (images.shape[0], 1))
     # Padded after normalising: 0 is the mean colour there, not black.
     return mask_padding(self._normalize(images), size), size
 
   def forward(self, variables: Variables, batch: Batch) -> dict[str, Any]:
     """Returns all outputs for as many regions as are proposed."""
     images, size = self._prepare(batch)
-    regions = jnp.zeros((len(images), self.model.num_proposals, 4))
+    regions = jnp.zeros((images.shape[0], self.model.num_proposals, 4))
     return self.model.apply(variables, images, size, regions)
 
   def features(

@@ -69,8 +69,8 @@ class RPNHead(nn.Module):
     hidden = nn.relu(self.shared_conv(mask_padding(x, valid_size)))
     logits = self.cls_logits(hidden)
     inside = mask_padding(jnp.ones(logits.shape, bool), valid_size, fill=False)
-    logits, inside = (a.reshape(len(x), -1) for a in (logits, inside))
-    return logits, self.bbox_pred(hidden).reshape(len(x), -1, 4), inside
+    logits, inside = (a.reshape(x.shape[0], -1) for a in (logits, inside))
+    return logits, self.bbox_pred(hidden).reshape(x.shape[0], -1, 4), inside
 
 
 def propose(
