@@ -17,6 +17,7 @@ the two differ. See docs/export.md for what loads it.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 import importlib
 import json
 import pathlib
@@ -45,10 +46,16 @@ def function_of(model: inference.Model) -> Callable[..., Arrays]:
   variables = jax.device_put(model.variables)
 
   def outputs(**batch):
-    found = model.outputs(variables, batch, flip=False)
-    return {name: a for name, a in found.items() if name not in batch}
+    # Or XLA would compute what it can of the weights while it compiles: slowly.
+    held = jax.lax.optimization_barrier(variables)
+    return _outputs(model, held, batch)
 
   return outputs
+
+
+def _outputs(model, variables, batch):
+  found = model.outputs(variables, batch, flip=False)
+  return {name: array for name, array in found.items() if name not in batch}
 
 
 def inputs(model: inference.Model, portrait: bool, number: Any) -> Arrays:
@@ -57,7 +64,7 @@ def inputs(model: inference.Model, portrait: bool, number: Any) -> Arrays:
   'image' is uint8 [N, H, W, C]; a detector's 'image_size', int32 [N, 2], are
   the heights and widths of the images on the canvas.
   """
-  if not isinstance(model, inference.Detector):
+  if isinstance(model, inference.Classifier):
     side = model.preparation['size']
     shape = number, side, side, model.channels
     return {'image': jax.ShapeDtypeStruct(shape, np.uint8)}
@@ -130,7 +137,8 @@ def compare(
   """
   most = max(batches)
   given = examples(inputs(model, portrait, most))
-  expected = jax.device_get(jax.jit(function_of(model))(**given))
+  network = jax.jit(functools.partial(_outputs, model))
+  expected = jax.device_get(network(model.variables, given))
   worst = 0.0
   for number in batches:
     some, want = (
