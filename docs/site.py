@@ -36,8 +36,6 @@ _FOUND = {
     ),
     'find': attention.ATTENTION,
 }
-# Modules that hold nothing for others to call.
-_PROGRAMS = 'tools/planned', 'tools/train', 'compilers/alone'
 
 
 def main(folder: pathlib.Path) -> None:
@@ -50,8 +48,6 @@ def main(folder: pathlib.Path) -> None:
   _write(folder / 'reference/config.md', '\n'.join(_options_page()) + '\n')
   for path in sorted((ROOT / 'awconv_jax').rglob('*.py')):
     name = path.relative_to(ROOT / 'awconv_jax').with_suffix('').as_posix()
-    if name in _PROGRAMS:
-      continue
     module = f'awconv_jax/{name}'.removesuffix('/__init__')
     page = f'{module}/index.md' if path.stem == '__init__' else f'{module}.md'
     name = module.replace('/', '.')

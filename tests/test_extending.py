@@ -13,29 +13,23 @@ from watched_run import rows_of, saved_arrays
 from awconv_jax import command_line
 from awconv_jax.errors import InputError
 from awconv_jax.tools import train as train_tool
-from awconv_jax.train import dry_run, rundir
+from awconv_jax.train import dry_run, functions, partition, rundir
 from awconv_jax.train import loop as train_loop
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
 
-def config(num_epochs, schedule='constant'):
+def config(num_epochs, schedule='constant', warmup=0.05):
   result = tiny.get_config(schedule=schedule)
   result.num_epochs = num_epochs
-  result.optimizer.warmup_epochs = 0.05
+  result.optimizer.warmup_epochs = warmup
   return result
 
 
-@pytest.fixture(scope='module')
-def long(tmp_path_factory):
-  """A run of nine steps at one go."""
-  workdir = tmp_path_factory.mktemp('long')
-  return workdir, train_loop.train(config(0.2), str(workdir))
-
-
-def test_at_a_constant_rate_it_has_the_bits_of_a_long_run(
-    long, tmp_path, capsys
-):
+@pytest.mark.slow  # Three runs.
+def test_at_a_constant_rate_it_has_the_bits_of_a_long_run(tmp_path, capsys):
+  workdir = tmp_path / 'long'
+  long = workdir, train_loop.train(config(0.2), str(workdir))
   short = train_loop.train(config(0.1), str(tmp_path))
   assert short.step == short.total_steps == 4
   capsys.readouterr()
@@ -57,19 +51,28 @@ def test_at_a_constant_rate_it_has_the_bits_of_a_long_run(
     train_loop.train(config(0.1), str(tmp_path))
 
 
-def test_a_cosine_goes_up_again_and_says_so(tmp_path, capsys):
-  train_loop.train(config(0.1, 'cosine'), str(tmp_path))
-  capsys.readouterr()
-  train_loop.train(config(0.2, 'cosine'), str(tmp_path))
-  said = capsys.readouterr().out
-  rates = [
-      row['train/learning_rate']
-      for row in rows_of(tmp_path)
-      if 'train/learning_rate' in row
-  ]
-  line = f'goes from {rates[3]:.2e} to {rates[4]:.2e}; the weights are not'
-  assert 'the cosine schedule is now that of the new length' in said
-  assert line in said and rates[4] > rates[3]
+@pytest.mark.parametrize(
+    'schedule, warmup, says',
+    [
+        ('constant', 0.05, 'are those of a run of that length from the start'),
+        ('cosine', 0.1, 'are those of a run of that length from the start'),
+        ('cosine', 0.05, 'the cosine schedule is now that of the new length'),
+    ],
+)
+def test_what_the_schedule_does_in_a_run_that_is_extended(
+    schedule, warmup, says
+):
+  before, now = (
+      functions.create(made, None, partition.create_mesh(), 45.0)
+      for made in (config(epochs, schedule, warmup) for epochs in (0.1, 0.2))
+  )
+  line = functions.extension(before, now, 4, schedule)
+  assert line.startswith('extended from 4 to 9 steps: ') and says in line
+  if 'now' in says:
+    # From the foot of the short cosine to where the long one is.
+    rates = [float(run.schedule(i)) for run, i in ((before, 3), (now, 4))]
+    assert f'from {rates[0]:.2e} to {rates[1]:.2e}' in line
+    assert rates[1] > 1.5 * rates[0]
 
 
 def test_a_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -93,11 +96,16 @@ def fails(*args):
   raise ZeroDivisionError
 
 
-def test_a_dry_run_is_held_to_the_directory(long):
-  other = config(0.2)
-  other.seed = 5
-  with pytest.raises(InputError, match='seed is 0 there and 5 here'):
-    dry_run.run(other, str(long[0]))
+def test_a_run_may_be_longer_than_what_is_there_but_not_shorter(tmp_path):
+  rundir.write_config(tmp_path, config(0.2))
+  (tmp_path / 'checkpoints/9').mkdir(parents=True)
+  rundir.check_owner(tmp_path, config(0.4))
+  for other, message in (
+      (config(0.1), 'num_epochs is 0.2 there and 0.1 here'),
+      (config(0.4, 'cosine'), 'schedule is .constant. there and .cosine. here'),
+  ):
+    with pytest.raises(InputError, match=message):
+      dry_run.run(other, str(tmp_path))
 
 
 def test_the_command_that_extends_can_be_pasted(monkeypatch, tmp_path):

@@ -18,40 +18,54 @@ from awconv_jax.train import settings
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
-_small = dict(stage_sizes=(1, 1), width=8, stem='cifar', num_classes=None)
+_small = dict(stage_sizes=(1,), width=8, stem='cifar', num_classes=None)
 small = functools.partial(create_model, 'resnet18', **_small)
+VALID = np.array([[6, 4]] * 2)
 
 
 @pytest.mark.parametrize(
-    'name, stands', [('Slope', 2), ('AfterStage', 1), ('Halved', 2)]
+    'name, own, stands',
+    [
+        ('Slope', 'attention/w', 2),
+        ('AfterStage', 'attention/w', 1),
+        ('Halved', 'inner/kernel', 2),
+    ],
 )
-def test_it_stands_in_its_place_and_sees_zeros_for_padding(name, stands):
-  model = small(attention=f'own_layers:{name}')
-  variables = of_model(model, 8)
-  leaves = traverse_util.flatten_dict(variables['params'], sep='/')
-  own = 'inner/kernel' if name == 'Halved' else 'attention/w'
-  assert sum(path.endswith(own) for path in leaves) == stands
-  x = images(2, 6, 4, 3)
-  padded = np.full((2, 8, 10, 3), np.nan, np.float32)
-  padded[:, :6, :4] = x
-  apply = jax.jit(functools.partial(model.apply, train=False))
-  alone = apply(variables, x)['c3']
-  got = apply(variables, padded, valid_size=np.array([[6, 4]] * 2))['c3']
-  if name != 'Halved':  # Its inner convolution sees what the outer one made.
-    close(got[:, :3, :2], alone)
-  assert np.isfinite(got).all()
+def test_it_stands_in_its_place_also_where_images_are_padded(name, own, stands):
+  model = small(attention=f'own_layers:{name}', stage_sizes=(1, 1))
+  run = functools.partial(model.init_with_output, train=False, valid_size=VALID)
+  out, variables = jax.eval_shape(run, KEY, images(2, 8, 10, 3))
+  assert out['c3'].shape == (2, 4, 5, 16)
+  paths = traverse_util.flatten_dict(variables['params'], sep='/')
+  assert sum(path.endswith(own) for path in paths) == stands
+  by_class = small(
+      attention=getattr(own_layers, name), stage_sizes=(1, 1)
+  ).init_with_output
+  by_class = functools.partial(by_class, train=False, valid_size=VALID)
+  assert jax.eval_shape(by_class, KEY, images(2, 8, 10, 3))[1] == variables
 
 
-def test_fields_are_set_by_the_network_and_by_options():
+def test_it_sees_zeros_for_padding_and_the_fields_of_its_network():
   model = small(attention='own_layers:Slope', attention_options={'slope': 0.5})
-  variables, x = of_model(model, 8), images(2, 8, 8, 3)
-  _, updated = model.apply(variables, x, train=True, mutable=['batch_stats'])
-  old = traverse_util.flatten_dict(variables['batch_stats'], sep='/')
-  new = traverse_util.flatten_dict(updated['batch_stats'], sep='/')
-  moved = {k for k in old if np.any(old[k] != new[k])}
-  assert {k for k in moved if '/attention/' in k}
-  by_class = small(attention=own_layers.Slope)
-  assert models.shapes_of(by_class) == models.shapes_of(model)
+  variables = of_model(model, 8)
+  padded = np.full((2, 8, 10, 3), np.nan, np.float32)
+  padded[:, :6, :4] = x = images(2, 6, 4, 3)
+
+  @jax.jit
+  def apply(padded, x):
+    alone = model.apply(variables, x, train=False)['c2']
+    got = model.apply(variables, padded, train=False, valid_size=VALID)['c2']
+    _, updated = model.apply(variables, x, train=True, mutable=['batch_stats'])
+    return alone, got, updated
+
+  alone, got, updated = apply(padded, x)
+  close(got[:, :6, :4], alone)
+  assert np.isfinite(got).all()
+  old, new = (
+      v['batch_stats']['stage1_block1']['attention']['BatchNorm_0']['mean']
+      for v in (variables, updated)
+  )
+  assert np.all(old != new)
 
 
 def test_a_config_names_it_and_a_detector_has_it():
