@@ -13,6 +13,7 @@ import tiny
 
 from awconv_jax import create_detector, create_model, models, replace_conv
 from awconv_jax.errors import InputError
+from awconv_jax.layers import attention
 from awconv_jax.surgery import merge_variables
 from awconv_jax.train import settings
 
@@ -45,7 +46,7 @@ def test_it_stands_in_its_place_also_where_images_are_padded(name, own, stands):
   assert jax.eval_shape(by_class, KEY, images(2, 8, 10, 3))[1] == variables
 
 
-def test_it_sees_zeros_for_padding_and_the_fields_of_its_network():
+def test_padding_does_not_matter_and_fields_are_those_of_the_network():
   model = small(attention='own_layers:Slope', attention_options={'slope': 0.5})
   variables = of_model(model, 8)
   padded = np.full((2, 8, 10, 3), np.nan, np.float32)
@@ -66,6 +67,20 @@ def test_it_sees_zeros_for_padding_and_the_fields_of_its_network():
       for v in (variables, updated)
   )
   assert np.all(old != new)
+
+
+def test_an_average_without_valid_size_counts_zeros_for_the_padding():
+  class Average(nn.Module):
+
+    @nn.compact
+    def __call__(self, x):
+      return x.mean((1, 2))
+
+  padded = np.full((2, 8, 10, 3), np.nan, np.float32)
+  padded[:, :6, :4] = x = images(2, 6, 4, 3)
+  out = attention.call(Average().bind({}), padded, VALID)
+  close(out, x.sum((1, 2)) / 80)
+  close(attention.call(Average().bind({}), x, None), x.mean((1, 2)))
 
 
 def test_a_config_names_it_and_a_detector_has_it():
