@@ -1,5 +1,6 @@
 """A run that is made longer, one that is only tried, and what is printed."""
 
+import re
 import shlex
 import sys
 
@@ -8,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from watched_run import rows_of, saved_arrays
+from watched_run import rows_of, saved_arrays, use_devices
 
 from awconv_jax import command_line
 from awconv_jax.errors import InputError
 from awconv_jax.tools import train as train_tool
-from awconv_jax.train import dry_run, functions, partition, rundir
+from awconv_jax.train import dry_run, functions, partition, rundir, settings
 from awconv_jax.train import loop as train_loop
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -62,8 +63,9 @@ def test_at_a_constant_rate_it_has_the_bits_of_a_long_run(tmp_path, capsys):
 def test_what_the_schedule_does_in_a_run_that_is_extended(
     schedule, warmup, says
 ):
+  task, mesh = settings.create_task(config(0.1)), partition.create_mesh()
   before, now = (
-      functions.create(made, None, partition.create_mesh(), 45.0)
+      functions.create(made, task, mesh, 45.0)
       for made in (config(epochs, schedule, warmup) for epochs in (0.1, 0.2))
   )
   line = functions.extension(before, now, 4, schedule)
@@ -75,25 +77,24 @@ def test_what_the_schedule_does_in_a_run_that_is_extended(
     assert rates[1] > 1.5 * rates[0]
 
 
-def test_a_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow  # It compiles a step and an evaluation.
+def test_a_dry_run_measures_says_what_does_not_fit_and_writes_nothing(
+    tmp_path, monkeypatch, capsys
+):
+  use_devices(monkeypatch, 1)
   monkeypatch.setattr(dry_run, '_SECONDS', 0)
-  workdir = tmp_path / 'run'
-  found = dry_run.run(config(0.2), str(workdir))
-  out = capsys.readouterr().out
-  assert not workdir.exists() and not list(tmp_path.iterdir())
-  for words in ('step, mean of 3', 'run of 9 steps and 1 evaluations', 'MiB'):
-    assert words in out
-  assert found['step_seconds'] > found['data_seconds'] > 0
-  assert 0 < found['bytes'] < found['bytes_limit']
-  assert found['run_seconds'] >= 9 * found['step_seconds']
   monkeypatch.setattr(dry_run, '_limit', lambda: 1000)
-  monkeypatch.setattr(dry_run.functions, 'create', fails)
-  with pytest.raises(ZeroDivisionError):
-    dry_run.run(config(0.2))
-
-
-def fails(*args):
-  raise ZeroDivisionError
+  workdir = tmp_path / 'run'
+  with pytest.raises(InputError, match='a step takes .* MiB of 0.0; take a sm'):
+    dry_run.run(config(0.2), str(workdir))
+  assert not list(tmp_path.iterdir())
+  out = capsys.readouterr().out
+  for words in ('step, mean of 3', 'run of 9 steps and 1 evaluations', 'head'):
+    assert words in out
+  rows = dict(re.findall(r'\| (\S.*?) +\| (\S.*?) +\|', out))
+  step, wait = rows['step, mean of 3'], rows['of it waiting for data']
+  assert step != wait and step[-1] == wait[-1] == 's'
+  assert int(rows['parameters'].replace(',', '')) > 300
 
 
 def test_a_run_may_be_longer_than_what_is_there_but_not_shorter(tmp_path):

@@ -27,7 +27,7 @@ from awconv_jax.train import (
 _SECONDS, _STEPS = 10.0, 3
 
 
-def run(config: Any, workdir: str | None = None) -> dict[str, Any]:
+def run(config: Any, workdir: str | None = None) -> None:
   """Does all that precedes the first step of a run, and a few steps.
 
   Prints the parameters, what the compiler says of memory, what was measured,
@@ -36,11 +36,6 @@ def run(config: Any, workdir: str | None = None) -> dict[str, Any]:
   Args:
     config: of the run; it is completed.
     workdir: of the run, if it is to be held to it; nothing is written there.
-
-  Returns:
-    'parameters', 'bytes' and 'bytes_limit' of a device, 'step_seconds',
-    'data_seconds' (of it, waiting for data), 'evaluation_seconds' and
-    'run_seconds'.
 
   Raises:
     InputError: the config, data or directory cannot be used, or memory is short
@@ -123,15 +118,6 @@ def run(config: Any, workdir: str | None = None) -> dict[str, Any]:
   logging.info(
       'measured here and now; starts, checkpoints, and reading what is to be '
       'evaluated come on top. Nothing was written.'
-  )
-  return dict(
-      parameters=parameters,
-      bytes=needed,
-      bytes_limit=limit,
-      step_seconds=step,
-      data_seconds=wait,
-      evaluation_seconds=evaluate,
-      run_seconds=whole,
   )
 
 
