@@ -43,7 +43,7 @@ class Cam:
     box: of the detection, x1, y1, x2, y2 in pixels of the image; or None.
   """
 
-  map: np.ndarray
+  map: np.ndarray = dataclasses.field(repr=False)
   layer: str
   label: int
   name: str

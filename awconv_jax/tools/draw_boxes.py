@@ -52,7 +52,7 @@ def draw(
   image = image[:height, :width].repeat(factor, axis=0).repeat(factor, axis=1)
   picture, side = Image.fromarray(image), side * factor
   pen = ImageDraw.Draw(picture)
-  font = ImageFont.load_default(size=max(12, side // 45))
+  font = ImageFont.load_default(size=max(14, side // 36))
   # Captions in the order of their importance, and drawn after all boxes.
   captions = []
   there = one['gt_valid'] if 'gt_boxes' in one else np.zeros(0, bool)
@@ -152,6 +152,8 @@ def _write(picture, patch: Patch, text, color, font) -> None:
   """Writes on a patch of colour."""
   pen = ImageDraw.Draw(picture)
   x1, y1, x2, y2 = patch
-  pen.rectangle([x1, y1, x2 - 1, y2 - 1], fill=color)
+  # White on white would have no edge.
+  edge = _BLACK if color == TRUTH_COLOR else color
+  pen.rectangle([x1, y1, x2 - 1, y2 - 1], fill=color, outline=edge)
   ink = _BLACK if sum(color) > 380 else (255, 255, 255)
   pen.text((x1 + 2, y1), text, fill=ink, font=font)

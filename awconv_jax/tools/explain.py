@@ -108,6 +108,8 @@ def of_data(
       batches, total=batches.batches_per_epoch, unit=' batches', disable=None
   )
   found = explain.maps_by_class(model, bar, labels)
+  for line in batches.unreadable.news():
+    print(line)
   if not found:
     raise errors.InputError(
         f'--run={model.source!r} has no AW-convolution, whose maps these would '
