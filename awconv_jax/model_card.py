@@ -20,8 +20,8 @@ tags: [jax, flax, awconv_jax, {kind}]
 
 # {title}
 
-{source} awconv_jax {version}, which has
-AW-convolution (https://arxiv.org/abs/2108.08205).
+{source} awconv_jax {version}, which has AW-convolution
+(https://arxiv.org/abs/2108.08205).
 
 ```python
 import awconv_jax
@@ -115,8 +115,8 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
 
 
 def _number(value: Any) -> str:
-  if isinstance(value, float):
-    return f'{value:.4f}'
+  if isinstance(value, float):  # Of these, COCO's alone may be -1.
+    return 'n/a' if value == -1 else f'{value:.4f}'
   return text_table.thousands(value)
 
 
