@@ -1,9 +1,10 @@
-"""Measures AW-convolution beside the plain one, and reading, in one run.
+"""Measures AW-convolution beside the plain one, reading and evaluation.
 
   python -m benchmarks check
   python -m benchmarks op --batches=8
   python -m benchmarks network --cpu_devices=8
   python -m benchmarks data
+  python -m benchmarks evaluator
   python -m benchmarks static --chips=v5e,h100  # Without a device.
 
 Times are medians of calls in turn, after results were compared. Rows go to the
@@ -25,7 +26,7 @@ import jax
 
 from awconv_jax import command_line, errors, text_table
 from awconv_jax.options import NonNegativeInt, OneOf, local_path
-from benchmarks import check, data, network, op, static, timing
+from benchmarks import check, data, evaluator, network, op, static, timing
 
 # What measures, the column that it compares, and the one that is drawn.
 SUBJECTS = {
@@ -34,6 +35,7 @@ SUBJECTS = {
     'network': (network.run, 'variant', 'images_per_second'),
     'static': (static.run, 'implementation', 'ratio'),
     'data': (data.run, 'pipeline', 'images_per_second'),
+    'evaluator': (evaluator.run, 'evaluator', 'images_per_second'),
 }
 
 

@@ -84,6 +84,18 @@ def test_reading(tiny, tmp_path, monkeypatch, quick_compiles):
     assert row['consumer_ms'] > 0 and 0 <= row['data_wait'] <= 1
 
 
+def test_evaluators_agree_on_the_twelve_numbers(tmp_path, monkeypatch):
+  arguments = ['evaluator', '--images=30', '--detections=9', '--classes=3']
+  rows = run(arguments, tmp_path)
+  assert [r['evaluator'] for r in rows] == ['pycocotools', 'faster-coco-eval']
+  assert rows[0]['AP'] == pytest.approx(rows[1]['AP'], abs=1e-12)
+  assert 0.02 < rows[0]['AP'] < 0.9
+  wrong = dict.fromkeys(evaluator.coco.METRICS, 0.5)
+  monkeypatch.setitem(evaluator.EVALUATORS, 'faster-coco-eval', lambda *_: wrong)
+  with pytest.raises(ReportedError, match='AP is 0.5 by faster-coco-eval, and'):
+    run(arguments, tmp_path)
+
+
 @pytest.mark.parametrize(
     'arguments, names, reference',
     [
