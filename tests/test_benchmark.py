@@ -18,7 +18,7 @@ from awconv_jax.compilers import exchanges
 from awconv_jax.ops import aw_conv
 from awconv_jax.train import partition
 from benchmarks import __main__ as command
-from benchmarks import data, network, op, timing
+from benchmarks import data, evaluator, network, op, timing
 
 
 @pytest.fixture
@@ -91,8 +91,12 @@ def test_evaluators_agree_on_the_twelve_numbers(tmp_path, monkeypatch):
   assert rows[0]['AP'] == pytest.approx(rows[1]['AP'], abs=1e-12)
   assert 0.02 < rows[0]['AP'] < 0.9
   wrong = dict.fromkeys(evaluator.coco.METRICS, 0.5)
-  monkeypatch.setitem(evaluator.EVALUATORS, 'faster-coco-eval', lambda *_: wrong)
-  with pytest.raises(ReportedError, match='AP is 0.5 by faster-coco-eval, and'):
+  monkeypatch.setitem(
+      evaluator.EVALUATORS, 'faster-coco-eval', lambda *_: wrong
+  )
+  with pytest.raises(
+      errors.ReportedError, match='AP is 0.5 by faster-coco-eval, and'
+  ):
     run(arguments, tmp_path)
 
 

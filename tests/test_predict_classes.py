@@ -128,7 +128,7 @@ def test_features_and_what_a_notebook_shows(run, photos):
   paths = [photos / '0.png', photos / '1.jpeg']
   each = model.features(paths, ['embedding'])
   np.testing.assert_allclose(each[1]['embedding'], mean, rtol=1e-5)
-  with pytest.raises(InputError, match="unknown feature 'c9'; known: c2, emb"):
+  with pytest.raises(InputError, match="unknown feature 'c9'.* known: c2, emb"):
     model.features(paths, ['c9'])
   assert model.classes == list('0123456789')
   assert repr(model).startswith('Classifier(resnet18, ')
@@ -137,6 +137,17 @@ def test_features_and_what_a_notebook_shows(run, photos):
   name, best = one.top(1)[0]
   assert repr(one).startswith(f'Prediction({name} {best:.1%}, ')
   assert repr(model.predict(paths[:1])).startswith(f'Classes(1 images: {name} ')
+
+
+def test_the_python_code_of_the_docs_runs(run, photos, tmp_path, monkeypatch):
+  (tmp_path / 'digits').symlink_to(run)
+  (tmp_path / 'docs').mkdir()
+  (tmp_path / 'docs/digit.png').symlink_to(photos / '0.png')
+  monkeypatch.chdir(tmp_path)
+  namespace = {}
+  exec(commands.python_of_docs('predict.md'), namespace)
+  assert namespace['found'].name in namespace['model'].classes
+  assert 'embedding' in namespace['stages']
 
 
 def test_a_stream_of_any_length_is_read_as_it_is_looked_at(run):

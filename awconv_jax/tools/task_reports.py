@@ -142,7 +142,10 @@ class Boxes:
 
   def tile(self, seen: Seen, record: dict[str, Any]) -> contact_sheet.Tile:
     number, black = len(record['found']), contact_sheet.INK[None]
-    lines = [(seen.name, black), (f'{number} objects', black)]
+    lines = [
+        (seen.name, black),
+        (f'{number} object{"s" * (number != 1)}', black),
+    ]
     return self.picture(seen, self.side), lines
 
   def draw(self, seen: Seen, folder: pathlib.Path, side: int) -> None:
