@@ -13,7 +13,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 # What was compiled once need not be compiled by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help train detect docs test test-slow test-accelerators faults lint format clean
+.PHONY: help train detect docs notebooks test test-slow test-accelerators faults lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## List the commands.
@@ -27,6 +27,7 @@ help:  ## List the commands.
 	@echo '                 and hold what they say of the kernels'
 	@echo 'make faults      have over 1,000 faults befall runs and tools (25 minutes)'
 	@echo 'make docs        the documents, every option and every module as a site'
+	@echo 'make notebooks   execute the notebooks, which keep what they print and draw'
 	@echo 'make lint        check form and types'
 	@echo 'make format      bring the code into form'
 	@echo 'make clean       remove the environment and the caches, not the runs'
@@ -77,6 +78,9 @@ test: $(VENV)/test lint  ## Run the test suite.
 
 test-slow: $(VENV)/test  ## Run what the suite leaves out.
 	@$(RUN) -m pytest -n 2 --dist loadgroup -m 'slow and not faults' $(ARGS)
+
+notebooks: $(VENV)/test  ## Execute the notebooks in place.
+	@$(VENV)/bin/jupyter-execute --inplace notebooks/*.ipynb
 
 # An environment of its own: these compilers belong to one release of JAX.
 $(ACCELERATORS)/test: requirements-accelerators.txt pyproject.toml
