@@ -138,6 +138,15 @@ def python() -> str:
   return found(sys.executable, 'python')
 
 
+def tools() -> str:
+  """Returns what starts a tool in the user's shell, up to the tool's name."""
+  home = str(pathlib.Path(__file__).resolve().parent.parent)
+  # train.py is started from elsewhere, and Python may know of no other package.
+  beside = os.path.abspath(sys.path[0]) == home != os.getcwd()
+  where = f'PYTHONPATH={shlex.quote(home)}:"$PYTHONPATH" ' * beside
+  return f'{where}{python()} -m awconv_jax.tools.'
+
+
 def found(program: str, *names: str) -> str:
   """Returns a program's name if a shell finds it by that, or else its path.
 

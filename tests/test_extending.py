@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 
 import commands
@@ -122,3 +123,17 @@ def test_the_command_that_extends_can_be_pasted(monkeypatch, tmp_path):
   assert shlex.split(train_tool._extended(0.5))[::2] == [
       *('/nowhere/awconv-train', '--config.num_epochs=1'),
   ]
+
+
+def test_a_tool_is_started_from_where_the_user_is(monkeypatch, tmp_path):
+  monkeypatch.setattr(sys, 'path', [str(commands.ROOT), *sys.path])
+  monkeypatch.chdir(commands.ROOT)
+  there = command_line.tools()
+  assert there.endswith(' -m awconv_jax.tools.') and 'PYTHONPATH' not in there
+  # Python would not find a clone that train.py lies in.
+  monkeypatch.chdir(tmp_path)
+  code = f'{command_line.tools()}convert --help'
+  monkeypatch.setenv('PYTHONPATH', '/nowhere')
+  done = subprocess.run(code, shell=True, capture_output=True, text=True)
+  assert '--push' in done.stdout or '--output' in done.stdout, done.stderr
+  assert f'PYTHONPATH={commands.ROOT}:' in code

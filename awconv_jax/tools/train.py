@@ -135,14 +135,14 @@ def _train() -> None:
   if jax.process_index() != 0:
     return
   workdir = workdir.rstrip('/') or '/'
-  tool = f'{command_line.python()} -m awconv_jax.tools'
   alone = jax.process_count() == 1  # Others have commands of their own.
   print(
       f'checkpoints: {workdir}/checkpoints\n'
       f'metrics:     {workdir}/metrics.jsonl\n'
       f'TensorBoard: {workdir}/tensorboard (pip install tensorboard)\n'
       f'curves:      {plot_curves.plot([workdir], f"{workdir}/curves.png")}\n'
-      f'evaluate:    {tool}.evaluate --run={shlex.quote(workdir)}\n'
+      f'evaluate:    {command_line.tools()}evaluate '
+      f'--run={shlex.quote(workdir)}\n'
       + f'extend:      {_extended(config.num_epochs)}\n' * alone
       + f'done:        {logging.shown(result.metrics)}'
   )
