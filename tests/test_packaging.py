@@ -126,6 +126,7 @@ def test_a_wheel_holds_the_package(tmp_path):
     metadata = next(f for f in files if f.endswith('/METADATA'))
     lines = wheel.read(metadata).decode().splitlines()
   assert {'awconv_jax/py.typed', 'awconv_jax/configs/digits.py'} < {*files}
+  assert 'awconv_jax/shipped/digits/model.safetensors' in files
   assert {f.split('/')[0] for f in files} == {
       *('awconv_jax', path.name.rpartition('-py3')[0] + '.dist-info')
   }

@@ -51,11 +51,12 @@ def test_a_moved_model_computes_the_same_bits_in_another_process(
     run, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  shutil.copytree(run, 'run')
-  found = awconv_jax.load('run').predict(IMAGES)
-  awconv_jax.save_pretrained('run', 'made')
+  shutil.copytree(run, 'runs/digits')
+  found = awconv_jax.load('runs/digits').predict(IMAGES)
+  exec(commands.python_of_docs('weights.md'), {})
+  shutil.move('models/digits', 'made')
   awconv_jax.save_pretrained('made', 'made.safetensors')
-  shutil.rmtree('run')
+  shutil.rmtree('runs')
   (tmp_path / 'far').mkdir()
   names = 'moved', 'moved.safetensors'
   moved = [

@@ -173,7 +173,7 @@ def _format(value: Any) -> str:
 
 def define_flags() -> None:
   """Defines the flags that all tools over a run have."""
-  text = 'Directory of a run, or file of weights.'
+  text = 'A run, a model or a file of weights; see docs/weights.md.'
   command_line.define_path('run', text, required=True)
   flags.DEFINE_string('split', None, 'Of the data set; the eval split.')
   command_line.define_path('data_dir', "TFDS data directory; the run's.")
