@@ -14,7 +14,7 @@ import trained
 
 from awconv_jax import inference
 from awconv_jax.errors import InputError
-from awconv_jax.tools import export
+from awconv_jax.tools import export, onnx_program
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -93,6 +93,17 @@ def test_any_difference_counts():
   assert off == {'boxes': pytest.approx(0.01), 'labels': 1}
   found['boxes'] = want['boxes'] * np.nan
   assert export.difference(found, want)['boxes'] == np.inf
+
+
+def test_what_onnx_is_made_of_is_one_platforms_and_the_network(classifier):
+  shapes = export.inputs(classifier, False, 2)
+  images = export.examples(shapes)['image']
+  closed = jax.make_jaxpr(export.function_of(classifier))(**shapes)
+  assert 'platform_index' in str(closed)
+  run = jax.jit(lambda images: onnx_program.evaluate(closed, [images]))
+  assert 'platform_index' not in str(jax.make_jaxpr(run)(images))
+  expected = [one.probabilities for one in classifier([*images])]
+  np.testing.assert_allclose(run(images)[0], expected, atol=1e-6)
 
 
 @pytest.mark.slow
