@@ -79,6 +79,7 @@ def test_the_python_code_runs(path):
 # What is printed in a notebook, between which bounds it lies.
 CLAIMS = {
     'comparison.ipynb': [('plain alone is wrong on (.*)', -1, 40)],
+    'detection.ipynb': [(r'score (\d\.\d+)', 0.9, 1.01)],
     'layer.ipynb': [('nn.Conv (.*),', 0.4, 0.6), ('AWConv (.*)', 0, 0.05)],
     'quickstart.ipynb': [('other writers: (.*)%', 90, 100)],
 }
