@@ -16,9 +16,8 @@ import awconv_jax
 from awconv_jax import errors, explain, inference
 from awconv_jax.explain import maps as of_layers
 from awconv_jax.explain import prepared
-from awconv_jax.tools import convert, evaluate
+from awconv_jax.tools import evaluate
 from awconv_jax.tools import explain as tool
-from awconv_jax.train import settings
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -207,10 +206,7 @@ def test_what_there_is_not_is_one_line(model, images):
 
 @pytest.mark.slow
 def test_grad_cam_of_a_detection(tmp_path):
-  config = tiny_scenes.get_config()
-  batch = {'image': np.zeros((1, *config.data.canvas, 3), np.uint8)}
-  variables = settings.create_task(config).init(jax.random.key(0), batch)
-  convert.write_run(tmp_path, variables, config)
+  trained.write_run(tmp_path, tiny_scenes.get_config())
   detector = inference.load(tmp_path)
   image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
   (found,) = detector.detect([image])
@@ -225,7 +221,8 @@ def test_grad_cam_of_a_detection(tmp_path):
     explain.grad_cam(detector, image, number=99)
 
   # Portraits lie on a canvas of their own; results are in the images' order.
-  images = [image, image.swapaxes(0, 1), image[:, ::-1]]
+  turned = image.swapaxes(0, 1)
+  images = [image, turned, turned[::-1], image[:, ::-1]]
   together = explain.attention_maps(detector, images)
   for n, one in enumerate(images):
     for name, maps in explain.attention_maps(detector, [one]).items():
