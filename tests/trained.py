@@ -22,8 +22,9 @@ def write_variables(directory, variables, config=None):
 
 def write_run(directory, config, channels=3):
   """Writes first weights and the config; returns the task and the weights."""
-  task, side = settings.create_task(config), config.data.eval_image_size
-  batch = {'image': np.zeros((1, side, side, channels), np.uint8)}
+  task, data = settings.create_task(config), config.data
+  size = data.get('canvas') or (data.eval_image_size,) * 2
+  batch = {'image': np.zeros((1, *size, channels), np.uint8)}
   variables = jax.jit(task.init)(jax.random.key(0), batch)
   write_variables(directory, variables, config)
   return task, variables
