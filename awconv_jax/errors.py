@@ -138,10 +138,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 def nearest_of(name: object, known: Iterable[str]) -> list[str]:
   """Returns the known names that are nearest, several if equally so; or []."""
-  name, known, most = str(name), list(known), 0.6
-  found = [one for one in known if _one_slip(name, one)]
-  if found:
-    return found
+  name, most = str(name), 0.6
+  found: list[str] = []
   for one in dict.fromkeys(known):
     score = difflib.SequenceMatcher(None, one, name).ratio()
     if score > most:
@@ -149,16 +147,6 @@ def nearest_of(name: object, known: Iterable[str]) -> list[str]:
     if score == most:
       found.append(one)
   return found
-
-
-def _one_slip(a: str, b: str) -> bool:
-  """Returns whether a letter was left out, put in, changed or swapped."""
-  start = len(os.path.commonprefix([a, b]))
-  a, b = a[start:], b[start:]
-  end = len(os.path.commonprefix([a[::-1], b[::-1]]))
-  a, b = a[: len(a) - end], b[: len(b) - end]
-  slip = max(len(a), len(b)) <= 1 or len(a) == 2 and a == b[::-1]
-  return slip and start + end > 0
 
 
 def did_you_mean(names: Iterable[str]) -> str:
