@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from watched_run import assert_same_runs, use_devices
 
-from awconv_jax import places
+from awconv_jax import places, weights
 from awconv_jax.errors import InputError
 from awconv_jax.train import checkpoint, lease
 
@@ -148,6 +148,17 @@ def test_files_that_grow_are_uploaded_whole(served):
   assert not here.exists()
   assert (folder / 'old.txt').read_text() == 'before\nmore\n'
   assert (folder / 'inner/new.txt').read_text() == 'more\n'
+
+
+def test_a_model_is_written_and_read(served):
+  described = weights.read('digits')
+  told = weights.describe(weights.locate('digits'))
+  variables = {'params': {'head': {'bias': described['fc.bias']}}}
+  path = f'{served}/models/one/model.safetensors'
+  weights.save(path, variables, description=told)
+  (found,) = weights.read(f'{served}/models/one').values()
+  assert found.tobytes() == described['fc.bias'].tobytes()
+  assert weights.describe(path)['config'] == told['config']
 
 
 def test_a_folder_is_moved(served):

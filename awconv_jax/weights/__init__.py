@@ -104,7 +104,7 @@ def read(
     raise InputError(f'{path} is {kind}')
   reader = look_up(f'format of {path}:', path.suffix, READERS)
   try:
-    if path.stat().st_size > memory.limit():
+    if places.stamp(path)[0] > memory.limit():
       raise MemoryError
     with places.for_reading(path) as file:
       arrays, said, told = reader(file, entry, report)
