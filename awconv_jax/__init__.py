@@ -44,7 +44,9 @@ __version__ = '0.1.0'
 
 
 def __getattr__(name: str) -> Any:
-  """Imports what needs the extra [train] where it is first used."""
+  """Imports Flax NNX, and what needs [train], where they are first used."""
+  if name == 'nnx':
+    return importlib.import_module('awconv_jax.nnx')
   if name not in ('from_pretrained', 'load', 'save_pretrained'):
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   return getattr(importlib.import_module('awconv_jax.pretrained'), name)

@@ -94,7 +94,7 @@ def test_it_starts_as_flax_conv_does_and_statistics_move_in_training():
   layer = AWConv(4, 6, 3, rngs=nnx.Rngs(0))
   plain = nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0))
   np.testing.assert_array_equal(layer.kernel[...], plain.kernel[...])
-  assert isinstance(layer, nnx.Conv)
+  assert isinstance(layer, nnx.Conv) and awconv_jax.nnx.AWConv is AWConv
   for mode, moves in (('train', True), ('eval', False)):
     before = to_linen(layer)['batch_stats']
     getattr(layer, mode)()
