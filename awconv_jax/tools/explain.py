@@ -21,6 +21,7 @@ The numbers behind them are written, too, see --numbers.
 
 from collections.abc import Callable, Mapping, Sequence
 import csv
+import os
 import pathlib
 from typing import Any
 
@@ -195,7 +196,7 @@ def read_photos(paths: Sequence[str], channels: int) -> list[np.ndarray]:
 def main() -> None:
   """Draws as the flags say."""
   output = FLAGS.output
-  numbers_to = FLAGS.numbers or str(pathlib.Path(output).with_suffix('.npz'))
+  numbers_to = FLAGS.numbers or f'{os.path.splitext(output)[0]}.npz'
   for path in (output, numbers_to):
     command_line.check_output(path)
   figures.check_format(output)
