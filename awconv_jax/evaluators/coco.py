@@ -161,11 +161,10 @@ def score(
       {**result, 'id': number, 'area': result['bbox'][2] * result['bbox'][3]}
       for number, result in enumerate(results, 1)
   ]
-  # Of copies, as the annotations get further keys.
-  pair = [
-      COCO({**dataset, 'annotations': rows}, use_deepcopy=True)
-      for rows in (dataset['annotations'], found)
-  ]
+  # Of copies, as the annotations get further keys; deep ones would take as long
+  # as all the rest.
+  truth = [dict(row) for row in dataset['annotations']]
+  pair = [COCO({**dataset, 'annotations': rows}) for rows in (truth, found)]
   evaluation = COCOeval_faster(*pair, iouType='bbox')
   evaluation.run()
   stats = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
