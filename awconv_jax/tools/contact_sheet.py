@@ -29,20 +29,23 @@ def make(tiles: Sequence[Tile], side: int) -> Image.Image:
   font: Any = ImageFont.load_default(size=_FONT)
   line = sum(font.getmetrics())
   columns = math.ceil(math.sqrt(len(tiles)))
+  pictures = [_fitted(pixels, side) for pixels, _ in tiles]
+  tallest = max(picture.height for picture in pictures)
   captions = max(len(caption) for _, caption in tiles) * line
-  width, height = side + _GAP, side + captions + 2 * _GAP
+  width, height = side + _GAP, tallest + captions + 2 * _GAP
   rows = -(-len(tiles) // columns)
   size = columns * width + _GAP, rows * height + _GAP
   sheet = Image.new('RGB', size, _PAPER)
   pen = ImageDraw.Draw(sheet)
-  for number, (pixels, caption) in enumerate(tiles):
+  for number, (picture, (_, caption)) in enumerate(
+      zip(pictures, tiles, strict=True)
+  ):
     row, column = divmod(number, columns)
     left, top = _GAP + column * width, _GAP + row * height
-    picture = _fitted(pixels, side)
     # At the foot of its place, where the caption is.
-    sheet.paste(picture, (left, top + side - picture.height))
+    sheet.paste(picture, (left, top + tallest - picture.height))
     for place, (text, color) in enumerate(caption):
-      at = left, top + side + _GAP // 2 + place * line
+      at = left, top + tallest + _GAP // 2 + place * line
       pen.text(at, _shortened(one_line(text), font, side), color, font)
   return sheet
 
