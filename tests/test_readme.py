@@ -167,7 +167,7 @@ def test_links_lead_to_files_and_the_readme_is_short():
   for path in [*ALL, commands.ROOT / 'CHANGELOG.md']:
     for target in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text()):
       assert (path.parent / target).exists(), f'{path.name}: {target}'
-  assert len(README.read_text().splitlines()) <= 150
+  assert len(README.read_text().splitlines()) <= 175
 
 
 def test_the_networks_and_attentions_are_those_there_are():
