@@ -100,7 +100,7 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
       'classes': _some(classes),
       'data': f'{data["name"]}, evaluated on {data["eval_split"]!r}',
       **({'made of': told['origin']} if told['origin'] else recipe),
-      'saved at commit': told['commit'] or 'unknown',
+      'trained at commit': told['commit'] or 'unknown',
       'sha256': told['sha256'],
   }
   rows = [{'': name, 'value': value} for name, value in facts.items()]

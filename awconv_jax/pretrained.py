@@ -12,14 +12,12 @@ from collections.abc import Mapping
 import importlib
 import json
 import os
-import pathlib
-import subprocess
 from typing import Any
 
 from awconv_jax import inference, model_card, places, weights
 from awconv_jax.errors import InputError
 from awconv_jax.options import any_path
-from awconv_jax.train import logging, rundir
+from awconv_jax.train import checkpoint, logging, rundir
 from awconv_jax.weights import described
 from awconv_jax.weights.located import CONFIG, MODEL
 
@@ -89,8 +87,14 @@ def describe(
       'metrics': (
           _shown(metrics or told.get('metrics', {})) or _evaluated(model.source)
       ),
-      'commit': told.get('commit') or _commit(),
+      'commit': told.get('commit') or _trained_at(model.source),
   }
+
+
+def _trained_at(source: str) -> str | None:
+  """Returns the commit that a run was trained at last, if it is known."""
+  records = checkpoint.records(places.at(source) / rundir.CHECKPOINTS)
+  return records[-1].get('commit') if records else None
 
 
 def _origin(source: str) -> str | None:
@@ -116,14 +120,3 @@ def _evaluated(workdir: str) -> dict[str, Any]:
     if scores := {k: v for k, v in row.items() if k.startswith('eval/')}:
       found = {'step': row['step']} | scores
   return found
-
-
-def _commit() -> str | None:
-  """Returns the commit of a checkout of this code; None of an installed one."""
-  root = pathlib.Path(__file__).parent.parent
-  if not (root / '.git').exists():
-    return None
-  words = ['git', '-C', str(root), 'describe', '--always', '--dirty']
-  words += ['--exclude=*', '--abbrev=40']
-  done = subprocess.run(words, capture_output=True, text=True, check=False)
-  return done.stdout.strip() or None

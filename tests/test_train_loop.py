@@ -15,7 +15,7 @@ import tiny_scenes
 from watched_run import assert_same_runs, logged, rows_of, saved_arrays
 
 from awconv_jax import errors
-from awconv_jax.train import logging, preemption, rundir
+from awconv_jax.train import checkpoint, logging, preemption, rundir
 from awconv_jax.train import loop as train_loop
 from awconv_jax.train import step as train_step
 from configs import imagenet
@@ -56,6 +56,8 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
   assert kernel in (workdir / 'parameters.txt').read_text()
   names = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
   assert names == ['11', '22']
+  *_, record = checkpoint.records(workdir / 'checkpoints')
+  assert record['commit'] == rundir.commit()
 
 
 def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(

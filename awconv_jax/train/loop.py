@@ -106,6 +106,7 @@ def train(
             record={
                 'config': config.to_dict(),
                 'classes': list(batches.class_names),
+                'commit': rundir.commit(),
             },
         )
     )

@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 from typing import Any
 
 import flax.traverse_util
@@ -52,6 +54,17 @@ def place(workdir: str | os.PathLike) -> pathlib.Path:
   path = places.whole(any_path(workdir))
   checkpoint.check_place(path)
   return path
+
+
+def commit() -> str | None:
+  """Returns the commit of a checkout of this code; None of an installed one."""
+  root = pathlib.Path(__file__).parents[2]
+  if not (root / '.git').exists() or not shutil.which('git'):
+    return None
+  words = ['git', '-C', str(root), 'describe', '--always', '--dirty']
+  words += ['--exclude=*', '--abbrev=40']
+  done = subprocess.run(words, capture_output=True, text=True, check=False)
+  return done.stdout.strip() or None
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -9,7 +9,7 @@ the same into the config.json beside it:
   classes, categories: as in a run; None where it has none.
   weights: which they are, such as 'averages of step 400'.
   origin: name of the file of others that they are from; None of our runs.
-  metrics, commit: of the run and of the code that saved it, where known.
+  metrics, commit: of the run, and of the code that trained it, where known.
   sha256: of all this, and of the arrays.
 """
 
