@@ -14,6 +14,8 @@ from absl import flags
 import commands
 import nbclient
 import nbformat
+import numpy as np
+from PIL import Image, ImageChops
 import pytest
 
 import awconv_jax
@@ -108,6 +110,23 @@ def test_a_notebook_runs(path, monkeypatch):
   text = ''.join(o.get('text', '') for o in outputs)
   for words, least, most in CLAIMS[path.name]:
     assert least < float(re.search(words, text)[1]) < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'line', [line for line in lines(README) if '=docs/digit' in line]
+)
+def test_the_pictures_are_what_the_commands_draw(line, tmp_path):
+  line, _, name = line.rpartition('=')
+  words = shlex.split(f'{line}={tmp_path / name}')[1:]
+  code, out, err = commands.run(*words)
+  assert code == 0, err
+  with Image.open(tmp_path / name) as drawn:
+    with Image.open(commands.ROOT / 'docs' / name) as shown:
+      # Fonts and Matplotlib draw some pixels otherwise in another version.
+      assert drawn.size == shown.size
+      apart = ImageChops.difference(drawn.convert('RGB'), shown.convert('RGB'))
+  assert np.asarray(apart).mean() < 2
 
 
 @pytest.fixture
