@@ -63,7 +63,7 @@ def _target(found: re.Match, above: str, folder: pathlib.Path) -> str:
   """Returns what a link of a document is on the site; copies a file there."""
   path = posixpath.normpath(posixpath.join(above, found[0]))
   if path in PAGES or not (ROOT / path).is_file():
-    return PAGES.get(path, found[0])  # What there is not, the builder tells of.
+    return PAGES.get(path, found[0])  # The builder reports what is missing.
   (folder / 'files' / path).parent.mkdir(parents=True, exist_ok=True)
   shutil.copyfile(ROOT / path, folder / 'files' / path)
   return f'files/{path}'

@@ -100,7 +100,13 @@ def hints(paths, name='digit_scenes:attention=se'):
   return found
 
 
-@pytest.mark.parametrize('name', [CONFIGS[0], *CONFIGS[4::3]])
+@pytest.mark.parametrize(
+    'name',
+    [
+        CONFIGS[0],
+        *(pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS[4::3]),
+    ],
+)
 def test_the_hint_of_a_misspelt_key_is_that_key(name):
   known = {key.path for key in keys(name)}
   known |= {path.rpartition('.')[0] for path in known} - {'config'}

@@ -22,7 +22,7 @@ def pixels_of(image: AnyImage, channels: int) -> np.ndarray:
   upper 8 are kept, all as where a data set is read.
 
   Args:
-    image: path of a file of `decode.FORMATS`; an image of Pillow's, turned as
+    image: path of a file of `decode.FORMATS`; a PIL image, turned as
       its EXIF data say; or an array uint8 [H, W] or [H, W, 1, 3 or 4], grey,
       RGB or RGBA.
     channels: 1 or 3.

@@ -65,7 +65,7 @@ def _define_flags() -> None:
       'num_processes', None, 'Processes of this run, on all hosts.'
   )
   flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
-  text = 'So long processes wait for each other to come.'
+  text = 'How long processes wait for each other to join.'
   flags.DEFINE_integer('join_seconds', 300, text, 1)
   flags.DEFINE(
       _Steps(),

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from awconv_jax import memory, text_table
 from awconv_jax.errors import InputError
@@ -85,7 +86,9 @@ def run(config: Any, workdir: str | None = None) -> None:
       seconds, (state, _) = timed(take_step, state, rows)
       waits.append(wait)
       steps.append(wait + seconds)
-      if number >= min(_STEPS, run.total_steps) and sum(steps) > _SECONDS:
+      enough = number >= min(_STEPS, run.total_steps) and sum(steps) > _SECONDS
+      # All processes take the same number of steps, by the clock of one.
+      if multihost_utils.broadcast_one_to_all(enough):
         break
   step, wait = (sum(s) / len(s) for s in (steps, waits))
   often = max(round(config.num_epochs / config.eval_every_epochs), 1)
