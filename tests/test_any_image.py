@@ -1,5 +1,7 @@
 """An image is the same pixels, whatever it comes as."""
 
+import os
+
 import numpy as np
 import pictures
 from PIL import Image
@@ -41,6 +43,23 @@ def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path):
   for image in (tmp_path / 'a.png', Image.open(tmp_path / 'a.png')):
     found = any_image.pixels_of(image, 3)
     np.testing.assert_array_equal(found, np.stack([deep >> 8] * 3, -1))
+
+
+@pytest.mark.parametrize('dtype, words', [('f4', 'float32'), ('i4', '32 bits')])
+def test_of_other_depths_nothing_is_made_up(dtype, words, tmp_path):
+  deep = Image.fromarray(
+      np.linspace(0, 2**20, 600, dtype=dtype).reshape(20, 30)
+  )
+  deep.save(tmp_path / 'a.tif')
+  for image in (tmp_path / 'a.tif', deep):
+    with pytest.raises(InputError, match=f'{words}, want 8 or 16'):
+      any_image.pixels_of(image, 1)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'a.png')
+  with pytest.raises(InputError, match='it is no file, but a pipe'):
+    any_image.pixels_of(tmp_path / 'a.png', 1)
 
 
 @pytest.mark.parametrize(

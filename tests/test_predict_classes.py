@@ -16,6 +16,7 @@ import trained
 
 from awconv_jax import inference
 from awconv_jax.errors import InputError
+from awconv_jax.tools import prediction_files
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 SIZES = ((60, 80), (80, 60), (7, 5), (90, 33), (40, 40), (1, 1))
@@ -89,6 +90,39 @@ def test_a_folder_with_broken_files(run, photos, tmp_path):
       assert one.probability == pytest.approx(first['probability'], rel=0.02)
   with pytest.raises(InputError, match='half.jpg cannot be read: image file'):
     model([photos / '0.png', photos / 'half.jpg'])
+
+
+def test_nothing_of_the_users_is_replaced(run, tmp_path):
+  photo, old = tmp_path / 'same.png', tmp_path / 'old.csv'
+  photo.write_bytes(
+      content := pictures.encode(pictures.smooth(9, 9), 'PNG', 'L')
+  )
+  (tmp_path / 'link.png').symlink_to(photo)
+  (tmp_path / 'contact_sheet.png').symlink_to(photo)
+  for tool, output in (
+      ('predict', f'--output={tmp_path}/link.png'),
+      ('predict', f'--output={tmp_path}'),
+      ('explain', f'--output={photo}'),
+  ):
+    code, _, err = commands.tool(
+        tool, f'--run={run}', f'--input={photo}', output
+    )
+    assert code == 1 and f"would replace --input='{photo}'" in err
+  assert photo.read_bytes() == content
+  for output, words in (
+      (run, 'holds a model or a run'),
+      ('/proc/x', 'No such'),
+  ):
+    code, _, err = predict(run, f'--input={photo}', f'--output={output}')
+    assert code == 1 and words in err and err.count('\n') == 1
+  # What is stopped has its own name, beside what was there.
+  old.write_text('old')
+  with pytest.raises(KeyboardInterrupt):
+    with prediction_files.csv_rows(old, ['label']) as write:
+      write({'file': 'a.png'})
+      raise KeyboardInterrupt
+  assert old.read_text() == 'old'
+  assert 'a.png' in (tmp_path / 'old.csv.partial').read_text()
 
 
 def test_a_list_of_files_on_standard_input(run, photos, tmp_path, monkeypatch):

@@ -59,8 +59,13 @@ def pixels_of(image: AnyImage, channels: int) -> np.ndarray:
 def _eight_bits(image: Image.Image, channels: int) -> Any:
   """Returns what Pillow has in another depth as OpenCV would read it."""
   if image.mode == 'I' or image.mode.startswith('I;16'):
+    pixels = np.asarray(image)
+    if pixels.size and not 0 <= pixels.min() <= pixels.max() < 2**16:
+      raise InputError('an image has 32 bits, want 8 or 16')
     # Pillow's own conversion would have all that is above 255 white.
-    return (np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
+    return (pixels >> 8).astype(np.uint8)
+  if image.mode == 'F':
+    raise InputError('an image is float32, want 8 or 16 bits')
   return image.convert(_MODES[channels])
 
 

@@ -14,6 +14,7 @@ import functools
 import io
 import math
 import os
+import stat
 import threading
 from typing import BinaryIO
 import warnings
@@ -72,6 +73,10 @@ def read_file(path: str | bytes) -> bytes:
   Not where the system is at fault, which any other file might have met.
   """
   try:
+    # Opening a pipe would wait for somebody who writes.
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+      raise UnreadableError('it is no file, but a pipe, a socket or a device')
     with open(path, 'rb') as file:
       return file.read()
   except OSError as error:
@@ -190,9 +195,13 @@ def header(file: BinaryIO) -> tuple[int, int, int]:
     with _open(file) as image:
       width, height = image.size
       _check_size(height, width)
+      if image.mode == 'F':
+        raise UnreadableError('it is float32, want 8 or 16 bits')
       if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # OpenCV turns each tile, and then all of them.
         tags = dict(image.tag_v2)
+        if 32 in tags.get(ExifTags.Base.BitsPerSample, ()):
+          raise UnreadableError('it has 32 bits, want 8 or 16')
+        # OpenCV turns each tile, and then all of them.
         if ExifTags.Base.TileWidth in tags and tags.get(_ORIENTATION, 1) != 1:
           raise UnreadableError('a TIFF in tiles is not turned; save it so')
         return height, width, 1

@@ -205,9 +205,10 @@ def main() -> None:
   known = PHOTO_PANELS if FLAGS.input else DATA_PANELS
   for panel in FLAGS.panels or ():
     errors.look_up('panel', panel, dict.fromkeys(known))
+  paths, images = image_files.find(FLAGS.input), []
+  image_files.check_outputs(paths, (output, numbers_to))
   config = evaluate.chosen_config()
   model = inference.load(FLAGS.run, config)
-  paths, images = image_files.find(FLAGS.input), []
   if paths:
     images = read_photos(paths, model.channels)
     options = command_line.given('label', 'layer', 'number')

@@ -1,6 +1,7 @@
 """The image files that a user names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import contextlib
 import os
 import pathlib
 import sys
@@ -11,7 +12,7 @@ from awconv_jax.data.folder_source import (
     is_image,
     left_out_line,
 )
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, one_line
 from awconv_jax.options import local_path
 
 _LIST = '-'
@@ -49,3 +50,15 @@ def find(inputs: Sequence[str]) -> list[str]:
   for line in left_out_line(left_out):
     print(line)
   return sorted(map(os.fsdecode, files)) + listed
+
+
+def check_outputs(files: Sequence[str], outputs: Iterable[str | os.PathLike]):
+  """Raises InputError if an output would replace one of these image files."""
+  for output in filter(os.path.exists, outputs):
+    for file in files:
+      with contextlib.suppress(OSError):  # One of a list may not be there.
+        if os.path.samefile(file, output):
+          raise InputError(
+              f'--output: {one_line(os.fspath(output))} would replace --input='
+              f'{file!r}; name another place'
+          )

@@ -54,7 +54,8 @@ from awconv_jax.tools import (
     prediction_files,
 )
 from awconv_jax.tools.task_reports import REPORTS, Seen
-from awconv_jax.train import partition
+from awconv_jax.train import partition, rundir
+from awconv_jax.weights.located import MODEL
 
 FLAGS = flags.FLAGS
 _TILES = 100  # Of a contact sheet at most; more could not be looked at.
@@ -118,7 +119,18 @@ def _places(output: str | None) -> tuple[pathlib.Path | None, dict[str, Any]]:
         f'--output={output!r} is none of {", ".join((*TABLES, *PICTURES))}; a '
         'directory gets all there is'
     )
-  path.mkdir(parents=True, exist_ok=True)
+  for name in (MODEL, rundir.CHECKPOINTS):
+    if (path / name).exists():
+      raise InputError(
+          f'--output={output!r} holds a model or a run; name another place'
+      )
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    reason = error.strerror or error
+    raise InputError(
+        f'--output={output!r}: {reason}; name another place'
+    ) from error
   tables = {suffix: path / f'predictions{suffix}' for suffix in TABLES}
   return path, tables | {'.png': path / 'contact_sheet.png'}
 
@@ -167,7 +179,8 @@ def run(
     total = batches.num_examples
     images = _split(model, batches, flip, report.update)
   folder, paths = _places(output)
-  print(f'{model.weights}; {total:,} images to look at')
+  image_files.check_outputs(files, paths.values())
+  print(f'{model.weights}; {total:,} image{"s" * (total != 1)} to look at')
   if flip and config.data.get('flip') == 0:
     print('--flip: this run never saw mirrored images (config.data.flip=0)')
 

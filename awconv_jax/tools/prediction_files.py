@@ -50,8 +50,11 @@ def _text(path: pathlib.Path, newline: str | None = None) -> Iterator[Any]:
   with places.for_writing(path) as local:
     # Names of files are any bytes.
     how = dict(encoding='utf-8', errors='surrogateescape', newline=newline)
-    with open(local, 'w', **how) as file:
+    # What is stopped leaves this, and an older file as it was.
+    partial = local.with_name(f'{local.name}.partial')
+    with open(partial, 'w', **how) as file:
       yield file
+    partial.replace(local)
 
 
 @contextlib.contextmanager
