@@ -72,6 +72,20 @@ def test_runs_of_different_tasks_share_a_picture(tmp_path, drawn):
     plot_curves.plot([scenes], str(tmp_path / 'curves.pgn'))
 
 
+def test_a_seed_that_is_repeated_is_a_curve_of_its_own(tmp_path, drawn, capsys):
+  rows = [{'step': 1, 'train/loss': 1.0}]
+  runs = [
+      write_run(tmp_path / f'run{n}', rows, {'seed': seed})
+      for n, seed in enumerate((0, 0, 1))
+  ]
+  plot_curves.plot(runs, str(tmp_path / 'x.svg'))
+  assert labels_of(drawn[0]) == [
+      'run (2 seeds), train, mean ± std',
+      'run1, train',
+  ]
+  assert 'run1 repeats seed 0' in capsys.readouterr().out
+
+
 def test_seeds_are_a_mean_in_a_band_over_epochs(tmp_path, drawn):
   rng, runs, losses = np.random.default_rng(0), [], []
   for seed in range(3):

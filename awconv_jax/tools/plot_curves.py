@@ -5,8 +5,9 @@ r"""Draws the curves of one or more runs, fit for a paper.
       --output=top1.pdf runs/aw0 runs/aw1 runs/aw2 runs/plain0 runs/plain1
 
 Runs with the same config but for the seed are one curve: their mean, in a band
-of one standard deviation to either side; --nobands draws each. A loss in
-training is drawn as it is, pale, and smoothed.
+of one standard deviation to either side; --nobands draws each. One that repeats
+a seed is a curve of its own. A loss in training is drawn as it is, pale, and
+smoothed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,9 +123,15 @@ def plot(
 
 def _groups(paths, runs, bands: bool) -> list[Group]:
   """Returns the runs by their config, or each alone."""
-  labels, members = _labels(paths), {}
+  labels, members, seeds = _labels(paths), {}, {}
   for number, path in enumerate(paths):
-    members.setdefault(bands and _config(path) or number, []).append(number)
+    config, seed = _config(path)
+    key = bands and config or number
+    if seed in seeds.setdefault(key, set()):
+      print(f'{path} repeats seed {seed} of its config: drawn alone')
+      key = number
+    seeds.setdefault(key, set()).add(seed)
+    members.setdefault(key, []).append(number)
   groups = []
   for numbers in members.values():
     label = labels[numbers[0]]
@@ -138,14 +145,14 @@ def _groups(paths, runs, bands: bool) -> list[Group]:
   return groups
 
 
-def _config(path: pathlib.Path) -> str:
-  """Returns what runs have in common that differ by the seed, or ''."""
+def _config(path: pathlib.Path) -> tuple[str, Any]:
+  """Returns a run's config but for the seed, '' if unknown, and the seed."""
   try:
     config = dict(json.loads((path / rundir.CONFIG).read_text()))
   except (OSError, ValueError, TypeError):
-    return ''
-  config.pop('seed', None)
-  return json.dumps(config, sort_keys=True)
+    return '', None
+  seed = config.pop('seed', None)
+  return json.dumps(config, sort_keys=True), seed
 
 
 def _steps_per_epoch(runs) -> float | None:
