@@ -179,8 +179,8 @@ class Model:
     those of a call. In the place of what is no image there is its InputError.
     """
     outputs = functools.partial(self.outputs, flip=flip)
-    run = self._compiled(('outputs', flip, batch_size), outputs, batch_size)
-    yield from self._streamed(images, batch_size, run, self.result)
+    run = self.compiled(('outputs', flip), outputs, batch_size)
+    yield from self.streamed(images, batch_size, run, self.result)
 
   def features(
       self,
@@ -197,9 +197,9 @@ class Model:
       batch_size: images at a time at most.
 
     Returns:
-      name -> float array. Of a classifier these are the stages 'c2', 'c3', ...,
-      [h, w, c], and the 'embedding' [d] that the head makes logits of; of a
-      detector the levels 'p2', 'p3', ... of its pyramid, cut to the image.
+      name -> float32 array. Of a classifier these are the stages 'c2', 'c3',
+      ..., [h, w, c], and the 'embedding' [d] that the head makes logits of; of
+      a detector the levels 'p2', 'p3', ... of its pyramid, cut to the image.
 
     Raises:
       InputError: one of them is no image, or a name is unknown.
@@ -209,17 +209,27 @@ class Model:
 
     def chosen(variables, batch):
       found = self._features(variables, batch)
-      return {n: look_up('feature', n, found) for n in names or found}
+      found = {n: look_up('feature', n, found) for n in names or found}
+      # NumPy would sum bfloat16 in bfloat16.
+      return {n: array.astype(jnp.float32) for n, array in found.items()}
 
-    run = self._compiled(
-        ('features', names and tuple(names), size), chosen, size
-    )
-    return whole(self._streamed(images, size, run, self._cut))
+    run = self.compiled(('features', names and tuple(names)), chosen, size)
+    return whole(self.streamed(images, size, run, self._cut))
 
-  def _streamed(
+  def streamed(
       self, images: Iterable[Any], size: int, run: Any, result: Any
   ) -> Iterator[Any]:
-    """Yields the results of images in their order, or what is wrong."""
+    """Yields what is made of each of any number of images, in their order.
+
+    No more of them are held than those of a few batches.
+
+    Args:
+      images: see `Model`.
+      size: of a batch.
+      run: of `compiled`.
+      result: (outputs of an image by name, its row without the image) -> what
+        is yielded. In the place of what is no image there is its InputError.
+    """
     done, next_one = {}, 0
 
     def row_of(image):
@@ -244,14 +254,20 @@ class Model:
         next_one += 1
     yield from (done[number] for number in sorted(done))
 
-  def _compiled(
+  def compiled(
       self, key: Any, function: Callable[..., Any], size: int
   ) -> Callable[[Any], Any]:
     """Returns (rows) -> outputs of batches filled up to a size.
 
-    All devices share it where they can.
+    All devices share it where they can. What is compiled lives as long as the
+    model, as do the weights on the devices.
+
+    Args:
+      key: of the function: one of the same key and size is compiled once.
+      function: (variables, rows) -> arrays.
+      size: of a batch.
     """
-    programs = self.__dict__.setdefault('_programs', {})
+    programs, key = self.__dict__.setdefault('_programs', {}), (key, size)
     if key not in programs:
       devices = jax.local_devices()
       mesh = partition.create_mesh(
@@ -284,15 +300,25 @@ def _as_list(images: Any) -> tuple[Any, Callable[[Iterator[Any]], Any]]:
   images = [images] if one else list(images)
 
   def whole(results):
-    found = []
-    for image, result in zip(images, results, strict=True):
-      if isinstance(result, InputError):
-        name = any_image.name_of(image)
-        raise InputError(f'{name} cannot be read: {result}')
-      found.append(result)
+    found = results_of(images, results)
     return found[0] if one else found
 
   return images, whole
+
+
+def results_of(images: Images, results: Iterable[Any]) -> list[Any]:
+  """Returns the results of images as a list.
+
+  Raises:
+    InputError: one of them is no image, and its result therefore an InputError.
+  """
+  found = []
+  for image, result in zip(images, results, strict=True):
+    if isinstance(result, InputError):
+      name = any_image.name_of(image)
+      raise InputError(f'{name} cannot be read: {result}')
+    found.append(result)
+  return found
 
 
 @dataclasses.dataclass(repr=False)

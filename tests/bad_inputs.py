@@ -416,6 +416,10 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --run={d}/run --output={d}/x.pgn | unknown suffix of --output: 'pgn'
 --run={d}/run --numbers={d}/x.json | unknown suffix of --numbers
 --run={d}/run --panels=map | unknown panel 'map'
+--run={d}/run --label=1 | --label is for --input
+--run={d}/run --input=x --panels=maps --layer=c2 | --layer is for the panel cam
+--run={d}/run --input={d}/file --number=1 | --number is for a detector
+--run={d}/run --input={d}/file --classes=1 | --classes is of a data set
 --run={d}/run --classes=cat | unknown class 'cat'
 """
     ),

@@ -178,9 +178,44 @@ def test_the_tool_draws_a_data_set_by_class(run, loaded, tmp_path):
 def test_without_aw_layers_there_is_grad_cam(images, tmp_path, capsys):
   config = tiny.get_config(aw_conv=False)
   trained.write_run(tmp_path, config, channels=1)
-  panels, numbers = tool.of_photos(inference.load(tmp_path), images[:1])
+  model = inference.load(tmp_path)
+  panels, numbers, _ = tool.of_photos(model, images[:1])
   assert [*panels] == ['cam'] and [*numbers] == ['cam/0']
   assert 'no AW-convolution' in capsys.readouterr().out
+  with pytest.raises(errors.InputError, match='nothing to draw'):
+    tool.of_photos(model, images[:1], ['maps'])
+
+
+def test_only_what_is_asked_for_is_computed_and_nothing_found_is_drawn_plain(
+    model, images, monkeypatch, capsys
+):
+  def none(*args, **kwargs):
+    raise explain.NothingFound('there is no detection 0')
+
+  monkeypatch.setattr(explain, 'class_activation', none)
+  panels, numbers, _ = tool.of_photos(model, images, ['maps', 'deviation'])
+  assert [*panels] == ['maps', 'deviation']
+  assert numbers['maps/stage1_block1/conv1'].shape == (3, 3, 3, 2, 4)
+  assert 'no detection' not in capsys.readouterr().out
+
+  panels, numbers, _ = tool.of_photos(model, images[:1], ['cam'])
+  assert 'the image is drawn without Grad-CAM' in capsys.readouterr().out
+  assert numbers == {}
+  title = tool.sheet(panels, ['cam']).subfigs[0].axes[0].get_title()
+  assert title == 'nothing found'
+
+
+def test_maps_and_features_of_bfloat16_are_float32(tmp_path, images):
+  config = tiny.get_config()
+  with config.unlocked():
+    config.model.dtype = 'bfloat16'
+  trained.write_run(tmp_path, config, channels=1)
+  half = inference.load(tmp_path)
+  for found in (
+      explain.attention_maps(half, images[:1])['stage1_block1/conv1'],
+      half.features(images[0], ['c2'])['c2'],
+  ):
+    assert found.dtype == np.float32
 
 
 def test_the_python_code_of_the_docs(model, images, tmp_path, monkeypatch):

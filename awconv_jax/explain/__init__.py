@@ -8,13 +8,20 @@
 """
 
 from awconv_jax.explain.by_class import ByClass, maps_by_class
-from awconv_jax.explain.cam import Cam, class_activation, grad_cam
+from awconv_jax.explain.cam import (
+    Cam,
+    NothingFound,
+    class_activation,
+    grad_cam,
+)
 from awconv_jax.explain.maps import (
     KernelNorms,
     Layer,
     attention_maps,
     kernel_norms,
     layers,
+    streamed,
+    together,
 )
 
 __all__ = [
@@ -22,10 +29,13 @@ __all__ = [
     'Cam',
     'KernelNorms',
     'Layer',
+    'NothingFound',
     'attention_maps',
     'class_activation',
     'grad_cam',
     'kernel_norms',
     'layers',
     'maps_by_class',
+    'streamed',
+    'together',
 ]

@@ -1,7 +1,6 @@
 """Whether attention maps differ between classes, over a whole data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -30,19 +29,13 @@ class ByClass(NamedTuple):
   between: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _maps(task: Any, variables: Any, batch: Any) -> dict[str, jax.Array]:
-  found = of_layers.seen(task, variables, batch)
-  return {name: layer.maps for name, layer in found.items()}
-
-
 @jax.jit
 def _sums(maps: Any, middle: Any, members: jax.Array) -> Any:
   """Returns sums of A - middle, and of its square, over the members [N, K]."""
 
   def of(maps, middle):
     # About the middle, as float32 would lose a small variance of large values.
-    apart = maps.astype(jnp.float32) - middle
+    apart = maps - middle
     weights = members.sum(1)
     sums = jnp.einsum('nk,n...->k...', members, apart, precision='highest')
     squares = jnp.einsum('n,n...->...', weights, apart**2, precision='highest')
@@ -87,16 +80,20 @@ def maps_by_class(
   counts, middle = np.zeros(len(classes), int), None
   sums: Any = {}
   squares: Any = {}
-  variables = jax.device_put(model.variables)
+
+  def look(variables, batch):
+    found = of_layers.seen(model.task, variables, batch)
+    return {name: layer.maps for name, layer in found.items()}
+
   for batch in batches:
     members = members_of(batch, classes)
     if not members.any():
       continue
     inputs = {k: batch[k] for k in ('image', 'image_size') if k in batch}
-    maps = _maps(model.task, variables, inputs)
+    run = model.compiled('explain.by_class', look, len(members))
+    maps = run(inputs)
     if middle is None:
-      mean = {name: array[0] for name, array in maps.items()}
-      middle = jax.tree.map(lambda a: a.astype(jnp.float32), mean)
+      middle = {name: array[0] for name, array in maps.items()}
     counts += members.sum(0).astype(int)
     for name, (s, q) in jax.device_get(_sums(maps, middle, members)).items():
       sums[name] = sums.get(name, 0) + np.float64(s)

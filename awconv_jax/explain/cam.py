@@ -30,6 +30,10 @@ from awconv_jax.models.detection.fpn import FPN
 LAST = 'last'
 
 
+class NothingFound(errors.InputError):
+  """A detector finds nothing, or less, on an image."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Cam:
   """Where an image holds what it is taken for.
@@ -71,7 +75,13 @@ def _detected(task, variables, batch, label, number):
   return scores[index], found | dict(there=counts.sum() > number)
 
 
-def _run(task, variables, batch, label, number, added):
+def _score_of(model):
+  """Returns which of these a model has."""
+  found = isinstance(model, inference.Detector)
+  return functools.partial(_detected if found else _classified, model.task)
+
+
+def _run(score_of, variables, batch, added):
   """Returns a score, and (features by layer, how often, what the score is of).
 
   `added` is added to the features of the layers that it names: the gradient for
@@ -99,24 +109,21 @@ def _run(task, variables, batch, label, number, added):
     out = call(*args, **kwargs)
     return tap('/'.join(module.path), out) if module.path else out
 
-  score_of = _SCORES[type(task).__name__]
+  asked = (batch[name][0] for name in ('cam_label', 'cam_number'))
   with nn.intercept_methods(intercept):
-    score, found = score_of(task, variables, batch, label, number)
+    score, found = score_of(variables, batch, *asked)
   once = {name: x for name, x in features.items() if calls[name] == 1}
   return score, (once, found)
 
 
-# By the class of the task; and those whose scores are of one place.
-_SCORES = {'Classification': _classified, 'Detection': _detected}
-_LOCAL = ('Detection',)
+def _maps(score_of, names, local, variables, batch):
+  """Returns Grad-CAM of each of these layers, with how much depends on it.
 
-
-@functools.partial(jax.jit, static_argnames=('task', 'names'))
-def _maps(task, variables, batch, label, number, names):
-  """Returns Grad-CAM of each of these layers, with how much depends on it."""
+  `local` says that the score is of one place.
+  """
 
   def run(added):
-    return _run(task, variables, batch, label, number, added)
+    return _run(score_of, variables, batch, added)
 
   shapes = jax.eval_shape(lambda: run({})[1][0])
   added = {n: jnp.zeros(shapes[n].shape, shapes[n].dtype) for n in names}
@@ -124,19 +131,19 @@ def _maps(task, variables, batch, label, number, names):
   maps = {}
   for name, slope in gradients.items():
     weights = slope.astype(jnp.float32)
-    if type(task).__name__ not in _LOCAL:
+    if not local:
       weights = weights.mean((1, 2), keepdims=True)
     values = (weights * features[name]).sum(-1)[0]
     maps[name] = jax.nn.relu(values), jnp.abs(slope).sum()
   return maps, found
 
 
-def _layers_of(task, variables, batch) -> list[str]:
+def _layers_of(model, batch) -> list[str]:
   """Returns the names of what has features [1, h, w, k], as they are called."""
   names = []
 
   def run():
-    _, (features, _) = _run(task, variables, batch, -1, 0, {})
+    _, (features, _) = _run(_score_of(model), model.variables, batch, {})
     names.extend(features)
 
   jax.eval_shape(run)
@@ -181,8 +188,8 @@ def class_activation(
     number: of the detections of that label, from the best, 0, on.
 
   Raises:
-    InputError: there is no such class or layer, nothing is found, or it is no
-      image.
+    NothingFound: there is no such detection; it is an InputError.
+    InputError: there is no such class or layer, or it is no image.
   """
   if isinstance(label, str):
     names = {name: i for i, name in reversed([*enumerate(model.names)])}
@@ -192,16 +199,18 @@ def class_activation(
         f'label={label} must be from 0 to {len(model.names) - 1}'
     )
   pixels, row = prepare(model, image)
-  batch = {name: np.asarray(array)[None] for name, array in row.items()}
-  task, variables = model.task, model.variables
-  names = _choose(layer, _layers_of(task, variables, batch))
-  wanted = -1 if label is None else label
-  maps, found = jax.device_get(
-      _maps(task, variables, batch, wanted, number, names)
-  )
+  wanted = dict(cam_label=-1 if label is None else label, cam_number=number)
+  batch = {
+      name: np.asarray(array)[None] for name, array in (row | wanted).items()
+  }
+  names = _choose(layer, _layers_of(model, batch))
+  local = isinstance(model, inference.Detector)
+  function = functools.partial(_maps, _score_of(model), names, local)
+  run = model.compiled(('explain.cam', names), function, 1)
+  maps, found = jax.device_get(run(batch))
   if not found['there']:
     of = '' if label is None else f' of {model.names[label]!r}'
-    raise errors.InputError(f'there is no detection {number}{of}')
+    raise NothingFound(f'there is no detection {number}{of}')
   name = max(maps, key=lambda name: maps[name][1])
   values, label = maps[name][0], int(found['label'])
   values = values / (values.max() or 1.0)

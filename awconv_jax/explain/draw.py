@@ -83,7 +83,7 @@ def groups(figure: Any, found: Mapping[str, np.ndarray]) -> None:
   _shared(figure, axes, means, label=label, **options)
 
 
-def variance(figure: Any, found: Mapping[str, np.ndarray]) -> None:
+def deviation(figure: Any, found: Mapping[str, np.ndarray]) -> None:
   """Draws how far A differs from image to image, at each tap.
 
   It is the standard deviation over images: the root of the mean over inputs and
@@ -113,8 +113,10 @@ def kernels(figure: Any, norms: Mapping[str, KernelNorms]) -> None:
   axis.grid(axis='y')
 
 
-def cams(figure: Any, images: Sequence[np.ndarray], found: Sequence[Cam]):
-  """Draws each image beside itself with Grad-CAM laid over it."""
+def cams(
+    figure: Any, images: Sequence[np.ndarray], found: Sequence[Cam | None]
+):
+  """Draws each image beside itself with its Grad-CAM, if any, laid over it."""
   pairs = min(len(found), 3)
   grid = figure.subplots(-(-len(found) // pairs), 2 * pairs, squeeze=False)
   for axis in grid.flat:
@@ -124,10 +126,14 @@ def cams(figure: Any, images: Sequence[np.ndarray], found: Sequence[Cam]):
     for axis in (plain, laid):
       grey = image.shape[2] == 1
       axis.imshow(image[..., 0] if grey else image, cmap='gray', vmax=255)
-      if cam.box is not None:
+      if cam is not None and cam.box is not None:
         _outline(axis, cam.box)
     options = dict(cmap='inferno', vmin=0, vmax=1, alpha=0.6)
-    shown = laid.imshow(np.ma.masked_invalid(cam.map), **options)
+    values = np.full(image.shape[:2], np.nan) if cam is None else cam.map
+    shown = laid.imshow(np.ma.masked_invalid(values), **options)
+    if cam is None:
+      plain.set_title('nothing found')
+      continue
     plain.set_title(f'{one_line(cam.name)}: {cam.score:.1%}')
     laid.set_title(f'Grad-CAM, {cam.layer}')
     figures.plain_text(plain)

@@ -4,8 +4,7 @@
 https://arxiv.org/abs/2108.08205: O[n] = conv(I[n], K * (1 + A[n])).
 """
 
-from collections.abc import Iterator
-import functools
+from collections.abc import Iterable, Iterator, Sequence
 import re
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax import inference
-from awconv_jax.explain.prepared import prepare
+from awconv_jax import errors, inference
+from awconv_jax.data import any_image
 from awconv_jax.layers.aw_conv import AWConv
 
 
@@ -53,7 +52,7 @@ def _norms(layer: AWConv, maps: jax.Array) -> KernelNorms:
   # Of the inputs that share one value of A.
   squares = (kernel**2).reshape(kh, kw, groups, channels // groups, outputs)
   squares = squares.sum(3)
-  factor = maps.astype(jnp.float32) + (1.0 if layer.residual else 0.0)
+  factor = maps + (1.0 if layer.residual else 0.0)
   factor = jnp.repeat(factor, outputs // maps.shape[4], axis=4)
   changed = jnp.sqrt((factor**2 * squares).sum((1, 2, 3)))
   return KernelNorms(jnp.sqrt(squares.sum((0, 1, 2))), changed)
@@ -66,7 +65,9 @@ def seen(task: Any, variables: Any, batch: Any) -> dict[str, Layer]:
   def look(call, args, kwargs, context):
     out, layer = call(*args, **kwargs), context.module
     if isinstance(layer, AWConv) and context.method_name == '_maps':
-      found['/'.join(layer.path)] = Layer(out, _norms(layer, out))
+      # NumPy would sum bfloat16 in bfloat16.
+      maps = out.astype(jnp.float32)
+      found['/'.join(layer.path)] = Layer(maps, _norms(layer, maps))
     return out
 
   with nn.intercept_methods(look):
@@ -74,26 +75,56 @@ def seen(task: Any, variables: Any, batch: Any) -> dict[str, Layer]:
   return found
 
 
-# By the task, of which a model has one: a second call does not compile.
-_compiled = functools.partial(jax.jit, static_argnums=0)(seen)
+def streamed(
+    model: inference.Model,
+    images: Iterable[any_image.AnyImage],
+    *,
+    batch_size: int = 32,
+) -> Iterator[dict[str, Layer] | errors.InputError]:
+  """Yields `layers` of each of any number of images, in their order.
 
+  The axis of images is left out. In the place of what is no image there is its
+  InputError.
+  """
 
-def _batches(
-    model: inference.Model, images: inference.Images, size: int
-) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-  """Yields the numbers of images of one shape, and their rows, filled up."""
-  rows = [prepare(model, image)[1] for image in images]
-  shapes = [row['image'].shape for row in rows]
-  for shape in dict.fromkeys(shapes):
-    members = [n for n, other in enumerate(shapes) if other == shape]
-    most = min(size, len(members))
-    for start in range(0, len(members), most):
-      part = members[start : start + most]
-      stacked = {k: np.stack([rows[n][k] for n in part]) for k in rows[0]}
-      yield part, {
-          k: np.resize(array, (most, *array.shape[1:]))
-          for k, array in stacked.items()
+  def look(variables, batch):
+    # One flat dict, each array with a row for every image.
+    outputs, count = {}, len(batch['image'])
+    for name, (maps, norms) in seen(model.task, variables, batch).items():
+      plain = jnp.broadcast_to(norms.plain, (count, *norms.plain.shape))
+      outputs |= {
+          (name, 'maps'): maps,
+          (name, 'plain'): plain,
+          (name, 'recalibrated'): norms.recalibrated,
       }
+    return outputs
+
+  def layers_of(one, row):
+    del row
+    return {
+        # Copies, as a view would keep the whole batch.
+        name: Layer(
+            one[name, 'maps'].copy(),
+            KernelNorms(
+                one[name, 'plain'].copy(), one[name, 'recalibrated'].copy()
+            ),
+        )
+        for name in sorted({name for name, _ in one}, key=natural)
+    }
+
+  run = model.compiled('explain.maps', look, batch_size)
+  yield from model.streamed(images, batch_size, run, layers_of)
+
+
+def together(each: Sequence[dict[str, Layer]]) -> dict[str, Layer]:
+  """Returns what `layers` does, from what `streamed` yields of each image."""
+
+  def joined(name):
+    maps = np.stack([one[name].maps for one in each])
+    changed = np.stack([one[name].norms.recalibrated for one in each])
+    return Layer(maps, KernelNorms(each[0][name].norms.plain, changed))
+
+  return {name: joined(name) for name in each[0]} if each else {}
 
 
 def layers(
@@ -113,36 +144,15 @@ def layers(
   Raises:
     InputError: one of them is no image.
   """
-  parts, numbers = [], []
-  for members, batch in _batches(model, images, batch_size):
-    outputs = jax.device_get(_compiled(model.task, model.variables, batch))
-    numbers += members
-    parts.append((len(members), outputs))
-  if not parts:
-    return {}
-  back = np.argsort(numbers)
-
-  def joined(name, pick):
-    rows = [pick(outputs[name])[:count] for count, outputs in parts]
-    return np.concatenate(rows)[back]
-
-  first = parts[0][1]
-  return {
-      name: Layer(
-          joined(name, lambda layer: layer.maps),
-          KernelNorms(
-              first[name].norms.plain,
-              joined(name, lambda layer: layer.norms.recalibrated),
-          ),
-      )
-      for name in sorted(first, key=natural)
-  }
+  size = max(min(batch_size, len(images)), 1)
+  found = streamed(model, images, batch_size=size)
+  return together(inference.results_of(images, found))
 
 
 def attention_maps(
     model: inference.Model, images: inference.Images, *, batch_size: int = 32
 ) -> dict[str, np.ndarray]:
-  """Returns A of every AW-convolution, by path: float [N, kh, kw, C/e, D].
+  """Returns A of every AW-convolution, by path: float32 [N, kh, kw, C/e, D].
 
   See `layers`. Where output channels share values there are as many fewer.
   """

@@ -11,12 +11,14 @@ Of photos, --panels:
             best detection; see --layer
   maps      A at each tap of every AW-convolution, averaged over all else
   groups    A by tap and by group of inputs that share it
-  variance  how far A differs from photo to photo
+  deviation how far A differs from photo to photo
   kernels   the norm of K * (1 + A) over that of K, of each output channel
 Without --input, of the eval split of the run's data set, --panels:
   classes   the mean map of each class, less that of all
   variances of A within classes, and between them
-The numbers behind them are written, too, see --numbers.
+The numbers behind them are written, too, see --numbers. Of photos these are the
+maps of each, which are held in memory until then; all but --panels=cam reads
+all photos, and Grad-CAM is of the first 12.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +47,9 @@ from awconv_jax.tools import evaluate, image_files
 FLAGS = flags.FLAGS
 # Images whose Grad-CAM is drawn, and layers and classes shown by class.
 _DRAWN, _LAYERS, _CLASSES = 12, 6, 12
+_BATCH = 32  # Images at a time at most.
 # What there is to draw, of photos and of a data set.
-PHOTO_PANELS = 'cam', 'maps', 'groups', 'variance', 'kernels'
+PHOTO_PANELS = 'cam', 'maps', 'groups', 'deviation', 'kernels'
 DATA_PANELS = 'classes', 'variances'
 # A panel: its height in inches, and what draws it on a part of the figure.
 Panel = tuple[float, Callable[[Any], None]]
@@ -55,38 +58,111 @@ Numbers = dict[str, np.ndarray]
 
 def of_photos(
     model: inference.Model,
-    images: Sequence[np.ndarray],
+    images: Sequence[any_image.AnyImage],
+    wanted: Sequence[str] = PHOTO_PANELS,
     label: str | None = None,
     layer: str | None = None,
     number: int = 0,
-) -> tuple[dict[str, Panel], Numbers]:
-  """Returns the panels of these images by name, and the numbers behind them.
+) -> tuple[dict[str, Panel], Numbers, int]:
+  """Returns the panels wanted of images, by name, and the numbers behind them.
+
+  Of the pixels those that are drawn are kept, and of all images the maps.
+
+  Returns:
+    What there is of `wanted`, the numbers, and how many of the images cannot be
+    read: these are told, and left out.
 
   Raises:
-    InputError: see `explain.class_activation`.
+    InputError: none can be read, there is nothing to draw, or see
+      `explain.class_activation`.
   """
-  shown = images[:_DRAWN]
-  cams = [
-      explain.class_activation(model, image, label, layer, number=number)
-      for image in shown
-  ]
-  rows = -(-len(shown) // 3)
-  panels: dict[str, Panel] = {
-      'cam': (1.7 * rows, lambda part: draw.cams(part, shown, cams))
-  }
-  numbers = {f'cam/{n}': cam.map for n, cam in enumerate(cams)}
-  found = explain.layers(model, images)
-  if not found:
+  kept, each, broken, found = [*images], [], 0, {}
+  if {*wanted} != {'cam'}:
+    size = min(_BATCH, len(images))
+    results = explain.streamed(model, images, batch_size=size)
+    bar = tqdm(results, total=len(images), unit=' images', disable=None)
+    kept = []
+    for image, result in zip(images, bar, strict=True):
+      if isinstance(result, errors.InputError):
+        _tell_broken(image, result)
+        broken += 1
+      else:
+        kept.append(image)
+        each.append(result)
+    found = explain.together(each)
+  panels: dict[str, Panel] = {}
+  numbers: Numbers = {}
+  if 'cam' in wanted:
+    shown, cams, unread = _cams(model, kept, label, layer, number)
+    broken += unread
+    if shown:
+      height = 1.7 * -(-len(shown) // 3)
+      panels['cam'] = height, lambda part: draw.cams(part, shown, cams)
+    numbers = {f'cam/{n}': cam.map for n, cam in enumerate(cams) if cam}
+  if broken == len(images):
+    raise errors.InputError('no --input can be read; each is named above')
+  if found:
+    drawn, behind = _of_layers(found, len(each))
+    panels |= {name: drawn[name] for name in wanted if name in drawn}
+    numbers |= behind
+  elif each:
     print('no AW-convolution in this network: Grad-CAM alone')
-    return panels, numbers
+  if not panels:
+    raise errors.InputError(
+        f'--panels={",".join(wanted)}: there is nothing to draw; maps are of '
+        'AW-convolutions, and deviation is of two photos or more'
+    )
+  return panels, numbers, broken
+
+
+def _tell_broken(image: any_image.AnyImage, error: Exception) -> None:
+  tqdm.write(f'{any_image.name_of(image)} cannot be read: {error}')
+
+
+def _cams(
+    model: inference.Model, images: Sequence[any_image.AnyImage], *options: Any
+) -> tuple[list[np.ndarray], list[explain.Cam | None], int]:
+  """Returns the pixels of the first images, Grad-CAM, and how many are broken.
+
+  Of an image without such a detection there is None in place of Grad-CAM.
+  """
+  label, layer, number = options
+  shown, cams, broken = [], [], 0
+  for image in images:
+    if len(shown) == _DRAWN:
+      break
+    try:
+      pixels = any_image.pixels_of(image, model.channels)
+    except errors.InputError as error:
+      _tell_broken(image, error)
+      broken += 1
+      continue
+    shown.append(pixels)
+    try:
+      cams.append(
+          explain.class_activation(model, pixels, label, layer, number=number)
+      )
+    except explain.NothingFound as error:
+      print(f'{any_image.name_of(image)} is drawn without Grad-CAM: {error}')
+      cams.append(None)
+  return shown, cams, broken
+
+
+def _of_layers(
+    found: dict[str, explain.Layer], count: int
+) -> tuple[dict[str, Panel], Numbers]:
+  """Returns the panels of the maps of so many images, and the numbers."""
   maps = {name: one.maps for name, one in found.items()}
   norms = {name: one.norms for name, one in found.items()}
   height = draw.ROW * draw.rows_of(len(maps))
-  panels['maps'] = height, lambda part: draw.maps(part, maps)
-  panels['groups'] = height, lambda part: draw.groups(part, maps)
-  if len(images) > 1:
-    panels['variance'] = height, lambda part: draw.variance(part, maps)
-  panels['kernels'] = 1.9, lambda part: draw.kernels(part, norms)
+  panels: dict[str, Panel] = {
+      'maps': (height, lambda part: draw.maps(part, maps)),
+      'groups': (height, lambda part: draw.groups(part, maps)),
+      'kernels': (1.9, lambda part: draw.kernels(part, norms)),
+  }
+  if count > 1:
+    panels['deviation'] = height, lambda part: draw.deviation(part, maps)
+  numbers = {}
   for name, one in found.items():
     numbers[f'maps/{name}'] = one.maps
     numbers[f'norm/{name}'] = one.norms.plain
@@ -176,21 +252,22 @@ def write_numbers(path: str, numbers: Numbers) -> None:
       write(file, numbers)
 
 
-def read_photos(paths: Sequence[str], channels: int) -> list[np.ndarray]:
-  """Reads image files, upright; those that are broken are told, and left out.
+def _check_flags() -> None:
+  """Refuses flags that would change nothing.
 
   Raises:
-    InputError: none can be read.
+    InputError: it names the first.
   """
-  images = []
-  for path in paths:
-    try:
-      images.append(any_image.pixels_of(path, channels))
-    except errors.InputError as error:
-      print(f'{errors.one_line(path)} cannot be read: {error}')
-  if not images:
-    raise errors.InputError('no --input can be read; each is named above')
-  return images
+  known = PHOTO_PANELS if FLAGS.input else DATA_PANELS
+  for panel in FLAGS.panels or ():
+    errors.look_up('panel', panel, dict.fromkeys(known))
+  for name in ('label', 'layer', 'number'):
+    if FLAGS[name].present and not FLAGS.input:
+      raise errors.InputError(f'--{name} is for --input')
+    if FLAGS[name].present and FLAGS.panels and 'cam' not in FLAGS.panels:
+      raise errors.InputError(f'--{name} is for the panel cam')
+  if FLAGS['classes'].present and FLAGS.input:
+    raise errors.InputError('--classes is of a data set: leave out --input')
 
 
 def main() -> None:
@@ -202,17 +279,18 @@ def main() -> None:
   figures.check_format(output)
   suffix = pathlib.Path(numbers_to).suffix
   errors.look_up('suffix of --numbers:', suffix, WRITERS)
-  known = PHOTO_PANELS if FLAGS.input else DATA_PANELS
-  for panel in FLAGS.panels or ():
-    errors.look_up('panel', panel, dict.fromkeys(known))
-  paths, images = image_files.find(FLAGS.input), []
+  _check_flags()
+  paths, broken = image_files.find(FLAGS.input), 0
   image_files.check_outputs(paths, (output, numbers_to))
   config = evaluate.chosen_config()
   model = inference.load(FLAGS.run, config)
+  classifies = isinstance(model, inference.Classifier)
+  if FLAGS['number'].present and classifies:
+    raise errors.InputError('--number is for a detector, --run is none')
   if paths:
-    images = read_photos(paths, model.channels)
     options = command_line.given('label', 'layer', 'number')
-    panels, numbers = of_photos(model, images, **options)
+    wanted = FLAGS.panels or PHOTO_PANELS
+    panels, numbers, broken = of_photos(model, paths, wanted, **options)
   else:
     batches = evaluate.eval_batches(model)
     panels, numbers = of_data(model, batches, FLAGS.classes or ())
@@ -221,7 +299,7 @@ def main() -> None:
   print(
       f'written: {output} ({", ".join(FLAGS.panels or panels)}), {numbers_to}'
   )
-  if broken := len(paths) - len(images):
+  if broken:
     raise errors.InputError(
         f'{broken} of {len(paths)} files cannot be read, each is named above'
     )
@@ -235,7 +313,10 @@ if __name__ == '__main__':
   text = 'The numbers, .npz or .csv; as --output, but .npz.'
   command_line.define_path('numbers', text)
   flags.DEFINE_multi_string(
-      'input', [], 'Image file or folder; may be given several times.'
+      'input',
+      [],
+      "Image file or folder; '-' is a list of files, one a line, on standard "
+      'input. May be given several times.',
   )
   flags.DEFINE_list('panels', None, 'Those to draw, of the ones above; all.')
   text = 'Of Grad-CAM: the name of a class. The first, or the best detection.'
