@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from awconv_jax import config as engine
-from awconv_jax import models, weights
+from awconv_jax import models, places, weights
 from awconv_jax.data import any_image, decode, order, sources, streams
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
@@ -115,7 +114,7 @@ class Model:
 
   def _kept(self, name: str, read: Callable[[Any], Any]) -> list[Any] | None:
     """Returns what a file of the run has for each label, if it is there."""
-    path, number = pathlib.Path(self.source) / name, self.task.num_classes
+    path, number = places.at(self.source) / name, self.task.num_classes
     told = weights.describe(self.source)
     try:
       entries = told[path.stem] if told else json.loads(path.read_text())
@@ -156,7 +155,9 @@ class Model:
   ) -> Any:
     """Returns what is on an image; of a list of images, a list of that.
 
-    The first batch of each size and orientation compiles.
+    What is computed is compiled for batches of 1, 2, 4, ... images, up to
+    batch_size, and kept: the first list that needs a size, of an orientation,
+    compiles.
 
     Args:
       images: one, or a list; see `Model`.
@@ -167,7 +168,7 @@ class Model:
       InputError: one of them is no image.
     """
     images, whole = _as_list(images)
-    size = max(min(batch_size, len(images)), 1)
+    size = _size(len(images), batch_size)
     return whole(self.stream(images, batch_size=size, flip=flip))
 
   def stream(
@@ -178,6 +179,8 @@ class Model:
     No more of them are held than those of a few batches; the arguments are
     those of a call. In the place of what is no image there is its InputError.
     """
+    images, _ = _iterable(images)
+    batch_size = _checked(batch_size)
     outputs = functools.partial(self.outputs, flip=flip)
     run = self.compiled(('outputs', flip), outputs, batch_size)
     yield from self.streamed(images, batch_size, run, self.result)
@@ -205,7 +208,7 @@ class Model:
       InputError: one of them is no image, or a name is unknown.
     """
     images, whole = _as_list(images)
-    size = max(min(batch_size, len(images)), 1)
+    size = _size(len(images), batch_size)
 
     def chosen(variables, batch):
       found = self._features(variables, batch)
@@ -293,11 +296,39 @@ class Model:
     return programs[key]
 
 
+def _checked(batch_size: Any) -> int:
+  if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+    raise InputError(f'batch_size={batch_size!r} is no number of at least 1')
+  return int(batch_size)
+
+
+def _size(number: int, batch_size: Any) -> int:
+  """Returns the size of batches: few different ones, as each compiles."""
+  return min(1 << max(number - 1, 0).bit_length(), _checked(batch_size))
+
+
+def _iterable(images: Any) -> tuple[Iterable[Any], bool]:
+  """Returns what gives the images, and whether it was one alone."""
+  if isinstance(images, (str, os.PathLike, Image.Image)):
+    return [images], True
+  axes = getattr(images, 'ndim', None)
+  if axes == 3 and images.shape[2] not in (1, 3, 4):
+    raise InputError(
+        f'{list(images.shape)} is no image, which has 1, 3 or 4 channels last; '
+        'of several grey images give a list'
+    )
+  if axes in (2, 3):
+    return [images], True
+  if axes == 0 or not isinstance(images, Iterable):
+    name = type(images).__name__
+    raise InputError(f'{name} is neither an image nor a list of images')
+  return images, False
+
+
 def _as_list(images: Any) -> tuple[Any, Callable[[Iterator[Any]], Any]]:
   """Returns images as a list, and what makes of results what is returned."""
-  one = isinstance(images, (str, os.PathLike, Image.Image))
-  one = one or getattr(images, 'ndim', 0) in (2, 3)
-  images = [images] if one else list(images)
+  images, one = _iterable(images)
+  images = list(images)
 
   def whole(results):
     found = results_of(images, results)
@@ -354,7 +385,8 @@ class Classifier(Model):
       self, images: Images, *, batch_size: int = 32, flip: bool = False
   ) -> Classes:
     """Classifies a list of images as one; see a call for the arguments."""
-    each = self(list(images), batch_size=batch_size, flip=flip)
+    images = _as_list(images)[0]
+    each = self(images, batch_size=batch_size, flip=flip)
     empty = np.zeros((0, self.task.num_classes), np.float32)
     rows = [one.probabilities[None] for one in each]
     labels = np.array([one.label for one in each], int)
@@ -434,7 +466,8 @@ class Detector(Model):
       self, images: Images, *, batch_size: int = 8, flip: bool = False
   ) -> list[Found]:
     """Returns the objects on each image of a list; see a call."""
-    return self(list(images), batch_size=batch_size, flip=flip)
+    images = _as_list(images)[0]
+    return self(images, batch_size=batch_size, flip=flip)
 
   def result(self, one: dict[str, np.ndarray], row: Any = None) -> Found:
     finite = np.isfinite(one['boxes']).all(-1) & np.isfinite(one['scores'])

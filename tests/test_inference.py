@@ -59,6 +59,43 @@ def test_an_array_is_classified_as_its_file_is_evaluated(run, images):
   assert classifier.predict([]).probabilities.shape == (0, 5)
 
 
+def test_lists_of_many_lengths_share_few_programs(run, images):
+  classifier, traced = inference.load(run[0]), []
+  outputs = classifier.outputs
+
+  def counted(variables, batch, flip):
+    traced.append(len(batch['image']))
+    return outputs(variables, batch, flip)
+
+  classifier.outputs = counted
+  for number in (5, 3, 4, 5, 3):
+    found = classifier(images[:number], batch_size=6)
+    assert len(found) == number
+  assert traced == [6, 4]
+
+
+@pytest.mark.parametrize(
+    'given, options, words',
+    [
+        (3, {}, 'int is neither an image nor a list of images'),
+        ([3], {}, 'the image cannot be read: an image is int64'),
+        (
+            np.zeros((5, 8, 8), np.uint8),
+            {},
+            r'\[5, 8, 8\] is no im.* give a li',
+        ),
+        ([], dict(batch_size=0), 'batch_size=0 is no number of at least 1'),
+    ],
+)
+def test_what_is_no_image_is_one_line(run, given, options, words):
+  classifier = inference.load(run[0])
+  for method in (classifier, classifier.predict, classifier.features):
+    with pytest.raises(InputError, match=words):
+      method(given, **options)
+  with pytest.raises(InputError, match=words.rpartition('read: ')[2]):
+    raise next(classifier.stream(given, **options))
+
+
 def test_with_flip_an_image_and_its_mirror_image_are_one(run, images):
   classifier = inference.load(run[0])
   # Of sides that are odd, or are cut to odd ones, another part is cut.

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from watched_run import assert_same_runs, use_devices
 
-from awconv_jax import places, weights
+from awconv_jax import inference, places, weights
 from awconv_jax.errors import InputError
 from awconv_jax.train import checkpoint, lease
 
@@ -131,6 +131,14 @@ def test_of_two_that_come_at_once_one_gets_the_lock(served, quick):
   for thread in both:
     thread.join()
   assert sorted(got) == ['held', 'refused']
+
+
+def test_names_of_classes_come_from_a_bucket(served):
+  path = places.at(f'{served}/named/classes.json')
+  path.write_text('["a", "b"]')
+  task = types.SimpleNamespace(num_classes=2)
+  model = inference.Model(task, None, f'{served}/named', {}, 'weights', 3)
+  assert model.names == ['a', 'b'] and model.kept_categories is None
 
 
 def test_files_that_grow_are_uploaded_whole(served):
