@@ -74,7 +74,7 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
         for name, value in metrics.items()
     ]
     results = f'On the split `{split}` of `{of}`{when}:\n\n'
-    results += text_table.make(rows, _number)
+    results += text_table.make(rows, text_table.measured)
   pixels = data.get('eval_image_size') or data.get('canvas')
   classes = told['classes'] or [f'{model["num_classes"]}, without names']
   optimizer = config['optimizer']
@@ -112,12 +112,6 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
       results=results,
       facts=text_table.make(rows),
   )
-
-
-def _number(value: Any) -> str:
-  if isinstance(value, float):  # Of these, COCO's alone may be -1.
-    return 'n/a' if value == -1 else f'{value:.4f}'
-  return text_table.thousands(value)
 
 
 def _some(classes: list[str], most: int = 20) -> str:

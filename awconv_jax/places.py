@@ -11,12 +11,13 @@ import contextlib
 import functools
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
 from typing import Any
 
-from awconv_jax.errors import InputError, first_line
+from awconv_jax.errors import InputError, first_line, unknown_name
 
 _BLOCK = 1 << 24  # So much is copied at a time.
 
@@ -80,6 +81,24 @@ def move(folder: pathlib.Path, target: pathlib.Path) -> None:
   for name in names:
     files.cp_file(name, f'{target}{name.removeprefix(root)}')
   files.rm(names)
+
+
+def suffix_to_write(path: str | os.PathLike, known: Sequence[str]) -> str:
+  """Returns the suffix of a file to write, one of these; '' of a directory.
+
+  It may be in capitals. What begins with a digit, as in models/v1.5, is none.
+
+  Raises:
+    InputError: it is another, and there is no directory of that name.
+  """
+  path = at(path)
+  suffix = path.suffix.lower()
+  if not re.fullmatch('[.][a-z][a-z0-9]*', suffix) or path.is_dir():
+    return ''
+  if suffix not in known:
+    names = *known, 'none (a directory)'
+    raise unknown_name(f'suffix of {str(path)!r}:', path.suffix, names)
+  return suffix
 
 
 @contextlib.contextmanager

@@ -19,9 +19,8 @@ from awconv_jax.errors import InputError
 from awconv_jax.options import any_path
 from awconv_jax.train import checkpoint, logging, rundir
 from awconv_jax.weights import described
-from awconv_jax.weights.located import CONFIG, MODEL
+from awconv_jax.weights.located import CARD, CONFIG, MODEL
 
-CARD = 'README.md'
 load = from_pretrained = inference.load
 
 
@@ -37,7 +36,7 @@ def save_pretrained(
   Args:
     model: of `inference.load`, or what that takes.
     directory: is made; a model that is there is replaced. With the suffix
-      .safetensors it is a file.
+      .safetensors it is a file; with another it is refused.
     dtype: of kernels and matrices in the file, such as 'bfloat16'; theirs.
     metrics: by name, as of `tools.evaluate`, for the model card, which takes
       the numbers; the last evaluation of a run.
@@ -48,8 +47,9 @@ def save_pretrained(
   if not isinstance(model, inference.Model):
     model = inference.load(model)
   target = places.at(any_path(directory))
+  suffix = places.suffix_to_write(target, weights.WRITERS)
   description = describe(model, metrics)
-  if target.suffix in weights.WRITERS:
+  if suffix:
     weights.save(target, model.variables, description=description, dtype=dtype)
     return
   held = {path.name for path in target.iterdir()} if target.is_dir() else set()
@@ -76,6 +76,9 @@ def describe(
   The arguments are as in `save_pretrained`.
   """
   told, categories = weights.describe(model.source) or {}, model.kept_categories
+  own, known = _has_own_config(model), {}
+  if own:  # What was measured with another config is not told.
+    known = told.get('metrics') or _evaluated(model.source)
   return {
       'format': described.FORMAT,
       'version': importlib.import_module('awconv_jax').__version__,
@@ -84,11 +87,20 @@ def describe(
       'categories': categories and [dict(id=i, name=n) for i, n in categories],
       'weights': model.weights,
       'origin': told.get('origin', _origin(model.source)),
-      'metrics': (
-          _shown(metrics or told.get('metrics', {})) or _evaluated(model.source)
+      'metrics': _shown(metrics or {}) or known,
+      'commit': (
+          told.get('commit') or _trained_at(model.source) if own else None
       ),
-      'commit': told.get('commit') or _trained_at(model.source),
   }
+
+
+def _has_own_config(model: inference.Model) -> bool:
+  """Returns whether nothing was changed that its source was measured with."""
+  try:
+    held = rundir.read_config(model.source)
+  except InputError:  # Weights alone.
+    return False
+  return not rundir.differences(held, model.config)
 
 
 def _trained_at(source: str) -> str | None:

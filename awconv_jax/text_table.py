@@ -11,6 +11,13 @@ def thousands(value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else str(value)
 
 
+def measured(value: Any) -> str:
+  """Returns a metric with 4 decimals, COCO's -1 as 'n/a'; else `thousands`."""
+  if isinstance(value, float):  # Of these, COCO's alone may be -1.
+    return 'n/a' if value == -1 else f'{value:.4f}'
+  return thousands(value)
+
+
 def mib(size: float | None) -> str:
   """Returns bytes in MiB; '?' for None."""
   return '?' if size is None else f'{size / 2**20:,.1f}'

@@ -389,7 +389,7 @@ run --data=folder:{d}/bad_images --split=train | num_classes
     ): (
         r"""
 --output={d}/o | --run=... is wanted
---run={d}/run --output={d}/o.json | is none of .csv, .jsonl
+--run={d}/run --output={d}/o.json | known: .csv, .jpeg, .jpg, .jsonl, .png, none
 --run={d}/run --output={d}/nowhere/o.csv | nowhere/o.csv'
 --run={d}/run --top=0 --output={d}/o | --top='0'
 --run={d}/nowhere --output={d}/o | does not exist
@@ -448,7 +448,7 @@ run --data=folder:{d}/bad_images --split=train | num_classes
 --input={d}/empty | weights without one need a config
 --input=hf-hub:a | names no model on the hub; want owner/name
 --input={d}/run_damaged | checkpoint
---input={d}/run --output={d}/x.npz | unknown suffix of --output
+--input={d}/run --output={d}/x.npz | x.npz': '.npz'; known: .safetensors, none
 --input={d}/run --output={d}/file | '{d}/file
 --input={d}/run --output={d}/nowhere/x.safetensors | nowhere/x.safetensors
 """

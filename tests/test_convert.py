@@ -170,9 +170,12 @@ def test_nothing_is_written_over_or_to_another_suffix(config, state, tmp_path):
   source = torch_zip.save(tmp_path / 'weights.pth', state)
   # A directory's name may have a dot.
   convert.convert(source, tmp_path / 'v1.5', config)
+  # And a suffix may be in capitals.
+  convert.convert(source, tmp_path / 'A.SafeTensors', config)
+  inference.load(tmp_path / 'A.SafeTensors')
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other/photo.jpg').touch()
-  kinds, suffix = ('.npz', '.pth', '.SafeTensors'), 'suffix of --output: .*safe'
+  kinds, suffix = ('.npz', '.pth', '.safetensor'), "suffix of '.*: .*safe"
   (tmp_path / 'empty').mkdir()
   for input, output, message in (
       (source, 'other', 'holds something else than a model'),
@@ -182,7 +185,7 @@ def test_nothing_is_written_over_or_to_another_suffix(config, state, tmp_path):
     with pytest.raises(InputError, match=message):
       convert.convert(input, tmp_path / output, config)
   left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob('*')}
-  assert left == {'weights.pth', 'v1.5', 'empty', 'other'}
+  assert left == {'weights.pth', 'v1.5', 'A.SafeTensors', 'empty', 'other'}
   assert not list((tmp_path / 'empty').iterdir())
 
 

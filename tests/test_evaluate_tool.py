@@ -130,6 +130,8 @@ def test_the_run_decides_but_for_what_is_asked(run):
   before = config.to_json_best_effort()
   same = evaluate.choose(config)
   assert same.to_dict() == config.to_dict()
+  # 3 are refused where a split is read, which the devices share.
+  assert evaluate.choose(config, batch_size=3).eval_batch_size == 3
   changes = dict(data_dir='/x', batch_size=24, max_bad_fraction=0.5)
   for name, meant, split in (
       (config.data.name, config.data.name, 'validation'),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import commands
@@ -51,6 +52,8 @@ def test_the_python_code_of_the_docs_runs_what_was_exported(
       'image': 'uint8 [batch, 16, 16, 1]'
   }
   assert set(namespace['program'].platforms) == {'cpu', 'cuda', 'tpu'}
+  with pytest.raises(InputError, match="'gs://a/b' is no path of this machi"):
+    export.export(classifier, 'gs://a/b')
   with pytest.raises(InputError, match="'exported/digits' exists; name anot"):
     export.export(classifier, 'exported/digits')
 
@@ -114,6 +117,10 @@ def test_a_detector_has_a_program_for_each_canvas(tmp_path):
   lines = export.export(model, tmp_path / 'out')
   names = [line.partition(':')[0].rpartition('/')[2] for line in lines]
   assert names == ['model.stablehlo', 'portrait.stablehlo', 'model.json']
+  for line in lines[:2]:
+    assert int(re.search(r'(\d+) objects on 5', line)[1]) > 0
+  with pytest.raises(InputError, match='onnx is of classifiers alone'):
+    export.export(model, tmp_path / 'onnx', format='onnx')
   told = json.loads((tmp_path / 'out/model.json').read_text())
   assert set(told['outputs']['model.stablehlo']) == {
       *('boxes', 'scores', 'labels', 'valid')

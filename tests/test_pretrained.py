@@ -12,9 +12,10 @@ import tiny
 import trained
 
 import awconv_jax
-from awconv_jax import weights
+from awconv_jax import pretrained, weights
 from awconv_jax.errors import InputError
 from awconv_jax.train import rundir
+from awconv_jax.weights.located import FILES
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
 
@@ -126,7 +127,22 @@ def test_a_changed_model_is_refused(change, words, model, tmp_path):
   assert '\n' not in str(caught.value)
 
 
-def test_nothing_else_is_written_over(run, model):
+def test_metrics_are_of_the_config_that_they_were_measured_with(run, model):
+  for source in (run, model):
+    config = rundir.read_config(source).unlock()
+    config.data.num_threads = 3  # Which cannot matter.
+    told = pretrained.describe(awconv_jax.load(source, config))
+    assert told['metrics']['eval/top1'] == 0.5
+    config.task.mean = [79.0]
+    told = pretrained.describe(awconv_jax.load(source, config))
+    assert told['metrics'] == {}
+    told = pretrained.describe(awconv_jax.load(source, config), {'top1': 0.25})
+    assert told['metrics'] == {'top1': 0.25}
+
+
+def test_nothing_else_is_written_over(run, model, tmp_path):
+  with pytest.raises(InputError, match=r"'.pth'; known: .safetensors, none"):
+    awconv_jax.save_pretrained(model, tmp_path / 'x.pth')
   with pytest.raises(InputError, match='holds something else than a model'):
     awconv_jax.save_pretrained(model, run)
 
@@ -146,6 +162,9 @@ def test_a_model_goes_to_the_hub_and_comes_from_there(
   cache = 'huggingface_hub.constants.HF_HUB_CACHE'
   monkeypatch.setattr(cache, str(tmp_path / 'cache'))
   monkeypatch.setenv('HF_TOKEN', 'hf_of_nobody')
+  # What else lies there is not pushed, nor are other weights fetched.
+  shutil.copytree(model, tmp_path / 'copy')
+  (tmp_path / 'copy/notes.txt').touch()
   push = 'convert', f'--input={model}', f'--output={tmp_path}/copy'
   with hub.serve() as (address, commits, log):
     monkeypatch.setenv('HF_ENDPOINT', address)
@@ -154,12 +173,17 @@ def test_a_model_goes_to_the_hub_and_comes_from_there(
     assert out.endswith('/alice/digits, to be loaded as hf-hub:alice/digits\n')
     (files,) = commits['alice/digits'].values()
     assert files == {
-        path.name: path.read_bytes() for path in (tmp_path / 'copy').iterdir()
+        name: (tmp_path / 'copy' / name).read_bytes() for name in FILES
     }
+    for revision in commits['alice/digits'].values():
+      revision['other.safetensors'] = b'0'
     # On the data that its config names.
     flags = '--run=hf-hub:alice/digits@main', f'--output={tmp_path}/found.json'
     code, _, err = commands.tool('evaluate', *flags)
     assert code == 0, err
+    # By one revision, which is asked for once.
+    assert sum('/revision/' in line for line in log) == 1
+    assert not any('other.safetensors' in line for line in log)
     # What is not there, or not allowed, is one line.
     for flags, words in (
         (('evaluate', '--run=hf-hub:alice/digitz'), "'hf-hub:alice/digitz' on"),

@@ -50,6 +50,11 @@ def make(tiles: Sequence[Tile], side: int) -> Image.Image:
   return sheet
 
 
+def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
+  """Returns a picture of the size that `make` gives it, to keep no more."""
+  return np.asarray(_fitted(pixels, side))
+
+
 def _fitted(pixels: np.ndarray, side: int) -> Image.Image:
   grey = pixels.shape[2] == 1
   picture = Image.fromarray(pixels[..., 0] if grey else pixels).convert('RGB')

@@ -32,7 +32,6 @@ the background last, and no box for it.
 
 from collections.abc import Mapping
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -48,11 +47,9 @@ from awconv_jax import (
 )
 from awconv_jax.options import MOST
 from awconv_jax.weights import hub, origin
+from awconv_jax.weights.located import FILES
 
 FLAGS = flags.FLAGS
-# Suffixes of files that hold weights, besides those of `weights`. A name with
-# any other, such as that of models/v1.5, is that of a directory.
-OTHERS = '.safetensor .npz .npy .h5 .hdf5 .onnx .ckpt .msgpack .pkl .pickle'
 
 
 def convert(
@@ -68,8 +65,8 @@ def convert(
 
   Args:
     source: what `inference.load` takes.
-    output: a .safetensors file, or a directory: anything without the suffix of
-      a file of weights.
+    output: a .safetensors file, or a directory: a name without a suffix, or
+      with one that begins with a digit, such as models/v1.5.
     config: the whole config, for files that do not say it themselves.
     entry: of a file, as in `weights.read`.
     dtype, metrics: as in `pretrained.save_pretrained`.
@@ -77,11 +74,7 @@ def convert(
   Raises:
     InputError: see `inference.load`, `pretrained.save_pretrained`.
   """
-  suffix, of_files = pathlib.Path(output).suffix, OTHERS.split()
-  if suffix not in weights.WRITERS:
-    if suffix.lower() in (*weights.READERS, *of_files):
-      known = (*weights.WRITERS, 'none (a directory)')
-      raise errors.unknown_name('suffix of --output:', suffix, known)
+  places.suffix_to_write(output, weights.WRITERS)  # Before all else.
   model = inference.load(source, config, entry=entry)
   pretrained.save_pretrained(model, output, dtype=dtype, metrics=metrics)
   count = sum(leaf.size for leaf in jax.tree.leaves(model.variables['params']))
@@ -128,7 +121,7 @@ def main() -> None:
   """Converts as the flags say."""
   if FLAGS.push:
     hub.opened(FLAGS.push)  # Before anything is computed.
-    if pathlib.Path(FLAGS.output).suffix in weights.WRITERS:
+    if places.suffix_to_write(FLAGS.output, weights.WRITERS):
       raise errors.InputError('--push uploads a directory; want such --output')
   named = command_line.given('model', 'attention', 'num_classes')
   config = config_of(FLAGS.input, command_line.read_config(), **named)
@@ -145,7 +138,7 @@ def main() -> None:
         'file was made with; see docs/weights.md'
     )
   if FLAGS.push:
-    address = hub.push(FLAGS.output, FLAGS.push, private=FLAGS.private)
+    address = hub.push(FLAGS.output, FLAGS.push, FILES, FLAGS.private)
     print(f'{address}, to be loaded as {hub.PREFIX}{FLAGS.push}')
 
 

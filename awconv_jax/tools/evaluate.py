@@ -24,7 +24,7 @@ import jax
 from jax.sharding import Mesh
 import ml_collections
 
-from awconv_jax import command_line, inference, places, text_table
+from awconv_jax import command_line, inference, places, text_table, weights
 from awconv_jax import data as data_sets
 from awconv_jax.data import sources
 from awconv_jax.errors import InputError
@@ -63,7 +63,7 @@ def choose(
     **changes: further values by the keys of `CHANGES`.
 
   Raises:
-    InputError: it is no config, or it does not fit the data set or the devices.
+    InputError: it is no config, or it does not fit the data set.
   """
   changed = settings.complete(config).unlock()
   if data and data != (before := changed.data.name):
@@ -72,9 +72,6 @@ def choose(
       raise InputError(f'--data={data!r} does not fit a run of {before!r}')
     changed.data.update(name=name, eval_split=split)
   changed.update_from_flattened_dict({CHANGES[k]: changes[k] for k in changes})
-  partition.check_batch_size(
-      'eval_batch_size', changed.eval_batch_size, partition.create_mesh()
-  )
   return settings.complete(changed)
 
 
@@ -82,10 +79,13 @@ def eval_batches(model: inference.Model) -> Any:
   """Returns the batches that the config of a model says.
 
   Raises:
-    InputError: the labels mean other classes than in training, or the images
-      have other channels.
+    InputError: the labels mean other classes than in training, the images have
+      other channels, or the devices cannot share a batch.
   """
   config, name = model.config, model.config.data.name
+  partition.check_batch_size(
+      'eval_batch_size', config.eval_batch_size, partition.create_mesh()
+  )
   batches = data_sets.create(
       config.data, train=False, batch_size=config.eval_batch_size, seed=0
   )
@@ -159,16 +159,10 @@ def table(metrics: Mapping[str, Any]) -> str:
   rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
   rows += [(f'AP of {c["name"]}', c['AP']) for c in per_class]
   named = [dict(measure=name, value=value) for name, value in rows]
-  text = text_table.make(named, _format)
+  text = text_table.make(named, text_table.measured)
   if metrics.get('AP') == -1:
     text += '\nno image has an object, crowds aside: AP is undefined'
   return text
-
-
-def _format(value: Any) -> str:
-  if isinstance(value, float):  # Of these, COCO's alone may be -1.
-    return 'n/a' if value == -1 else f'{value:.4f}'
-  return text_table.thousands(value)
 
 
 def define_flags() -> None:
@@ -182,17 +176,21 @@ def define_flags() -> None:
   command_line.define_config('Config, in place of that of the run.')
 
 
-def chosen_config() -> ml_collections.ConfigDict:
-  """Returns the config of the flags; see `choose`."""
-  config = command_line.read_config(lambda: rundir.read_config(FLAGS.run))
-  return choose(config, **command_line.given('data', *CHANGES))
+def chosen() -> tuple[ml_collections.ConfigDict, str]:
+  """Returns the config of the flags, see `choose`, and where the run lies.
+
+  It is located once, lest the config and the weights be of two revisions.
+  """
+  source = weights.locate(FLAGS.run)
+  config = command_line.read_config(lambda: rundir.read_config(source))
+  return choose(config, **command_line.given('data', *CHANGES)), source
 
 
 def main() -> None:
   """Evaluates as the flags say."""
   if FLAGS.output:
     command_line.check_output(FLAGS.output)
-  result = evaluate(chosen_config(), FLAGS.run)
+  result = evaluate(*chosen()) | {'run': FLAGS.run}
   print(table(result))
   if FLAGS.output:
     places.at(FLAGS.output).write_text(json.dumps(result, indent=2) + '\n')

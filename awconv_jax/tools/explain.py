@@ -282,8 +282,8 @@ def main() -> None:
   _check_flags()
   paths, broken = image_files.find(FLAGS.input), 0
   image_files.check_outputs(paths, (output, numbers_to))
-  config = evaluate.chosen_config()
-  model = inference.load(FLAGS.run, config)
+  config, source = evaluate.chosen()
+  model = inference.load(source, config)
   classifies = isinstance(model, inference.Classifier)
   if FLAGS['number'].present and classifies:
     raise errors.InputError('--number is for a detector, --run is none')

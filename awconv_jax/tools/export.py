@@ -31,9 +31,9 @@ import jax
 from jax import export as jax_export
 import numpy as np
 
-from awconv_jax import command_line, inference
+from awconv_jax import command_line, inference, weights
 from awconv_jax.errors import InputError
-from awconv_jax.options import MOST
+from awconv_jax.options import MOST, local_path
 from awconv_jax.tools import onnx_program
 from awconv_jax.train import rundir
 
@@ -159,7 +159,9 @@ def compare(
       worst = max(worst, value)
   text = f'compared at {", ".join(map(str, batches))} images, '
   if 'valid' in expected:
-    text += f'{np.sum(expected["valid"])} objects on {most} of them, '
+    number = np.sum(expected['valid'])
+    text += f'{number} objects on {most} of them, '
+    text += '' if number else 'which compares next to nothing, '
   return text + f'largest difference {worst:.1e}'
 
 
@@ -184,21 +186,15 @@ def _stablehlo(model, portrait, path, number):
 
 def _onnx(model, portrait, path, number):
   """Writes a program for a number of images; returns what runs the file."""
+  if isinstance(model, inference.Detector):
+    raise InputError('--format=onnx is of classifiers alone; want stablehlo')
   # Of products alone, and right: jax2onnx translates the convolutions with
   # kernels of each sample into others.
   task, network = copy.copy(model.task), model.task.model
-  options = dict(implementation='im2col')
-  if isinstance(model, inference.Detector):
-    network = network.clone(backbone=_with_options(network.backbone, options))
-  else:
-    network = _with_options(network, options)
-  task.model = network
+  options = (network.aw_options or {}) | dict(implementation='im2col')
+  task.model = network.clone(aw_options=options)
   function = function_of(dataclasses.replace(model, task=task))
   return onnx_program.write(function, inputs(model, portrait, number), path)
-
-
-def _with_options(network, options):
-  return network.clone(aw_options=(network.aw_options or {}) | options)
 
 
 # What writes a file and returns the function that the file is, and by how much
@@ -248,7 +244,7 @@ def export(
       not compute what the network does. Nothing is left there.
   """
   write, tolerance = FORMATS[format]
-  folder, lines = pathlib.Path(output), []
+  folder, lines = pathlib.Path(local_path(output)), []
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise InputError(f'--output={str(output)!r} exists; name another place')
   folder.mkdir(parents=True, exist_ok=True)
@@ -279,8 +275,9 @@ def export(
 
 def main() -> None:
   """Exports as the flags say."""
-  config = command_line.read_config(lambda: rundir.read_config(FLAGS.run))
-  model = inference.load(FLAGS.run, config)
+  source = weights.locate(FLAGS.run)
+  config = command_line.read_config(lambda: rundir.read_config(source))
+  model = inference.load(source, config)
   given = dict(format=FLAGS.format, batch_size=FLAGS.batch_size)
   for line in export(model, FLAGS.output, **given):
     print(line)

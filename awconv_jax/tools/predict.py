@@ -8,9 +8,10 @@ r"""Shows what is on images, by a trained classifier or detector.
   python -m awconv_jax.tools.predict --run=detector.pth --input=photos \
       --config=configs/coco.py:preset=torchvision,num_classes=90,aw_conv=false
 
-A line is printed for each image, with the --top classes and their
-probabilities, or the boxes whose score is at least --score. Images are upright,
-as their EXIF data say. Without --input the run's own eval split is looked at.
+A line is printed for each file, with the --top classes and their probabilities,
+or the boxes whose score is at least --score. Images are upright, as their EXIF
+data say. Without --input the run's own eval split is looked at, of which the
+metrics are printed, and no line of an image.
 
 Where --output is a file, it gets
   .csv         a row for each class, or box, of each image
@@ -111,14 +112,9 @@ def _places(output: str | None) -> tuple[pathlib.Path | None, dict[str, Any]]:
   if output is None:
     return None, {}
   path = places.at(output)
-  if path.suffix in (*TABLES, *PICTURES) and not path.is_dir():
+  if suffix := places.suffix_to_write(path, (*TABLES, *PICTURES)):
     command_line.check_output(output)
-    return None, {path.suffix: path}
-  if path.suffix in ('.json', '.txt', '.pdf', '.xml'):
-    raise InputError(
-        f'--output={output!r} is none of {", ".join((*TABLES, *PICTURES))}; a '
-        'directory gets all there is'
-    )
+    return None, {suffix: path}
   for name in (MODEL, rundir.CHECKPOINTS):
     if (path / name).exists():
       raise InputError(
@@ -234,8 +230,8 @@ def run(
 def main() -> None:
   """Looks at images as the flags say."""
   options = command_line.given('flip', 'top', 'score', 'max_images')
-  config = evaluate.chosen_config()
-  metrics = run(config, FLAGS.run, FLAGS.output, inputs=FLAGS.input, **options)
+  chosen = evaluate.chosen()
+  metrics = run(*chosen, FLAGS.output, inputs=FLAGS.input, **options)
   if metrics:
     print(evaluate.table(metrics))
   if FLAGS.output:

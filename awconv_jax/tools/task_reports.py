@@ -76,7 +76,7 @@ class Classes:
     lines += [(text, ink[None]) for text in others]
     if right is False:
       lines.append((f'is {record["truth"]}', ink[None]))
-    return seen.pixels(), lines
+    return contact_sheet.fitted(seen.pixels(), self.side), lines
 
   def draw(self, seen: Seen, folder: pathlib.Path, side: int) -> None:
     """Draws nothing, as the contact sheet shows all."""
@@ -146,7 +146,8 @@ class Boxes:
         (seen.name, black),
         (f'{number} object{"s" * (number != 1)}', black),
     ]
-    return self.picture(seen, self.side), lines
+    picture = self.picture(seen, self.side)
+    return contact_sheet.fitted(picture, self.side), lines
 
   def draw(self, seen: Seen, folder: pathlib.Path, side: int) -> None:
     """Writes a picture of its own."""

@@ -120,7 +120,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   except (AttributeError, TypeError, ValueError) as error:
     reason = str(error).replace('\n', '; ')
   else:
-    changes = [_changes(there, config) for there in trained]
+    changes = [differences(there, config) for there in trained]
     if not all(changes) or not changes:
       return config
     reason = (
@@ -142,7 +142,7 @@ def check_record(
   """
   if record is None:
     read_config(workdir)
-  elif changes := _changes(settings.complete(record['config']), config):
+  elif changes := differences(settings.complete(record['config']), config):
     raise InputError(
         f'--workdir={str(workdir)!r} has checkpoints of another config: '
         f'{changes}; give another, or that config'
@@ -165,7 +165,7 @@ def check_own(
   with contextlib.suppress(InputError):  # There may be no config.
     if record is not None:
       there = settings.complete(record['config'])
-      changes = _changes(there, read_config(workdir))
+      changes = differences(there, read_config(workdir))
   if changes:
     raise InputError(
         f'{str(workdir)!r} has a checkpoint of another run, put in its place: '
@@ -173,7 +173,7 @@ def check_own(
     )
 
 
-def _changes(held: Any, given: Any) -> str:
+def differences(held: Any, given: Any) -> str:
   """Returns where two configs differ that a run may not, or ''."""
   held, given = (
       flax.traverse_util.flatten_dict(c.to_dict(), True, sep='.')
@@ -194,7 +194,7 @@ def check_owner(workdir: pathlib.Path, config: Any) -> None:
   """Raises InputError if a directory has a run that is not of this config."""
   held = checkpoint.steps_in(workdir / CHECKPOINTS)
   if held and (workdir / CONFIG).exists():
-    if changes := _changes(read_config(workdir), config):
+    if changes := differences(read_config(workdir), config):
       raise InputError(
           f'--workdir={str(workdir)!r} belongs to a run with another '
           f'config: {changes}; give another, or that config'

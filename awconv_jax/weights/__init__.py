@@ -102,7 +102,7 @@ def read(
     if path.is_dir():
       kind = 'a directory; make a file of a run by awconv_jax.tools.convert'
     raise InputError(f'{path} is {kind}')
-  reader = look_up(f'format of {path}:', path.suffix, READERS)
+  reader = look_up(f'format of {path}:', path.suffix.lower(), READERS)
   try:
     if places.stamp(path)[0] > memory.limit():
       raise MemoryError
@@ -172,7 +172,7 @@ def save(
   from safetensors import numpy as safetensors
 
   path = places.at(any_path(path))
-  if path.suffix not in WRITERS:
+  if path.suffix.lower() not in WRITERS:
     raise unknown_name(f'format of {path}:', path.suffix, WRITERS)
   arrays = state_dict.to_state_dict(variables)
   if dtype:

@@ -70,7 +70,7 @@ def describe(path: str) -> dict[str, Any] | None:
     InputError: it is of a later format, or not that beside it.
   """
   there = places.at(path)
-  if there.suffix != '.safetensors' or not there.is_file():
+  if there.suffix.lower() != '.safetensors' or not there.is_file():
     return None
   return _describe(path, places.stamp(path))
 

@@ -3,6 +3,7 @@
 `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are huggingface_hub's.
 """
 
+from collections.abc import Sequence
 import os
 import pathlib
 import re
@@ -11,8 +12,6 @@ from typing import Any
 from awconv_jax.errors import InputError, first_line
 
 PREFIX = 'hf-hub:'
-# What is fetched, besides README.md.
-_FILES = ('*.safetensors', 'config.json')
 
 
 def _library() -> Any:
@@ -32,8 +31,8 @@ def opened(name: str) -> Any:
   return _library()
 
 
-def fetch(source: str) -> pathlib.Path:
-  """Returns the directory that has 'hf-hub:owner/name[@revision]'.
+def fetch(source: str, files: Sequence[str]) -> pathlib.Path:
+  """Returns the directory that has these of 'hf-hub:owner/name[@revision]'.
 
   It is huggingface_hub's cache, where what was fetched once stays.
 
@@ -46,7 +45,7 @@ def fetch(source: str) -> pathlib.Path:
     found = library.snapshot_download(
         name,
         revision=revision or None,
-        allow_patterns=_FILES,
+        allow_patterns=files,
         endpoint=os.environ.get('HF_ENDPOINT'),
     )
   except Exception as error:  # Of the hub, of HTTP, of the disk.
@@ -54,8 +53,13 @@ def fetch(source: str) -> pathlib.Path:
   return pathlib.Path(found)
 
 
-def push(directory: str | os.PathLike, name: str, private: bool = False) -> str:
-  """Uploads a directory as the model 'owner/name', and returns its address.
+def push(
+    directory: str | os.PathLike,
+    name: str,
+    files: Sequence[str],
+    private: bool = False,
+) -> str:
+  """Uploads these of a directory as 'owner/name', and returns its address.
 
   The model is made if it is not there; its other files stay.
 
@@ -65,7 +69,7 @@ def push(directory: str | os.PathLike, name: str, private: bool = False) -> str:
   api = opened(name).HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
   try:
     url = api.create_repo(name, private=private, exist_ok=True)
-    api.upload_folder(repo_id=name, folder_path=directory)
+    api.upload_folder(repo_id=name, folder_path=directory, allow_patterns=files)
   except Exception as error:
     raise _told(name, error) from error
   return str(url)

@@ -13,8 +13,8 @@ from awconv_jax import places
 from awconv_jax.options import any_path
 from awconv_jax.weights import hub
 
-# Of the directory of a model. Its third file is README.md.
-MODEL, CONFIG = 'model.safetensors', 'config.json'
+# Of the directory of a model.
+FILES = MODEL, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 SHIPPED = pathlib.Path(__file__).parent.parent / 'shipped'
 
 
@@ -33,7 +33,7 @@ def locate(source: str | os.PathLike) -> str:
   """
   text = os.fspath(source)
   if text.startswith(hub.PREFIX):
-    return str(hub.fetch(text) / MODEL)
+    return str(hub.fetch(text, FILES) / MODEL)
   path = places.at(any_path(text))
   if (path / MODEL).exists():
     return str(path / MODEL)
