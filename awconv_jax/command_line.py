@@ -185,13 +185,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def _unknown_flag(name: str) -> errors.InputError:
   """Returns an error on a flag that there is not, or not by that name."""
   key_flags = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-  known = [flag.name for flag in key_flags]
+  known = sorted(flag.name for flag in key_flags)
+  ours = []
   if 'config' in known:
     from awconv_jax.train import settings
 
-    ours = options.options_of(settings.Settings)
-    known += [f'config.{name}' for name in ours]
-  return errors.unknown_name('flag', name, known)
+    ours = [f'config.{n}' for n in options.options_of(settings.Settings)]
+  # A hint may be an option of the config, of which there are many to list.
+  hint, listed = errors.nearest(name, known + ours), ', '.join(known)
+  more = ', also on --config.<option>' * bool(ours)
+  return errors.InputError(
+      f'unknown flag {name!r}{hint}; known: {listed}; see --help{more}'
+  )
 
 
 def check_output(output: str) -> None:

@@ -169,7 +169,8 @@ def define_flags() -> None:
   """Defines the flags that all tools over a run have."""
   text = 'A run, a model or a file of weights; see docs/weights.md.'
   command_line.define_path('run', text, required=True)
-  flags.DEFINE_string('split', None, 'Of the data set; the eval split.')
+  text = 'Of the data set; the eval split. May be sliced: test[:100].'
+  flags.DEFINE_string('split', None, text)
   command_line.define_path('data_dir', "TFDS data directory; the run's.")
   text = "Images at a time; the run's."
   flags.DEFINE_integer('batch_size', None, text, 1, MOST)

@@ -256,6 +256,6 @@ if __name__ == '__main__':
   text = 'Least score of a box that is told and drawn.'
   flags.DEFINE_float('score', default['score'], text, 0.0, 1.0)
   flags.register_validator('score', lambda score: score == score, 'no number')
-  text = 'Pictures drawn at most.'
+  text = 'Pictures drawn at most; all images are looked at, see --split.'
   flags.DEFINE_integer('max_images', default['max_images'], text, 0, MOST)
   command_line.run(main)

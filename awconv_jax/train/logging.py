@@ -337,10 +337,15 @@ class Log(contextlib.AbstractContextManager):
 
   def _divergence(self, name: str, value: Any, step: int) -> DivergenceError:
     kept = max(self._checkpoints(), default='none')
+    first = (
+        '; at the first step a layer of your own may be why, such as a sqrt, '
+        'norm or std where its input is 0 (docs/layers.md)'
+    )
     return DivergenceError(
         f'{name} is {value} at step {step}; the last checkpoint in '
         f'{self._workdir} is of step {kept}; in another --workdir, lower '
         'config.optimizer.learning_rate, warm up longer or set clip_norm'
+        f'{first * (step == 1)}'
     )
 
   def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -87,11 +87,12 @@ def train(
             config.checkpoint_every_epochs,
         )
     )
+    # First, as that a run gets shorter may contradict its warm-up, too.
+    claim = rundir.claim(workdir, config, logging.info)
+    still_ours = stack.enter_context(claim)
     run = functions.create(config, task, mesh, per_epoch)
     total = run.total_steps
     tracing = trace.Trace(workdir, profile_steps, total)
-    claim = rundir.claim(workdir, config, logging.info)
-    still_ours = stack.enter_context(claim)
     stack.enter_context(programs.kept(workdir))
     # It hears, too, where the run stands while the rest comes to its end.
     watch = stack.enter_context(stall.Watch(0, stall_seconds))

@@ -221,7 +221,9 @@ def create(
   if warmup > total_steps:
     raise InputError(
         f'config.optimizer: the warm-up of {warmup} steps ({warmup_epochs=}, '
-        f'{warmup_steps=}) is longer than the run of {total_steps}; shorten it'
+        f'{warmup_steps=}) is longer than the run of {total_steps}; give '
+        '--config.optimizer.warmup_epochs=0 and warmup_steps=0, or a greater '
+        '--config.num_epochs'
     )
   boundaries = (schedule_options or {}).get('boundaries_epochs', ())
   times = [warmup / steps_per_epoch, *boundaries]
