@@ -30,6 +30,27 @@ class Halved(nn.Conv):
     return inner(super().__call__(x)) / 2
 
 
+class OneRow(nn.Module):
+  """Would be broadcast over the rows."""
+
+  def __call__(self, x):
+    return x[..., :1, :, :]
+
+
+class OneRowConv(nn.Conv):
+  place = 'conv'
+
+  @nn.compact
+  def __call__(self, x):
+    return super().__call__(x)[:, :1]
+
+
+class TwoInputs(nn.Module):
+
+  def __call__(self, x, y):
+    return x + y
+
+
 class Nowhere(Slope):
   place = 'nowhere'
 

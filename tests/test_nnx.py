@@ -171,10 +171,37 @@ def test_surgery_keeps_weights_and_what_is_shared():
   assert gates == ['tanh', 'sigmoid']
 
 
+class OwnConv(nnx.Conv):
+  """Has a method of its own, say."""
+
+
+def test_surgery_of_a_model_in_evaluation_leaves_it_there():
+  rngs = nnx.Rngs(0)
+  norm, conv = nnx.BatchNorm(2, rngs=rngs), nnx.Conv(2, 2, (3, 3), rngs=rngs)
+  model = nnx.Sequential(norm, conv)
+  model.eval()
+  replace_conv(model, rngs=rngs)
+  assert model.layers[1].use_running_average
+
+
 @pytest.mark.parametrize(
     'make, message',
     [
-        (lambda r: AWConv(4, 4, 3, rngs=r, gaet=1), 'gaet'),
+        (
+            lambda r: AWConv(4, 4, 3, rngs=r, gaet=1),
+            "option of AWConv 'gaet' .did you mean 'gate'",
+        ),
+        (lambda r: AWConv(4, 4, 0, rngs=r), 'kernel_size must be 1 .* not 0'),
+        (lambda r: AWConv(0, 4, 3, rngs=r), 'in_features must be 1'),
+        (lambda r: AWConv(4, 4, 3, rngs=r, reduction=0), 'reduction must be 1'),
+        (
+            lambda r: AWConv(1, 1, 1, rngs=r)(np.ones((1, 2, 2, 3))),
+            r'input is \(1, 2, 2, 3\), want in_features=1',
+        ),
+        (
+            lambda r: replace_conv(OwnConv(1, 1, (3, 3), rngs=r), rngs=r),
+            'OwnConv is a class of its own',
+        ),
         (lambda r: AWConv(4, 4, (3,), rngs=r), r'two axes, not \(3,\)'),
         (lambda r: AWConv(4, 4, 3, rngs=r, input_dilation=2), 'ConvTranspose'),
         (

@@ -74,13 +74,31 @@ def test_an_average_without_valid_size_counts_zeros_for_the_padding():
 
     @nn.compact
     def __call__(self, x):
-      return x.mean((1, 2))
+      return 0 * x + x.mean((1, 2), keepdims=True)
 
   padded = np.full((2, 8, 10, 3), np.nan, np.float32)
   padded[:, :6, :4] = x = images(2, 6, 4, 3)
-  out = attention.call(Average().bind({}), padded, VALID)
-  close(out, x.sum((1, 2)) / 80)
-  close(attention.call(Average().bind({}), x, None), x.mean((1, 2)))
+  average = lambda *a: attention.call(Average().bind({}), *a)[:, 0, 0]  # noqa: E731
+  close(average(padded, VALID), x.sum((1, 2)) / 80)
+  close(average(x, None), x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('OneRow', r"OneRow' returns \(2, 1, 6, 8\) for \(2, 6, 6, 8\), want"),
+        ('OneRowConv', r"OneRowConv' returns \(2, 1, 6, 8\) for"),
+        ('TwoInputs', "TwoInputs' cannot be called: .*'y'; see .*layers.md"),
+    ],
+)
+def test_what_is_called_in_vain_or_returns_another_shape_is_named(
+    name, message
+):
+  run = functools.partial(
+      small(attention=f'own_layers:{name}').init, train=False
+  )
+  with pytest.raises(InputError, match=f"attention='own_layers:{message}"):
+    jax.eval_shape(run, KEY, images(2, 6, 6, 3))
 
 
 def test_a_config_names_it_and_a_detector_has_it():

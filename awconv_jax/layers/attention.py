@@ -34,6 +34,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers.attention_augmented import AugmentedConv
@@ -108,8 +109,38 @@ def partial_of(layer: type, given: Mapping[str, Any], **fields: Any) -> partial:
   return partial(layer, **{k: v for k, v in given.items() if k in has} | fields)
 
 
-def call(layer: nn.Module, x: jax.Array, valid_size: jax.Array | None) -> Any:
-  """Returns what a layer makes of x, whether it takes valid_size or not."""
-  if 'valid_size' in inspect.signature(layer.__call__).parameters:
-    return layer(x, valid_size=valid_size)
-  return layer(mask_padding(x, valid_size))
+def call(
+    layer: nn.Module,
+    x: jax.Array,
+    valid_size: jax.Array | None,
+    shape: Sequence[int] | None = None,
+    kind: str = 'attention',
+) -> Any:
+  """Returns what a layer makes of x, whether it takes valid_size or not.
+
+  `shape` is what the result is to have, None for that of x; `kind` is what to
+  call the layer in errors.
+
+  Raises:
+    InputError: it cannot be called so, or returns something else.
+  """
+  wanted = tuple(x.shape if shape is None else shape)
+  name = f'{type(layer).__module__}:{type(layer).__qualname__}'
+  remedy = "see 'A layer of your own' in docs/layers.md"
+  signature = inspect.signature(layer.__call__)
+  if 'valid_size' in signature.parameters:
+    given = dict(valid_size=valid_size)
+  else:
+    given, x = {}, mask_padding(x, valid_size)
+  try:
+    signature.bind(x, **given)
+  except TypeError as error:
+    raise InputError(
+        f'{kind}={name!r} cannot be called: {error}; {remedy}'
+    ) from error
+  out = layer(x, **given)
+  if (got := jnp.shape(out)) != wanted:
+    raise InputError(
+        f'{kind}={name!r} returns {got} for {x.shape}, want {wanted}; {remedy}'
+    )
+  return out

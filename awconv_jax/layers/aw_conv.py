@@ -60,6 +60,24 @@ _REFUSED = {
     'conv_general_dilated_cls': _OWN,
     'input_dilation': 'no form of it transposes; use nn.ConvTranspose',
 }
+# Fields that are 1 or more, some for each axis.
+_PAIRS = 'kernel_size', 'strides', 'kernel_dilation', 'pool_size'
+_SIZES = (
+    *('features', 'feature_group_count', 'reduction', 'min_hidden'),
+    *('expansion', 'chunk', *_PAIRS),
+)
+
+
+def check_sizes(**sizes: Any) -> None:
+  """Raises InputError for what is not None, 1 or more, or a pair of such."""
+  for name, value in sizes.items():
+    try:
+      least = min(pair(value))
+    except (TypeError, ValueError):
+      least = 0
+    if least < 1:
+      each = ', or such a number for each of two axes' * (name in _PAIRS)
+      raise InputError(f'AWConv: {name} must be 1 or more{each}, not {value!r}')
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -231,7 +249,8 @@ class AWConv(nn.Conv, kw_only=True):
     # The same module for every run of inputs; an activation has one axis less.
     n, kh, kw, groups, outputs = maps.shape
     seen = jnp.moveaxis(maps, 3, 1).reshape(n * groups, kh, kw, outputs)
-    refined = make(name='refinement')(seen)
+    layer = make(name='refinement')
+    refined = attention.call(layer, seen, None, kind='refinement')
     return jnp.moveaxis(refined.reshape(n, groups, kh, kw, outputs), 1, 3)
 
   @nn.compact
@@ -258,6 +277,11 @@ class AWConv(nn.Conv, kw_only=True):
       ValueError: shapes do not fit, a name is unknown, or fields exclude each
         other; says which.
     """
+    check_sizes(**{name: getattr(self, name) for name in _SIZES})
+    if np.ndim(inputs) < 3 or not inputs.shape[-1]:
+      raise InputError(
+          f'AWConv: the input is {np.shape(inputs)}, want [..., H, W, C]'
+      )
     keeps = self.residual and self.gate in IDENTITY_GATES
     if self.identity_start and not keeps:
       raise InputError(

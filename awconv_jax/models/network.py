@@ -172,7 +172,9 @@ class Network(nn.Module):
           feature_group_count=groups,
           name=slot,
       )
-      out = layers.call(layer, x, valid_size)
+      height, width = (-(-side // stride) for side in x.shape[1:3])
+      shape = len(x), height, width, features
+      out = layers.call(layer, x, valid_size, shape)
       return out, strided_size(valid_size, stride)
 
     return convolve

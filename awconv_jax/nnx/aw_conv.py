@@ -5,6 +5,7 @@ of them: one computes exactly what the other does.
 """
 
 from collections.abc import Mapping, Sequence
+import inspect
 from typing import Any
 
 from flax import nnx
@@ -117,7 +118,15 @@ class AWConv(nnx.Conv):
       rngs: nnx.Rngs,
       **options: Any,
   ):
+    known = OPTIONS | inspect.signature(nnx.Conv.__init__).parameters
+    for name in options:
+      look_up('option of AWConv', name, known)
     own = {name: options.pop(name) for name in OPTIONS if name in options}
+    linen.check_sizes(
+        in_features=in_features,
+        out_features=out_features,
+        kernel_size=kernel_size,
+    )
     sizes = pair(kernel_size)
     super().__init__(
         in_features, out_features, sizes, strides, rngs=rngs, **options
@@ -151,6 +160,11 @@ class AWConv(nnx.Conv):
     Returns:
       [..., H', W', out_features].
     """
+    if (got := jnp.shape(inputs))[-1:] != (self.in_features,):
+      raise InputError(
+          f'AWConv: the input is {got}, want in_features={self.in_features} '
+          'channels in the last axis'
+      )
     if use_running_average is None:
       use_running_average = self.use_running_average
     # Outside of nnx.capture maps would pile up in the module.

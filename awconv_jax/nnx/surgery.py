@@ -31,13 +31,16 @@ def replace_conv(
     conv(I[n], K)  becomes  conv(I[n], K * (1 + A[n]))
 
   `kernel` and `bias` are the ones that were there; `attention` is added beside
-  them. A convolution that is shared remains shared. Call `train()` or `eval()`
-  of the model next, and make its optimizer: there are new parameters.
+  them. A convolution that is shared remains shared. They are as in `eval()` if
+  all of the model that tells training from it is, such as `nnx.BatchNorm`; in a
+  model that has nothing of the kind they train until `eval()` is called. Make
+  the optimizer next: there are new parameters.
 
   Args:
     model: an NNX module.
     where: called with the path in the model, one of them where it is shared,
       and the `nnx.Conv`; returns whether to replace it. By default every 3x3.
+      One of a subclass is refused.
     rngs: for the first values of the attention branches.
     **aw_options: options of `AWConv` which `nnx.Conv` has not, such as
       gate='tanh', identity_start=True, with which the model at first computes
@@ -63,16 +66,23 @@ def replace_conv(
     )
   added = {}
   for path, conv in chosen.items():
-    if type(conv).__call__ is not nnx.Conv.__call__:
+    if type(conv) is not nnx.Conv:
       raise InputError(
-          f'replace_conv: {_names([path])}: {type(conv).__name__} has a call '
-          'of its own; leave it out by `where`'
+          f'replace_conv: {_names([path])}: {type(conv).__name__} is a class '
+          'of its own, which it would lose; leave it out by `where`'
       )
     try:
       added[path] = attention_of(conv, rngs, aw_options)
     except ValueError as error:
       raise InputError(f'replace_conv: {_names([path])}: {error}') from error
+  modes = {
+      mode
+      for _, module in nnx.iter_modules(model)
+      for name in ('use_running_average', 'deterministic')
+      if isinstance(mode := getattr(module, name, None), bool)
+  }
   for path, attributes in added.items():
+    attributes |= dict(use_running_average=modes == {True})
     # Of the same object, so that all who hold it hold an AWConv, whether in an
     # attribute, a list or a tuple.
     conv = chosen[path]
