@@ -69,9 +69,10 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
   when = '' if step is None else f' at step {step:,}'
   results = 'None are known.'
   if metrics:
+    named = {n.removeprefix('eval/'): value for n, value in metrics.items()}
     rows = [
-        dict(measure=name.removeprefix('eval/'), value=value)
-        for name, value in metrics.items()
+        dict(measure=n, value=int(v) if n.startswith('num_') else v)
+        for n, v in named.items()
     ]
     results = f'On the split `{split}` of `{of}`{when}:\n\n'
     results += text_table.make(rows, text_table.measured)
@@ -85,8 +86,8 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
           f'{config["batch_size"]}, {optimizer["name"]} with a learning rate '
           f'of {optimizer["learning_rate"]:g} per '
           f'{optimizer["base_batch_size"]} images, weight decay '
-          f'{optimizer["weight_decay"]:g}, {optimizer["schedule"]} schedule, '
-          f'averages of {config["ema_decay"]:g}'
+          f'{optimizer["weight_decay"]:g}, {optimizer["schedule"]} schedule'
+          + f', averages of {config["ema_decay"]:g}' * bool(config['ema_decay'])
       ),
       'seed': config['seed'],
       'started from': config['init_from'] or 'first weights drawn at random',
@@ -94,6 +95,7 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
   facts = {
       'task': task['name'],
       'network': network,
+      **({'needs': needs} if (needs := lacking(config)) else {}),
       'parameters': sum(a.size for a in jax.tree.leaves(variables['params'])),
       'weights': f'{told["weights"]}, kernels in {dtype}',
       'images': f'{pixels} pixels, mean {task["mean"]}, std {task["std"]}',
@@ -112,6 +114,21 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
       results=results,
       facts=text_table.make(rows),
   )
+
+
+def lacking(config: Mapping[str, Any]) -> str:
+  """Returns which modules a model needs that are not of the package, or ''."""
+
+  def modules(options):
+    for name, value in options.items():
+      if isinstance(value, Mapping):
+        yield from modules(value)
+      elif name in ('attention', 'refinement') and ':' in (value or ''):
+        yield value.partition(':')[0]
+
+  found = sorted(set(modules(config['model'])))
+  named = f'the module{"s" * (len(found) > 1)} {", ".join(found)}'
+  return f'{named}, of which nothing is in it' * bool(found)
 
 
 def _some(classes: list[str], most: int = 20) -> str:

@@ -50,6 +50,11 @@ def save_pretrained(
   suffix = places.suffix_to_write(target, weights.WRITERS)
   description = describe(model, metrics)
   if suffix:
+    if target.name == MODEL and (target.parent / CONFIG).exists():
+      raise InputError(
+          f'{target} would be of another model than the {CONFIG} beside it; '
+          f'give {target.parent}, or another place'
+      )
     weights.save(target, model.variables, description=description, dtype=dtype)
     return
   held = {path.name for path in target.iterdir()} if target.is_dir() else set()
@@ -57,10 +62,16 @@ def save_pretrained(
     raise InputError(
         f'{target} holds something else than a model; give another place'
     )
+  made = not target.exists()
   target.mkdir(parents=True, exist_ok=True)
   file = target / MODEL
+  try:
+    weights.save(file, model.variables, description=description, dtype=dtype)
+  except InputError:
+    if made and not places.in_bucket(target):
+      target.rmdir()
+    raise
   (target / CONFIG).unlink(missing_ok=True)  # It belongs to what is replaced.
-  weights.save(file, model.variables, description=description, dtype=dtype)
   told: Any = weights.describe(str(file))
   rundir.write(target / CONFIG, json.dumps(told, indent=2) + '\n')
   rundir.write(

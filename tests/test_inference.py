@@ -143,7 +143,7 @@ def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
   wider.model.width = 32
   for arguments, options, message in (
       ((tmp_path,), {}, 'config.json does not hold .*: No such file'),
-      ((path,), {}, 'config.json does not hold .*: Not a dir.* need a config'),
+      ((path,), {}, 'has weights without a config; give one'),
       ((directory, wider), {}, 'does not fit the network '),
       ((path,), dict(name='resnet81'), "'resnet81'"),
       ((path,), dict(name='resnet18', widht=8), "config.widht.*'width'"),

@@ -188,7 +188,7 @@ def test_files_and_folders(call, tmp_path, capsys):
   out = capsys.readouterr().out
   assert out.count(' cannot be read: ') == 3
   assert f'{photos}/broken\\n3.png cannot be read: ' in out
-  assert '3 files are left out, which' in out and f'{photos}/notes.txt' in out
+  assert '3 files left out (' in out and f'{photos}/notes.txt' in out
   assert best(files['results']) == {1: box_of(0), 2: box_of(1), 6: box_of(4)}
   assert files['images']['categories'] == CATEGORIES
   assert names == ['000001_x.png', '000002_x.png', '000006_single.png']

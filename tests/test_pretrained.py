@@ -12,7 +12,7 @@ import tiny
 import trained
 
 import awconv_jax
-from awconv_jax import pretrained, weights
+from awconv_jax import model_card, pretrained, weights
 from awconv_jax.errors import InputError
 from awconv_jax.train import rundir
 from awconv_jax.weights.located import FILES
@@ -78,6 +78,7 @@ def test_the_card_says_what_the_run_knows(model):
       '# AW-resnet18 on digits',
       'split `test` of `digits` at step 7',
       '| top1         | 0.5000',
+      '| num_examples | 360 ',
       'a, b, c, d, e, f, g, h, i, j',
       '0.5 epochs in batches of 32, sgd',
       'mean [78.0], std [96.0]',
@@ -140,11 +141,53 @@ def test_metrics_are_of_the_config_that_they_were_measured_with(run, model):
     assert told['metrics'] == {'top1': 0.25}
 
 
-def test_nothing_else_is_written_over(run, model, tmp_path):
+def test_a_part_of_a_model_is_called_that(model, tmp_path):
+  part = tmp_path / 'part'
+  shutil.copytree(model, part)
+  (part / 'model.safetensors').rename(tmp_path / 'A.SAFETENSORS')
+  assert awconv_jax.load(tmp_path / 'A.SAFETENSORS').weights
+  (tmp_path / 'a.pth').touch()
+  (tmp_path / 'a.txt').touch()
+  for source, words in (
+      (part, f'{part} has no model.safetensors; fetch it again'),
+      (part / 'README.md', f'is a file of a model or a run; give {part}'),
+      (tmp_path / 'a.pth', 'has weights without a config; give one'),
+      (tmp_path / 'a.txt', 'is neither a model nor a run'),
+  ):
+    with pytest.raises(InputError, match=words):
+      awconv_jax.load(source)
+
+
+def test_a_layer_of_ones_own_is_named_where_it_is_missing(run, tmp_path):
+  config = json.loads((run / 'config.json').read_text())
+  config['model']['attention'] = 'no_layers:Slope'
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  message = '^.*config.json: .*cannot be imported.*run it where no_layers.py'
+  with pytest.raises(InputError, match=message):
+    rundir.read_config(tmp_path)
+  assert model_card.lacking(config) == (
+      'the module no_layers, of which nothing is in it'
+  )
+
+
+def test_nothing_else_is_written_over(run, model, tmp_path, monkeypatch):
   with pytest.raises(InputError, match=r"'.pth'; known: .safetensors, none"):
     awconv_jax.save_pretrained(model, tmp_path / 'x.pth')
   with pytest.raises(InputError, match='holds something else than a model'):
     awconv_jax.save_pretrained(model, run)
+  with pytest.raises(InputError, match=f'beside it; give {model}, or'):
+    awconv_jax.save_pretrained(model, model / 'model.safetensors')
+
+  def full(*arguments, **options):
+    raise InputError('no space left')
+
+  monkeypatch.setattr(weights, 'save', full)
+  config = (model / 'config.json').read_bytes()
+  for place in (model, tmp_path / 'new'):
+    with pytest.raises(InputError, match='no space left'):
+      awconv_jax.save_pretrained(run, place)
+  assert (model / 'config.json').read_bytes() == config
+  assert not (tmp_path / 'new').exists()
 
 
 def test_a_run_is_not_written_into_a_model(model):

@@ -239,7 +239,7 @@ def test_files_that_are_no_images_are_left_out(folder):
   assert len(source) == 13
   # And it is told that they are.
   (line,) = source.faults
-  assert line.startswith('5 files are left out') and 'cat/notes.txt' in line
+  assert line.startswith('5 files left out (') and 'cat/notes.txt' in line
 
 
 def test_images_lie_in_folders_of_folders_and_behind_links(folder):

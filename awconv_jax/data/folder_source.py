@@ -48,7 +48,13 @@ class FolderSource:
     whole = name == _WHOLE
     self._root = self._path if whole else below(self._path, name)
     if not os.path.isdir(self._path):
-      raise InputError(f'there is no folder {shown}')
+      remedy = ''
+      if not os.path.isabs(path):
+        remedy = (
+            f', which is {path!r} seen from here; evaluate takes --data=folder:'
+            f'<its whole path> --split={split}'
+        )
+      raise InputError(f'there is no folder {shown}{remedy}')
     if not os.path.isdir(self._root):
       known = ', '.join(map(one_line, _subfolders(self._path)[:10])) or 'none'
       raise InputError(
@@ -170,9 +176,10 @@ def left_out_line(files: list[bytes]) -> tuple[str, ...]:
   if not files:
     return ()
   names = ', '.join(map(one_line, files[:5])) + ', ...' * (len(files) > 5)
+  count = f'{len(files)} file' + 's' * (len(files) > 1)
   return (
-      f'{len(files)} files are left out, which are hidden, lie beside the '
-      f'folders or are no images by their names: {names}',
+      f'{count} left out (hidden, in no folder of a class, or not named as an '
+      f'image): {names}',
   )
 
 

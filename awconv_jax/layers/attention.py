@@ -84,7 +84,8 @@ def find(
       reason = ' '.join(f'{type(error).__name__}: {error}'.split())
       raise InputError(
           f'{kind} {name!r} cannot be imported: {reason}; want '
-          "'module:Class', with the module's folder in PYTHONPATH"
+          f"'module:Class'; run it where {module}.py lies, or with its folder "
+          'in PYTHONPATH'
       ) from error
   fault = ''
   if not isinstance(layer, type) or not issubclass(layer, nn.Module):

@@ -41,6 +41,7 @@ from awconv_jax import (
     command_line,
     errors,
     inference,
+    model_card,
     places,
     pretrained,
     weights,
@@ -78,7 +79,9 @@ def convert(
   model = inference.load(source, config, entry=entry)
   pretrained.save_pretrained(model, output, dtype=dtype, metrics=metrics)
   count = sum(leaf.size for leaf in jax.tree.leaves(model.variables['params']))
-  return f'{source} -> {output}: {model.weights}, {count:,} parameters'
+  needs = model_card.lacking(model.config.to_dict())
+  needs = f'; it needs {needs}' * bool(needs)
+  return f'{source} -> {output}: {model.weights}, {count:,} parameters{needs}'
 
 
 def config_of(

@@ -104,12 +104,15 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
         f'{str(path.parent)!r} does not exist; which run is meant?'
         f'{nearest(workdir, shipped)} models by name: {", ".join(shipped)}'
     )
+  if path.parent.is_file():
+    raise InputError(f'{path.parent} {_of_file(path.parent)}')
   trained = []
   for record in checkpoint.records(path.parent / CHECKPOINTS):
     with contextlib.suppress(InputError):  # It may be damaged.
       trained.append(settings.complete(record['config']))
+  held = None
   try:
-    config = settings.complete(json.loads(path.read_text()))
+    config = settings.complete(held := json.loads(path.read_text()))
   except OSError as error:
     fault = error.strerror or os.strerror(errno.ENOENT)
     reason = f'{fault}; weights without one need a config'
@@ -119,6 +122,12 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     reason = 'it is nested too deeply'
   except (AttributeError, TypeError, ValueError) as error:
     reason = str(error).replace('\n', '; ')
+    if isinstance(error, InputError) and 'cannot be imported' in reason:
+      raise InputError(f'{path}: {reason}') from error
+    if isinstance(held, dict) and 'sha256' in held:  # Of a model.
+      raise InputError(
+          f'{path.parent} has no {located.MODEL}; fetch it again'
+      ) from error
   else:
     changes = [differences(there, config) for there in trained]
     if not all(changes) or not changes:
@@ -128,6 +137,19 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
         'put the old values back'
     )
   raise InputError(f'{path} does not hold the config of a run: {reason}')
+
+
+def _of_file(path: pathlib.Path) -> str:
+  """Returns what is wrong with a file in the place of a run."""
+  if path.suffix.lower() in weights.READERS:
+    return (
+        'has weights without a config; give one, such as '
+        '--config=configs/imagenet.py:model=resnet50'
+    )
+  names = located.MODEL, CONFIG, CHECKPOINTS
+  if any((path.parent / name).exists() for name in names):
+    return f'is a file of a model or a run; give {path.parent}'
+  return 'is neither a model nor a run'
 
 
 def check_record(
