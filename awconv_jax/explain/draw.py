@@ -9,6 +9,7 @@ figures.save(figure, 'maps.pdf')
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from awconv_jax import figures
@@ -19,6 +20,8 @@ from awconv_jax.explain.maps import KernelNorms
 
 # Tiles in a row of a page, and inches that a row of these takes.
 TILES, ROW = 8, 1.05
+# Photos are drawn of so many pixels at most: more would take memory and time.
+_SIDE = 1000
 
 
 def short(path: str) -> str:
@@ -123,14 +126,18 @@ def cams(
     axis.set_axis_off()
   for n, (image, cam) in enumerate(zip(images, found, strict=True)):
     plain, laid = grid.flat[2 * n : 2 * n + 2]
+    # Pixels of the image, in which boxes are.
+    extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
     for axis in (plain, laid):
       grey = image.shape[2] == 1
-      axis.imshow(image[..., 0] if grey else image, cmap='gray', vmax=255)
+      pixels = _small(image[..., 0] if grey else image)
+      axis.imshow(pixels, cmap='gray', vmax=255, extent=extent)
       if cam is not None and cam.box is not None:
         _outline(axis, cam.box)
     options = dict(cmap='inferno', vmin=0, vmax=1, alpha=0.6)
-    values = np.full(image.shape[:2], np.nan) if cam is None else cam.map
-    shown = laid.imshow(np.ma.masked_invalid(values), **options)
+    values = np.full((1, 1), np.nan) if cam is None else _small(cam.map)
+    values = np.ma.masked_invalid(values)
+    shown = laid.imshow(values, extent=extent, **options)
     if cam is None:
       plain.set_title('nothing found')
       continue
@@ -141,6 +148,15 @@ def cams(
   bar = figure.colorbar(shown, ax=[*figure.axes], label=label, fraction=0.02)
   bar.outline.set_linewidth(0.4)
   bar.solids.set_alpha(1)
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+  """Returns an image of no more pixels than a page shows."""
+  share = _SIDE / max(values.shape[:2])
+  if share >= 1:
+    return values
+  height, width = (max(round(share * n), 1) for n in values.shape[:2])
+  return cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _outline(axis: Any, box: np.ndarray) -> None:
