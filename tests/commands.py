@@ -84,8 +84,8 @@ def free_port():
     return listener.getsockname()[1]
 
 
-def python_of_docs(name):
-  """Returns the Python code in the section 'In Python' of a page."""
+def python_of_docs(name, block=0):
+  """Returns a block of Python in the section 'In Python' of a page."""
   text = (ROOT / 'docs' / name).read_text()
   section = text.partition('## In Python')[2].partition('\n## ')[0]
-  return section.partition('```python\n')[2].partition('```')[0]
+  return section.split('```python\n')[block + 1].partition('```')[0]

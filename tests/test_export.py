@@ -8,6 +8,7 @@ import sys
 import commands
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import tiny
 import tiny_scenes
@@ -46,6 +47,17 @@ def test_the_python_code_of_the_docs_runs_what_was_exported(
   probabilities = [one.probabilities for one in classifier(images)]
   found = namespace['found']['probabilities']
   np.testing.assert_allclose(found, probabilities, atol=1e-6)
+  # And of a photo, cut and resized by hand.
+  Image.fromarray(
+      np.random.default_rng(0).integers(0, 256, (40, 33), np.uint8)
+  ).save('photo.png')
+  exec(commands.python_of_docs('export.md', 1), namespace)
+  by_hand = namespace['program'].call(image=namespace['images'])
+  np.testing.assert_allclose(
+      by_hand['probabilities'][0],
+      classifier('photo.png').probabilities,
+      atol=1e-6,
+  )
   assert told['classes'] == list('abcdefghij')
   assert told['crop']['size'] == told['image_size'] == 16
   assert told['inputs']['model.stablehlo'] == {

@@ -173,7 +173,7 @@ class Network(nn.Module):
           name=slot,
       )
       height, width = (-(-side // stride) for side in x.shape[1:3])
-      shape = len(x), height, width, features
+      shape = x.shape[0], height, width, features
       out = layers.call(layer, x, valid_size, shape)
       return out, strided_size(valid_size, stride)
 
