@@ -355,7 +355,7 @@ coco_class | 7
     ): (
         r"""
 nowhere | does not exist
-file | config.json
+file | is neither a model nor a run
 empty | config.json
 run_list | config.json
 run_number | config.json
