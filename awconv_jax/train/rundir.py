@@ -287,7 +287,8 @@ def claim(
       with contextlib.suppress(OSError):  # It may have gone, or not be empty.
         path.unlink()
         for folder in made:
-          folder.rmdir()
+          with contextlib.suppress(FileNotFoundError):  # Not made after all.
+            folder.rmdir()
 
     take()
     processes.agree()  # No other looks into it before.
