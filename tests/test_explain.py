@@ -7,6 +7,7 @@ import commands
 import cv2
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import tiny
 import tiny_scenes
@@ -218,12 +219,15 @@ def test_maps_and_features_of_bfloat16_are_float32(tmp_path, images):
     assert found.dtype == np.float32
 
 
-def test_the_python_code_of_the_docs(model, images, tmp_path, monkeypatch):
+def test_the_python_code_of_the_docs(model, tmp_path, monkeypatch):
   monkeypatch.setattr(awconv_jax, 'load', lambda source: model, raising=False)
   monkeypatch.chdir(tmp_path)
-  namespace = dict(images=images[:2])
+  (tmp_path / 'docs').symlink_to(commands.ROOT / 'docs')
+  namespace = {}
   exec(commands.python_of_docs('look.md'), namespace)
-  assert namespace['cam'].shape == (16, 16) and len(namespace['maps']) == 2
+  with Image.open('docs/digit.png') as image:
+    assert namespace['cam'].shape == image.size[::-1]
+  assert len(namespace['of_classes']) == len(namespace['maps']) == 2
   assert (tmp_path / 'kernels.pdf').stat().st_size > 5000
 
 

@@ -162,6 +162,8 @@ def _choose(layer: str | None, names: list[str]) -> tuple[str, ...]:
     layer = inside[-1] if inside else layer
   if layer not in names:  # Those inside of blocks would fill a page.
     known = [n for n in names if n.removeprefix('backbone/').count('/') == 0]
+    stages = {n[5] for n in known if re.match(r'stage\d_', n)}
+    known += [f'c{int(stage) + 1}' for stage in stages]
     raise errors.unknown_name('layer', layer, known)
   return (layer,)
 

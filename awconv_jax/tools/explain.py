@@ -259,8 +259,13 @@ def _check_flags() -> None:
     InputError: it names the first.
   """
   known = PHOTO_PANELS if FLAGS.input else DATA_PANELS
-  for panel in FLAGS.panels or ():
-    errors.look_up('panel', panel, dict.fromkeys(known))
+  for panel in dict.fromkeys(FLAGS.panels or ()):
+    errors.look_up('panel', panel, dict.fromkeys(PHOTO_PANELS + DATA_PANELS))
+    if panel not in known:
+      remedy = 'leave out --input' if FLAGS.input else 'give --input'
+      raise errors.InputError(f'the panel {panel} needs others: {remedy}')
+    if FLAGS.panels.count(panel) > 1:
+      raise errors.InputError(f'--panels has {panel} twice')
   for name in ('label', 'layer', 'number'):
     if FLAGS[name].present and not FLAGS.input:
       raise errors.InputError(f'--{name} is for --input')
@@ -321,7 +326,10 @@ if __name__ == '__main__':
   flags.DEFINE_list('panels', None, 'Those to draw, of the ones above; all.')
   text = 'Of Grad-CAM: the name of a class. The first, or the best detection.'
   flags.DEFINE_string('label', None, text)
-  text = 'Of Grad-CAM: c2 (the first stage), c3, ...; p2, p3, ... of a pyramid.'
+  text = (
+      'Of Grad-CAM: c2 (the first stage), c3, ...; p2, p3, ... of a pyramid; '
+      'or the path of a module.'
+  )
   flags.DEFINE_string('layer', None, text)
   text = 'Of Grad-CAM: which detection (of that class), the best being 0.'
   flags.DEFINE_integer('number', 0, text, 0, MOST)
