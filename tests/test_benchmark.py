@@ -64,6 +64,7 @@ def test_the_operation(tiny, tmp_path, quick_compiles):
     assert row['calls'] == 1 and row['error'] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_network(tiny, tmp_path, quick_compiles):
   flags = ['--attentions=se', '--implementations=im2col']
   rows = run([*NETWORK, *flags], tmp_path)

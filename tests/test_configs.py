@@ -289,7 +289,10 @@ def test_batches_of_every_recipe(name, arguments, chain, tmp_path):
   assert len(set(repeated[:, 0])) == len(repeated)
 
 
-STEPS = [('cifar10', {}), ('paper', dict(attention='bam')), ('a2', {})] + [
+STEPS = [
+    ('cifar10', {}),
+    pytest.param('paper', dict(attention='bam'), marks=pytest.mark.slow),
+] + [
     pytest.param(name, dict(model=model), marks=pytest.mark.slow)
     for name in RECIPES
     for model in ('resnet50', 'wrn_28_10', 'mobilenet_v2')

@@ -108,12 +108,17 @@ def has_no_gradient(path, family, attention, batch):
   return any(re.search(f'/({pattern})$', path) for pattern in taken)
 
 
-# Each family, and each attention, with AW-convolutions; the rest is slow.
+# Each attention, and a depthwise network, with AW-convolutions; the rest is
+# slow.
 STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
         marks=pytest.mark.slow
-        if not aw_conv or batch > 1 or attention and family != 'basic'
+        if not aw_conv
+        or batch > 1
+        or family not in ('basic', 'depthwise')
+        or attention
+        and family != 'basic'
         else (),
     )
     for family, attention, aw_conv, batch in itertools.product(

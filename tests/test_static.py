@@ -156,6 +156,7 @@ def test_what_is_not_installed_or_crashes_is_one_line(
   assert said.count('left out: ') == said.count('ended by -6') == 2
 
 
+@pytest.mark.slow
 def test_the_first_hour(tmp_path, capfd, quick_compiles):
   for parts in first_hour.PARTS.values():
     for arguments in parts.values():

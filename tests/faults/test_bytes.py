@@ -12,6 +12,7 @@ from awconv_jax.errors import InputError
 from awconv_jax.train.checkpoint import Checkpointer
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.faults('bytes'),
     # Orbax leaves reads behind when one of them fails.
     pytest.mark.filterwarnings(

@@ -13,7 +13,7 @@ from watched_run import assert_same_runs, rows_of, saved_arrays
 
 from awconv_jax.train import logging
 
-pytestmark = pytest.mark.faults('bytes')
+pytestmark = [pytest.mark.slow, pytest.mark.faults('bytes')]
 
 
 @pytest.fixture

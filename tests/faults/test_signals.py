@@ -7,7 +7,7 @@ import time
 import pytest
 import runs
 
-pytestmark = pytest.mark.faults('signals')
+pytestmark = [pytest.mark.slow, pytest.mark.faults('signals')]
 
 # At an act: in the set-up, at the first rows, in saves, at an evaluation.
 _ACTS = (3, 7, 12, 13, 24, 35, 47, 53)
