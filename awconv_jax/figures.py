@@ -52,12 +52,9 @@ STYLE = {
 
 def style() -> contextlib.AbstractContextManager:
   """Returns a context whose figures have the style."""
-  from cycler import cycler
-  import matplotlib
+  from matplotlib import rc_context, rcsetup
 
-  return matplotlib.rc_context(
-      STYLE | {'axes.prop_cycle': cycler(color=COLORS)}
-  )
+  return rc_context(STYLE | {'axes.prop_cycle': rcsetup.cycler(color=COLORS)})
 
 
 def new(width: float, height: float) -> Any:

@@ -17,9 +17,9 @@ import tiny
 from watched_run import rows_of
 
 from awconv_jax import places
+from awconv_jax.configs import digits
 from awconv_jax.errors import DivergenceError, InputError
 from awconv_jax.train import logging, peak, programs, stall, trace
-from configs import digits
 
 
 def make_log(workdir, first=0, **kwargs):
