@@ -97,10 +97,8 @@ class Model:
   def __repr__(self) -> str:
     network = self.task.model
     network = getattr(network, 'backbone', network)
-    kind = type(network).__name__
-    if self.config is not None:
-      options = self.config.model
-      kind = options.get('backbone', options).name
+    options = self.config.model
+    kind = options.get('backbone', options).name
     count = sum(
         array.size for array in jax.tree.leaves(self.variables['params'])
     )
@@ -168,7 +166,7 @@ class Model:
       InputError: one of them is no image.
     """
     images, whole = _as_list(images)
-    size = _size(len(images), batch_size)
+    size = size_of_batches(len(images), batch_size)
     return whole(self.stream(images, batch_size=size, flip=flip))
 
   def stream(
@@ -208,7 +206,7 @@ class Model:
       InputError: one of them is no image, or a name is unknown.
     """
     images, whole = _as_list(images)
-    size = _size(len(images), batch_size)
+    size = size_of_batches(len(images), batch_size)
 
     def chosen(variables, batch):
       found = self._features(variables, batch)
@@ -302,7 +300,7 @@ def _checked(batch_size: Any) -> int:
   return int(batch_size)
 
 
-def _size(number: int, batch_size: Any) -> int:
+def size_of_batches(number: int, batch_size: Any) -> int:
   """Returns the size of batches: few different ones, as each compiles."""
   return min(1 << max(number - 1, 0).bit_length(), _checked(batch_size))
 

@@ -107,8 +107,8 @@ def text(config: Mapping[str, Any], target: Callable[..., Any]) -> str:
     else:
       note = f'default {key.default!r}'
     lines.append(f'{flag(key)}  # {note}')
-    lines += textwrap.wrap(f'{key.meaning}', 76, **dict.fromkeys(_INDENT, _GAP))
+    gap = '    # '
+    lines += textwrap.wrap(
+        key.meaning, 76, initial_indent=gap, subsequent_indent=gap
+    )
   return '\n'.join(lines)
-
-
-_INDENT, _GAP = ('initial_indent', 'subsequent_indent'), '    # '

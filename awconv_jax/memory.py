@@ -1,8 +1,9 @@
-"""How much memory there is for this process."""
+"""How much memory there is for this process, and what a program takes."""
 
 import contextlib
 import os
 import pathlib
+from typing import Any
 
 _GROUPS = pathlib.Path('/proc/self/cgroup')
 _LIMITS = pathlib.Path('/sys/fs/cgroup')
@@ -26,3 +27,15 @@ def limit() -> int:
         with contextlib.suppress(OSError, ValueError):  # Of 'max'.
           limits.append(int((place / name).read_text()))
   return min(limits)
+
+
+def of_program(compiled: Any) -> tuple[dict[str, int], int]:
+  """Returns what a compiled program takes of a device, by kind, and at once.
+
+  All in bytes, by the compiler's own analysis. 'alias' is what of the outputs
+  lies in the place of arguments.
+  """
+  analysis = compiled.memory_analysis()
+  kinds = 'argument', 'output', 'alias', 'temp', 'generated_code'
+  sizes = {kind: getattr(analysis, f'{kind}_size_in_bytes') for kind in kinds}
+  return sizes, sum(sizes.values()) - 2 * sizes['alias']

@@ -144,7 +144,7 @@ def layers(
   Raises:
     InputError: one of them is no image.
   """
-  size = max(min(batch_size, len(images)), 1)
+  size = inference.size_of_batches(len(images), batch_size)
   found = streamed(model, images, batch_size=size)
   return together(inference.results_of(images, found))
 

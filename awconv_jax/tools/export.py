@@ -206,7 +206,7 @@ def description(model: inference.Model) -> dict[str, Any]:
   """Returns what is written beside the program: how it is to be used."""
   config = model.config
   told: dict[str, Any] = dict(
-      network=config and config.model.to_dict(),
+      network=config.model.to_dict(),
       weights=model.weights,
       version=importlib.import_module('awconv_jax').__version__,
       jax=jax.__version__,

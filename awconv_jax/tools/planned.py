@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from awconv_jax import errors, macs
+from awconv_jax import errors, macs, memory
 from awconv_jax.compilers import alone, exchanges, topology
 from awconv_jax.data import described
 from awconv_jax.tools import plan
@@ -82,13 +82,11 @@ def _compile(lowered: Any, folder: str, chip: Any) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     return dict(memory=None, needed=needed, compile_seconds=seconds)
   text = compiled.as_text()
-  memory: Any = compiled.memory_analysis()
+  sizes, needed = memory.of_program(compiled)
   costs: Any = compiled.cost_analysis() or {}  # There is none for CUDA.
-  kinds = ('argument', 'output', 'alias', 'temp', 'generated_code')
-  sizes = {kind: getattr(memory, f'{kind}_size_in_bytes') for kind in kinds}
   return dict(
       memory=sizes,
-      needed=sum(sizes.values()) - 2 * sizes['alias'],
+      needed=needed,
       flops=costs.get('flops'),
       bytes_accessed=costs.get('bytes accessed'),
       exchanges={

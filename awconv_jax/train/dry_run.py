@@ -67,7 +67,7 @@ def run(config: Any, workdir: str | None = None) -> None:
     variables = partition.gathered(mesh, state.eval_variables())
     predict = run.predict.lower(variables, eval_rows).compile()
     compile_seconds = time.perf_counter() - start
-    needed, limit = _needed(take_step), _limit()
+    (_, needed), limit = memory.of_program(take_step), _limit()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
 
     def timed(function, *arguments):
@@ -122,14 +122,6 @@ def run(config: Any, workdir: str | None = None) -> None:
       'measured here and now; starts, checkpoints, and reading what is to be '
       'evaluated come on top. Nothing was written.'
   )
-
-
-def _needed(compiled: Any) -> int:
-  """Returns bytes of a device that a program takes at once."""
-  sizes = compiled.memory_analysis()
-  kinds = 'argument', 'output', 'temp', 'generated_code'
-  taken = sum(getattr(sizes, f'{kind}_size_in_bytes') for kind in kinds)
-  return taken - sizes.alias_size_in_bytes
 
 
 def _limit() -> int:

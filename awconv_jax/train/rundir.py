@@ -20,9 +20,8 @@ from awconv_jax.errors import InputError, nearest
 from awconv_jax.options import any_path
 from awconv_jax.train import checkpoint, lease, processes, settings
 from awconv_jax.weights import located
+from awconv_jax.weights.located import CHECKPOINTS, CONFIG
 
-CONFIG = 'config.json'
-CHECKPOINTS = 'checkpoints'
 CLASSES = 'classes.json'  # The names, in the order of labels.
 CATEGORIES = 'categories.json'  # With the data set's numbers, if it has any.
 UNREADABLE = 'unreadable.txt'  # Images that could not be read, one a line.

@@ -58,7 +58,7 @@ def read_run(
   arrays, and words such as 'averages of step 400'. Each damaged checkpoint that
   is passed over is reported in a line; InputError if none is good.
   """
-  directory = places.at(workdir) / 'checkpoints'
+  directory = places.at(workdir) / rundir.CHECKPOINTS
   reasons = []
   # Looked at first, as the checkpointer would make it.
   if directory.is_dir():

@@ -15,6 +15,7 @@ from awconv_jax.weights import hub
 
 # Of the directory of a model.
 FILES = MODEL, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
+CHECKPOINTS = 'checkpoints'  # Of that of a run, which has a CONFIG, too.
 SHIPPED = pathlib.Path(__file__).parent.parent / 'shipped'
 
 
@@ -37,7 +38,7 @@ def locate(source: str | os.PathLike) -> str:
   path = places.at(any_path(text))
   if (path / MODEL).exists():
     return str(path / MODEL)
-  is_run = (path / CONFIG).exists() or (path / 'checkpoints').exists()
+  is_run = (path / CONFIG).exists() or (path / CHECKPOINTS).exists()
   if not is_run and not path.is_file() and text in shipped():
     return str(SHIPPED / text / MODEL)
   return any_path(text)
