@@ -59,6 +59,7 @@ class Choice:
 _FEW = 400
 _CPU = 'measured on AMD EPYC: '
 _H100 = 'measured on an H100, N = 128: '
+_H200 = 'measured on an H200, N = 128, forward alone: '
 _V5E = 'estimated by libtpu 0.0.42.1 for v5e, N = 64: '
 # Numbers are times, forward and backward, as ratios to a plain convolution.
 TABLE: Mapping[str, Mapping[str, Choice]] = {
@@ -78,9 +79,11 @@ TABLE: Mapping[str, Mapping[str, Choice]] = {
             ['fused', 'im2col'],
             _H100 + 'fused 1.5 to 2.8, im2col 5.8 to 9.4, vmap 15 to 55',
         ),
-        '1x1': Choice(['im2col'], 'reasoned: one batched product'),
-        'grouped': Choice(['im2col'], 'reasoned: as loops were 15 to 31'),
-        'depthwise': Choice(['taps'], 'reasoned: one fusion, no products'),
+        '1x1': Choice(['im2col'], _H200 + '0.85 to 4.2, vmap 27 to 43'),
+        'grouped': Choice(
+            ['vmap', 'im2col'], _H200 + '1.6 to 1.7, im2col 13 to 18'
+        ),
+        'depthwise': Choice(['taps'], _H200 + '0.5 to 2.2, vmap 1.2 to 2.7'),
     },
     'tpu': {
         'many': Choice(
@@ -104,7 +107,7 @@ TABLE: Mapping[str, Mapping[str, Choice]] = {
         'many': Choice(['vmap', 'im2col'], 'reasoned: as on CUDA'),
         'few': Choice(['im2col'], 'reasoned: as on CUDA'),
         '1x1': Choice(['im2col'], 'reasoned: as on CUDA'),
-        'grouped': Choice(['im2col'], 'reasoned: as on CUDA'),
+        'grouped': Choice(['vmap', 'im2col'], 'reasoned: as on CUDA'),
         'depthwise': Choice(['taps'], 'reasoned: as on CUDA'),
     },
 }
