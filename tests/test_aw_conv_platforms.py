@@ -28,9 +28,9 @@ CASES = {kind: WIDE | case for kind, case in CASES.items()}
 # The TPU's kernels want more channels.
 OWN = {
     'cpu': ('loop_conv', 'loop_dot', 'map', 'map', 'taps'),
-    'cuda': ('fused', 'fused', 'im2col', 'im2col', 'taps'),
+    'cuda': ('fused', 'fused', 'im2col', 'vmap', 'taps'),
     'tpu': ('vmap', 'im2col', 'im2col', 'map', 'taps'),
-    'rocm': ('vmap', 'im2col', 'im2col', 'im2col', 'taps'),
+    'rocm': ('vmap', 'im2col', 'im2col', 'vmap', 'taps'),
 }
 TRITON = '__gpu$xla.gpu.triton'
 OPERATIONS = 'convolution|dot_general|while|concatenate|custom_call @[^(]+'
