@@ -95,6 +95,68 @@ def eca(x, variables, **_):
   return x * naive.sigmoid(total)[:, None, None], {}
 
 
+def coord(
+    x, variables, *, train=False, norm_epsilon=1e-5, norm_momentum=0.9, **_
+):
+  """2103.02907, equations 4 to 9, with the norm of the authors' code."""
+  x, params = np.asarray(x, np.float64), variables['params']
+  norm, moved = norms(variables, train, norm_epsilon, norm_momentum)
+  line = np.concatenate([x.mean(2), x.mean(1)], 1)
+  line = norm(naive.dense(line, params['reduce']), 'norm')
+  line = line * np.clip(line + 3, 0, 6) / 6
+  out = np.empty_like(x)
+  for i, j in np.ndindex(*x.shape[1:3]):
+    row = naive.dense(line[:, i], params['expand_rows'])
+    column = naive.dense(line[:, x.shape[1] + j], params['expand_columns'])
+    out[:, i, j] = x[:, i, j] * naive.sigmoid(row) * naive.sigmoid(column)
+  return out, {'batch_stats': moved}
+
+
+def simam(x, variables, *, regularization=1e-4, **_):
+  """Equations 5 to 7: the inverse of each value's least energy."""
+  del variables
+  x = np.asarray(x, np.float64)
+  out = np.empty_like(x)
+  for n, c in np.ndindex(x.shape[0], x.shape[3]):
+    t = x[n, :, :, c]
+    mean, variance = t.mean(), t.var(ddof=1)
+    least = 4 * (variance + regularization)
+    least /= (t - mean) ** 2 + 2 * variance + 2 * regularization
+    out[n, :, :, c] = t * naive.sigmoid(1 / least)
+  return out, {}
+
+
+def ge(x, variables, *, form, extent, train=False, norm_momentum=0.9, **_):
+  """1810.12348, with the norms of the authors' models."""
+  x = np.asarray(x, np.float64)
+  size, channels, moved = x.shape[1:3], x.shape[-1], {}
+  if form == 'theta_minus':
+    gate = x.mean((1, 2), keepdims=True)
+    if extent:
+      cells = [int(np.ceil(length / extent)) for length in size]
+      gate = pool(x, cells, (extent, extent))
+  else:
+    params = variables['params']
+    norm, moved = norms(variables, train, momentum=norm_momentum)
+    moved, gate = {'batch_stats': moved}, x
+    for i in range(1, 1 + int(np.log2(extent or 2))):
+      kernel = params[f'gather{i}']['kernel']
+      how = dict(strides=(2, 2), padding=((1, 1), (1, 1)))
+      if not extent:
+        kernel, how = kernel[: size[0], : size[1]], dict(padding='VALID')
+      gate = np.maximum(gate, 0) if i > 1 else gate
+      gate = naive.conv(gate, kernel, groups=channels, **how)
+      gate = norm(gate, f'norm{i}')
+    if form == 'theta_plus':
+      gate = naive.dense(np.maximum(gate, 0), params['reduce'])
+      gate = naive.dense(np.maximum(gate, 0), params['expand'])
+  out = np.empty_like(x)
+  for i, j in np.ndindex(*size):
+    cell = i * gate.shape[1] // size[0], j * gate.shape[2] // size[1]
+    out[:, i, j] = x[:, i, j] * naive.sigmoid(gate[:, cell[0], cell[1]])
+  return out, moved
+
+
 def aw(x, variables, *, train=False, features, norm_momentum=0.9, **fields):
   """2108.08205."""
   known = 'gate', 'norm', 'residual', 'strides', 'padding'

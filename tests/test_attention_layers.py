@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from random_values import KEY, close, images, of_layer
 
+from awconv_jax.errors import InputError
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.bam import BAM
 from awconv_jax.layers.cbam import CBAM
 from awconv_jax.layers.conv import Conv
+from awconv_jax.layers.coordinate_attention import CoordinateAttention
 from awconv_jax.layers.eca import ECA
+from awconv_jax.layers.gather_excite import GatherExcite
+from awconv_jax.layers.simam import SimAM
 from awconv_jax.layers.squeeze_excite import SqueezeExcite
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -32,7 +36,9 @@ def params_of(layer, *shape):
   return jax.tree.map(lambda a: a.shape, params)
 
 
-@pytest.mark.parametrize('layer', [SqueezeExcite(), CBAM(), BAM()])
+@pytest.mark.parametrize(
+    'layer', [SqueezeExcite(), CBAM(), BAM(), GatherExcite(form='theta_plus')]
+)
 def test_there_is_a_hidden_channel_however_few_there_are(layer):
   name = 'channel_reduce' if isinstance(layer, BAM) else 'reduce'
   assert params_of(layer, 4, 4, 8)[name]['kernel'] == (8, 1)
@@ -58,6 +64,40 @@ def test_the_spatial_gate_of_cbam_starts_as_one_half():
 def test_the_kernel_of_eca_grows_with_the_channels(channels, size, fields):
   kernel = params_of(ECA(**fields), 4, 4, channels)['conv']['kernel']
   assert kernel == (size, 1, 1)
+
+
+def test_coordinate_attention_adds_to_mobile_net_what_its_authors_count():
+  added = 0
+  # The channels inside of its blocks, and how many blocks have them.
+  for channels, blocks in zip(
+      (96, 144, 192, 384, 576, 960), (1, 2, 3, 4, 3, 3), strict=True
+  ):
+    params = jax.eval_shape(
+        CoordinateAttention().init, KEY, jnp.ones((1, 4, 4, channels))
+    )['params']
+    added += blocks * sum(leaf.size for leaf in jax.tree.leaves(params))
+  assert f'{(3_504_872 + added) / 1e6:.2f}' == '3.95'
+
+
+def test_one_position_is_as_likely_as_any_other_of_simam():
+  x = images(2, 1, 1, 3)
+  close(jax.jit(SimAM().apply)({}, x), x / (1 + np.exp(-0.5)))
+
+
+@pytest.mark.parametrize(
+    'fields, words',
+    [
+        (dict(extent=6), "extent=6 must be a power of two.*'theta'"),
+        (dict(extent=1), 'extent=1 must be'),
+        ({}, r'at most \(4, 5\), as at init, not \(4, 6\); .*extent=8'),
+    ],
+)
+def test_where_gather_excite_has_no_weights_is_one_line(fields, words):
+  layer = GatherExcite(form='theta', **fields)
+  seen, larger = np.ones((1, 4, 5, 2)), np.ones((1, 4, 6, 2))
+  with pytest.raises(InputError, match=words):
+    variables = jax.eval_shape(layer.init, KEY, seen)
+    jax.eval_shape(layer.apply, variables, larger)
 
 
 def test_the_convolution_of_aa_may_be_an_aw_convolution():

@@ -109,6 +109,7 @@ ATTENTION = {
     'se': lambda c, side: 2 * c * (c // 16),
     'cbam': lambda c, side: 2 * 2 * c * (c // 16) + 98 * side**2,
     'eca': lambda c, side: c * {256: 5, 512: 5, 1024: 5, 2048: 7}[c],
+    'coord': lambda c, side: 4 * side * c * max(c // 32, 8),
     'bam': bam_macs,
 }
 
@@ -149,6 +150,7 @@ def by_hand(name, attention=None, aw_conv=False, version='v1.5'):
         ('resnet50', dict(aw_conv=True, version='v1')),
         ('resnet50', dict(attention='cbam', aw_conv=True)),
         ('resnet50', dict(attention='eca')),
+        ('resnet50', dict(attention='coord')),
         ('resnet50', dict(attention='se', version='v1')),
         ('resnet50', dict(attention='bam')),
     ],
@@ -198,7 +200,7 @@ def test_the_command_compares_networks_or_lists_modules():
     ids=lambda row: ' '.join(row[:2]),
 )
 def test_the_tables_of_the_docs(row):
-  assert len(ROWS) == 42
+  assert len(ROWS) == 47
   cifar = row[0].startswith('wrn')
   size = dict(side=32, num_classes=100) if cifar else dict(side=224)
   plain, aw = tool.rows([row[0]], [row[1]], **size)

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from random_values import KEY, images, of_layer
 
+from awconv_jax.layers.attention import partial_of
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.bam import BAM
 from awconv_jax.layers.cbam import CBAM
+from awconv_jax.layers.coordinate_attention import CoordinateAttention
 from awconv_jax.layers.eca import ECA
+from awconv_jax.layers.gather_excite import GatherExcite
+from awconv_jax.layers.simam import SimAM
 from awconv_jax.layers.squeeze_excite import SqueezeExcite
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -23,7 +27,9 @@ SE, CBAM, BAM = (
     functools.partial(layer, reduction=2)
     for layer in (SqueezeExcite, CBAM, BAM)
 )
-ECA = functools.partial(ECA)
+ECA, SIMAM = functools.partial(ECA), functools.partial(SimAM)
+COORD = functools.partial(CoordinateAttention, reduction=2, min_hidden=1)
+GE = functools.partial(GatherExcite, form='theta_plus', extent=4, reduction=2)
 AW = functools.partial(AWConv, features=6, kernel_size=(3, 3), expansion=2)
 # Two heads of three key dimensions, and two of the six features.
 AA = functools.partial(
@@ -39,16 +45,25 @@ REFERENCES = {
     CBAM.func: naive_attention.cbam,
     BAM.func: naive_attention.bam,
     ECA.func: naive_attention.eca,
+    SIMAM.func: naive_attention.simam,
+    COORD.func: naive_attention.coord,
+    GE.func: naive_attention.ge,
     AW.func: naive_attention.aw,
     AA.func: naive_attention.aa,
 }
-ACTIVATIONS, NORMED = (SE, CBAM, BAM, ECA), (AW, CBAM, BAM)
+ACTIVATIONS = SE, CBAM, BAM, ECA, SIMAM, COORD, GE
+NORMED = AW, CBAM, BAM
 ALL = *ACTIVATIONS, AW, AA
 
 
 def reference(layer, x, variables):
   """Returns the output and the statistics after it by numpy."""
   return REFERENCES[layer.func](x, variables, **layer.keywords)
+
+
+def make(layer, **dtypes):
+  """Returns a layer with the dtypes that it has."""
+  return partial_of(layer.func, dtypes, **layer.keywords)()
 
 
 def apply(layer, variables, x, mutable=False, **options):
@@ -65,6 +80,12 @@ CASES = [
     (BAM, TRAIN | dict(combine='sum', dilation=1, norm_momentum=0.25)),
     (BAM, TEST | dict(dilation=2, norm_epsilon=0.5)),
     (ECA, dict(kernel_size=5)),
+    (SIMAM, dict(regularization=0.25)),
+    (COORD, TRAIN | dict(norm_epsilon=0.5)),
+    (GE, TRAIN | dict(norm_momentum=0.75)),
+    (GE, TRAIN | dict(form='theta', extent=None)),
+    (GE, dict(form='theta_minus', extent=None)),
+    (GE, dict(form='theta_minus', extent=4)),
     (AW, TRAIN),
     (AW, TRAIN | dict(expansion_axis='out', gate='tanh', norm_momentum=0.75)),
     (AW, TRAIN | dict(padding=((2, 1), (0, 3)), feature_group_count=2)),
@@ -85,9 +106,10 @@ def test_output_gradient_and_statistics_equal_numpy(layer, fields):
   with jax.enable_x64(True):
     # Three images: a norm over two values knows nothing but their order.
     x = images(3, 5, 4, 4, dtype=np.float64)
-    made = layer(param_dtype=jnp.float64)
-    # Tables of relative positions are of other sizes than the images.
-    seen = np.zeros((1, 4, 7, 4))
+    made = make(layer, param_dtype=jnp.float64)
+    # Tables of relative positions are of other sizes than the images, and a
+    # window of the whole image is larger.
+    seen = np.zeros((1, 6 if layer.func is GE.func else 4, 7, 4))
     variables = of_layer(made, seen, dtype=np.float64)
     stats = {k: v for k, v in variables.items() if k != 'params'}
     expected, moved_by_numpy = reference(layer, x, variables)
@@ -100,7 +122,7 @@ def test_output_gradient_and_statistics_equal_numpy(layer, fields):
       result = made.apply(own, parts[0], mutable=['batch_stats'])
       return jnp.sum(result[0] * weights), result
 
-    parts = x, variables['params']
+    parts = x, variables.get('params', {})
     gradients, (out, moved) = jax.tree.map(np.asarray, run(parts))
   assert out.dtype == np.float64
   same = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
@@ -141,6 +163,7 @@ def test_without_train_mutable_statistics_decide(layer):
     'layer, fields',
     [
         *((layer, {}) for layer in (*ACTIVATIONS, AW)),
+        *((GE, dict(form='theta_minus', extent=e)) for e in (None, 4)),
         (AA, dict(strides=3)),
         (AA, dict(strides=2, downsample=2)),
         (AA, dict(padding='VALID')),
@@ -166,7 +189,7 @@ def test_a_padded_image_gives_what_the_image_alone_does(layer, fields):
   assert not np.allclose(out, apply(layer(), variables, padded), atol=1e-2)
 
 
-@pytest.mark.parametrize('layer', NORMED)
+@pytest.mark.parametrize('layer', (*NORMED, COORD, GE))
 def test_content_of_the_padding_never_reaches_maps_and_statistics(layer):
   x = images(3, 7, 9, 4)
   variables = of_layer(layer(), x)
@@ -185,7 +208,7 @@ def test_content_of_the_padding_never_reaches_maps_and_statistics(layer):
 @pytest.mark.parametrize('layer', ALL)
 def test_bfloat16_computes_narrow_with_wide_parameters(layer):
   narrow = jnp.asarray(images(2, 6, 5, 8), jnp.bfloat16)
-  made = layer(dtype=jnp.bfloat16)
+  made = make(layer, dtype=jnp.bfloat16)
   shapes = jax.eval_shape(made.init, KEY, narrow)
   call = functools.partial(made.apply, mutable=['batch_stats'])
   moved = jax.eval_shape(call, shapes, narrow)[1]

@@ -53,6 +53,16 @@ COUNTS = [
     ('wide_resnet50_2', {}, 68_883_240),
     ('wide_resnet101_2', {}, 126_886_696),
     ('mobilenet_v2', {}, 3_504_872),
+    ('mobilenet_v2', dict(attention='simam'), 3_504_872),
+    # What the arrays of its authors' models add up to.
+    *(
+        ('resnet50', dict(attention='ge', size=224) | options, count)
+        for options, count in (
+            ({}, 25_557_032),
+            (dict(attention_options=dict(form='theta')), 31_106_600),
+            (dict(attention_options=dict(form='theta_plus')), 33_637_592),
+        )
+    ),
     # To two digits of a million; the tables of relative positions are as large
     # as the images.
     ('resnet50', dict(attention='aa', size=224), 25.78e6),
@@ -101,6 +111,8 @@ def has_no_gradient(path, family, attention, batch):
     taken.append(r'channel_reduce/bias|spatial_conv[123]/bias')
     if batch == 1:  # Over one value, as of BAM's pooled channels, all is.
       taken.append(r'channel_reduce/kernel|channel_norm/scale')
+  if attention == 'coord':
+    taken.append('attention/reduce/bias')
   # BAM stands behind the first stage.
   gated = attention == 'bam' and path.startswith('stage1')
   if family == 'depthwise' and attention in (None, 'bam') and not gated:
@@ -108,8 +120,8 @@ def has_no_gradient(path, family, attention, batch):
   return any(re.search(f'/({pattern})$', path) for pattern in taken)
 
 
-# Each attention, and a depthwise network, with AW-convolutions; the rest is
-# slow.
+# Each attention with parameters, and a depthwise network, with AW-convolutions;
+# the rest is slow.
 STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
@@ -117,6 +129,7 @@ STEPS = [
         if not aw_conv
         or batch > 1
         or family not in ('basic', 'depthwise')
+        or attention in ('simam', 'ge')
         or attention
         and family != 'basic'
         else (),

@@ -40,7 +40,10 @@ from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.bam import BAM
 from awconv_jax.layers.cbam import CBAM
+from awconv_jax.layers.coordinate_attention import CoordinateAttention
 from awconv_jax.layers.eca import ECA
+from awconv_jax.layers.gather_excite import GatherExcite
+from awconv_jax.layers.simam import SimAM
 from awconv_jax.layers.squeeze_excite import SqueezeExcite
 from awconv_jax.ops.valid_area import mask_padding
 
@@ -48,6 +51,9 @@ ATTENTION = {
     'se': SqueezeExcite,
     'cbam': CBAM,
     'eca': ECA,
+    'coord': CoordinateAttention,
+    'simam': SimAM,
+    'ge': GatherExcite,
     'bam': BAM,
     'aa': AugmentedConv,
 }
