@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import naive
 import naive_attention
+import naive_kernels
 import numpy as np
 import pytest
 from random_values import KEY, images, of_layer
@@ -15,9 +16,13 @@ from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import AWConv
 from awconv_jax.layers.bam import BAM
 from awconv_jax.layers.cbam import CBAM
+from awconv_jax.layers.condconv import CondConv
 from awconv_jax.layers.coordinate_attention import CoordinateAttention
+from awconv_jax.layers.dynamic_conv import DynamicConv
 from awconv_jax.layers.eca import ECA
 from awconv_jax.layers.gather_excite import GatherExcite
+from awconv_jax.layers.odconv import ODConv
+from awconv_jax.layers.selective_kernel import SelectiveKernelConv
 from awconv_jax.layers.simam import SimAM
 from awconv_jax.layers.squeeze_excite import SqueezeExcite
 
@@ -40,6 +45,12 @@ AA = functools.partial(
     heads=2,
     min_key_dims=3,
 )
+COND, DYNAMIC, OD, SK = (
+    functools.partial(layer, features=6, kernel_size=(3, 3))
+    for layer in (CondConv, DynamicConv, ODConv, SelectiveKernelConv)
+)
+OD.keywords['min_hidden'] = SK.keywords['min_hidden'] = 5
+DYNAMIC.keywords['temperature'] = 2.0
 REFERENCES = {
     SE.func: naive_attention.se,
     CBAM.func: naive_attention.cbam,
@@ -50,10 +61,15 @@ REFERENCES = {
     GE.func: naive_attention.ge,
     AW.func: naive_attention.aw,
     AA.func: naive_attention.aa,
+    COND.func: naive_kernels.condconv,
+    DYNAMIC.func: naive_kernels.dynamic,
+    OD.func: naive_kernels.odconv,
+    SK.func: naive_kernels.sk,
 }
 ACTIVATIONS = SE, CBAM, BAM, ECA, SIMAM, COORD, GE
-NORMED = AW, CBAM, BAM
-ALL = *ACTIVATIONS, AW, AA
+NORMED = AW, CBAM, BAM, OD
+IN_PLACE = COND, DYNAMIC, OD, SK
+ALL = *ACTIVATIONS, AW, AA, *IN_PLACE
 
 
 def reference(layer, x, variables):
@@ -97,6 +113,16 @@ CASES = [
     (AA, dict(relative=False, padding=((2, 0), (0, 1)))),
     (AA, dict(padding='SAME', strides=2)),
     (AA, dict(downsample=4)),
+    (COND, dict(experts=3)),
+    (COND, dict(strides=2, padding=((1, 1), (0, 2)), feature_group_count=2)),
+    (DYNAMIC, dict(reduction=2)),
+    (DYNAMIC, dict(experts=1, use_bias=False)),
+    (OD, TRAIN | dict(norm_momentum=0.75)),
+    (OD, TEST | dict(feature_group_count=2, temperature=3.0, strides=(2, 1))),
+    (OD, TEST | dict(experts=1, features=4, feature_group_count=4)),
+    (OD, TRAIN | dict(experts=1, kernel_size=(1, 1))),
+    (SK, TRAIN | dict(branches=3, use_bias=False)),
+    (SK, TEST | dict(strides=2, padding=((1, 1), (0, 2)))),
 ]
 
 
@@ -144,7 +170,7 @@ def test_output_gradient_and_statistics_equal_numpy(layer, fields):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('layer', NORMED)
+@pytest.mark.parametrize('layer', (*NORMED, SK))
 def test_without_train_mutable_statistics_decide(layer):
   x = images(3, 6, 5, 6)
   variables = of_layer(layer(), x)
@@ -162,8 +188,9 @@ def test_without_train_mutable_statistics_decide(layer):
 @pytest.mark.parametrize(
     'layer, fields',
     [
-        *((layer, {}) for layer in (*ACTIVATIONS, AW)),
         *((GE, dict(form='theta_minus', extent=e)) for e in (None, 4)),
+        *((layer, {}) for layer in (*ACTIVATIONS, AW, *IN_PLACE)),
+        (SK, dict(strides=2, padding=((1, 1), (1, 1)))),
         (AA, dict(strides=3)),
         (AA, dict(strides=2, downsample=2)),
         (AA, dict(padding='VALID')),

@@ -10,6 +10,9 @@ and a result of [N, H, W, C]. It stands where its class attribute `place` says:
     stages. It extends `nn.Conv`, is made with its fields, and returns what its
     shape is. A field `convolution` gets what makes the convolution that would
     stand there, `downsample` by how much to shrink the images.
+  'aw_conv': in the place of the convolutions that AW-convolutions would take,
+    those of the network's `aw_where` and `aw_stages`, and so without these. It
+    extends `nn.Conv`, too.
 
 `valid_size` is as in `ops.valid_area`. A layer that takes it leaves the padding
 out of averages and maxima, so that with the running statistics of its norms the
@@ -40,9 +43,13 @@ from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.bam import BAM
 from awconv_jax.layers.cbam import CBAM
+from awconv_jax.layers.condconv import CondConv
 from awconv_jax.layers.coordinate_attention import CoordinateAttention
+from awconv_jax.layers.dynamic_conv import DynamicConv
 from awconv_jax.layers.eca import ECA
 from awconv_jax.layers.gather_excite import GatherExcite
+from awconv_jax.layers.odconv import ODConv
+from awconv_jax.layers.selective_kernel import SelectiveKernelConv
 from awconv_jax.layers.simam import SimAM
 from awconv_jax.layers.squeeze_excite import SqueezeExcite
 from awconv_jax.ops.valid_area import mask_padding
@@ -56,8 +63,12 @@ ATTENTION = {
     'ge': GatherExcite,
     'bam': BAM,
     'aa': AugmentedConv,
+    'condconv': CondConv,
+    'dynamic': DynamicConv,
+    'odconv': ODConv,
+    'sk': SelectiveKernelConv,
 }
-PLACES = BLOCK, STAGE, CONV = 'block', 'stage', 'conv'
+PLACES = BLOCK, STAGE, CONV, AW_CONV = 'block', 'stage', 'conv', 'aw_conv'
 
 
 def place_of(layer: type) -> str:
@@ -98,9 +109,9 @@ def find(
     fault = 'is no class of Linen modules (flax.linen.Module)'
   elif place_of(layer) not in places:
     fault = f'has place={place_of(layer)!r}, want one of {places}'
-  elif place_of(layer) == CONV:
+  elif (place := place_of(layer)) in (CONV, AW_CONV):
     if not issubclass(layer, nn.Conv):
-      fault = f'has place={CONV!r}, but does not extend flax.linen.Conv'
+      fault = f'has place={place!r}, but does not extend flax.linen.Conv'
   else:
     fields = inspect.signature(layer).parameters.values()
     if needed := [p.name for p in fields if p.default is p.empty]:

@@ -20,7 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax.errors import InputError
-from awconv_jax.layers.conv import Conv, explicit_padding, pair
+from awconv_jax.layers.conv import (
+    Conv,
+    explicit_padding,
+    pair,
+    valid_output,
+)
 from awconv_jax.ops import relative_attention
 from awconv_jax.ops.valid_area import as_valid_size
 from awconv_jax.options import Bound, PositiveInt
@@ -126,10 +131,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
         x, out_size, strides, offsets=offsets, valid_size=valid_size
     )
     if valid_size is not None:
-      # As many as the convolution has of the image alone.
-      more = jnp.array([sum(p) - s for p, s in zip(pads, spans, strict=True)])
-      valid_size = (valid_size + more - 1) // jnp.array(strides) + 1
-      valid_size = as_valid_size(valid_size, x.shape)
+      valid_size = valid_output(valid_size, pads, spans, strides, x.shape)
     return x, valid_size
 
   @nn.compact

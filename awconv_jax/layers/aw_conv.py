@@ -24,15 +24,14 @@ from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention
 from awconv_jax.layers.conv import (
     NORM_MOMENTUM,
-    WRAPS,
     BatchNorm,
     Kernel,
     ProductBatchNorm,
-    explicit_padding,
     pair,
 )
+from awconv_jax.layers.own_kernel import convolve, masked, refuse_fields
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
+from awconv_jax.ops.aw_conv import IMPLEMENTATIONS
 from awconv_jax.ops.valid_area import as_valid_size
 from awconv_jax.options import Fraction, NonNegativeFloat, OneOf, PositiveInt
 
@@ -53,13 +52,6 @@ NORMS = {
 PRODUCT_NORMS = {'batch': ProductBatchNorm}
 # Whether consecutive input, and output, channels share values of A.
 EXPANSION_AXES = {'in': (1, 0), 'out': (0, 1), 'none': (0, 0)}
-# Fields of nn.Conv that must be left out, and why.
-_OWN = 'it has one for every sample, which no other convolution computes'
-_REFUSED = {
-    'conv_general_dilated': _OWN,
-    'conv_general_dilated_cls': _OWN,
-    'input_dilation': 'no form of it transposes; use nn.ConvTranspose',
-}
 # Fields that are 1 or more, some for each axis.
 _PAIRS = 'kernel_size', 'strides', 'kernel_dilation', 'pool_size'
 _SIZES = (
@@ -288,11 +280,7 @@ class AWConv(nn.Conv, kw_only=True):
           'model.aw_options.identity_start needs residual=True and a gate of '
           f'{IDENTITY_GATES}, not residual={self.residual}, gate={self.gate!r}'
       )
-    for name, why in _REFUSED.items():
-      value = getattr(self, name)
-      one = name == 'input_dilation' and pair(value) == (1, 1)
-      if value is not None and not one:
-        raise InputError(f'AWConv: {name}={value!r} must be left out: {why}')
+    refuse_fields(self)
     if self.train is not None or train is not None:
       train = nn.merge_param('train', self.train, train)
     else:
@@ -301,11 +289,7 @@ class AWConv(nn.Conv, kw_only=True):
     channels = inputs.shape[-1] // self.feature_group_count
     shape = *kernel_size, channels, self.features
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
-    if self.mask is not None:
-      if np.shape(self.mask) != shape:
-        got = np.shape(self.mask)
-        raise InputError(f'AWConv: mask is {got}, want {shape}, as the kernel')
-      kernel = kernel * self.mask  # Not in place: it may be NumPy's.
+    kernel = masked(self, kernel)
     bias = None
     if self.use_bias:
       shape = (self.features,)
@@ -318,24 +302,6 @@ class AWConv(nn.Conv, kw_only=True):
     x = _computed_once(x)
     maps = self._maps(x, kernel_size, channels, train, valid_size)
     self.sow('intermediates', 'attention_maps', maps)
-    strides, dilation = pair(self.strides), pair(self.kernel_dilation)
-    spans = [(k - 1) * d for k, d in zip(kernel_size, dilation, strict=True)]
-    padding = explicit_padding(self.padding, x.shape[1:3], spans, strides)
-    if wrap := WRAPS.get(str(self.padding).upper()):
-      pads = (0, 0), *padding, (0, 0)
-      x, padding = jnp.pad(x, pads, mode=wrap), 'VALID'
-    out = aw_conv(
-        x,
-        kernel,
-        maps,
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
-        groups=self.feature_group_count,
-        residual=self.residual,
-        implementation=self.implementation,
-        chunk=self.chunk,
-        precision=self.precision,
-    )
+    out = convolve(self, x, kernel, maps, self.residual)
     out = out if bias is None else out + bias
     return out.reshape(*inputs.shape[:-3], *out.shape[1:])

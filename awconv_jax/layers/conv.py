@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.errors import look_up
+from awconv_jax.ops.valid_area import as_valid_size
 
 Axes = Sequence[int]
 # Paddings by name: those of nn.Conv that XLA has not are modes of `jnp.pad`.
@@ -48,6 +49,23 @@ def explicit_padding(
     return [(span // 2, (span + 1) // 2) for span in spans]
   windows = [span + 1 for span in spans]
   return lax.padtype_to_pads(size, windows, strides, padding)
+
+
+def valid_output(
+    valid_size: jax.Array, pads: Any, spans: Axes, strides: Axes, shape: Axes
+) -> jax.Array:
+  """Returns the valid size of a convolution's output, int [N, 2].
+
+  It has as many positions as for the image alone; see `ops.valid_area`.
+
+  Args:
+    valid_size: int [N, 2], of the input.
+    pads, spans, strides: of both axes, as in `explicit_padding`.
+    shape: of the output.
+  """
+  more = [sum(p) - s for p, s in zip(pads, spans, strict=True)]
+  valid_size = (valid_size + jnp.array(more) - 1) // jnp.array(strides) + 1
+  return as_valid_size(valid_size, shape)
 
 
 class BatchNorm(nn.BatchNorm):

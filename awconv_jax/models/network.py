@@ -56,7 +56,9 @@ class Network(nn.Module):
   8 with the CIFAR stem).
 
   With `aw_conv=False` the other fields named aw_* have no effect, so that a
-  config holds them whole and that one field switches AW-convolutions on.
+  config holds them whole and that one field switches AW-convolutions on. But
+  aw_where and aw_stages also tell where attention stands that takes the place
+  of AW-convolutions, such as 'condconv'.
 
   Attributes:
     num_classes: size of the logits; None returns the stages' features.
@@ -65,8 +67,8 @@ class Network(nn.Module):
     attention_options: fields of that layer; None or empty without one.
     aw_conv: whether convolutions become AW-convolutions
       (https://arxiv.org/abs/2108.08205).
-    aw_where: which; see the network.
-    aw_stages: in which stages, counted from 1; None is all.
+    aw_where: which, or which are of such an attention; see the network.
+    aw_stages: in which stages these are, counted from 1; None is all.
     aw_options: fields of `AWConv`, such as reduction and expansion. Those not
       named here have AWConv's defaults, but norm_momentum, norm_epsilon, dtype
       and param_dtype are the network's.
@@ -109,10 +111,16 @@ class Network(nn.Module):
   def check_places(self, stages: int, *, dense_3x3: bool) -> None:
     """Raises InputError where options name places that the network has not."""
     layer = self.attention and layers.find(self.attention)
-    if layer and layers.place_of(layer) == layers.CONV and not dense_3x3:
+    place = layer and layers.place_of(layer)
+    if place == layers.CONV and not dense_3x3:
       raise InputError(
           f'model.attention={self.attention!r} augments dense 3x3 convolutions,'
           ' and this network has none'
+      )
+    if place == layers.AW_CONV and self.aw_conv:
+      raise InputError(
+          f'model.attention={self.attention!r} stands where AW-convolutions '
+          'would: leave it out, or set model.aw_conv=False'
       )
     if not set(self.aw_stages or ()) <= set(range(1, stages + 1)):
       raise InputError(
@@ -141,18 +149,22 @@ class Network(nn.Module):
     Args:
       stage: counted from 1.
       train: whether norms use the batch's statistics.
-      aw: the slots of AW-convolutions, where the network has these.
+      aw: the slots of AW-convolutions, or of attention in their place, where
+        the network has these.
       augmented: the slot of attention in the place of a convolution, likewise.
       downsample: by how much that attention shrinks the images.
     """
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     common = dict(use_bias=False, kernel_init=kernel_init) | dtypes
     plain, slots = partial(Conv, **common), {}
-    if self.aw_conv and (self.aw_stages is None or stage in self.aw_stages):
-      norms = ('norm_momentum', 'norm_epsilon')
-      fields = common | {name: getattr(self, name) for name in norms}
-      fields |= self.aw_options or {}
-      slots = dict.fromkeys(aw, partial(AWConv, train=train, **fields))
+    if self.aw_stages is None or stage in self.aw_stages:
+      if self.aw_conv:
+        norms = ('norm_momentum', 'norm_epsilon')
+        fields = common | {name: getattr(self, name) for name in norms}
+        fields |= self.aw_options or {}
+        slots = dict.fromkeys(aw, partial(AWConv, train=train, **fields))
+      elif attend := self.attend(layers.AW_CONV, train):
+        slots = dict.fromkeys(aw, partial(attend, **common))
     inner = slots.get(augmented or '', plain)
     given = dict(convolution=inner, downsample=downsample)
     if augmented and (attend := self.attend(layers.CONV, train, **given)):
