@@ -13,7 +13,7 @@ import pytest
 from random_values import images, of_model
 
 from awconv_jax import config, errors, models
-from awconv_jax.layers.attention import ATTENTION
+from awconv_jax.layers.attention import ATTENTION, AW_CONV, place_of
 from awconv_jax.options import Named
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -63,6 +63,31 @@ COUNTS = [
             (dict(attention_options=dict(form='theta_plus')), 33_637_592),
         )
     ),
+    # Of ODConv's authors, to two digits of a million. Of SKNet's prototxt, and
+    # the norms that follow here.
+    ('resnet18', dict(attention='odconv'), 44.90e6),
+    (
+        'resnext50_32x4d',
+        dict(attention='sk'),
+        27_479_784 + 2 * (3 * 128 + 4 * 256 + 6 * 512 + 3 * 1024),
+    ),
+    # By hand: E kernels, and a routing of C + 1 by E.
+    (
+        'resnet18',
+        dict(attention='condconv'),
+        11_689_512
+        + 7 * 10_985_472
+        + 8 * (5 * 65 + 4 * 129 + 4 * 257 + 3 * 513),
+    ),
+    # The same, and a branch of C by C / 4 by E.
+    (
+        'resnet18',
+        dict(attention='dynamic'),
+        11_689_512
+        + 3 * 10_985_472
+        + sum(n * c // 4 * (c + 4) for n, c in ((5, 64), (4, 128), (4, 256)))
+        + 3 * 128 * 516,
+    ),
     # To two digits of a million; the tables of relative positions are as large
     # as the images.
     ('resnet50', dict(attention='aa', size=224), 25.78e6),
@@ -98,6 +123,7 @@ TINY = {
 }
 # Augmentation makes a part of the outputs of a dense convolution by attention.
 WITHOUT = {('grouped', 'aa'), ('depthwise', 'aa')}
+IN_PLACE = [k for k, v in ATTENTION.items() if place_of(v) == AW_CONV]
 
 
 def has_no_gradient(path, family, attention, batch):
@@ -113,20 +139,25 @@ def has_no_gradient(path, family, attention, batch):
       taken.append(r'channel_reduce/kernel|channel_norm/scale')
   if attention == 'coord':
     taken.append('attention/reduce/bias')
+  if attention in IN_PLACE and batch == 1:
+    taken.append(r'norm/scale')
+    if attention != 'dynamic':  # Which has no norm there.
+      taken.append(r'squeeze/kernel')
   # BAM stands behind the first stage.
   gated = attention == 'bam' and path.startswith('stage1')
-  if family == 'depthwise' and attention in (None, 'bam') and not gated:
+  linear = attention in (None, 'bam', *IN_PLACE)
+  if family == 'depthwise' and linear and not gated:
     taken.append('norm3/bias')
   return any(re.search(f'/({pattern})$', path) for pattern in taken)
 
 
 # Each attention with parameters, and a depthwise network, with AW-convolutions;
-# the rest is slow.
+# CondConv in the place of these; the rest is slow.
 STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
         marks=pytest.mark.slow
-        if not aw_conv
+        if aw_conv == (attention == 'condconv')
         or batch > 1
         or family not in ('basic', 'depthwise')
         or attention in ('simam', 'ge')
@@ -138,6 +169,7 @@ STEPS = [
         TINY, (None, *ATTENTION), (False, True), (1, 4)
     )
     if (family, attention) not in WITHOUT
+    and not (aw_conv and attention in IN_PLACE)
 ]
 
 
@@ -201,6 +233,11 @@ def test_a_complete_config_is_the_network_that_its_name_makes(name):
         ('wrn_28_10', dict(aw_stages=(2, 4)), r'aw_stages=\(2, 4\).*1 to 3'),
         ('mobilenet_v2', dict(attention='aa'), 'dense 3x3 convolutions'),
         ('resnext50_32x4d', dict(attention='aa'), 'dense 3x3 convolutions'),
+        (
+            'wrn_16_4',
+            dict(attention='odconv', aw_conv=True),
+            "'odconv' stands where AW-convolutions would: .*aw_conv=False",
+        ),
         ('resnet50', dict(stem='x'), "unknown stem 'x'; known: cifar, image"),
         ('resnet50', dict(aw_where='first_3x3'), "aw_where 'first_3x3'.*all"),
         # A field of the convolution itself, which its slot decides.

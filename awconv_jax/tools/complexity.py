@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from awconv_jax import command_line, macs, models, text_table
 from awconv_jax.errors import InputError
+from awconv_jax.layers.attention import AW_CONV, find, place_of
 from awconv_jax.options import MOST, NONE
 
 FLAGS = flags.FLAGS
@@ -43,6 +44,8 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
   """Counts, and yields a row without AW-convolutions and one with them.
 
+  Attention that takes their place has the first alone.
+
   Args:
     names: of networks.
     attentions: names, or 'none'.
@@ -58,8 +61,9 @@ def rows(
     options['attention'] = attention
     if attention.lower() in NONE:
       options['attention'] = None
-    plain = None
-    for aw in (False, True):
+    plain, layer = None, options['attention'] and find(options['attention'])
+    instead = layer and place_of(layer) == AW_CONV
+    for aw in (False,) if instead else (False, True):
       model = models.create(name, aw_conv=aw, **options)
       total, v1 = count(model, side)[-1], None
       plain = plain or total
