@@ -41,7 +41,7 @@ import sys
 import awconv_jax.data
 assert not {'grain', 'sklearn', 'cv2'} & set(sys.modules)
 from awconv_jax.data import sources
-for name in ('digits', 'digit_scenes'):
+for name in ('digits', 'cluttered_digits', 'digit_scenes'):
   sources.open_source(name, '/nowhere', 'train')[0]
 assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)
 """

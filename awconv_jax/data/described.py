@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from awconv_jax.data import batches, digits, sources, splits
+from awconv_jax.data import batches, cluttered_digits, digits, sources, splits
 from awconv_jax.data.detection import digit_scenes
 
 # Examples of the splits, by their publishers; of coco's 118,287 to train
@@ -18,6 +18,9 @@ SPLITS = {
     'coco/2017': dict(train=117_266, validation=5_000),
     'digits': dict(
         train=digits.NUM_TRAIN, test=digits.NUM_ALL - digits.NUM_TRAIN
+    ),
+    'cluttered_digits': dict(
+        train=cluttered_digits.NUM_TRAIN, test=cluttered_digits.NUM_TEST
     ),
     'digit_scenes': dict(
         train=digit_scenes.NUM_TRAIN, test=digit_scenes.NUM_TEST

@@ -14,6 +14,7 @@ entry of `DATASETS`.
 import functools
 from typing import Any
 
+from awconv_jax.data.cluttered_digits import ClutteredDigits
 from awconv_jax.data.detection.boxed_images import BoxedImages
 from awconv_jax.data.detection.coco_json import CocoJson
 from awconv_jax.data.detection.digit_scenes import DigitScenes
@@ -26,6 +27,10 @@ from awconv_jax.errors import look_up
 # What reads each, and what opens a split of it, given its name and the folder.
 DATASETS = {
     'digits': (LabelledImages, lambda name, dir, split: Digits(split)),
+    'cluttered_digits': (
+        LabelledImages,
+        lambda name, dir, split: ClutteredDigits(split),
+    ),
     'imagenet2012': (LabelledImages, open_tfds),
     'cifar10': (LabelledImages, open_tfds),
     'cifar100': (LabelledImages, open_tfds),

@@ -26,7 +26,7 @@ TRAIN_COLUMNS = 440
 SIZES = ((96, 128), (128, 96), (96, 112), (112, 96), (80, 128), (96, 96))
 MOST_DIGITS = 5
 # Height of a digit's ink in pixels, alone and in a crowd.
-ALONE, CROWDED = (22, 60), (9, 14)
+ALONE, CROWDED, MOST_HEIGHT = (22, 60), (9, 14), 64
 CROWDS = 0.08  # Share of images with a crowd.
 # Opacity from which on a pixel belongs to a digit.
 _INK = 0.35
@@ -104,7 +104,7 @@ class Drawn(NamedTuple):
 def scene(scans, labels, photos, rng) -> tuple[np.ndarray, list[Drawn]]:
   """Draws a scene of `materials`, uint8 [h, w, 3]; also says what is on it."""
   size = SIZES[rng.integers(len(SIZES))]
-  image = _background(photos[rng.integers(len(photos))], size, rng)
+  image = background(photos[rng.integers(len(photos))], size, rng)
   drawn = []
   number = int(rng.integers(MOST_DIGITS + 1))
   # A crowd takes the place of two digits.
@@ -121,7 +121,7 @@ def scene(scans, labels, photos, rng) -> tuple[np.ndarray, list[Drawn]]:
   return image.astype(np.uint8), drawn
 
 
-def _background(photo, size, rng) -> np.ndarray:
+def background(photo, size, rng) -> np.ndarray:
   """Cuts up to 1.5 times `size` at random, with less contrast, float32."""
   scale = rng.uniform(1.0, 1.5)
   height, width = (int(side * scale) for side in size)
@@ -135,15 +135,16 @@ def _background(photo, size, rng) -> np.ndarray:
   return np.ascontiguousarray(mean + (cut - mean) * rng.uniform(0.4, 0.8))
 
 
-def opacity(scan, heights, rng) -> np.ndarray:
+def opacity(scan, heights, rng, most=MOST_HEIGHT) -> np.ndarray:
   """Returns a digit's opacity in 0..1, [height, width], stretched a little.
 
-  The logarithm of its height is uniform, from the least to the greatest.
+  The logarithm of its height is uniform, from the least to the greatest, of
+  which none is above `most`.
   """
   height = round(float(np.exp(rng.uniform(*np.log(heights)))))
   # Enlarged twice as much as needed, so that cutting it loses no sharpness.
   ink = scan.astype(np.float32) / 16
-  large = cv2.resize(ink, (16 * 8, 16 * 8), interpolation=cv2.INTER_CUBIC)
+  large = cv2.resize(ink, (2 * most, 2 * most), interpolation=cv2.INTER_CUBIC)
   top, left, bottom, right = _extent(large >= 0.2 + 0.5 * _INK)
   large = large[top:bottom, left:right]
   width = large.shape[1] / large.shape[0] * height * rng.uniform(0.85, 1.2)
@@ -173,14 +174,22 @@ def _free_corner(shape, size, taken, rng) -> tuple[int, int] | None:
   return None
 
 
+def paint(place, alpha, contrast, rng) -> None:
+  """Covers a part of an image, [h, w, 3], by ink of that opacity, [h, w].
+
+  Its grey is the mean of what it covers, more or less the contrast, which is
+  drawn from that range.
+  """
+  middle = place.mean()
+  change = rng.uniform(*contrast) * (1 if middle < 128 else -1)
+  color = np.clip(middle + change + rng.uniform(-40, 40, 3), 0, 255)
+  place += alpha[..., None] * (color - place)
+
+
 def _paint(image, alpha, corner, rng) -> tuple[int, int, int, int]:
   """Paints a digit in a colour that stands out; returns the ink's box."""
   (top, left), (height, width) = corner, alpha.shape
-  place = image[top : top + height, left : left + width]
-  middle = place.mean()
-  contrast = rng.uniform(90, 160) * (1 if middle < 128 else -1)
-  color = np.clip(middle + contrast + rng.uniform(-40, 40, 3), 0, 255)
-  place += alpha[..., None] * (color - place)
+  paint(image[top : top + height, left : left + width], alpha, (90, 160), rng)
   ends = np.add(_extent(alpha >= _INK), (top, left) * 2)
   return tuple(int(end) for end in ends)
 
