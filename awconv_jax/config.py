@@ -46,7 +46,20 @@ def complete(
     schema: Callable[..., Any],
     overrides: Mapping[str, str] | None = None,
 ) -> ml_collections.ConfigDict:
-  """Returns a config with all options, checked and locked.
+  """Returns a config with all options, checked and locked; see `filled`."""
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  made = filled(config, schema, overrides)
+  return ml_collections.ConfigDict(made).lock()
+
+
+def filled(
+    config: Mapping[str, Any],
+    schema: Callable[..., Any],
+    overrides: Mapping[str, str] | None = None,
+    name: str = 'config',
+) -> dict[str, Any]:
+  """Returns all options, checked.
 
   Args:
     config: what is not the default; a dict or a `ConfigDict`, that may be
@@ -57,18 +70,17 @@ def complete(
       section is a dict, which takes the place of the whole section. One of a
       name brings the defaults of what has it, and drops what that does not know
       of the options that were there.
+    name: what the paths begin with.
 
   Raises:
     InputError: unknown, missing and impossible values, all of them, one a line.
   """
-  if isinstance(config, ml_collections.ConfigDict):
-    config = config.to_dict()
   if not isinstance(config, Mapping):
-    raise InputError(f'a config is a dict of its options, not {quoted(config)}')
+    raise InputError(f'a {name} is a dict of its options, not {quoted(config)}')
   filling = _Filling(overrides)
-  filled = filling.section('config', schema, _tuples(config))
+  options = filling.section(name, schema, _tuples(config))
   filling.raise_faults()
-  return ml_collections.ConfigDict(filled).lock()
+  return options
 
 
 def arguments(text: str, function: Callable[..., Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_processes_of_other_configs_do_not_begin(start, tmp_path, key):
 
 
 CODE_OF = (
-    'import awconv_jax.train.processes as p\n' "p._hash_of_code = lambda: '0'"
+    'import awconv_jax.train.processes as p\n' "p.hash_of_code = lambda: '0'"
 )
 VERSION = (
     'import importlib.metadata as m\nold = m.version\n'

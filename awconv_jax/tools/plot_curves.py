@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -73,7 +74,7 @@ def smoothed(values: np.ndarray, share: float = _SHARE) -> np.ndarray:
 
 
 def plot(
-    workdirs: Sequence[str],
+    workdirs: Sequence[str] | Mapping[str, Sequence[str | os.PathLike]],
     output: str,
     *,
     panels: Sequence[str] = (),
@@ -84,9 +85,11 @@ def plot(
   """Draws `PANELS` over the epochs, and returns the path of the picture.
 
   Args:
-    workdirs: directories of runs, each with a metrics.jsonl.
+    workdirs: directories of runs, each with a metrics.jsonl; or several by the
+      label of their curve.
     output: path of the picture; its suffix gives the format.
-    panels: of `PANELS`; those there is something of if none are named.
+    panels: of `PANELS`, or scalars such as 'eval/top1'; those of `PANELS` there
+      is something of if none are named.
     axis: 'epoch', with the steps above where all runs have as many to an epoch,
       or 'step'.
     width: inches; each panel is at least as wide as a column.
@@ -95,13 +98,10 @@ def plot(
   Raises:
     InputError: a directory holds no metrics, or the picture cannot be written.
   """
-  paths = [places.at(any_path(path)) for path in workdirs]
-  runs = [logging.read(path / 'metrics.jsonl') for path in paths]
-  for path, rows in zip(paths, runs, strict=True):
-    if not rows:
-      raise errors.InputError(f'{path}/metrics.jsonl has no rows yet')
-  groups = _groups(paths, runs, bands)
-  chosen = {n: errors.look_up('panel', n, PANELS) for n in panels or PANELS}
+  if not isinstance(workdirs, Mapping):
+    workdirs = by_config(workdirs, bands)
+  groups = [_group(label, paths) for label, paths in workdirs.items()]
+  chosen = {name: _panel(name) for name in panels or PANELS}
   curves = {
       panel: [
           curve
@@ -113,36 +113,62 @@ def plot(
   }
   drawn = [panel for panel in chosen if panels or curves[panel]]
   if not any(curves.values()):
+    first = next(iter(workdirs.values()))[0]
     raise errors.InputError(
-        f'{paths[0]}/metrics.jsonl has nothing of {", ".join(chosen)}'
+        f'{first}/metrics.jsonl has nothing of {", ".join(chosen)}'
     )
   with figures.style():
-    figure = _draw(drawn, curves, groups, axis, width)
+    panels = {name: chosen[name] for name in drawn}
+    figure = _draw(panels, curves, groups, axis, width)
     return figures.save(figure, output)
 
 
-def _groups(paths, runs, bands: bool) -> list[Group]:
-  """Returns the runs by their config, or each alone."""
+def _panel(name: str) -> tuple[str, tuple[str, ...]]:
+  """Returns the label and the scalars of a panel."""
+  split, _, scalar = name.partition('/')
+  if scalar:
+    return f'{split} {PANELS.get(scalar, [scalar])[0]}', (name,)
+  return errors.look_up('panel', name, PANELS)
+
+
+def _group(label: str, paths: Sequence[str | os.PathLike]) -> Group:
+  """Reads the runs of a curve."""
+  runs = []
+  for path in paths:
+    runs.append(logging.read(places.at(path) / 'metrics.jsonl'))
+    if not runs[-1]:
+      raise errors.InputError(f'{path}/metrics.jsonl has no rows yet')
+  seeds = f' ({len(runs)} seeds)' * (len(runs) > 1)
+  return Group(f'{label}{seeds}', runs, _steps_per_epoch(runs))
+
+
+def by_config(
+    workdirs: Sequence[str | os.PathLike], bands: bool = True
+) -> dict[str, list[pathlib.Path]]:
+  """Returns runs by their config but for the seed, or each alone, by a label.
+
+  One that repeats a seed is alone, and that is told.
+  """
+  paths = [places.at(any_path(path)) for path in workdirs]
   labels, members, seeds = _labels(paths), {}, {}
   for number, path in enumerate(paths):
     config, seed = _config(path)
     key = bands and config or number
     if seed in seeds.setdefault(key, set()):
-      print(f'{path} repeats seed {seed} of its config: drawn alone')
+      print(f'{path} repeats seed {seed} of its config: alone')
       key = number
     seeds.setdefault(key, set()).add(seed)
     members.setdefault(key, []).append(number)
-  groups = []
+  found = {}
   for numbers in members.values():
     label = labels[numbers[0]]
     if len(numbers) > 1:
       common = os.path.commonprefix([labels[n] for n in numbers])
-      name = common.rstrip('0123456789').rstrip('_-./ ') or label
-      name = name.removesuffix('_seed').removesuffix('_s')
-      label = f'{name} ({len(numbers)} seeds)'
-    mine = [runs[n] for n in numbers]
-    groups.append(Group(label, mine, _steps_per_epoch(mine)))
-  return groups
+      name = common.rstrip('0123456789').rstrip('_-./ ')
+      name = re.sub('[_/]s(eed)?$', '', name)
+      label = name if name and name not in found else label
+    found[label] = [paths[n] for n in numbers]
+  return found
 
 
 def _config(path: pathlib.Path) -> tuple[str, Any]:
@@ -179,7 +205,7 @@ def _curve(number: int, group: Group, name: str) -> Curve | None:
 
 
 def _draw(
-    names: Sequence[str],
+    panels: Mapping[str, tuple[str, Sequence[str]]],
     curves: Mapping[str, Sequence[Curve]],
     groups: Sequence[Group],
     axis: str,
@@ -188,6 +214,7 @@ def _draw(
   per_epoch = {group.steps_per_epoch for group in groups}
   if None in per_epoch:
     axis = 'step'
+  names = list(panels)
   columns = min(max(int(width / figures.COLUMN), 1), len(names))
   rows = -(-len(names) // columns)
   # The legend, below all, has a line for each group and two kinds.
@@ -201,7 +228,7 @@ def _draw(
       plot_axis.set_axis_off()
       continue
     name = names[number]
-    title, scalars = PANELS[name]
+    title, scalars = panels[name]
     for curve in curves[name]:
       group = groups[curve.group]
       scale = group.steps_per_epoch if axis == 'epoch' else 1.0
@@ -293,7 +320,7 @@ def main(workdirs: Sequence[str]) -> None:
 if __name__ == '__main__':
   text = 'Path of the picture: .png, .pdf, .svg.'
   command_line.define_path('output', text, 'curves.png')
-  text = f'Panels to draw, of {",".join(PANELS)}; those there are.'
+  text = f'Panels to draw, of {",".join(PANELS)}, or eval/top1; those there are.'
   flags.DEFINE_list('panels', None, text)
   flags.DEFINE_enum(
       'axis', 'epoch', ['epoch', 'step'], 'What the curves are drawn over.'

@@ -94,7 +94,11 @@ class Checkpointer(contextlib.AbstractContextManager):
   What cannot be trusted goes to `<directory>_damaged/<step>`, and stays there.
 
   With several processes every method is called by all of them, the directory
-  is shared, and the state as well as the iterator state is the same on all.
+  is shared, and the state, the iterator state and the record are the same on
+  all.
+
+  Attributes:
+    record: what the states belong to, as JSON can hold it; see `records`.
   """
 
   def __init__(
@@ -111,7 +115,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       directory: `<workdir>/checkpoints`.
       keep: how many of the newest; at least 2, as one may turn out damaged.
       report: called with one line for each damaged checkpoint set aside.
-      record: what the states belong to, as JSON can hold it; see `records`.
+      record: see the attribute.
 
     Raises:
       InputError: see `check_place`.
@@ -119,7 +123,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     check_place(directory)
     # Orbax takes absolute paths only.
     self._directory = places.whole(directory)
-    self._report, self._record = report, json.loads(json.dumps(record))
+    self._report, self.record = report, record
     self._has_read_back = False
     if getattr(sys.unraisablehook, 'func', None) is not _tell_unraisable:
       hook = functools.partial(_tell_unraisable, sys.unraisablehook)
@@ -185,12 +189,13 @@ class Checkpointer(contextlib.AbstractContextManager):
       raise InputError(f'{str(self._directory)!r} has gone while training')
     leaves = _to_host(state)
     # What JSON gives back (string keys, lists), or digests would differ.
-    iterator_state = json.loads(json.dumps(iterator_state))
+    beside = json.loads(json.dumps((iterator_state, self.record)))
+    iterator_state, record = beside
     meta = {
-        'digest': _digest(step, leaves, iterator_state, self._record),
+        'digest': _digest(step, leaves, *beside),
         'leaves': _listed(leaves),
         'iterator_state': iterator_state,
-        'record': self._record,
+        'record': record,
     }
     # Orbax cannot store empty arrays: `meta` alone is enough for those.
     arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}

@@ -59,8 +59,8 @@ def train(
     config: of the run, such as `configs/digits.py` gives; it is completed.
     workdir: directory of the run. It gets config.json, parameters.txt,
       classes.json (and categories.json, if classes have numbers),
-      metrics.jsonl, tensorboard/ and checkpoints/, and unreadable.txt if there
-      are images that cannot be read.
+      metrics.jsonl, tensorboard/ and checkpoints/, at its end finished.json,
+      and unreadable.txt if there are images that cannot be read.
     writer: in the first process it is called with the step and the scalars of
       each row of metrics.jsonl, as the row is written.
     profile_steps: the first and the last step to trace into <workdir>/profile.
@@ -107,7 +107,7 @@ def train(
             record={
                 'config': config.to_dict(),
                 'classes': list(batches.class_names),
-                'commit': rundir.commit(),
+                'commit': (made_by := rundir.made_by())['commit'],
             },
         )
     )
@@ -122,12 +122,17 @@ def train(
     step, iterator_state = 0, {}
     trained = config  # What the checkpoint was trained by.
 
+    starts = []  # What made the run so far, as far as it is known.
+
     def check(record):
-      nonlocal trained
+      nonlocal trained, starts
       rundir.check_record(workdir, record, config, batches.class_names)
       trained = settings.complete(record['config']) if record else config
+      starts = (record or {}).get('starts', [])
 
     restored = checkpointer.restore_latest(state, check)
+    starts += [made_by] * (starts[-1:] != [made_by])
+    checkpointer.record['starts'] = starts
     if jax.process_index() == 0:
       rundir.write_config(workdir, config)
     if restored is not None:
@@ -172,9 +177,18 @@ def train(
       log.evaluation(step, metrics)
       return metrics
 
+    def end():
+      checkpointer.wait()  # Without the last one it is not at its end.
+      if metrics and step >= total and jax.process_index() == 0:
+        *_, total_size = macs.rows(state.params, macs_of_one())
+        facts = {k: total_size[k] for k in ('parameters', 'multiply_adds')}
+        rundir.finish(workdir, config, metrics, **facts, starts=starts)
+      return Result(step, total, metrics, stopped_by)
+
     if step >= total:
       logging.info('this run is complete; evaluating it again')
-      return Result(step, total, evaluation(), stopped_by)
+      metrics = evaluation()
+      return end()
     # A run that was asked to stop has left out what was due.
     if step and _is_due(step, total, eval_every):
       if not multihost_utils.broadcast_one_to_all(log.has_evaluation):
@@ -211,7 +225,7 @@ def train(
         log.sync()
         checkpointer.save(step, state, batches.get_state())
         log.restart_clock()
-    return Result(step, total, metrics, stopped_by)
+    return end()
 
 
 def predictions(

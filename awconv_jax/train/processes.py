@@ -256,7 +256,7 @@ def start(config: Any, workdir: str | None) -> None:
   facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
   facts['--workdir'] = str(workdir and places.whole(workdir))
   facts['Python'] = '.'.join(map(str, sys.version_info[:2]))
-  facts['the code of awconv_jax'] = _hash_of_code()
+  facts['the code of awconv_jax'] = hash_of_code()
   port, where = _watched.agree(facts), _watched.where
   host = where.coordinator.rpartition(':')[0]
   try:
@@ -268,7 +268,7 @@ def start(config: Any, workdir: str | None) -> None:
   agree(lambda: {'devices': f'{len(devices)} of {devices[0].device_kind}'})
 
 
-def _hash_of_code() -> str:
+def hash_of_code() -> str:
   package = pathlib.Path(__file__).resolve().parent.parent
   digest = hashlib.sha256()
   for path in sorted(package.rglob('*.py')):

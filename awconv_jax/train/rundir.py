@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import errno
 import fcntl
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 from typing import Any
@@ -25,6 +27,7 @@ from awconv_jax.weights.located import CHECKPOINTS, CONFIG
 CLASSES = 'classes.json'  # The names, in the order of labels.
 CATEGORIES = 'categories.json'  # With the data set's numbers, if it has any.
 UNREADABLE = 'unreadable.txt'  # Images that could not be read, one a line.
+FINISHED = 'finished.json'  # Of a run that came to its end, see `finish`.
 
 # What may differ when a run is continued: it changes where data lie or what is
 # shown and kept when, but not one bit of the trained weights; or, as another
@@ -43,6 +46,9 @@ FREE_KEYS = {
     'data.max_bad_fraction',
 }
 
+
+# Those whose versions a run notes.
+_LIBRARIES = 'jax', 'jaxlib', 'flax', 'optax', 'numpy'
 
 # May grow, by which a run is extended.
 LENGTH = 'num_epochs'
@@ -64,6 +70,52 @@ def commit() -> str | None:
   words += ['--exclude=*', '--abbrev=40']
   done = subprocess.run(words, capture_output=True, text=True, check=False)
   return done.stdout.strip() or None
+
+
+def made_by() -> dict[str, Any]:
+  """Returns what a run's numbers depend on, beside its config.
+
+  It is the same in all of its processes.
+  """
+  libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+  return {
+      'commit': commit(),
+      'code': processes.hash_of_code(),
+      'version': importlib.import_module('awconv_jax').__version__,
+      'device': jax.devices()[0].device_kind,
+      'devices': jax.device_count(),
+      'processes': jax.process_count(),
+      'python': platform.python_version(),
+  } | libraries
+
+
+def finish(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    metrics: Mapping[str, float],
+    **facts: Any,
+) -> None:
+  """Writes what is known of a run at its end, for `finished`.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    metrics: of the last evaluation.
+    **facts: further ones, as JSON can hold them.
+  """
+  told = {'metrics': dict(metrics), **facts}
+  told['host'] = {'platform': platform.platform(), 'cores': os.cpu_count()}
+  told['config'] = config.to_dict()
+  write(workdir / FINISHED, json.dumps(told, indent=2) + '\n')
+
+
+def finished(workdir: str | os.PathLike) -> dict[str, Any] | None:
+  """Returns what `finish` wrote; None if there is nothing of the kind."""
+  try:
+    told = json.loads((places.at(workdir) / FINISHED).read_text())
+    return told if isinstance(told['config'], dict) else None
+  except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    return None
 
 
 def write(path: pathlib.Path, text: str) -> None:
