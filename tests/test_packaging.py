@@ -26,6 +26,7 @@ UNDECLARED = {'pydantic_core', 'tensorflow', 'requests'}
 # What Orbax reads buckets with, and what the extra [gcs] brings.
 UNDECLARED |= {'etils', 'tensorstore', 'fsspec', 'gcsfs'}
 UNDECLARED |= {'huggingface_hub'}  # The extra [hub].
+UNDECLARED |= {'scipy'}  # JAX itself needs it.
 # The extra [export], and what has an environment of its own.
 UNDECLARED |= {'flatbuffers', 'jax2onnx', 'onnxruntime'}
 

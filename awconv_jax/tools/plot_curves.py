@@ -37,6 +37,8 @@ PANELS = {
 }
 # Those that jump from step to step, and are smoothed over this share of a run.
 _SMOOTHED, _SHARE = ('train/loss', 'train/top1'), 0.1
+# Scalars that are shown in per cent begin so.
+_FRACTIONS = 'top', 'AP', 'AR', 'mIoU', 'mfu'
 _HEIGHT = 1.75  # Inches of a panel.
 
 
@@ -121,6 +123,11 @@ def plot(
     panels = {name: chosen[name] for name in drawn}
     figure = _draw(panels, curves, groups, axis, width)
     return figures.save(figure, output)
+
+
+def unit(scalar: str) -> tuple[int, str]:
+  """Returns what a scalar is to be multiplied by, and then its unit."""
+  return (100, ' (%)') if scalar.startswith(_FRACTIONS) else (1, '')
 
 
 def _panel(name: str) -> tuple[str, tuple[str, ...]]:
@@ -268,7 +275,7 @@ def _lines(
 ) -> dict[str, Any]:
   """Draws a curve; returns what the legend has of it, by its label."""
   split, _, scalar = curve.name.partition('/')
-  factor = 100 if scalar in ('top1', 'AP', 'AP50', 'mfu') else 1
+  factor, _ = unit(scalar)
   where, values = curve.steps / scale, curve.values * factor
   color = f'C{curve.group}'
   label = f'{group.label}, {split}'
@@ -320,7 +327,9 @@ def main(workdirs: Sequence[str]) -> None:
 if __name__ == '__main__':
   text = 'Path of the picture: .png, .pdf, .svg.'
   command_line.define_path('output', text, 'curves.png')
-  text = f'Panels to draw, of {",".join(PANELS)}, or eval/top1; those there are.'
+  text = (
+      f'Panels to draw, of {",".join(PANELS)}, or eval/top1; those there are.'
+  )
   flags.DEFINE_list('panels', None, text)
   flags.DEFINE_enum(
       'axis', 'epoch', ['epoch', 'step'], 'What the curves are drawn over.'

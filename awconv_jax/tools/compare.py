@@ -1,0 +1,176 @@
+r"""Trains variants of a config with several seeds, and compares what comes out.
+
+  python -m awconv_jax.tools.compare --workdir=runs/study \
+      --study=configs/studies/cluttered_digits.toml
+  python -m awconv_jax.tools.compare --workdir=runs/study \
+      --study=configs/studies/cluttered_digits.toml --report
+  python -m awconv_jax.tools.compare --runs=runs/a0,runs/a1,runs/b0,runs/b1 \
+      --workdir=runs/comparison
+
+The file of a study has a config, changes to it by the name of a variant, and
+the seeds. Each run is one of train.py, in <workdir>/<variant>/seed<k> with
+its output beside it. All variants of a seed come first, then those of the next.
+The same command goes on after whatever ended it; what came to its end is not
+run again. A run that fails is named, the others go on, and the exit code is 1.
+
+Then it writes results.md, .csv, .tex and .json, and figures; --report does that
+alone, and --runs with runs that there are, grouped by config but for the seed.
+
+--jobs trains several at a time. On one GPU each gets its share of 90 % of the
+memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set. On CPU each takes all
+cores: leave it at 1, or bind each to fewer by
+XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
+
+--time measures a step of each variant, in turns, in one process: the only times
+that can be compared. The table has them from then on.
+"""
+
+from collections.abc import Sequence
+import json
+import pathlib
+
+from absl import flags
+
+from awconv_jax import command_line, figures
+from awconv_jax.errors import InputError, look_up
+from awconv_jax.options import local_path
+
+FLAGS = flags.FLAGS
+TIMES = 'times.json'
+
+
+def main() -> None:
+  """Trains, times and reports as the flags say."""
+  if not FLAGS.workdir or (FLAGS.study is None) == (FLAGS.runs is None):
+    raise InputError(
+        '--workdir and either --study or --runs are wanted, such as '
+        '--study=configs/studies/cluttered_digits.toml --workdir=runs/study'
+    )
+  local_path(FLAGS.workdir)
+  if FLAGS.runs is not None:
+    return _of_runs(FLAGS.runs)
+  _of_study()
+
+
+def _of_study() -> None:
+  # After the flags, so that --help and a mistake in them answer at once.
+  import jax
+
+  from awconv_jax.tools import comparison, step_times, study
+  from awconv_jax.train import programs, rundir
+
+  if not FLAGS.time:
+    # Devices are for the runs; here nothing is computed.
+    jax.config.update('jax_platforms', 'cpu')
+  workdir, told = pathlib.Path(FLAGS.workdir), study.read(FLAGS.study)
+  metric = FLAGS.metric or told.metric
+  seeds = [_seed(text) for text in FLAGS.seeds or ()]
+  chosen = study.runs(told, workdir, FLAGS.only or (), seeds)
+  failed = []
+  with study.claimed(workdir):
+    finished = {run.path: study.is_finished(run) for run in chosen}
+    if FLAGS.time:
+      configs = {run.variant: run.config for run in chosen[::-1]}
+      configs = {name: configs[name] for name in FLAGS.only or told.variants}
+      with programs.kept(workdir / TIMES):  # With those of the runs.
+        times = step_times.measure(configs, told.baseline)
+      rundir.write(workdir / TIMES, json.dumps(times, indent=1) + '\n')
+      print(f'written:  {workdir / TIMES}')
+    elif not FLAGS.report:
+      pending = [run for run in chosen if not finished[run.path]]
+      print(
+          f'{len(chosen)} runs in {workdir}, {len(chosen) - len(pending)} came '
+          'to their end before',
+          flush=True,
+      )
+
+      def result(run):
+        found = comparison.outcome(run.path, run.seed, metric, True)
+        return found.why or f'{metric} {found.value:.4f}'
+
+      env = study.environment(workdir, FLAGS.jobs)
+      failed = study.train(pending, env, jobs=FLAGS.jobs, result=result)
+    outcomes = {name: [] for name in told.variants}
+    for run in study.runs(told, workdir):
+      done = study.is_finished(run)
+      one = comparison.outcome(run.path, run.seed, metric, done)
+      # So that the results say the same wherever the directory lies.
+      place = str(run.path.relative_to(workdir))
+      outcomes[run.variant].append(one._replace(path=place))
+    _report(workdir, outcomes, metric, told.baseline, FLAGS.study)
+  if failed:
+    raise InputError(*(f'failed: {line}' for line in failed))
+
+
+def _of_runs(paths: Sequence[str]) -> None:
+  from awconv_jax.tools import comparison, plot_curves
+  from awconv_jax.train import logging
+
+  groups = plot_curves.by_config(paths)
+  workdir = pathlib.Path(FLAGS.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  baseline = FLAGS.baseline or next(iter(groups))
+  look_up('--baseline', baseline, groups)
+  metric = FLAGS.metric
+  if metric is None:
+    first = next(iter(groups.values()))[0]
+    names = {n for row in logging.read(first / 'metrics.jsonl') for n in row}
+    known = [n for n in plot_curves.PANELS if f'eval/{n}' in names]
+    metric = (known[1:] or known or ['loss'])[0]
+  groups = {n: [p.absolute() for p in found] for n, found in groups.items()}
+  outcomes = comparison.of_directories(groups, metric)
+  _report(workdir, outcomes, metric, baseline, 'comparison')
+
+
+def _report(workdir, outcomes, metric, baseline, name) -> None:
+  from awconv_jax.tools import comparison_files, plot_curves
+
+  if all(one.value is None for found in outcomes.values() for one in found):
+    print('no run has come to its end: there is nothing to compare yet')
+    return
+  path, times = workdir / TIMES, None
+  if path.exists():
+    times = json.loads(path.read_text())
+  written = comparison_files.write(
+      *(workdir, outcomes, metric, baseline),
+      title=pathlib.Path(name).stem,
+      times=times,
+      by_mean=FLAGS.sort,
+  )
+  written = list(written)
+  groups = {
+      name: [workdir / one.path for one in found if one.value is not None]
+      for name, found in outcomes.items()
+  }
+  groups = {name: paths for name, paths in groups.items() if paths}
+  for suffix in ('png', 'pdf'):
+    output = str(workdir / f'curves.{suffix}')
+    written.append(
+        plot_curves.plot(
+            *(groups, output), panels=[f'eval/{metric}'], width=figures.PAGE
+        )
+    )
+  print((workdir / 'results.md').read_text())
+  print(f'written:  {", ".join(written)}')
+
+
+def _seed(text: str) -> int:
+  if not text.isdecimal():
+    raise InputError(f'--seeds: {text!r} is no seed, such as 0,1,2')
+  return int(text)
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('study', None, 'A file in TOML: variants and seeds.')
+  text = 'Runs that there are, instead of a study.'
+  flags.DEFINE_list('runs', None, text)
+  flags.DEFINE_string('workdir', None, 'Gets the runs and the results.')
+  flags.DEFINE_integer('jobs', 1, 'How many runs at a time.', 1, 1000)
+  flags.DEFINE_list('only', None, 'Names of variants to train or time.')
+  flags.DEFINE_list('seeds', None, 'Seeds to train, such as 0,1.')
+  flags.DEFINE_string('metric', None, "Of the evaluation; the study's.")
+  flags.DEFINE_string('baseline', None, 'Name of a group of --runs.')
+  flags.DEFINE_bool('report', False, 'Train nothing: write the results.')
+  flags.DEFINE_bool('time', False, 'Train nothing: measure steps.')
+  flags.DEFINE_bool('sort', False, 'The best first, not as in the study.')
+  command_line.run(main)

@@ -1,0 +1,297 @@
+"""Writes a comparison: tables for people, papers and programs, and a figure."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+import csv
+import io
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+from awconv_jax import figures, text_table
+from awconv_jax.tools import comparison, plot_curves
+from awconv_jax.train import rundir
+
+_LATEX = {c: f'\\{c}' for c in '&%$#_{}'} | {
+    '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}',
+}
+_TEX = """\
+% {note}
+\\begin{{tabular}}{{l{columns}}}
+  \\toprule
+  {head} \\\\
+  \\midrule
+{body}
+  \\bottomrule
+\\end{{tabular}}
+"""
+
+
+def cells(
+    rows: Sequence[Mapping[str, Any]], metric: str, baseline: str
+) -> list[dict[str, str | None]]:
+  """Returns the rows of `comparison.table` as text, of the metric in its unit.
+
+  What there is of none of them has no column.
+  """
+  factor, unit = plot_curves.unit(metric)
+
+  def number(value, sign=''):
+    return f'{value * factor:{sign}.{2 if factor > 1 else 4}f}'
+
+  def one(row):
+    mean = apart = None
+    if row['n']:
+      mean = number(row['mean'])
+      mean += f' ± {number(row["std"])}' if row['n'] > 1 else ''
+    if row['pairs']:
+      apart = number(row['difference'], '+')
+      if row['pairs'] > 1:
+        ends = row['difference_low'], row['difference_high']
+        apart += f' [{", ".join(number(end, "+") for end in ends)}]'
+      if row['pairs'] < row['n']:
+        apart += f' of {row["pairs"]}'
+    size, macs = row['parameters'], row['multiply_adds']
+    time, ratio = row['step_ms'], row['step_ratio']
+    return {
+        'variant': row['variant'],
+        'n': str(row['n']),
+        f'{metric}{unit}': mean or '-',
+        f'against {baseline}{unit}': apart or '-',
+        'parameters': size and f'{size:,}',
+        'MMACs': macs and f'{macs / 1e6:,.2f}',
+        'step (ms)': time and f'{time:.3g}',
+        f'x {baseline}': ratio and f'{ratio:.2f}',
+    }
+
+  texts = [one(row) for row in rows]
+  there = [name for name in texts[0] if any(text[name] for text in texts)]
+  return [{name: text[name] or '-' for name in there} for text in texts]
+
+
+def notes(
+    variants: Mapping[str, Sequence[comparison.Outcome]],
+    metric: str,
+    baseline: str,
+    times: Mapping[str, Any] | None = None,
+) -> list[str]:
+  """Returns what has to be said beside the table, a sentence or two each."""
+  found = [
+      f'{metric} of the last evaluation of each run, not of its best: mean ± '
+      'standard deviation (n - 1) over n seeds.'
+  ]
+  if (count := len(variants) - 1) > 0:
+    found.append(
+        f'Against {baseline}: the mean difference over the seeds that both '
+        'have, pair by pair, and in brackets its '
+        f"{comparison.LEVEL:.0%} interval of Student's t. Of {count} such "
+        'intervals each may miss by chance one time in 20; they are not '
+        'widened for their number.'
+    )
+  every = [(n, o) for n, outcomes in variants.items() for o in outcomes]
+  if out := [f'{o.path} {o.why}' for _, o in every if o.value is None]:
+    found.append(f'Not counted, {len(out)} of {len(every)}: {"; ".join(out)}.')
+  unknown = [o.path for _, o in every if not o.facts and o.value is not None]
+  if unknown:
+    found.append(
+        f'Without {rundir.FINISHED}, so that it is not known whether they came '
+        f'to their end: {", ".join(unknown)}.'
+    )
+  makers = Counter(_makers(o.facts) for _, o in every if o.value is not None)
+  for maker, count in makers.most_common():
+    found.append(f'{count} run{"s" * (count > 1)} by {maker}.')
+  if times:
+    found.append(
+        f'Steps: medians over turns on {_place(times["made_by"])}, batches of '
+        f'{times["batch_size"]}.'
+    )
+  return found
+
+
+def _makers(facts: Mapping[str, Any]) -> str:
+  """Returns what made a run, start by start where there were several."""
+  if not facts:
+    return 'what is not recorded'
+  host = facts['host']
+  where = f' ({host["cores"]} cores, {host["platform"]})'
+  return ', then '.join(_place(start) for start in facts['starts']) + where
+
+
+def _place(start: Mapping[str, Any]) -> str:
+  commit = start['commit'] or 'unknown'
+  several = f'{start["devices"]} x ' * (start['devices'] > 1)
+  return (
+      f'commit {commit} (code {start["code"]}) on {several}{start["device"]}, '
+      f'jax {start["jax"]}, Python {start["python"]}'
+  )
+
+
+def markdown(
+    texts: Sequence[Mapping[str, str]], said: Sequence[str], title: str
+) -> str:
+  """Returns the table with its notes."""
+  lines = '\n'.join(f'- {note}' for note in said)
+  return f'# {title}\n\n{text_table.make(texts, str)}\n\n{lines}\n'
+
+
+def latex(texts: Sequence[Mapping[str, str]], said: Sequence[str]) -> str:
+  """Returns a table of booktabs."""
+
+  def line(words):
+    return ' & '.join(map(escaped, words))
+
+  def escaped(text):
+    text = ''.join(_LATEX.get(c, c) for c in text).replace('±', r'$\pm$')
+    text = re.sub(r'^x ', r'$\\times$ ', text)
+    # A minus, of a number.
+    return re.sub(r'(?<![\w.-])([+-])(?=\d)', r'$\1$', text)
+
+  return _TEX.format(
+      note=said[0],
+      columns='r' * (len(texts[0]) - 1),
+      head=line(texts[0]),
+      body='\n'.join(f'  {line(text.values())} \\\\' for text in texts),
+  )
+
+
+def plain_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the numbers as they are: fractions, and not per cent."""
+  file = io.StringIO()
+  writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  return file.getvalue()
+
+
+def figure(
+    rows: Sequence[Mapping[str, Any]],
+    variants: Mapping[str, Sequence[comparison.Outcome]],
+    metric: str,
+    baseline: str,
+    width: float = figures.PAGE,
+) -> Any:
+  """Draws each variant: its seeds, mean and interval; and the differences.
+
+  Above lies the first row; to be called within `figures.style`.
+  """
+  factor, _ = plot_curves.unit(metric)
+  label = plot_curves.PANELS.get(metric, [metric])[0]
+  drawn = figures.new(width, 0.55 + 0.19 * len(rows))
+  left, right = drawn.subplots(1, 2, sharey=True)
+  places = range(len(rows))
+  for place, row in zip(places, rows, strict=True):
+    color = 'C1' if row['variant'] == baseline else 'C0'
+    values = [o.value for o in variants[row['variant']] if o.value is not None]
+    values = [value * factor for value in values]
+    left.plot(values, [place + 0.22] * len(values), '|', color=color, ms=4)
+    _bar(left, place, row['mean'], row['low'], row['high'], factor, color)
+    ends = row['difference_low'], row['difference_high']
+    _bar(right, place, row['difference'], *ends, factor, color)
+  base = next(row for row in rows if row['variant'] == baseline)
+  if base['n']:
+    left.axvline(base['mean'] * factor, color='C1', lw=0.6, ls='--', zorder=0)
+  right.axvline(0, color='C1', lw=0.6, ls='--', zorder=0)
+  names = [f'{row["variant"]} ({row["n"]})' for row in rows]
+  left.set_yticks(places, names)
+  left.set_ylim(len(rows) - 0.4, -0.6)
+  left.set_xlabel(label)
+  unit = label.rpartition('(')[2].rstrip(')') if '(' in label else ''
+  points = 'points' if unit == '%' else unit
+  right.set_xlabel(f'difference to {baseline}' + f' ({points})' * bool(points))
+  for axis in (left, right):
+    axis.grid(axis='x')
+    axis.tick_params(axis='y', length=0)
+  note = drawn.legend(
+      handles=left.lines[:1] + left.containers[:1],
+      labels=['a seed', f'mean, {comparison.LEVEL:.0%} interval'],
+      loc='outside lower center',
+      ncols=2,
+  )
+  figures.plain_text(note)
+  figures.plain_text(left)
+  figures.plain_text(right)
+  return drawn
+
+
+def _bar(axis, place, mean, low, high, factor, color) -> None:
+  if mean is None:
+    return
+  reach = None
+  if low is not None:
+    reach = [[(mean - low) * factor], [(high - mean) * factor]]
+  axis.errorbar(
+      *([mean * factor], [place], None, reach),
+      fmt='o',
+      color=color,
+      capsize=1.5,
+      elinewidth=0.8,
+  )
+
+
+def write(
+    folder: pathlib.Path,
+    variants: Mapping[str, Sequence[comparison.Outcome]],
+    metric: str,
+    baseline: str,
+    *,
+    title: str,
+    times: Mapping[str, Any] | None = None,
+    by_mean: bool = False,
+) -> Iterator[str]:
+  """Writes results.{md,csv,tex,json} and figures; yields where they are.
+
+  Args:
+    folder: that gets them.
+    variants: outcomes by name.
+    metric: of them.
+    baseline: one of the names.
+    title: of the table.
+    times: see `step_times`.
+    by_mean: whether the best is the first, or all are as they were given.
+  """
+  measured = times and times['variants']
+  rows = comparison.table(variants, baseline, measured)
+  if by_mean:
+    rows.sort(key=lambda row: -math.inf if row['n'] == 0 else -row['mean'])
+  texts = cells(rows, metric, baseline)
+  said = notes(variants, metric, baseline, times)
+  told = dict(
+      title=title,
+      metric=metric,
+      baseline=baseline,
+      level=comparison.LEVEL,
+      rows=rows,
+      notes=said,
+      runs=[
+          dict(variant=name, **{**o._asdict(), 'facts': _without_config(o)})
+          for name, outcomes in variants.items()
+          for o in outcomes
+      ],
+      # But for the seed they are the same for all runs of a variant.
+      configs={
+          name: next((o.facts['config'] for o in found if o.facts), None)
+          for name, found in variants.items()
+      },
+      times=times,
+  )
+  for suffix, text in {
+      'md': markdown(texts, said, title),
+      'csv': plain_csv(rows),
+      'tex': latex(texts, said),
+      'json': json.dumps(told, indent=1) + '\n',
+  }.items():
+    path = folder / f'results.{suffix}'
+    rundir.write(path, text)
+    yield str(path)
+  with figures.style():
+    drawn = figure(rows, variants, metric, baseline)
+    for suffix in ('png', 'pdf'):
+      yield figures.save(drawn, str(folder / f'results.{suffix}'))
+
+
+def _without_config(found: comparison.Outcome) -> dict[str, Any]:
+  return {k: v for k, v in found.facts.items() if k != 'config'}

@@ -1,0 +1,353 @@
+"""A study: variants of a config, each trained with several seeds.
+
+Its file, in TOML, has a config, changes to it by name, and the seeds; see
+configs/studies. Runs lie in <workdir>/<variant>/seed<k>, and are runs like any
+other: each is a process of its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import copy
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from typing import Annotated, Any, NamedTuple
+
+from awconv_jax import command_line
+from awconv_jax import config as engine
+from awconv_jax.errors import InputError, look_up, one_line
+from awconv_jax.options import Bound, PositiveInt, Seed
+from awconv_jax.text_table import duration
+from awconv_jax.train import rundir, settings
+
+# Starts one run, of the arguments that train.py takes.
+TRAINER = sys.executable, '-m', 'awconv_jax.tools.studied'
+_LOCK = '.lock'
+# What a name of a variant may have, as it is that of a folder, and in lists.
+_NAME = re.compile(r'\w[\w +.=()-]*')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+  """What the file of a study holds.
+
+  Attributes:
+    config: of all runs, as --config takes it.
+    metric: of the evaluation, such as 'top1'.
+    baseline: name of the variant that the others are compared with.
+    seeds: how many, from 0 on; or which.
+    variants: changes to the config, by the name of a variant.
+    overrides: changes to the config for all of them.
+  """
+
+  config: str
+  metric: str
+  baseline: str
+  seeds: PositiveInt | Annotated[tuple[Seed, ...], Bound(min_length=1)]
+  variants: Mapping[str, Any]
+  overrides: Mapping[str, Any] | None = None
+
+  def all_seeds(self) -> tuple[int, ...]:
+    """Returns the seeds."""
+    if isinstance(self.seeds, int):
+      return tuple(range(self.seeds))
+    return tuple(self.seeds)
+
+
+class Run(NamedTuple):
+  """One run of a study: where it lies, and its config.
+
+  `flags` are those of train.py.
+  """
+
+  variant: str
+  seed: int
+  path: pathlib.Path
+  config: Any
+  flags: tuple[str, ...]
+
+  def __str__(self) -> str:
+    return f'{self.variant}, seed {self.seed}'
+
+
+def read(path: str) -> Study:
+  """Reads the file of a study.
+
+  Raises:
+    InputError: it cannot be read, or holds something else; in one line each.
+  """
+  try:
+    held = tomllib.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
+    reason = getattr(error, 'strerror', None) or one_line(str(error))
+    raise InputError(f'--study={path!r} cannot be read: {reason}') from error
+  with _named(f'--study={path!r}'):
+    study = Study(**engine.filled(held, Study, name='study'))
+    for name in study.variants:
+      if not _NAME.fullmatch(name):
+        raise InputError(f'no folder can be called as the variant {name!r}')
+    look_up('variant', study.baseline, study.variants)
+    seeds = study.all_seeds()
+    if len(set(seeds)) < len(seeds):
+      raise InputError(f'study.seeds={seeds} names one twice')
+  return study
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+  """Has errors say in each line what they are of."""
+  try:
+    yield
+  except InputError as error:
+    lines = (f'{name}: {line}' for line in str(error).split('\n'))
+    raise InputError(*lines) from error
+
+
+def runs(
+    study: Study,
+    workdir: str | os.PathLike,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> list[Run]:
+  """Returns the runs of a study: all variants of a seed, then of the next.
+
+  Args:
+    study: as of `read`.
+    workdir: of the study.
+    only: names of variants, if not all are meant.
+    seeds: if not all are meant.
+
+  Raises:
+    InputError: a variant cannot be, or is the same as another.
+  """
+  for name in only:
+    look_up('variant', name, study.variants)
+  for seed in seeds:
+    if seed not in study.all_seeds():
+      raise InputError(f'--seeds: {seed} is none of {study.all_seeds()}')
+  made, names = {}, {}
+  for name, changes in study.variants.items():
+    with _named(f'variant {name!r}'):
+      texts = _texts(study.overrides or {}, 'overrides') | _texts(changes, name)
+      if 'config.seed' in texts:
+        raise InputError('config.seed is set by study.seeds')
+      given = command_line.load_config(study.config)
+      config = settings.complete(given, texts)
+      held = json.dumps(config.to_dict(), sort_keys=True)
+      if (same := names.setdefault(held, name)) != name:
+        raise InputError(f'it is the same as {same!r}')
+    made[name] = config, texts
+  found = []
+  for seed in seeds or study.all_seeds():
+    for name in only or study.variants:
+      config, texts = made[name]
+      config = copy.deepcopy(config)
+      with config.unlocked():
+        config.seed = seed
+      path = pathlib.Path(workdir) / name / f'seed{seed}'
+      flags = [f'--config={study.config}', f'--workdir={path}']
+      flags += [f'--{key}={text}' for key, text in texts.items()]
+      flags += [f'--config.seed={seed}']
+      found.append(Run(name, seed, path, config, tuple(flags)))
+  return found
+
+
+def _texts(changes: Any, name: str, path: str = 'config') -> dict[str, str]:
+  """Returns changes by their paths, as the command line has them."""
+  if not isinstance(changes, Mapping):
+    raise InputError(f'{name} is a table of options, not {changes!r}')
+  texts = {}
+  for key, value in changes.items():
+    if isinstance(value, Mapping):
+      texts |= _texts(value, name, f'{path}.{key}')
+    else:
+      texts[f'{path}.{key}'] = value if isinstance(value, str) else repr(value)
+  return texts
+
+
+def is_finished(run: Run) -> bool:
+  """Returns whether a run came to its end.
+
+  Raises:
+    InputError: its directory has one of another config.
+  """
+  told = rundir.finished(run.path)
+  if told is None:
+    rundir.check_owner(run.path, run.config)
+    return False
+  with _named(f'{run.path}/{rundir.FINISHED}'):
+    held = settings.complete(told['config'])
+  if changes := rundir.differences(held, run.config):
+    raise InputError(
+        f'{str(run.path)!r} was trained with another config: {changes}; give '
+        'another --workdir, or that config, or take the run away'
+    )
+  return held.num_epochs == run.config.num_epochs
+
+
+def environment(workdir: str | os.PathLike, jobs: int) -> dict[str, str]:
+  """Returns the environment of runs, of which so many share a device.
+
+  What is set stays. Programs that were compiled for one are found by all.
+  """
+  wanted = {
+      'JAX_COMPILATION_CACHE_DIR': os.path.abspath(
+          os.path.join(workdir, '.jax_cache')
+      ),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+  }
+  if jobs > 1:
+    wanted['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / jobs:.3f}'
+  return wanted | os.environ
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike) -> Iterator[None]:
+  """Has the directory of a study for this process alone.
+
+  Raises:
+    InputError: it cannot be written, or another process has it.
+  """
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock = open(os.path.join(workdir, _LOCK), 'w')
+  except OSError as error:
+    reason = f'cannot be written: {error.strerror}'
+    raise InputError(f'--workdir={str(workdir)!r} {reason}') from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Ends with the process.
+    except BlockingIOError as error:
+      raise InputError(
+          f'--workdir={str(workdir)!r} has another `compare` under way; wait '
+          'for it, or stop it'
+      ) from error
+    yield
+
+
+def _is_free(path: pathlib.Path) -> bool:
+  """Returns whether no process trains the run of a directory."""
+  try:
+    with (path / _LOCK).open() as lock:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except FileNotFoundError:
+    pass
+  return True
+
+
+class _Started(NamedTuple):
+  run: Run
+  process: subprocess.Popen
+  since: float
+  log: pathlib.Path
+
+
+def _start(
+    run: Run, trainer: Sequence[str], env: Mapping[str, str]
+) -> _Started:
+  """Starts a run whose output goes to <workdir>/<variant>/seed<k>.log."""
+  log = run.path.with_name(f'{run.path.name}.log')
+  log.parent.mkdir(parents=True, exist_ok=True)
+  with log.open('ab') as file:
+    # Signals of a terminal reach `compare` alone, which ends it in order; and
+    # whatever ends that closes the pipe, for which `studied` waits.
+    process = subprocess.Popen(
+        [*trainer, *run.flags],
+        stdin=subprocess.PIPE,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        env=dict(env),
+        start_new_session=True,
+    )
+  return _Started(run, process, time.monotonic(), log)
+
+
+def _last_line(log: pathlib.Path) -> str:
+  lines = log.read_text(errors='replace').split('\n')
+  lines = [line for line in lines if line.strip()]
+  # An error of several lines begins by the first that says so.
+  return next((x for x in lines[::-1] if x.startswith('error: ')), lines[-1])
+
+
+def train(
+    pending: Sequence[Run],
+    env: Mapping[str, str],
+    *,
+    jobs: int = 1,
+    result: Callable[[Run], str] = str,
+    trainer: Sequence[str] = TRAINER,
+) -> list[str]:
+  """Trains runs, so many at a time; tells of each start and end.
+
+  If this is interrupted, or is killed, the runs save and end.
+
+  Args:
+    pending: in which order.
+    env: the environment of each.
+    jobs: how many at a time.
+    result: says what came out of one.
+    trainer: what starts one.
+
+  Returns:
+    A line for each that failed.
+  """
+  waiting, active, failed, took = list(pending), [], [], []
+  told_of_wait = False
+  try:
+    while waiting or active:
+      while waiting and len(active) < jobs:
+        run = next((run for run in waiting if _is_free(run.path)), None)
+        if run is None:
+          break  # What an earlier start left has to end first.
+        waiting.remove(run)
+        active.append(_start(run, trainer, env))
+        print(f'started   {run}: {active[-1].log}', flush=True)
+      if not active and not told_of_wait:
+        told_of_wait = True
+        print(f'waiting for who trains {waiting[0]} now, to end', flush=True)
+      time.sleep(0.05)
+      for one in [one for one in active if one.process.poll() is not None]:
+        active.remove(one)
+        one.process.stdin.close()
+        seconds = time.monotonic() - one.since
+        after = f'{one.run} after {duration(seconds)}'
+        code = one.process.returncode
+        if code == 0:
+          took.append(seconds)
+          line = f'finished  {after}: {result(one.run)}'
+        else:
+          how = signal.Signals(-code).name if code < 0 else f'exit code {code}'
+          failed.append(f'{one.run}: {how}: {_last_line(one.log)} ({one.log})')
+          line = f'failed    {after}: {failed[-1].partition(": ")[2]}'
+        print(line + _left(waiting, active, took, jobs), flush=True)
+  finally:
+    for one in active:
+      one.process.stdin.close()
+    if active:
+      print(f'{len(active)} runs save, and end', flush=True)
+    for one in active:
+      one.process.wait()
+  return failed
+
+
+def _left(waiting, active, took, jobs) -> str:
+  """Returns how many runs are left, and how long they take by those so far."""
+  count = len(waiting) + len(active)
+  if not count or not took:
+    return f'; {count} left' * bool(count)
+  mean = sum(took) / len(took)
+  now = time.monotonic()
+  seconds = len(waiting) * mean
+  seconds += sum(max(mean - (now - one.since), 0) for one in active)
+  seconds /= min(jobs, count)
+  return f'; {count} left, about {duration(seconds)}'

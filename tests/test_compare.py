@@ -1,0 +1,378 @@
+"""Studies: which runs there are, how they are trained, what is told of them."""
+
+import csv
+import fcntl
+import json
+import math
+import os
+import pathlib
+import sys
+import threading
+import time
+
+import commands
+import numpy as np
+import pytest
+from scipy import stats
+
+from awconv_jax import command_line, errors, figures
+from awconv_jax.tools import comparison, comparison_files, study
+from awconv_jax.train import settings
+
+FAKE = [sys.executable, '-S', str(pathlib.Path(__file__).parent)]
+FAKE[-1] += '/fake_trainer.py'
+TEXT = f"""
+config = '{commands.ROOT}/tests/tiny.py:aw_conv=false'
+metric = 'top1'
+baseline = 'plain'
+seeds = 3
+[overrides]
+num_epochs = 1
+model.width = 8
+[variants.plain]
+[variants.AW-SE]
+model.aw_conv = true
+model.attention = 'se'
+model.aw_options = {{reduction = 4}}
+[variants."wide (16)"]
+model.width = 16
+data.augment = [['flip', {{}}]]
+"""
+NAMES = 'plain', 'AW-SE', 'wide (16)'
+# By variant and seed: what comes out.
+VALUES = {
+    'plain': (0.5, 0.6, 0.52),
+    'AW-SE': (0.55, 0.66, 0.53),
+    'wide (16)': (0.5, 0.7, 0.6),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Writes the file of a study; returns its path."""
+
+  def write(text=TEXT):
+    path = tmp_path / 'x.toml'
+    path.write_text(text)
+    return str(path)
+
+  return write
+
+
+@pytest.fixture(scope='module')
+def completed(tmp_path_factory):
+  """The study, and its runs in a directory that is to be named."""
+  path = tmp_path_factory.mktemp('study') / 'x.toml'
+  path.write_text(TEXT)
+  told = study.read(str(path))
+  return told, study.runs(told, 'WORKDIR')
+
+
+@pytest.fixture
+def prepared(tmp_path, completed):
+  """Runs in a directory, and what the stand-in needs of them."""
+  told, found = completed
+  found = [
+      run._replace(
+          path=(path := tmp_path / 'study' / run.variant / run.path.name),
+          flags=(*run.flags, f'--workdir={path}'),
+      )
+      for run in found
+  ]
+  for run in found:
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(run.config.to_dict())
+    run.path.with_name(f'{run.path.name}.config').write_text(config)
+    does(run, VALUES[run.variant][run.seed])
+  return told, found
+
+
+def does(run, what):
+  run.path.with_name(f'{run.path.name}.does').write_text(str(what))
+
+
+def starts(run):
+  path = run.path.with_name(f'{run.path.name}.starts')
+  return path.read_text().splitlines() if path.exists() else []
+
+
+def train(found, **options):
+  pending = [run for run in found if not study.is_finished(run)]
+  env = study.environment(found[0].path.parents[1], options.get('jobs', 1))
+  return study.train(pending, env, trainer=FAKE, **options)
+
+
+def outcomes(told, found):
+  variants = {name: [] for name in told.variants}
+  for run in found:
+    done = study.is_finished(run)
+    one = comparison.outcome(run.path, run.seed, 'top1', done)
+    variants[run.variant].append(one)
+  return variants
+
+
+def test_runs_are_all_variants_of_a_seed_and_then_the_next(completed, tmp_path):
+  told, found = completed
+  assert [(run.variant, run.seed) for run in found] == [
+      (name, seed) for seed in range(3) for name in NAMES
+  ]
+  se, wide = found[1].config, found[-1].config
+  assert (se.model.aw_conv, se.model.attention, se.seed) == (True, 'se', 0)
+  assert se.model.aw_options.reduction == 4 and se.model.width == 8
+  assert (wide.model.width, wide.seed, wide.num_epochs) == (16, 2, 1.0)
+  # The flags alone give that config.
+  given = dict(flag[2:].split('=', 1) for flag in found[-1].flags)
+  assert given.pop('workdir') == 'WORKDIR/wide (16)/seed2'
+  assert given.pop('config') == told.config
+  again = settings.complete(command_line.load_config(told.config), given)
+  assert again.to_dict() == wide.to_dict()
+  some = study.runs(told, tmp_path, ['AW-SE'], [2])
+  assert [str(run) for run in some] == ['AW-SE, seed 2']
+
+
+@pytest.mark.parametrize(
+    'old, new, words',
+    [
+        ('seeds = 3', 'sedes = 3', ["did you mean 'seeds'"]),
+        ('seeds = 3', 'seeds = []', ['study.seeds=()']),
+        ('seeds = 3', 'seeds = [1, 1]', ['names one twice']),
+        ("'plain'", "'plane'", ["'plane'", "did you mean 'plain'"]),
+        ('[variants.plain]', '[variants."a/b"]\n[variants.plain]', ["'a/b'"]),
+        ('model.width = 16', 'model.widht = 1', ["'wide (16)'", 'width']),
+        ('model.width = 16', 'model.width = -1', ["'wide (16)'", 'width=-1']),
+        ('model.width = 16', 'seed = 1', ["'wide (16)'", 'study.seeds']),
+        ('model.width = 16\ndata', '# data', ["'wide (16)'", "as 'plain'"]),
+        ('[variants.plain]', '[variants.plain', ['cannot be read']),
+        ('tiny.py', 'tini.py', ['did you mean', 'tini.py']),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_one_line(write, old, new, words):
+  path = write(TEXT.replace(old, new, 1))
+  with pytest.raises(errors.InputError) as caught:
+    study.runs(study.read(path), 'x')
+  lines = str(caught.value).split('\n')
+  assert len(lines) == 1 + ('sedes' in new)  # And seeds are missing, then.
+  for word in words:
+    assert word in str(caught.value)
+
+
+def test_one_that_fails_is_named_and_the_others_go_on(prepared, capsys):
+  told, found = prepared
+  does(found[4], 'fail')
+  failed = train(found, jobs=2, result=lambda run: 'ok')
+  assert failed == [
+      f'AW-SE, seed 1: exit code 1: error: it cannot be ({found[4].path}.log)'
+  ]
+  assert [study.is_finished(run) for run in found] == [n != 4 for n in range(9)]
+  lines = capsys.readouterr().out.splitlines()
+  assert sum(line.startswith('started ') for line in lines) == 9
+  assert sum(line.startswith('finished ') for line in lines) == 8
+  assert 'left' in lines[-4] and 'about' in lines[-4]
+  # Again: that one alone, with its flags, and its share of the memory.
+  does(found[4], 0.66)
+  assert train(found, jobs=2) == []
+  assert [len(starts(run)) for run in found] == [1 + (n == 4) for n in range(9)]
+  assert '--config.model.attention=se' in starts(found[4])[0]
+  (one,) = outcomes(told, found[4:5])['AW-SE']
+  assert one.value == 0.66 and one.facts['starts'][0]['jax'] == '0.450'
+
+
+def test_what_was_set_stays(monkeypatch, tmp_path):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  made = study.environment(tmp_path, 4)
+  assert made['JAX_COMPILATION_CACHE_DIR'] == str(tmp_path / '.jax_cache')
+  assert made['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.225'
+  assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in study.environment(tmp_path, 1)
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.05')
+  made = study.environment(tmp_path, 4)
+  assert made['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.05'
+
+
+def test_a_run_of_another_config_is_named(prepared):
+  _, found = prepared
+  train(found[:1])
+  with found[0].config.unlocked():
+    found[0].config.model.width = 4
+  try:
+    with pytest.raises(errors.InputError, match='width is 8 there and 4 here'):
+      study.is_finished(found[0])
+  finally:
+    with found[0].config.unlocked():
+      found[0].config.model.width = 8
+
+
+def test_a_longer_study_makes_its_runs_longer(prepared):
+  _, found = prepared
+  train(found[:1])
+  longer = settings.complete(found[0].config, {'config.num_epochs': '2'})
+  assert not study.is_finished(found[0]._replace(config=longer))
+
+
+def test_no_two_processes_train_one_run(prepared, capsys):
+  _, found = prepared
+  os.mkfifo(pipe := found[0].path.with_name('seed0.wait'))
+  found[0].path.mkdir()
+  with study.claimed(found[0].path.parents[1]):
+    with pytest.raises(errors.InputError, match='another `compare` under way'):
+      with study.claimed(found[0].path.parents[1]):
+        pass
+  with (found[0].path / '.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(train(found[:2])))
+    thread.start()
+    while thread.is_alive() and not starts(found[1]):
+      time.sleep(0.01)
+    assert starts(found[1])  # The other comes first.
+    assert not starts(found[0])
+  while thread.is_alive():  # It waits for a reader.
+    try:
+      os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+      time.sleep(0.01)
+  thread.join()
+  assert ended == [[]] and len(starts(found[0])) == 1
+
+
+@pytest.mark.parametrize('n', [2, 3, 5, 12])
+def test_intervals_are_those_of_scipy(n):
+  rng = np.random.default_rng(n)
+  one, two = rng.normal(0.8, 0.02, (2, n))
+  found = comparison.interval(list(one))
+  np.testing.assert_allclose(found.mean, np.mean(one))
+  np.testing.assert_allclose(found.std, np.std(one, ddof=1))
+  want = stats.t.interval(0.95, n - 1, np.mean(one), stats.sem(one))
+  np.testing.assert_allclose((found.low, found.high), want)
+  apart = comparison.interval(list(one - two))
+  want = stats.ttest_rel(one, two).confidence_interval(0.95)
+  np.testing.assert_allclose((apart.low, apart.high), want)
+
+
+def test_of_one_value_there_is_no_interval():
+  assert comparison.interval([0.5])[1:] == (0.5, None, None, None)
+  assert comparison.interval([])[1:] == (None, None, None, None)
+
+
+def of(**values):
+  return {
+      name: [
+          comparison.Outcome(
+              f'{name}/{seed}', seed, v, 3, '' if v else 'why', {}
+          )
+          for seed, v in enumerate(row)
+      ]
+      for name, row in values.items()
+  }
+
+
+def test_differences_are_of_pairs_of_a_seed():
+  rows = comparison.table(of(a=[0.5, 0.6, 0.7], b=[0.6, None, 0.9]), 'a')
+  base, other = rows
+  assert (base['n'], base['difference'], base['pairs']) == (3, None, None)
+  assert (other['n'], other['pairs']) == (2, 2)
+  assert math.isclose(other['difference'], 0.15)
+  half = stats.t.ppf(0.975, 1) * np.std([0.1, 0.2], ddof=1) / np.sqrt(2)
+  assert math.isclose(other['difference_high'], 0.15 + half)
+
+
+def test_what_does_not_count_is_said(prepared):
+  told, found = prepared
+  does(found[1], 'nan')
+  train(found[:7])
+  (found[6].path / 'finished.json').unlink()  # As if it were under way.
+  said = comparison_files.notes(outcomes(told, found), 'top1', 'plain')
+  (line,) = [note for note in said if note.startswith('Not counted')]
+  assert line.startswith('Not counted, 4 of 9: ')
+  for run, why in (
+      (found[1], 'ended with top1 nan'),
+      (found[6], 'has not come to its end; it is at step 3'),
+      (found[7], 'has not begun'),
+      (found[8], 'has not begun'),
+  ):
+    assert f'{run.path} {why}' in line
+  assert any('5 runs by commit abc (code 123) on 4 x tpu v9' in n for n in said)
+
+
+def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
+  told, found = prepared
+  train(found, jobs=4)
+  workdir = tmp_path / 'study'
+  times = dict(milliseconds=2.0, ratio=1.25)
+  made_by = dict(commit=None, code='1', devices=1, device='cpu', jax='1')
+  held = dict(variants={'AW-SE': times}, batch_size=8)
+  held['made_by'] = made_by | dict(python='3')
+  (workdir / 'times.json').write_text(json.dumps(held))
+  flags = f'--study={write()}', f'--workdir={workdir}', '--report'
+  code, out, err = commands.tool('compare', *flags)
+  assert (code, err) == (0, '')
+  table = (workdir / 'results.md').read_text()
+  assert table in out
+  cells = [line.split('|')[1:-1] for line in table.splitlines() if '|' in line]
+  cells = [[cell.strip() for cell in line] for line in cells]
+  half = stats.t.ppf(0.975, 2) * stats.sem([5, 6, 1])
+  ends = f'[{4 - half:+.2f}, {4 + half:+.2f}]'
+  assert cells[0] == [
+      *('variant', 'n', 'top1 (%)', 'against plain (%)', 'parameters'),
+      *('MMACs', 'step (ms)', 'x plain'),
+  ]
+  assert cells[3] == [
+      *('AW-SE', '3', '58.00 ± 7.00', f'+4.00 {ends}', '1,008', '2.00'),
+      *('2', '1.25'),
+  ]
+  assert 'commit unknown (code 1)' in table
+  with (workdir / 'results.csv').open() as file:
+    rows = {row['variant']: row for row in csv.DictReader(file)}
+  assert float(rows['AW-SE']['difference']) == pytest.approx(0.04)
+  told = json.loads((workdir / 'results.json').read_text())
+  assert told['configs']['wide (16)']['model']['width'] == 16
+  assert [run['path'] for run in told['runs'][:2]] == [
+      'plain/seed0',
+      'plain/seed1',
+  ]
+  tex = (workdir / 'results.tex').read_text()
+  assert r'AW-SE & 3 & 58.00 $\pm$ 7.00 & $+$4.00 [$-$' in tex
+  for name in ('results', 'curves'):
+    assert (workdir / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+    assert (workdir / f'{name}.pdf').read_bytes()[:4] == b'%PDF'
+
+
+def test_runs_that_there_are_are_compared_without_a_study(prepared, tmp_path):
+  _, found = prepared
+  train([run for run in found if run.variant in NAMES[:2]], jobs=4)
+  places = []
+  for run in found:
+    if run.variant in NAMES[:2]:
+      places.append(f'{tmp_path}/{run.variant}_s{run.seed}')
+      run.path.rename(places[-1])
+  names = ','.join(places)
+  (tmp_path / 'AW-SE_s1/finished.json').unlink()
+  code, out, err = commands.tool(
+      'compare', f'--runs={names}', f'--workdir={tmp_path}/out'
+  )
+  assert (code, err) == (0, '')
+  rows = [line.split('|')[1:5] for line in out.splitlines() if '|' in line]
+  assert [cell.strip() for cell in rows[2][:2]] == ['plain', '3']
+  assert [cell.strip() for cell in rows[3][:2]] == ['AW-SE', '3']
+  assert 'Without finished.json' in out and 'AW-SE_s1' in out
+
+
+def test_the_figure_has_every_seed_and_both_intervals(prepared):
+  told, found = prepared
+  variants = of(plain=[0.5, 0.6], other=[0.7, 0.9], one=[0.8], none=[None])
+  rows = comparison.table(variants, 'plain')
+  with figures.style():
+    drawn = comparison_files.figure(rows, variants, 'top1', 'plain')
+  left, right = drawn.axes
+  seeds = [
+      [*line.get_xdata()]
+      for line in left.lines
+      if line.get_marker() == '|' and line.get_markersize() == 4
+  ]
+  assert seeds == [[50, 60], [70, 90], [80], []]
+  names = [text.get_text() for text in left.get_yticklabels()]
+  assert names == ['plain (2)', 'other (2)', 'one (1)', 'none (0)']
+  assert len(left.containers) == 3 and len(right.containers) == 2
+  segment = right.containers[0].lines[2][0].get_segments()[0]
+  want = 100 * rows[1]['difference_low'], 100 * rows[1]['difference_high']
+  np.testing.assert_allclose(segment[:, 0], want)
