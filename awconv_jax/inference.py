@@ -8,6 +8,9 @@
   found = detector('photo.jpg')  # Found(2 objects: 7 97% [12, 40, 36, 71], ...)
   print(found.names, found.scores, found.boxes)
 
+  segmenter = inference.load('runs/ink')
+  segmenter('photo.jpg').classes  # uint8 [H, W].
+
   classifier = inference.load('resnet50.pth', name='resnet50')
 
 The newest checkpoint in good order is read, the averages where a run has them.
@@ -30,10 +33,18 @@ from awconv_jax import models, places, weights
 from awconv_jax.data import any_image, decode, order, sources, streams
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
+from awconv_jax.data.segmentation import masks
 from awconv_jax.errors import InputError, look_up, one_line
 from awconv_jax.evaluators import coco
-from awconv_jax.results import SHOWN, Classes, Found, Prediction, listed
-from awconv_jax.tasks.flipped import Flipped
+from awconv_jax.results import (
+    SHOWN,
+    Classes,
+    Found,
+    Prediction,
+    Segmented,
+    listed,
+)
+from awconv_jax.tasks.flipped import Flipped, mirror
 from awconv_jax.train import partition, rundir, settings, warm_start
 from awconv_jax.weights import state_dict
 
@@ -42,7 +53,7 @@ Images = Sequence[any_image.AnyImage]
 
 @dataclasses.dataclass(repr=False)
 class Model:
-  """A trained network: what classifiers and detectors have in common.
+  """A trained network: what those of all tasks have in common.
 
     model('photo.jpg')  # What is on it.
     model([image, ...])  # A list of that.
@@ -393,7 +404,44 @@ class Classifier(Model):
 
 
 @dataclasses.dataclass(repr=False)
-class Detector(Model):
+class OnCanvas(Model):
+  """What looks at images of any aspect ratio, each on a canvas."""
+
+  @property
+  def _image_size(self) -> str:
+    height, width = self.config.data.canvas
+    return f'on {height}x{width}, or its transpose'
+
+  @functools.cached_property
+  def _geometry(self) -> canvases.Geometry:
+    return canvases.Geometry.of(self.config.data)
+
+  @property
+  def _strides(self) -> Sequence[int]:
+    raise NotImplementedError
+
+  def row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    small = self._geometry.plain(pixels, NOTHING)[0]
+    height, width = pixels.shape[:2]
+    canvas = self._geometry.canvas_of(order.PORTRAIT * (height > width))
+    return {
+        'image': canvases.paste(small, canvas),
+        'image_size': np.int32(small.shape[:2]),
+        'original_size': np.int32([height, width]),
+    }
+
+  def _cut(self, one: dict[str, np.ndarray], row: Any) -> dict[str, np.ndarray]:
+    """Returns what of each level is of the image."""
+    strides, cut = self._strides, {}
+    for name, level in one.items():
+      stride = strides[int(name.removeprefix('p')) - 2]
+      height, width = -(-row['image_size'] // stride)
+      cut[name] = level[:height, :width]
+    return cut
+
+
+@dataclasses.dataclass(repr=False)
+class Detector(OnCanvas):
   """Detects objects: on the canvas, with the boxes taken back from there."""
 
   @functools.cached_property
@@ -428,37 +476,13 @@ class Detector(Model):
     return self.categories[1]
 
   @property
-  def _image_size(self) -> str:
-    height, width = self.config.data.canvas
-    return f'on {height}x{width}, or its transpose'
-
-  @functools.cached_property
-  def _geometry(self) -> canvases.Geometry:
-    return canvases.Geometry.of(self.config.data)
-
-  def row(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    small = self._geometry.plain(pixels, NOTHING)[0]
-    height, width = pixels.shape[:2]
-    canvas = self._geometry.canvas_of(order.PORTRAIT * (height > width))
-    return {
-        'image': canvases.paste(small, canvas),
-        'image_size': np.int32(small.shape[:2]),
-        'original_size': np.int32([height, width]),
-    }
+  def _strides(self) -> Sequence[int]:
+    return self.config.model.anchors.strides
 
   def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
     threshold = self.config.model.detections.threshold
     task = Flipped(self.task, threshold) if flip else self.task
     return task.predict(variables, batch)
-
-  def _cut(self, one: dict[str, np.ndarray], row: Any) -> dict[str, np.ndarray]:
-    """Returns what of each level is of the image."""
-    strides, cut = self.config.model.anchors.strides, {}
-    for name, level in one.items():
-      stride = strides[int(name.removeprefix('p')) - 2]
-      height, width = -(-row['image_size'] // stride)
-      cut[name] = level[:height, :width]
-    return cut
 
   def detect(
       self, images: Images, *, batch_size: int = 8, flip: bool = False
@@ -477,6 +501,35 @@ class Detector(Model):
     names = [self.names[label] for label in labels]
     size = tuple(map(int, one['original_size']))
     return Found(boxes.astype(np.float32), scores, labels, names, size)
+
+
+@dataclasses.dataclass(repr=False)
+class Segmenter(OnCanvas):
+  """Gives every pixel a class: on the canvas, and taken back from there."""
+
+  @property
+  def _strides(self) -> Sequence[int]:
+    return [4, 8, 16, 32, 64]  # As `SemanticFPN` wants.
+
+  def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
+    """Returns 'classes' on the canvas, and what else the batch has."""
+    logits = self.task.forward(variables, batch)
+    if flip:
+      widths = batch['image_size'][:, 1]
+      mirrored = {**batch, 'image': mirror(batch['image'], widths)}
+      other = self.task.forward(variables, mirrored)
+      logits = (logits + mirror(other, widths)) / 2
+    others = {k: v for k, v in batch.items() if k != 'image'}
+    return others | {'classes': logits.argmax(-1).astype(jnp.uint8)}
+
+  def result(self, one: dict[str, np.ndarray], row: Any = None) -> Segmented:
+    height, width = one['image_size']
+    size = tuple(map(int, one['original_size']))
+    classes = masks.nearest(one['classes'][:height, :width], size)
+    return Segmented(classes, self.names)
+
+
+ON_CANVAS = {'detection': Detector, 'segmentation': Segmenter}
 
 
 def imagenet_config(
@@ -526,7 +579,7 @@ def load(
     name: str | None = None,
     entry: str | None = None,
     **options: Any,
-) -> Classifier | Detector:
+) -> Classifier | Detector | Segmenter:
   """Loads a trained network, ready to be used.
 
   Args:
@@ -553,9 +606,9 @@ def load(
   task, data = settings.create_task(config), config.data
   # Where one mean serves all channels, the weights say how many there are.
   channels = (3, 1) if len(config.task.mean) == 1 else (len(config.task.mean),)
-  if config.task.name == 'detection':
+  if on_canvas := ON_CANVAS.get(config.task.name):
     loaded = _variables(source, task, data.canvas, channels, entry)
-    return Detector(task, config, source, *loaded)
+    return on_canvas(task, config, source, *loaded)
   side, kind = data.eval_image_size, data.eval_interpolation
   loaded = _variables(source, task, (side, side), channels, entry)
   crop = dict(size=side, share=data.eval_crop, interpolation=kind)

@@ -10,6 +10,7 @@ from awconv_jax import text_table
 _KINDS = {
     'classification': 'image-classification',
     'detection': 'object-detection',
+    'segmentation': 'image-segmentation',
 }
 _TEXT = """\
 ---

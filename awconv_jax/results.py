@@ -74,6 +74,29 @@ class Classes:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class Segmented:
+  """What every pixel of an image is: classes uint8 [H, W], and their names."""
+
+  classes: np.ndarray
+  names: Sequence[str]
+
+  def shares(self) -> dict[str, float]:
+    """Returns the share of pixels of each class there is, the largest first."""
+    labels, counts = np.unique(self.classes, return_counts=True)
+    order = np.argsort(-counts, kind='stable')
+    return {
+        self.names[labels[i]]: float(counts[i] / self.classes.size)
+        for i in order
+    }
+
+  def __repr__(self) -> str:
+    shares = self.shares()
+    shown = [f'{one_line(k)} {v:.1%}' for k, v in [*shares.items()][:SHOWN]]
+    height, width = self.classes.shape
+    return f'Segmented({width}x{height}: {listed(shown, shares)})'
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Found:
   """What was found on an image, the best first; labels are from 0 on.
 

@@ -250,8 +250,10 @@ class _Batches:
       except UnreadableError:
         continue
       digest.update(record['image'])
-      objects = record['objects'] if 'objects' in record else None
-      parts = [record['label']] if objects is None else vars(objects).values()
+      if 'objects' in record:
+        parts = vars(record['objects']).values()
+      else:
+        parts = [record['label' if 'label' in record else 'classes']]
       for part in parts:
         digest.update(np.asarray(part).tobytes())
     names = json.dumps(self.class_names)

@@ -339,6 +339,23 @@ class EncodedImage:
     return resized.copy() if np.may_share_memory(resized, pixels) else resized
 
 
+def numbers(data: bytes) -> np.ndarray:
+  """Returns the numbers of a palette's or a grey image, upright, uint8 [H, W].
+
+  Those in the file: of a palette the places in it, and not the colours there.
+
+  Raises:
+    UnreadableError: it is no image, or not a whole one.
+  """
+  _, _, turn = header(io.BytesIO(data))
+  try:
+    with _open(io.BytesIO(data)) as image:
+      pixels = np.array(image).astype(np.uint8)
+  except Exception as error:  # Every decoder of Pillow has its own.
+    raise _unreadable(error, io.BytesIO(data)) from error
+  return _upright(pixels, turn)
+
+
 def _scaled(start: int, length: int, factor: int, limit: int) -> slice:
   """Returns the interval in pixels that are `factor` times as large."""
   first = min(round(start / factor), limit - 1)

@@ -25,7 +25,9 @@ SPLITS = {
     'digit_scenes': dict(
         train=digit_scenes.NUM_TRAIN, test=digit_scenes.NUM_TEST
     ),
+    'masks:tfds:oxford_iiit_pet': dict(train=3_680, test=3_669),
 }
+SPLITS['masks:digit_scenes'] = SPLITS['digit_scenes']
 _CHANNELS = {'digits': digits.Digits.channels}
 
 
@@ -55,8 +57,8 @@ def blank_batch(
 ) -> batches.Batch:
   """Returns a batch of blank rows over all hosts, without its memory.
 
-  Images with boxes lie on the canvas for landscapes; images have 3 channels but
-  where a data set of `SPLITS` has others.
+  Images with boxes or masks lie on the canvas for landscapes; images have 3
+  channels but where a data set of `SPLITS` has others.
 
   Args:
     options: `config.data`.

@@ -94,7 +94,7 @@ class FolderSource:
       reasons = '; '.join(wrong) or f'want {root}/<class>/<image>'
       raise InputError(f'{root} cannot be used: {reasons}')
     self.faults = left_out_line(left_out)
-    files = part(sorted(files, key=_mixed))
+    files = part(sorted(files, key=mixed))
     if not files:
       raise InputError(f'split {split!r} of {shown} holds no images')
     numbers = {name: i for i, name in enumerate(classes)}
@@ -183,5 +183,6 @@ def left_out_line(files: list[bytes]) -> tuple[str, ...]:
   )
 
 
-def _mixed(file: bytes) -> bytes:
+def mixed(file: bytes) -> bytes:
+  """Returns what sorts files in an order that their names fix, and mixes."""
   return hashlib.blake2b(file, digest_size=16).digest()

@@ -7,8 +7,8 @@ A source has `len(source)`, `source.class_names`,
 `source.place(i)` names it. Of labelled images it is a record `{'image': bytes,
 'label': int, 'id': int or str}`, where 'label' is an array of ints if an image
 may have several, and `source.label_shape` is the array's. What sources of
-images with boxes have, `detection.objects` says. A new data set is one more
-entry of `DATASETS`.
+images with boxes have, `detection.objects` says, and those of images with masks
+`segmentation.masks`. A new data set is one more entry of `DATASETS`.
 """
 
 import functools
@@ -21,7 +21,10 @@ from awconv_jax.data.detection.digit_scenes import DigitScenes
 from awconv_jax.data.digits import Digits
 from awconv_jax.data.folder_source import FolderSource
 from awconv_jax.data.labelled_images import LabelledImages
-from awconv_jax.data.tfds_source import TfdsObjects, open_tfds
+from awconv_jax.data.segmentation.digit_masks import DigitMasks
+from awconv_jax.data.segmentation.mask_folder import MaskFolder
+from awconv_jax.data.segmentation.masked_images import MaskedImages
+from awconv_jax.data.tfds_source import TfdsMasks, TfdsObjects, open_tfds
 from awconv_jax.errors import look_up
 
 # What reads each, and what opens a split of it, given its name and the folder.
@@ -40,11 +43,26 @@ DATASETS = {
         functools.partial(open_tfds, source_class=TfdsObjects),
     ),
 }
+# What has masks, by what stands between 'masks:' and a further colon.
+MASKS = {
+    'digit_scenes': lambda rest, dir, split: DigitMasks(split),
+    'tfds': functools.partial(open_tfds, source_class=TfdsMasks),
+    'folder': lambda path, dir, split: MaskFolder(path, split),
+}
+
+
+def _open_masks(name: str, dir: str | None, split: str) -> Any:
+  """Opens 'digit_scenes', 'tfds:<name>' or 'folder:<path>'."""
+  kind, _, rest = name.partition(':')
+  return look_up('data set with masks', kind, MASKS)(rest, dir, split)
+
+
 # What follows the colon takes the place of the name.
 KINDS = {
     'tfds': (LabelledImages, open_tfds),
     'folder': (LabelledImages, lambda path, dir, s: FolderSource(path, s)),
     'coco_json': (BoxedImages, lambda path, dir, s: CocoJson(path, s)),
+    'masks': (MaskedImages, _open_masks),
 }
 
 
@@ -53,11 +71,14 @@ def reader_of(name: str) -> functools.partial:
 
   Args:
     name: a key of `DATASETS`, 'tfds:<name>' for any other data set of labelled
-      images of TFDS, 'folder:<path>' for a folder of images, or
-      'coco_json:<path>' for images with boxes; see `detection.coco_json`.
+      images of TFDS, 'folder:<path>' for a folder of images, 'coco_json:
+      <path>' for images with boxes (see `detection.coco_json`), or for images
+      with masks 'masks:digit_scenes', 'masks:tfds:<name>' or 'masks:folder:
+      <path>'.
 
   Returns:
-    A partial of `LabelledImages` or `BoxedImages`, which list the options.
+    A partial of `LabelledImages`, `BoxedImages` or `MaskedImages`, which list
+    the options.
   """
   prefix, _, rest = name.partition(':')
   if rest and prefix in KINDS:

@@ -18,12 +18,18 @@ import numpy as np
 from awconv_jax import places
 from awconv_jax.data.decode import EncodedImage, UnreadableError, below
 from awconv_jax.data.detection import objects
+from awconv_jax.data.segmentation import masks
 from awconv_jax.errors import InputError, of_the_system
 from awconv_jax.options import any_path
 
 # Of these features the first that a data set has is taken.
 _IDS = ('id', 'file_name')
 _LABELS = ('label', 'real_label')
+# Of TFDS's sets with masks the numbers in these, and what they stand for
+# (https://www.tensorflow.org/datasets/catalog/oxford_iiit_pet).
+_MASK = 'segmentation_mask'
+MASK_CLASSES = {'oxford_iiit_pet': {1: 'pet', 2: 'background', 3: 'border'}}
+_ENCODED = 'image', _MASK
 # More than any image of ReaL has (https://arxiv.org/abs/2006.07159).
 _MOST_LABELS = 20
 # What features may be of: TFDS would import any module that a file names.
@@ -61,7 +67,8 @@ class TfdsRecords:
       reason = f'{_reason(error)}; {_REMEDY}'
       raise InputError(f'cannot open {directory}: {reason}') from error
     self.info = builder.info
-    decoders = {'image': tfds.decode.SkipDecoding()}
+    encoded = [name for name in _ENCODED if name in self.info.features]
+    decoders = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
     try:
       self._records: Any = builder.as_data_source(split, decoders=decoders)
       len(self)  # Raises for a slice that ends before its start.
@@ -234,6 +241,29 @@ class TfdsObjects(objects.Source, TfdsRecords):
         with places.for_writing(path) as file:
           np.save(file, np.vstack([index, key]))
     return index
+
+
+class TfdsMasks(masks.Source, TfdsRecords):
+  """Images with masks, of the sets in `MASK_CLASSES`."""
+
+  def __init__(self, directory: str, split: str):
+    super().__init__(directory, split)
+    known = MASK_CLASSES.get(self.info.name)
+    if known is None or _MASK not in self.info.features:
+      raise InputError(
+          f'{directory} has no masks whose numbers are known; those of '
+          f'{", ".join(MASK_CLASSES)} are. Others are read as masks:folder:'
+          '<path>'
+      )
+    self.class_names, self._values = [*known.values()], [*known]
+
+  @property
+  def values(self) -> list[int]:
+    return self._values
+
+  def __getitem__(self, index: int) -> dict[str, bytes]:
+    record = self.record(index)
+    return {'image': record['image'], 'classes': record[_MASK]}
 
 
 def open_tfds(

@@ -50,6 +50,8 @@ def members_of(
   """Returns which rows of a batch are of which classes, float32 [N, K]."""
   if 'gt_labels' in batch:
     labels = np.where(batch['gt_valid'], batch['gt_labels'], -1)
+  elif 'gt_classes' in batch:  # A class is on an image by one pixel of it.
+    labels = batch['gt_classes'].reshape(len(batch['mask']), -1)
   else:
     labels = np.asarray(batch['label']).reshape(len(batch['mask']), -1)
   found = (labels[..., None] == np.asarray(classes)).any(1)

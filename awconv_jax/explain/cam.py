@@ -193,6 +193,11 @@ def class_activation(
     NothingFound: there is no such detection; it is an InputError.
     InputError: there is no such class or layer, or it is no image.
   """
+  if isinstance(model, inference.Segmenter):
+    raise errors.InputError(
+        'Grad-CAM is of the class of an image, or of a box; of pixels look at '
+        '--panels=maps,groups,deviation,kernels'
+    )
   if isinstance(label, str):
     names = {name: i for i, name in reversed([*enumerate(model.names)])}
     label = errors.look_up('class', label, names)

@@ -1,4 +1,4 @@
-"""Networks and detectors by name: `create('resnet50', aw_conv=True)`."""
+"""Networks, detectors and segmenters by name: `create('resnet50')`."""
 
 from collections.abc import Mapping
 import functools
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from awconv_jax import errors
 from awconv_jax.models.detection import faster_rcnn, presets
 from awconv_jax.models.registry import MODELS
+from awconv_jax.models.segmentation import semantic_fpn
 from awconv_jax.options import marker_of, options_of
 
 DETECTORS = {'faster_rcnn': faster_rcnn.FasterRCNN}
+SEGMENTERS = {'semantic_fpn': semantic_fpn.SemanticFPN}
 IMAGENET_SIDE = 224  # Pixels of the images that weights for ImageNet are for.
 
 
@@ -69,13 +71,43 @@ def create_detector(
   """
   detector = errors.look_up('detector', name, DETECTORS)
   options = presets.with_preset(preset, **options)
-  _check_names(detector, options, name)
+  return _over(detector, name, backbone, options)
+
+
+def create_segmenter(
+    name: str = 'semantic_fpn',
+    *,
+    backbone: str | Mapping[str, Any] = 'resnet50',
+    **options: Any,
+) -> nn.Module:
+  """Returns a network by name that gives every pixel a class.
+
+  Args:
+    name: one of `SEGMENTERS`.
+    backbone: as for `create_detector`.
+    **options: such as num_classes; see `SemanticFPN`.
+
+  Raises:
+    InputError: a name or an option is unknown.
+  """
+  segmenter = errors.look_up('segmenter', name, SEGMENTERS)
+  return _over(segmenter, name, backbone, options)
+
+
+def _over(
+    whole: Any,
+    name: str,
+    backbone: str | Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> nn.Module:
+  """Returns what stands over a backbone, of checked options."""
+  _check_names(whole, options, name)
   fields = dict(name=backbone) if isinstance(backbone, str) else backbone
-  return detector(create(**fields, num_classes=None), **options)
+  return whole(create(**fields, num_classes=None), **options)
 
 
 def shapes_of(model: nn.Module, side: int = 64, channels: int = 3) -> Any:
-  """Returns the shapes of a network's or a detector's variables.
+  """Returns the shapes of the variables of any of these.
 
   Nothing is computed. They are a tree of `jax.ShapeDtypeStruct`, 'params' and
   'batch_stats', for images [side, side, channels].
@@ -84,6 +116,8 @@ def shapes_of(model: nn.Module, side: int = 64, channels: int = 3) -> Any:
   init = model.init
   if isinstance(model, tuple(DETECTORS.values())):
     arrays += [jnp.ones((1, 2)), jnp.ones((1, 1, 4))]  # Sizes and regions.
+  elif isinstance(model, tuple(SEGMENTERS.values())):
+    arrays.append(jnp.ones((1, 2)))
   else:
     init = functools.partial(init, train=False)
   return jax.eval_shape(init, jax.random.key(0), *arrays)

@@ -13,5 +13,10 @@ A task is made of a model and of its options. It has the attributes `model`,
 
 from awconv_jax.tasks.classification import Classification
 from awconv_jax.tasks.detection import Detection
+from awconv_jax.tasks.segmentation import Segmentation
 
-TASKS = {'classification': Classification, 'detection': Detection}
+TASKS = {
+    'classification': Classification,
+    'detection': Detection,
+    'segmentation': Segmentation,
+}

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from awconv_jax import models
 from awconv_jax.evaluators.coco import CocoEvaluator
-from awconv_jax.ops.valid_area import mask_padding
 from awconv_jax.tasks import pixels
 
 Variables = Mapping[str, Any]
@@ -36,15 +35,7 @@ class Detection:
       std: pixels.Std = pixels.STD,
   ):
     self.model, self.num_classes = model, model.num_classes
-    self._normalize = functools.partial(pixels.normalize, mean=mean, std=std)
-
-  def _prepare(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Returns images, 0 beyond their area, and the sizes of these areas."""
-    images, size = batch['image'], batch.get('image_size')
-    if size is None:
-      size = jnp.tile(jnp.array(images.shape[1:3]), (images.shape[0], 1))
-    # Padded after normalising: 0 is the mean colour there, not black.
-    return mask_padding(self._normalize(images), size), size
+    self._prepare = functools.partial(pixels.on_canvas, mean=mean, std=std)
 
   def forward(self, variables: Variables, batch: Batch) -> dict[str, Any]:
     """Returns all outputs for as many regions as are proposed."""

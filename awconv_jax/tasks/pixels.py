@@ -1,11 +1,12 @@
 """Normalisation of images on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from awconv_jax.errors import InputError
+from awconv_jax.ops.valid_area import mask_padding
 from awconv_jax.options import Number, PositiveFloat
 
 Mean, Std = Sequence[Number], Sequence[PositiveFloat]
@@ -31,3 +32,17 @@ def normalize(
   # float32, or with JAX_ENABLE_X64=1 float64.
   images, mean, std = (jnp.asarray(x, float) for x in (images, mean, std))
   return (images - mean) / std
+
+
+def on_canvas(
+    batch: Mapping[str, jax.Array], mean: Sequence[float], std: Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+  """Returns normalised images, 0 beyond their area, and the sizes of these.
+
+  The sizes int [B, 2] are the batch's 'image_size'; all of the images without.
+  """
+  images, size = batch['image'], batch.get('image_size')
+  if size is None:
+    size = jnp.tile(jnp.array(images.shape[1:3]), (images.shape[0], 1))
+  # Padded after normalising: 0 is the mean colour there, not black.
+  return mask_padding(normalize(images, mean, std), size), size

@@ -92,7 +92,12 @@ def main() -> None:
   """Prints the table that is asked for."""
   config = command_line.read_config()
   if config is not None:
-    network = models.create(**config.model.to_dict())  # And not a detector.
+    if config.task.name != 'classification':
+      raise InputError(
+          f'--config is of {config.task.name} ({config.model.name}); what its '
+          'modules have is told where a run starts: train.py --dry_run'
+      )
+    network = models.create(**config.model.to_dict())
     side, channels = config.data.image_size, FLAGS.channels
     print(f'{config.model.name}, one image of {side}x{side}x{channels}:')
     print(text_table.make(count(network, side, channels)))

@@ -48,7 +48,7 @@ CHANGES = {
     'max_bad_fraction': 'data.max_bad_fraction',
 }
 # Data sets whose owner named the classes; TFDS spells them in several ways.
-_OWN_NAMES = ('folder:', 'coco_json:')
+_OWN_NAMES = ('folder:', 'coco_json:', 'masks:folder:')
 
 
 def choose(
@@ -152,12 +152,13 @@ def evaluate(config: Any, source: str) -> dict[str, Any]:
 def table(metrics: Mapping[str, Any]) -> str:
   """Returns what `evaluate` or `predict.run` returned as text.
 
-  Where COCO has -1, as there is nothing to find, the table has 'n/a'; a line
+  Where there is -1, as there is nothing to find, the table has 'n/a'; a line
   below it says so if that is true of all objects.
   """
-  per_class = metrics.get('per_class', ())
   rows = [(k, v) for k, v in metrics.items() if k != 'per_class']
-  rows += [(f'AP of {c["name"]}', c['AP']) for c in per_class]
+  for one in metrics.get('per_class', ()):
+    *_, (measure, value) = one.items()
+    rows.append((f'{measure} of {one["name"]}', value))
   named = [dict(measure=name, value=value) for name, value in rows]
   text = text_table.make(named, text_table.measured)
   if metrics.get('AP') == -1:

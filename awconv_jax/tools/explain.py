@@ -8,7 +8,7 @@ r"""Draws what a trained network looks at: in photos, or by class of a data set.
 
 Of photos, --panels:
   cam       Grad-CAM of the first class, or of --label; of a detector, of its
-            best detection; see --layer
+            best detection; see --layer. There is none of segmentation
   maps      A at each tap of every AW-convolution, averaged over all else
   groups    A by tap and by group of inputs that share it
   deviation how far A differs from photo to photo
@@ -294,7 +294,8 @@ def main() -> None:
     raise errors.InputError('--number is for a detector, --run is none')
   if paths:
     options = command_line.given('label', 'layer', 'number')
-    wanted = FLAGS.panels or PHOTO_PANELS
+    pixels = isinstance(model, inference.Segmenter)
+    wanted = FLAGS.panels or PHOTO_PANELS[pixels:]  # Of pixels without cam.
     panels, numbers, broken = of_photos(model, paths, wanted, **options)
   else:
     batches = evaluate.eval_batches(model)

@@ -7,9 +7,9 @@ r"""Exports a trained network as one program, for use without this package.
 
 A directory is written. `model.stablehlo` is StableHLO by `jax.export`, for any
 number of images, on CPU, CUDA and TPU, with the weights within: uint8 images
-in, out come probabilities, or boxes, scores, labels and valid. `model.json` has
-the names of the classes, what images are to be brought to, and the shapes. A
-detector's canvas for portraits is `portrait.stablehlo`. With --format=onnx it
+in, out come probabilities, or boxes, scores, labels and valid, or the classes of
+pixels. `model.json` has the names of the classes, what images are to be brought
+to, and the shapes. A detector's canvas for portraits is `portrait.stablehlo`. With --format=onnx it
 is `model.onnx`, for --batch_size images.
 
 What was written is read back and compared with the network; it is removed if
@@ -64,7 +64,7 @@ def _outputs(model, variables, batch):
 def inputs(model: inference.Model, portrait: bool, number: Any) -> Arrays:
   """Returns the shapes of what the network takes for a number of images.
 
-  'image' is uint8 [N, H, W, C]; a detector's 'image_size', int32 [N, 2], are
+  'image' is uint8 [N, H, W, C]; on a canvas 'image_size', int32 [N, 2], are
   the heights and widths of the images on the canvas.
   """
   if isinstance(model, inference.Classifier):
@@ -80,7 +80,7 @@ def inputs(model: inference.Model, portrait: bool, number: Any) -> Arrays:
 
 def views(model: inference.Model) -> dict[str, bool]:
   """Returns the names of the programs, and whether they are for portraits."""
-  if isinstance(model, inference.Detector):
+  if isinstance(model, inference.OnCanvas):
     height, width = model.config.data.canvas
     if height != width:
       return {'model': False, 'portrait': True}
@@ -110,7 +110,8 @@ def difference(found: Arrays, expected: Arrays) -> dict[str, float]:
   """Returns, by output, the largest difference of any value.
 
   Of boxes, as a share of the largest coordinate; of what should be the same,
-  such as labels, 1 for any difference.
+  such as labels, 1 for any difference; of the classes of pixels a hundredth of
+  the share that differs, as rounding decides where two are as likely.
   """
   if found.keys() != expected.keys():
     raise InputError(f'outputs are {sorted(found)}, not {sorted(expected)}')
@@ -122,6 +123,8 @@ def difference(found: Arrays, expected: Arrays) -> dict[str, float]:
     elif want.dtype.kind == 'f':
       scale = max(np.abs(want).max(), 1)
       result[name] = float(np.abs(got - want).max() / scale)
+    elif want.ndim == 3:
+      result[name] = float(np.mean(got != want)) / 100
     else:
       result[name] = float(np.any(got != want))
   return result
@@ -186,7 +189,7 @@ def _stablehlo(model, portrait, path, number):
 
 def _onnx(model, portrait, path, number):
   """Writes a program for a number of images; returns what runs the file."""
-  if isinstance(model, inference.Detector):
+  if not isinstance(model, inference.Classifier):
     raise InputError('--format=onnx is of classifiers alone; want stablehlo')
   # Of products alone, and right: jax2onnx translates the convolutions with
   # kernels of each sample into others.
@@ -213,10 +216,11 @@ def description(model: inference.Model) -> dict[str, Any]:
       classes=list(model.names),
       channels='RGB' if model.channels == 3 else 'grey',
   )
-  if isinstance(model, inference.Detector):
+  if isinstance(model, inference.OnCanvas):
     data = config.data
     sides = dict(canvas=[*data.canvas], short_side=data.short_side)
-    told |= dict(categories=[*model.category_ids])
+    if model.category_ids is not None:
+      told |= dict(categories=[*model.category_ids])
     told |= sides | dict(long_side=data.long_side)
   elif isinstance(model, inference.Classifier):
     told |= dict(image_size=model.preparation['size'])

@@ -31,6 +31,7 @@ PANELS = {
     'top1': ('top-1 accuracy (%)', ('train/top1', 'eval/top1')),
     'AP': ('AP (%)', ('eval/AP',)),
     'AP50': ('AP50 (%)', ('eval/AP50',)),
+    'mIoU': ('mIoU (%)', ('eval/mIoU', 'eval/majority_mIoU')),
     'learning_rate': ('learning rate', ('train/learning_rate',)),
     'speed': ('images/s', ('train/images_per_second',)),
     'mfu': ('model FLOP/s utilization (%)', ('train/mfu',)),

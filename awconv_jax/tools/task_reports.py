@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import cv2
@@ -13,9 +14,11 @@ from PIL import Image
 
 from awconv_jax import places
 from awconv_jax.evaluators.coco import CocoEvaluator
+from awconv_jax.evaluators.confusion import Confusion
 from awconv_jax.tools import (
     contact_sheet,
     draw_boxes,
+    draw_masks,
     evaluate,
     prediction_files,
 )
@@ -206,4 +209,80 @@ class Boxes:
     return metrics
 
 
-REPORTS = {'classification': Classes, 'detection': Boxes}
+class Masks:
+  """What is told of an image whose pixels got a class each."""
+
+  columns = ('label', 'name', 'share')
+  side = draw_boxes.LEAST_SIDE
+
+  def __init__(self, top: int, score: float, names: Names, ids: Any):
+    self._names, self._top = names, top
+    self._evaluator = Confusion(len(names), names)
+    self.update = self._evaluator.update
+
+  def record(self, seen: Seen) -> dict[str, Any]:
+    numbers = {name: label for label, name in enumerate(self._names)}
+    shares = [*seen.result.shares().items()][: self._top]
+    return {
+        'found': [
+            dict(label=numbers[name], name=name, share=float(f'{share:.6g}'))
+            for name, share in shares
+        ]
+    }
+
+  def text(self, found: Sequence[dict[str, Any]]) -> str:
+    return ', '.join(f'{c["name"]} ({c["share"]:.1%})' for c in found)
+
+  def picture(self, seen: Seen) -> np.ndarray:
+    """Returns the image, the classes on it, and the right ones if known."""
+    pixels, classes = seen.pixels(), [seen.result.classes]
+    if seen.row:
+      height, width = seen.row['image_size']
+      pixels = pixels[:height, :width]
+      names = [n for n in ('classes', 'gt_classes') if n in seen.row]
+      classes = [seen.row[name][:height, :width] for name in names]
+    shown = [draw_masks.draw(pixels, one, self._names) for one in classes]
+    return np.concatenate([pixels, *shown], axis=1)
+
+  def tile(self, seen: Seen, record: dict[str, Any]) -> contact_sheet.Tile:
+    lines = [(seen.name, contact_sheet.INK[None])]
+    lines += [
+        (self.text([one]), draw_masks.ink_of(one['label'], one['name']))
+        for one in record['found']
+    ]
+    return contact_sheet.fitted(self.picture(seen), self.side), lines
+
+  def draw(self, seen: Seen, folder: pathlib.Path, side: int) -> None:
+    """Writes a picture of its own, and a PNG of the classes' numbers."""
+    name = re.sub(r'\W+', '_', seen.name)
+    if not seen.row:
+      name = pathlib.Path(seen.name).stem[:50]
+    name = f'{seen.number:06}_{name}.png'
+    tile = self.picture(seen), self.tile(seen, self.record(seen))[1]
+    picture = contact_sheet.make([tile], max(side, self.side))
+    for kind, made in (
+        ('pictures', picture),
+        ('masks', Image.fromarray(seen.result.classes)),
+    ):
+      (folder / kind).mkdir(exist_ok=True)
+      with places.for_writing(folder / kind / name) as file:
+        made.save(file)
+
+  def outputs(self, folder: pathlib.Path | None, files: bool) -> Any:
+    del folder, files
+    return contextlib.nullcontext(lambda seen: None)
+
+  def metrics(self, folder: pathlib.Path | None) -> dict[str, Any]:
+    """Returns mean IoU and that of each class, and writes them."""
+    evaluator = self._evaluator
+    metrics = evaluator.compute() | {'per_class': evaluator.per_class()}
+    if folder is not None:
+      (folder / 'metrics.json').write_text(json.dumps(metrics))
+    return metrics
+
+
+REPORTS = {
+    'classification': Classes,
+    'detection': Boxes,
+    'segmentation': Masks,
+}

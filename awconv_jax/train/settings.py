@@ -14,7 +14,9 @@ from awconv_jax.train import optim
 _BY_LOOP = 'train', 'batch_size', 'seed', 'process_index', 'process_count'
 _READER = options.Named(data_sets.reader_of, 'data set', given=_BY_LOOP)
 _TASK = options.Named(tasks.TASKS, 'task', given=('model',))
-_MODEL = options.Named({**models.MODELS, **models.DETECTORS}, 'model')
+_MODEL = options.Named(
+    {**models.MODELS, **models.DETECTORS, **models.SEGMENTERS}, 'model'
+)
 _OPTIMIZER = options.Options(
     optim.create, given=('batch_size', 'total_steps', 'steps_per_epoch')
 )
@@ -30,7 +32,7 @@ class Settings:
     eval_batch_size: the same for evaluation, which is exact for any size.
     data: the data set, and the options of what reads it.
     task: what is learned, and its options.
-    model: the network or detector, and its options.
+    model: the network, detector or segmenter, and its options.
     optimizer: options of `optim.create`.
     seed: of the first weights, the order of the data, and all that is random.
     accumulation_steps: parts that a batch is computed in, one after the other.

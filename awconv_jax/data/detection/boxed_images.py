@@ -1,6 +1,7 @@
 """Batches of images with boxes; `data.detection` says what is in them."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.data.order import PORTRAIT, GroupedOrder, groups
 from awconv_jax.errors import InputError
+from awconv_jax.options import Bound
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,11 +19,13 @@ class BoxedImages(canvases.Geometry, batches.Reader):
   """Reads images with boxes, each batch of one orientation.
 
   Attributes:
+    max_boxes: M, rows of objects per image.
     train_empty: whether images without any box are trained on.
     drop_bad: whether faulty boxes and images are left out; if not, they are
       an error.
   """
 
+  max_boxes: Annotated[int, Bound(ge=1, le=2**16)] = 100
   train_empty: bool = False
   drop_bad: bool = False
 

@@ -1,8 +1,8 @@
-"""Brings images and their boxes to the canvas: resizing, flipping, cutting.
+"""Brings images and what is on them to the canvas: resizing, flipping, cutting.
 
-Images are uint8 [H, W, 3], and the objects those on them. Scales keep the
-aspect ratio up to the rounding to whole pixels; boxes are scaled by what the
-rounded sizes make of height and width each.
+Images are uint8 [H, W, 3]; what is on them, `Objects` or a `Mask`, follows by
+its methods `resized`, `flipped` and `cropped`. Scales keep the aspect ratio up
+to the rounding to whole pixels.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,13 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
-from awconv_jax.data.detection.objects import Objects
 from awconv_jax.data.order import PORTRAIT
 from awconv_jax.errors import InputError
 from awconv_jax.options import Bound, Interval, Side, UnitFloat
 
-# Pixels; less of a box than this inside of a crop is nothing to learn from.
-_LEAST_SIDE = 1e-2
 Rng = np.random.Generator
 Size = tuple[int, int]  # Height and width, in pixels.
-Pair = tuple[np.ndarray, Objects]
+Pair = tuple[np.ndarray, Any]  # An image, and what is on it.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,6 @@ class Geometry:
     flip: probability of mirroring, in training.
     scale_jitter: the smallest and the largest factor of large-scale jitter,
       which takes the place of `train_short_sides`; () is off.
-    max_boxes: M, rows of objects per image.
 
   Raises:
     InputError: the canvas cannot hold the sides.
@@ -48,7 +44,6 @@ class Geometry:
   train_short_sides: Annotated[tuple[Side, ...], Bound(min_length=1)]
   flip: UnitFloat = 0.5
   scale_jitter: Interval | tuple[()] = ()
-  max_boxes: Annotated[int, Bound(ge=1, le=2**16)] = 100
 
   def __post_init__(self):
     height, width = self.canvas
@@ -72,25 +67,25 @@ class Geometry:
     return self.canvas[::-1] if group == PORTRAIT else self.canvas
 
   def augmented(
-      self, pixels: np.ndarray, objects: Objects, group: int, rng: Rng
+      self, pixels: np.ndarray, truth: Any, group: int, rng: Rng
   ) -> Pair:
-    """Returns the image and its objects as they are trained on."""
+    """Returns the image and what is on it as they are trained on."""
     if self.scale_jitter:
       canvas, scales = self.canvas_of(group), self.scale_jitter
-      pixels, objects = jitter(pixels, objects, canvas, scales, rng)
+      pixels, truth = jitter(pixels, truth, canvas, scales, rng)
     else:
       short = self.train_short_sides[rng.integers(len(self.train_short_sides))]
       size = fitted(*pixels.shape[:2], short, self.long_side)
-      pixels, objects = resize(pixels, objects, size)
+      pixels, truth = resize(pixels, truth, size)
     # Drawn in any case, so that nothing else depends on the probability.
     if rng.random() < self.flip:
-      return flip(pixels, objects)
-    return pixels, objects
+      return flip(pixels, truth)
+    return pixels, truth
 
-  def plain(self, pixels: np.ndarray, objects: Objects) -> Pair:
-    """Returns the image and its objects as they are evaluated."""
+  def plain(self, pixels: np.ndarray, truth: Any) -> Pair:
+    """Returns the image and what is on it as they are evaluated."""
     size = fitted(*pixels.shape[:2], self.short_side, self.long_side)
-    return resize(pixels, objects, size)
+    return resize(pixels, truth, size)
 
 
 def fitted(height: int, width: int, short_side: int, long_side: int) -> Size:
@@ -104,38 +99,28 @@ def _scaled(height: int, width: int, scale: float) -> Size:
   return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def resize(pixels: np.ndarray, objects: Objects, size: Size) -> Pair:
+def resize(pixels: np.ndarray, truth: Any, size: Size) -> Pair:
   """Resizes by the 4 nearest pixels, as mmdetection does."""
-  height, width = pixels.shape[:2]
-  factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
-  if (height, width) != size:
+  before = pixels.shape[:2]
+  if before != size:
     pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
-  return pixels, dataclasses.replace(objects, boxes=objects.boxes * factors)
+  return pixels, truth.resized(before, size)
 
 
-def flip(pixels: np.ndarray, objects: Objects) -> Pair:
+def flip(pixels: np.ndarray, truth: Any) -> Pair:
   """Mirrors left and right."""
-  x0, y0, x1, y1 = objects.boxes.T
-  width = np.float32(pixels.shape[1])
-  boxes = np.stack([width - x1, y0, width - x0, y1], 1)
-  return pixels[:, ::-1], dataclasses.replace(objects, boxes=boxes)
+  return pixels[:, ::-1], truth.flipped(pixels.shape[1])
 
 
-def crop(
-    pixels: np.ndarray, objects: Objects, corner: Size, size: Size
-) -> Pair:
-  """Cuts what lies in a rectangle, from its top and left on, and its boxes."""
+def crop(pixels: np.ndarray, truth: Any, corner: Size, size: Size) -> Pair:
+  """Cuts what lies in a rectangle, from its top and left on."""
   top, left = corner
   pixels = pixels[top : top + size[0], left : left + size[1]]
-  height, width = pixels.shape[:2]
-  boxes = objects.boxes - np.float32([left, top] * 2)
-  boxes = boxes.clip(0, np.float32([width, height] * 2))
-  kept = (boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(1)
-  return pixels, dataclasses.replace(objects, boxes=boxes).take(kept)
+  return pixels, truth.cropped(corner, pixels.shape[:2])
 
 
 def jitter(
-    pixels: np.ndarray, objects: Objects, canvas: Size, scales: Any, rng: Rng
+    pixels: np.ndarray, truth: Any, canvas: Size, scales: Any, rng: Rng
 ) -> Pair:
   """Large-scale jitter, https://arxiv.org/abs/2012.07177.
 
@@ -144,10 +129,10 @@ def jitter(
   """
   height, width = pixels.shape[:2]
   scale = rng.uniform(*scales) * min(canvas[0] / height, canvas[1] / width)
-  pixels, objects = resize(pixels, objects, _scaled(height, width, scale))
+  pixels, truth = resize(pixels, truth, _scaled(height, width, scale))
   room = np.maximum(np.subtract(pixels.shape[:2], canvas), 0)
   top, left = (int(rng.integers(r + 1)) for r in room)
-  return crop(pixels, objects, (top, left), canvas)
+  return crop(pixels, truth, (top, left), canvas)
 
 
 def paste(pixels: np.ndarray, canvas: Size) -> np.ndarray:

@@ -47,11 +47,16 @@ def materials(train: bool) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
   return scans[chosen], labels[chosen], [photo[:, columns] for photo in photos]
 
 
+def draw(number: int) -> tuple[np.ndarray, list['Drawn']]:
+  """Draws scene `number`, of which the test's are the last; see `scene`."""
+  rng = np.random.default_rng(number)
+  return scene(*materials(number < NUM_TRAIN), rng)
+
+
 @functools.cache
 def record(number: int) -> dict[str, Any]:
-  """Draws scene `number`, as a record of `objects`; the test's are the last."""
-  rng = np.random.default_rng(number)
-  image, drawn = scene(*materials(number < NUM_TRAIN), rng)
+  """Returns scene `number` as a record of `objects`."""
+  image, drawn = draw(number)
   _, jpeg = cv2.imencode('.jpg', image[..., ::-1])
   # By way of shares of the sides, as TFDS keeps boxes.
   sides = np.float32([image.shape[1], image.shape[0]] * 2)
@@ -96,9 +101,14 @@ class Drawn(NamedTuple):
   """One object of a scene."""
 
   box: tuple[int, int, int, int]  # y0, x0, y1, x1, tight around the ink.
-  area: int  # Pixels of ink.
+  ink: np.ndarray  # Which pixels of the box are ink, bool [y1 - y0, x1 - x0].
   label: int
   is_crowd: bool = False
+
+  @property
+  def area(self) -> int:
+    """Pixels of ink."""
+    return int(self.ink.sum())
 
 
 def scene(scans, labels, photos, rng) -> tuple[np.ndarray, list[Drawn]]:
@@ -117,7 +127,9 @@ def scene(scans, labels, photos, rng) -> tuple[np.ndarray, list[Drawn]]:
     corner = _free_corner(alpha.shape, size, [d.box for d in drawn], rng)
     if corner is not None:
       box = _paint(image, alpha, corner, rng)
-      drawn.append(Drawn(box, int((alpha >= _INK).sum()), int(labels[index])))
+      top, left, bottom, right = _extent(alpha >= _INK)
+      ink = (alpha >= _INK)[top:bottom, left:right]
+      drawn.append(Drawn(box, ink, int(labels[index])))
   return image.astype(np.uint8), drawn
 
 
@@ -199,7 +211,7 @@ def _draw_crowd(image, scans, labels, rng) -> list[Drawn]:
   label = int(labels[rng.integers(len(labels))])
   shape = tuple(int(rng.integers(30, 46)) for _ in range(2))
   corner = _free_corner(shape, image.shape[:2], [], rng)
-  boxes, area = [], 0
+  boxes, ink = [], np.zeros(shape, bool)
   for _ in range(int(rng.integers(6, 13))):
     index = rng.choice(np.flatnonzero(labels == label))
     alpha = opacity(scans[index], CROWDED, rng)
@@ -207,8 +219,11 @@ def _draw_crowd(image, scans, labels, rng) -> list[Drawn]:
     if inside is not None:
       place = (corner[0] + inside[0], corner[1] + inside[1])
       _paint(image, alpha, place, rng)
-      boxes.append((*inside, *np.add(inside, alpha.shape)))
-      area += int((alpha >= _INK).sum())
-  ends = np.array(boxes).reshape(-1, 2, 2) + corner
-  box = (*ends[:, 0].min(0).tolist(), *ends[:, 1].max(0).tolist())
-  return [Drawn(box, area, label, True)]
+      bottom, right = np.add(inside, alpha.shape)
+      boxes.append((*inside, bottom, right))
+      ink[inside[0] : bottom, inside[1] : right] = alpha >= _INK
+  ends = np.array(boxes).reshape(-1, 2, 2)
+  (top, left), (bottom, right) = ends[:, 0].min(0), ends[:, 1].max(0)
+  box = np.add((top, left, bottom, right), corner * 2)
+  ink = ink[top:bottom, left:right]
+  return [Drawn(tuple(box.tolist()), ink, label, True)]

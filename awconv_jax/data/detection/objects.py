@@ -11,6 +11,11 @@ from awconv_jax.data.decode import EncodedImage, UnreadableError
 # Pixels of the original; narrower boxes are not trained on, as in mmdetection.
 # COCO has some of no width at all.
 _LEAST_SIDE = 1.0
+# Pixels; less of a box than this inside of a crop is nothing to learn from.
+_LEAST_CUT = 1e-2
+
+
+Size = tuple[int, int]  # Height and width, in pixels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +45,29 @@ class Objects:
     """Returns which are trained on, bool [n]: no crowds, nothing too narrow."""
     sides = self.boxes[:, 2:] - self.boxes[:, :2]
     return ~self.crowd & (sides >= _LEAST_SIDE).all(1)
+
+  def resized(self, before: Size, after: Size) -> 'Objects':
+    """Returns them on the image of another height and width.
+
+    Boxes are scaled by what the rounded sizes make of height and width each.
+    """
+    factors = np.divide(after, before)[::-1]
+    factors = np.tile(factors, 2).astype(np.float32)
+    return dataclasses.replace(self, boxes=self.boxes * factors)
+
+  def flipped(self, width: int) -> 'Objects':
+    """Returns them on the mirrored image of that width."""
+    x0, y0, x1, y1 = self.boxes.T
+    width = np.float32(width)
+    boxes = np.stack([width - x1, y0, width - x0, y1], 1)
+    return dataclasses.replace(self, boxes=boxes)
+
+  def cropped(self, corner: Size, size: Size) -> 'Objects':
+    """Returns what is on the part from that top and left on, of that size."""
+    boxes = self.boxes - np.float32([corner[1], corner[0]] * 2)
+    boxes = boxes.clip(0, np.float32([size[1], size[0]] * 2))
+    kept = (boxes[:, 2:] - boxes[:, :2] >= _LEAST_CUT).all(1)
+    return dataclasses.replace(self, boxes=boxes).take(kept)
 
 
 def create(boxes, labels, crowd, area) -> Objects:
