@@ -14,9 +14,8 @@ def ink_of(label: int, name: str) -> str:
   """Returns the colour of a class in a legend, as in pictures but darker."""
   if name == BACKGROUND:
     return contact_sheet.INK[None]
-  return '#' + ''.join(
-      f'{round(0.8 * c):02x}' for c in draw_boxes.color_of(label)
-  )
+  darker = (round(0.8 * c) for c in draw_boxes.color_of(label))
+  return '#' + ''.join(f'{c:02x}' for c in darker)
 
 
 def draw(

@@ -7,10 +7,11 @@ r"""Exports a trained network as one program, for use without this package.
 
 A directory is written. `model.stablehlo` is StableHLO by `jax.export`, for any
 number of images, on CPU, CUDA and TPU, with the weights within: uint8 images
-in, out come probabilities, or boxes, scores, labels and valid, or the classes of
-pixels. `model.json` has the names of the classes, what images are to be brought
-to, and the shapes. A detector's canvas for portraits is `portrait.stablehlo`. With --format=onnx it
-is `model.onnx`, for --batch_size images.
+in, out come probabilities, or boxes, scores, labels and valid, or the classes
+of pixels. `model.json` has the names of the classes, what images are to be
+brought to, and the shapes. Where images lie on a canvas, that for portraits is
+`portrait.stablehlo`. With --format=onnx it is `model.onnx`, for --batch_size
+images.
 
 What was written is read back and compared with the network; it is removed if
 the two differ. See docs/export.md for what loads it.

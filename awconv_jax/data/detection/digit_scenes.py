@@ -10,6 +10,7 @@ Nothing leaks from train to test: the test's scans are the last 360, mostly of
 other writers, and its backgrounds are of another part of the photographs.
 """
 
+from collections.abc import Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -77,8 +78,9 @@ def record(number: int) -> dict[str, Any]:
 class DigitScenes(objects.Source):
   """Digits on photographs of about 96 x 128 pixels, 10 classes."""
 
-  class_names = tuple('0123456789')
-  category_ids = (1, 2, 4, 7, 11, 16, 22, 29, 37, 46)  # As COCO's, with gaps.
+  class_names: Sequence[str] = tuple('0123456789')
+  # As COCO's, with gaps.
+  category_ids: Sequence[int] | None = (1, 2, 4, 7, 11, 16, 22, 29, 37, 46)
 
   def __init__(self, split: str):
     """Takes a split, 'train' or 'test', or a slice of one."""

@@ -24,7 +24,6 @@ class DigitMasks(masks.Source, digit_scenes.DigitScenes):
   """Digits on photographs, 11 classes: the background and the digits."""
 
   class_names = ('background', *digit_scenes.DigitScenes.class_names)
-  category_ids = None
 
   def __getitem__(self, index: int) -> dict[str, bytes]:
     number = self._numbers[index]

@@ -110,7 +110,8 @@ class Source:
     values: the numbers that stand for the classes 0, 1, ...
   """
 
-  channels, faults, category_ids = 3, (), None
+  channels, faults = 3, ()
+  category_ids: Sequence[int] | None = None
   class_names: Sequence[str]
   __len__: Any
   __getitem__: Any

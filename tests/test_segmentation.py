@@ -1,0 +1,206 @@
+"""Segmentation: counts, upsampling, the network on a canvas, loss and tools."""
+
+import json
+
+import commands
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+import random_values
+import tiny_masks
+import trained
+
+from awconv_jax import errors, inference, models
+from awconv_jax.evaluators.confusion import Confusion
+from awconv_jax.ops.upsample import upsample
+from awconv_jax.tasks import segmentation
+from awconv_jax.tools import evaluate, predict
+from awconv_jax.train import settings
+
+IGNORE = 255
+
+
+def counted(right, found, number):
+  """Pixel by pixel: the confusion matrix."""
+  matrix = np.zeros((number, number), int)
+  for a, b in zip(right.flat, found.flat, strict=True):
+    if a != IGNORE:
+      matrix[a, b] += 1
+  return matrix
+
+
+def test_every_pixel_counts_once_but_ignored_ones_and_padding():
+  rng = np.random.default_rng(0)
+  # Class 3 is nowhere, but is predicted.
+  right = rng.choice([0, 0, 0, 1, 2, IGNORE], (7, 5, 4)).astype(np.uint8)
+  found = rng.integers(0, 4, right.shape).astype(np.uint8)
+  mask = np.array([1, 1, 0, 1, 1, 1, 0], bool)
+  matrix = counted(right[mask], found[mask], 4)
+  both = np.diag(matrix)
+  union = matrix.sum(0) + matrix.sum(1) - both
+  of_class = matrix.sum(1)
+  for cuts in ([], [1, 4], [3]):
+    evaluator = Confusion(4)
+    parts = (np.split(a, cuts) for a in (right, found, mask))
+    for a, b, c in zip(*parts, strict=True):
+      evaluator.update(dict(gt_classes=a, classes=b, mask=c))
+    np.testing.assert_array_equal(evaluator.matrix, matrix)
+    got = evaluator.compute()
+    assert got['mIoU'] == pytest.approx((both / union)[:3].mean(), rel=1e-12)
+    assert got['accuracy'] == both.sum() / matrix.sum()
+    assert (got['num_pixels'], got['num_images']) == (matrix.sum(), 5)
+    # What always says the class that most pixels are of.
+    share = of_class.max() / of_class.sum()
+    assert got['majority_accuracy'] == share
+    assert got['majority_mIoU'] == pytest.approx(share / 3, rel=1e-12)
+    assert [c['IoU'] for c in evaluator.per_class()][3] == -1
+  lazy = Confusion(4)
+  lazy.update(dict(gt_classes=right, classes=0 * found, mask=mask))
+  measures = lazy.compute()
+  assert measures['mIoU'] == pytest.approx(measures['majority_mIoU'])
+  assert measures['accuracy'] == measures['majority_accuracy']
+  with pytest.raises(errors.InputError, match='no pixel'):
+    Confusion(4).compute()
+
+
+def test_upsampling_is_bilinear_and_knows_the_edge_of_each_image():
+  factor = 4
+  rng = np.random.default_rng(1)
+  x = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
+  shape = (2, 5 * factor, 6 * factor, 3)
+  want = jax.image.resize(x, shape, 'linear')
+  np.testing.assert_allclose(upsample(jnp.asarray(x), factor), want, atol=1e-5)
+  size = np.array([[3, 6], [5, 2]])
+  got = upsample(jnp.asarray(x), factor, size)
+  for n, (height, width) in enumerate(size):
+    alone = x[n : n + 1, :height, :width]
+    shape = (1, height * factor, width * factor, 3)
+    np.testing.assert_allclose(
+        got[n, : height * factor, : width * factor],
+        jax.image.resize(alone, shape, 'linear')[0],
+        atol=1e-5,
+    )
+
+
+@pytest.fixture(scope='module')
+def network(quick_compiles_of_module):
+  """A tiny config, its task, and random weights."""
+  config = tiny_masks.get_config()
+  with config.unlocked():
+    config.model.backbone.update(stage_sizes=(1, 1), aw_conv=False)
+  task = settings.create_task(config)
+  return config, task, random_values.like(models.shapes_of(task.model))
+
+
+def batch_of(rng, sizes, canvas):
+  """Returns a batch of noise on a canvas, also beyond the images."""
+  shape = (len(sizes), *canvas)
+  right = rng.integers(0, 11, shape).astype(np.uint8)
+  for n, (height, width) in enumerate(sizes):
+    right[n, height:], right[n, :, width:] = IGNORE, IGNORE
+  right[:, :3] = IGNORE
+  return dict(
+      image=rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
+      image_size=np.int32(sizes),
+      gt_classes=right,
+  )
+
+
+def test_a_padded_image_gives_what_it_gives_alone(network):
+  _, task, variables = network
+  batch = batch_of(np.random.default_rng(2), [(37, 50), (48, 64)], (48, 64))
+  forward = jax.jit(task.forward)
+  logits = forward(variables, batch)
+  assert logits.shape == (2, 48, 64, 11) and logits.dtype == jnp.float32
+  alone = forward(variables, {'image': batch['image'][:1, :37, :50]})
+  assert np.std(alone) > 0.1
+  np.testing.assert_allclose(logits[0, :37, :50], alone[0], atol=2e-4)
+
+
+class Logits(nn.Module):
+  """A network whose logits are its parameters, whatever it sees."""
+
+  num_classes: int = 11
+
+  @nn.compact
+  def __call__(self, images, image_size, train=False):
+    shape = *images.shape[:3], self.num_classes
+    return self.param('logits', nn.initializers.normal(3.0), shape)
+
+
+def test_the_loss_is_the_mean_over_all_pixels_that_count():
+  task = segmentation.Segmentation(Logits())
+  batch = batch_of(np.random.default_rng(3), [(24, 10), (15, 32)], (24, 32))
+  variables = task.model.init(jax.random.key(0), batch['image'], None)
+  logits = np.float64(variables['params']['logits'])
+  loss, (metrics, _) = task.loss(variables, batch, jax.random.key(0))
+  counts = batch['gt_classes'] != IGNORE
+  logits, right = logits[counts], batch['gt_classes'][counts]
+  chosen = np.take_along_axis(logits, right[:, None].astype(int), 1)[:, 0]
+  want = (np.log(np.exp(logits).sum(-1)) - chosen).mean()
+  assert float(loss) == pytest.approx(want, rel=1e-5)
+  hits = (logits.argmax(-1) == right).mean()
+  assert float(metrics['accuracy']) == pytest.approx(hits, rel=1e-5)
+
+
+def test_a_backbone_of_other_strides_is_one_line():
+  model = models.create_segmenter(
+      backbone=dict(name='resnet18', stem='cifar'), num_classes=2
+  )
+  with pytest.raises(errors.InputError, match="stem='imagenet'") as error:
+    models.shapes_of(model)
+  assert '\n' not in str(error.value)
+  with pytest.raises(errors.InputError, match='model.groups=32'):
+    models.create_segmenter(backbone='resnet18', features=40)
+
+
+@pytest.fixture(scope='module')
+def run(network, tmp_path_factory):
+  """What a run leaves: the config, weights and names."""
+  config, _, variables = network
+  workdir = tmp_path_factory.mktemp('run')
+  trained.write_variables(workdir, variables, config)
+  names = ['background', *map(str, range(10))]
+  (workdir / 'classes.json').write_text(json.dumps(names))
+  return config, str(workdir)
+
+
+@pytest.mark.slow
+def test_tools_look_at_a_run(run, tmp_path, capsys):
+  config, workdir = run
+  metrics = predict.run(config, workdir, str(tmp_path), max_images=2)
+  per_class = metrics.pop('per_class')
+  assert metrics['num_images'] == 5 and len(per_class) == 11
+  assert 0 < metrics['majority_accuracy'] < 1
+  found = evaluate.evaluate(config, workdir)
+  assert {k: found[k] for k in metrics} == metrics
+  assert found['num_unlabelled'] == found['num_unreadable'] == 0
+  assert '| majority_mIoU ' in evaluate.table(found)
+  assert 'IoU of background' in evaluate.table(dict(per_class=per_class))
+  written = sorted((tmp_path / 'masks').iterdir())
+  assert len(written) == len([*(tmp_path / 'pictures').iterdir()]) == 2
+  rows = (tmp_path / 'predictions.jsonl').read_text().splitlines()
+  shares = json.loads(rows[-1])['found']
+  classes = np.asarray(Image.open(written[-1]))  # Of the last image, too.
+  assert shares[0]['share'] == pytest.approx(
+      (classes == shares[0]['label']).mean(), rel=1e-5
+  )
+  # An image of another size, as a user has it.
+  image = np.random.default_rng(4).integers(0, 256, (75, 30, 3), np.uint8)
+  model = inference.load(workdir)
+  seen = model(image)
+  assert seen.classes.shape == (75, 30)
+  assert sum(seen.shares().values()) == pytest.approx(1)
+  mirrored = model(image[:, ::-1], flip=True).classes[:, ::-1]
+  assert (mirrored == model(image, flip=True).classes).mean() > 0.99
+  levels = model.features(image)
+  assert levels['p2'].shape == (-(-128 // 4), -(-51 // 4), 16)
+  Image.fromarray(image).save(tmp_path / 'a.png')
+  code, _, err = commands.tool(
+      *('explain', f'--run={workdir}', f'--input={tmp_path}/a.png'),
+      *('--panels=cam', f'--output={tmp_path}/x.png'),
+  )
+  assert code == 1 and err.count('\n') == 1 and '--panels=maps' in err
