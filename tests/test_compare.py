@@ -313,7 +313,7 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   half = stats.t.ppf(0.975, 2) * stats.sem([5, 6, 1])
   ends = f'[{4 - half:+.2f}, {4 + half:+.2f}]'
   assert cells[0] == [
-      *('variant', 'n', 'top1 (%)', 'against plain (%)', 'parameters'),
+      *('variant', 'n', 'top1 (%)', 'against plain (points)', 'parameters'),
       *('MMACs', 'step (ms)', 'x plain'),
   ]
   assert cells[3] == [

@@ -31,7 +31,7 @@ import pathlib
 
 from absl import flags
 
-from awconv_jax import command_line, figures
+from awconv_jax import command_line
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.options import local_path
 
@@ -123,7 +123,7 @@ def _of_runs(paths: Sequence[str]) -> None:
 
 
 def _report(workdir, outcomes, metric, baseline, name) -> None:
-  from awconv_jax.tools import comparison_files, plot_curves
+  from awconv_jax.tools import comparison_files
 
   if all(one.value is None for found in outcomes.values() for one in found):
     print('no run has come to its end: there is nothing to compare yet')
@@ -138,18 +138,6 @@ def _report(workdir, outcomes, metric, baseline, name) -> None:
       by_mean=FLAGS.sort,
   )
   written = list(written)
-  groups = {
-      name: [workdir / one.path for one in found if one.value is not None]
-      for name, found in outcomes.items()
-  }
-  groups = {name: paths for name, paths in groups.items() if paths}
-  for suffix in ('png', 'pdf'):
-    output = str(workdir / f'curves.{suffix}')
-    written.append(
-        plot_curves.plot(
-            *(groups, output), panels=[f'eval/{metric}'], width=figures.PAGE
-        )
-    )
   print((workdir / 'results.md').read_text())
   print(f'written:  {", ".join(written)}')
 

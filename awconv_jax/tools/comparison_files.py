@@ -61,7 +61,7 @@ def cells(
         'variant': row['variant'],
         'n': str(row['n']),
         f'{metric}{unit}': mean or '-',
-        f'against {baseline}{unit}': apart or '-',
+        f'against {baseline}{" (points)" * bool(unit)}': apart or '-',
         'parameters': size and f'{size:,}',
         'MMACs': macs and f'{macs / 1e6:,.2f}',
         'step (ms)': time and f'{time:.3g}',
@@ -232,6 +232,75 @@ def _bar(axis, place, mean, low, high, factor, color) -> None:
   )
 
 
+def curves(
+    groups: Mapping[str, Sequence[pathlib.Path]],
+    metric: str,
+    baseline: str,
+    width: float = figures.PAGE,
+) -> Any:
+  """Draws the metric of each variant over the epochs, beside the baseline.
+
+  A panel each, as many bands would hide each other; what comes before a quarter
+  of the steps may lie outside. To be called within `figures.style`.
+
+  Args:
+    groups: directories of runs by variant, the baseline's among them.
+    metric: of the evaluations.
+    baseline: one of the variants.
+    width: inches.
+  """
+  name, (factor, _) = f'eval/{metric}', plot_curves.unit(metric)
+  read = {n: plot_curves.read_group(n, paths) for n, paths in groups.items()}
+  found = {n: plot_curves.curve_of(0, group, name) for n, group in read.items()}
+  per_epoch = {group.steps_per_epoch for group in read.values()}
+  over_steps = None in per_epoch
+  others = [name for name in found if name != baseline] or [baseline]
+  columns = min(max(int(width / 1.6), 1), len(others))
+  rows = -(-len(others) // columns)
+  drawn = figures.new(width, 1.2 * rows + 0.45)
+  options = dict(sharex=True, sharey=True, squeeze=False)
+  axes = drawn.subplots(rows, columns, **options)
+  shown, late = {}, []
+  for number, axis in enumerate(axes.flat):
+    if number >= len(others):
+      axis.set_axis_off()
+      continue
+    axis.set_title(others[number])
+    axis.grid()
+    for key in dict.fromkeys((baseline, others[number])):
+      one = found.get(key)
+      if one is None:  # Its runs have no common step.
+        continue
+      color, what = ('C1', key) if key == baseline else ('C0', 'the variant')
+      scale = 1 if over_steps else read[key].steps_per_epoch
+      where, values = one.steps / scale, one.values * factor
+      middle = values.mean(0)
+      (shown[what],) = axis.plot(where, middle, color=color)
+      if len(values) > 1:
+        spread = values.std(0, ddof=1)
+        ends = middle - spread, middle + spread
+        axis.fill_between(where, *ends, color=color, alpha=0.2, lw=0)
+        late += [end[one.steps >= one.steps[-1] / 4] for end in ends]
+      late.append(middle[one.steps >= one.steps[-1] / 4])
+    if number + columns >= len(others):  # Nothing is below it.
+      axis.set_xlabel('step' if over_steps else 'epoch')
+      axis.tick_params(labelbottom=True)
+    figures.plain_text(axis)
+  low, high = (f(map(f, late)) for f in (min, max))
+  margin = 0.05 * (high - low) or 0.01
+  axes[0, 0].set_ylim(low - margin, high + margin)
+  label = plot_curves.PANELS.get(metric, [metric])[0]
+  drawn.supylabel(label, size='medium')
+  note = drawn.legend(
+      handles=shown.values(),
+      labels=[f'{what}, mean ± std' for what in shown],
+      loc='outside lower center',
+      ncols=2,
+  )
+  figures.plain_text(note)
+  return drawn
+
+
 def write(
     folder: pathlib.Path,
     variants: Mapping[str, Sequence[comparison.Outcome]],
@@ -246,7 +315,7 @@ def write(
 
   Args:
     folder: that gets them.
-    variants: outcomes by name.
+    variants: outcomes by name, with paths from there on, or whole ones.
     metric: of them.
     baseline: one of the names.
     title: of the table.
@@ -287,10 +356,18 @@ def write(
     path = folder / f'results.{suffix}'
     rundir.write(path, text)
     yield str(path)
+  groups = {
+      name: [folder / o.path for o in found if o.value is not None]
+      for name, found in variants.items()
+  }
+  groups = {name: paths for name, paths in groups.items() if paths}
   with figures.style():
-    drawn = figure(rows, variants, metric, baseline)
-    for suffix in ('png', 'pdf'):
-      yield figures.save(drawn, str(folder / f'results.{suffix}'))
+    for name, drawn in {
+        'results': figure(rows, variants, metric, baseline),
+        'curves': curves(groups, metric, baseline),
+    }.items():
+      for suffix in ('png', 'pdf'):
+        yield figures.save(drawn, str(folder / f'{name}.{suffix}'))
 
 
 def _without_config(found: comparison.Outcome) -> dict[str, Any]:

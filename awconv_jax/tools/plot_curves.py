@@ -103,14 +103,14 @@ def plot(
   """
   if not isinstance(workdirs, Mapping):
     workdirs = by_config(workdirs, bands)
-  groups = [_group(label, paths) for label, paths in workdirs.items()]
+  groups = [read_group(label, paths) for label, paths in workdirs.items()]
   chosen = {name: _panel(name) for name in panels or PANELS}
   curves = {
       panel: [
           curve
           for number, group in enumerate(groups)
           for name in names
-          if (curve := _curve(number, group, name))
+          if (curve := curve_of(number, group, name))
       ]
       for panel, (_, names) in chosen.items()
   }
@@ -139,7 +139,7 @@ def _panel(name: str) -> tuple[str, tuple[str, ...]]:
   return errors.look_up('panel', name, PANELS)
 
 
-def _group(label: str, paths: Sequence[str | os.PathLike]) -> Group:
+def read_group(label: str, paths: Sequence[str | os.PathLike]) -> Group:
   """Reads the runs of a curve."""
   runs = []
   for path in paths:
@@ -197,7 +197,7 @@ def _steps_per_epoch(runs) -> float | None:
   return next(found, None)
 
 
-def _curve(number: int, group: Group, name: str) -> Curve | None:
+def curve_of(number: int, group: Group, name: str) -> Curve | None:
   """Returns a scalar at the steps that all runs of the group have it of."""
   found = []
   for rows in group.runs:
