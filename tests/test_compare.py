@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ import commands
 import numpy as np
 import pytest
 from scipy import stats
+from watched_run import assert_same_runs
 
 from awconv_jax import command_line, errors, figures
 from awconv_jax.tools import comparison, comparison_files, study
@@ -300,8 +302,10 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   workdir = tmp_path / 'study'
   times = dict(milliseconds=2.0, ratio=1.25)
   made_by = dict(commit=None, code='1', devices=1, device='cpu', jax='1')
-  held = dict(variants={'AW-SE': times}, batch_size=8)
+  held = dict(variants={'AW-SE': times, 'wide (16)': times}, batch_size=8)
   held['made_by'] = made_by | dict(python='3')
+  held['configs'] = {run.variant: run.config.to_dict() for run in found}
+  held['configs']['wide (16)']['model']['width'] = 32  # It was another then.
   (workdir / 'times.json').write_text(json.dumps(held))
   flags = f'--study={write()}', f'--workdir={workdir}', '--report'
   code, out, err = commands.tool('compare', *flags)
@@ -321,6 +325,7 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
       *('2', '1.25'),
   ]
   assert 'commit unknown (code 1)' in table
+  assert cells[4][-2:] == ['-', '-']
   with (workdir / 'results.csv').open() as file:
     rows = {row['variant']: row for row in csv.DictReader(file)}
   assert float(rows['AW-SE']['difference']) == pytest.approx(0.04)
@@ -337,7 +342,10 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
     assert (workdir / f'{name}.pdf').read_bytes()[:4] == b'%PDF'
 
 
-def test_runs_that_there_are_are_compared_without_a_study(prepared, tmp_path):
+def test_runs_that_there_are_are_compared_without_a_study(
+    prepared, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(figures, 'save', lambda figure, output: output)
   _, found = prepared
   train([run for run in found if run.variant in NAMES[:2]], jobs=4)
   places = []
@@ -376,3 +384,51 @@ def test_the_figure_has_every_seed_and_both_intervals(prepared):
   segment = right.containers[0].lines[2][0].get_segments()[0]
   want = 100 * rows[1]['difference_low'], 100 * rows[1]['difference_high']
   np.testing.assert_allclose(segment[:, 0], want)
+
+
+@pytest.mark.slow
+@pytest.mark.faults('kills')
+def test_a_kill_at_three_points_leaves_no_trace(tmp_path):
+  text = f"""
+config = '{commands.ROOT}/tests/tiny.py'
+metric = 'top1'
+baseline = 'plain'
+seeds = 2
+overrides.checkpoint_every_epochs = 0.1
+[variants.plain]
+model.aw_conv = false
+[variants.AW]
+"""
+  (tmp_path / 'x.toml').write_text(text)
+
+  def start(workdir):
+    return commands.start(
+        *commands.program('compare'),
+        f'--study={tmp_path}/x.toml',
+        f'--workdir={workdir}',
+        env={'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+    )
+
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  out, err = start(whole).communicate()
+  assert (whole / 'results.json').exists(), (out, err)
+  for log, line in (
+      ('plain/seed0', 'compiling'),
+      ('AW/seed0', 'step 9/'),
+      ('plain/seed1', 'step 20/'),
+  ):
+    process, path = start(cut), cut / f'{log}.log'
+    while not (path.exists() and line in path.read_text()):
+      assert process.poll() is None, process.communicate()
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)  # The next one finds its run at work.
+    process.communicate()
+  process = start(cut)
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  assert ', 2 came to their end before' in out
+  for name in ('plain', 'AW'):
+    for seed in (0, 1):
+      assert_same_runs(*(d / f'{name}/seed{seed}' for d in (whole, cut)), 22)
+  results = [json.loads((d / 'results.json').read_text()) for d in (whole, cut)]
+  assert results[0]['rows'] == results[1]['rows']

@@ -58,6 +58,10 @@ def test_a_run_leaves_config_metrics_logs_and_checkpoints(whole):
   assert names == ['11', '22']
   *_, record = checkpoint.records(workdir / 'checkpoints')
   assert record['commit'] == rundir.commit()
+  told = rundir.finished(workdir)
+  assert told['starts'] == record['starts'] == [rundir.made_by()]
+  assert told['metrics'] == result.metrics and told['config'] == saved
+  assert f'{told["parameters"]:,}' in (workdir / 'parameters.txt').read_text()
 
 
 def test_a_stopped_run_ends_with_the_bits_of_an_uninterrupted_one(

@@ -91,13 +91,19 @@ def _of_study() -> None:
       env = study.environment(workdir, FLAGS.jobs)
       failed = study.train(pending, env, jobs=FLAGS.jobs, result=result)
     outcomes = {name: [] for name in told.variants}
-    for run in study.runs(told, workdir):
+    every = study.runs(told, workdir)
+    for run in every:
       done = study.is_finished(run)
       one = comparison.outcome(run.path, run.seed, metric, done)
       # So that the results say the same wherever the directory lies.
       place = str(run.path.relative_to(workdir))
       outcomes[run.variant].append(one._replace(path=place))
-    _report(workdir, outcomes, metric, told.baseline, FLAGS.study)
+    times = None
+    if (workdir / TIMES).exists():
+      configs = {run.variant: run.config for run in every}
+      times = json.loads((workdir / TIMES).read_text())
+      times = step_times.still(times, configs)
+    _report(workdir, outcomes, metric, told.baseline, FLAGS.study, times)
   if failed:
     raise InputError(*(f'failed: {line}' for line in failed))
 
@@ -122,15 +128,12 @@ def _of_runs(paths: Sequence[str]) -> None:
   _report(workdir, outcomes, metric, baseline, 'comparison')
 
 
-def _report(workdir, outcomes, metric, baseline, name) -> None:
+def _report(workdir, outcomes, metric, baseline, name, times=None) -> None:
   from awconv_jax.tools import comparison_files
 
   if all(one.value is None for found in outcomes.values() for one in found):
     print('no run has come to its end: there is nothing to compare yet')
     return
-  path, times = workdir / TIMES, None
-  if path.exists():
-    times = json.loads(path.read_text())
   written = comparison_files.write(
       *(workdir, outcomes, metric, baseline),
       title=pathlib.Path(name).stem,

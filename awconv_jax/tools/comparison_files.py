@@ -257,7 +257,8 @@ def curves(
   others = [name for name in found if name != baseline] or [baseline]
   columns = min(max(int(width / 1.6), 1), len(others))
   rows = -(-len(others) // columns)
-  drawn = figures.new(width, 1.2 * rows + 0.45)
+  width = min(width, max(1.7 * columns, figures.COLUMN))
+  drawn = figures.new(width, 1.2 * rows + 0.7)
   options = dict(sharex=True, sharey=True, squeeze=False)
   axes = drawn.subplots(rows, columns, **options)
   shown, late = {}, []
@@ -275,7 +276,9 @@ def curves(
       scale = 1 if over_steps else read[key].steps_per_epoch
       where, values = one.steps / scale, one.values * factor
       middle = values.mean(0)
-      (shown[what],) = axis.plot(where, middle, color=color)
+      # A line of a single point is not to be seen.
+      marker = '.' if len(where) == 1 else None
+      (shown[what],) = axis.plot(where, middle, color=color, marker=marker)
       if len(values) > 1:
         spread = values.std(0, ddof=1)
         ends = middle - spread, middle + spread

@@ -39,7 +39,7 @@ PANELS = {
 # Those that jump from step to step, and are smoothed over this share of a run.
 _SMOOTHED, _SHARE = ('train/loss', 'train/top1'), 0.1
 # Scalars that are shown in per cent begin so.
-_FRACTIONS = 'top', 'AP', 'AR', 'mIoU', 'mfu'
+_FRACTIONS = 'top', 'AP', 'AR', 'mIoU', 'majority', 'accuracy', 'mfu'
 _HEIGHT = 1.75  # Inches of a panel.
 
 

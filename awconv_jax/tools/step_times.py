@@ -36,8 +36,8 @@ def measure(
   Returns:
     'variants', for each its median 'milliseconds' of a step, the median 'ratio'
     to the baseline in the same turn with its 'low' and 'high' quartile and the
-    number of 'turns'; 'batch_size', 'made_by' (see `rundir.made_by`) and the
-    'time' of day, in seconds since 1970.
+    number of 'turns'; 'configs', 'batch_size', 'made_by' (see
+    `rundir.made_by`) and the 'time' of day, in seconds since 1970.
 
   Raises:
     InputError: the baseline is none of them, or data or a config cannot be.
@@ -68,10 +68,26 @@ def measure(
   sizes = {config.batch_size for config in configs.values()}
   return dict(
       variants=found,
+      configs={name: config.to_dict() for name, config in configs.items()},
       batch_size=sizes.pop() if len(sizes) == 1 else sorted(sizes),
       made_by=rundir.made_by(),
       time=time.time(),
   )
+
+
+def still(
+    times: Mapping[str, Any], configs: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns what `measure` did without variants that are others by now."""
+  kept = {}
+  for name, found in times['variants'].items():
+    if name in configs:
+      # A step is the same for all of these.
+      same = {key: configs[name][key] for key in ('seed', 'num_epochs')}
+      held = settings.complete(times['configs'][name] | same)
+      if not rundir.differences(held, configs[name]):
+        kept[name] = found
+  return {**times, 'variants': kept}
 
 
 def _step(config: Any, batches: dict[str, Any]) -> Any:
