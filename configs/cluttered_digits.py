@@ -23,10 +23,10 @@ def get_config(
   return settings.complete(
       dict(
           num_epochs=20.0,
-          batch_size=64,
+          batch_size=128,
           eval_batch_size=250,
           ema_decay=0.98,
-          log_every_steps=94,
+          log_every_steps=47,
           eval_every_epochs=5.0,
           checkpoint_every_epochs=5.0,
           data=dict(
@@ -42,12 +42,12 @@ def get_config(
               attention=attention,
               aw_conv=aw_conv,
               stage_sizes=(1, 1, 1),
-              width=32,
+              width=16,
           ),
           optimizer=dict(
               name='sgd',
-              learning_rate=0.05,
-              base_batch_size=64,
+              learning_rate=0.1,
+              base_batch_size=128,
               weight_decay=5e-4,
               schedule='cosine',
               warmup_epochs=2.0,

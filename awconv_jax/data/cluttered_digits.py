@@ -3,14 +3,14 @@
 After 'Cluttered Translated MNIST' (V. Mnih et al., 'Recurrent Models of Visual
 Attention', https://arxiv.org/abs/1406.6247, section 4.1), of the materials of
 detection/digit_scenes.py, which scikit-learn brings along: what is to be found
-is small, anywhere, of any colour, and not the only ink. The label is that of
+is anywhere, of any colour, and not the only ink. The label is that of
 the one whole digit; it lies above the fragments, each of which is a part of
 another scan.
 
 An image is a function of its number alone. Classes are equally frequent in a
 split, and within a class so are the scans, but for one. Nothing leaks from
-train to test: scans are of other writers, also those of the fragments, and
-backgrounds of another part of the photographs.
+train to test: scans, also those of the fragments, are others, mostly of other
+writers, and backgrounds are of another part of the photographs.
 """
 
 import functools
@@ -25,10 +25,10 @@ from awconv_jax.data.detection import digit_scenes
 NUM_TRAIN, NUM_TEST = 6000, 2000
 SIZE = 48
 # Height of the digit's ink in pixels.
-HEIGHTS = (22, 34)
+HEIGHTS = (28, 36)
 # Of the ink's grey to that of what it covers.
-CONTRAST = (60, 140)
-FRAGMENTS = (4, 8)
+CONTRAST = (80, 160)
+FRAGMENTS = (3, 6)
 # Height and width of a fragment, as shares of its digit's: a half of a 1 or a 0
 # is no digit any more.
 PART = (0.3, 0.5)
