@@ -209,3 +209,20 @@ def test_the_tables_of_the_docs(row):
   gmacs = [one[key] for key in ('gmacs', 'gmacs_v1') for one in (plain, aw)]
   texts = [f'{m:.3f}' if m is not None else '-' for m in gmacs]
   assert row[5:] == texts[: len(row) - 5]
+
+
+@pytest.mark.slow
+def test_the_table_of_what_stands_in_the_place_of_aw_convolutions():
+  text = (commands.ROOT / 'docs/networks.md').read_text()
+  lines = re.findall(r'^\| (?:condconv|dynamic|odconv|sk) \| .*', text, re.M)
+  assert len(lines) == 11
+  for line in lines:
+    cells = [cell.strip() for cell in line.strip('|').split('|')]
+    attention, name, options, parameters, _, gmacs, v1, *_ = cells
+    options = eval(f'dict({options})')
+    if 'experts' in options:
+      options['attention_options'] = dict(experts=options.pop('experts'))
+    (row,) = tool.rows([name], [attention], 224, **options)
+    assert parameters == f'{row["parameters"]:,}', line
+    assert gmacs == f'{row["gmacs"]:.3f}', line
+    assert v1 == (f'{row["gmacs_v1"]:.3f}' if row['gmacs_v1'] else '-'), line

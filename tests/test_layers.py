@@ -67,9 +67,9 @@ REFERENCES = {
     SK.func: naive_kernels.sk,
 }
 ACTIVATIONS = SE, CBAM, BAM, ECA, SIMAM, COORD, GE
-NORMED = AW, CBAM, BAM, OD
+NORMED = AW, CBAM, BAM
 IN_PLACE = COND, DYNAMIC, OD, SK
-ALL = *ACTIVATIONS, AW, AA, *IN_PLACE
+ALL = *ACTIVATIONS, AW, AA
 
 
 def reference(layer, x, variables):
@@ -88,6 +88,7 @@ def apply(layer, variables, x, mutable=False, **options):
 
 
 TRAIN, TEST = dict(train=True), dict(train=False)
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 CASES = [
     (SE, {}),
     (CBAM, TRAIN),
@@ -113,15 +114,15 @@ CASES = [
     (AA, dict(relative=False, padding=((2, 0), (0, 1)))),
     (AA, dict(padding='SAME', strides=2)),
     (AA, dict(downsample=4)),
-    (COND, dict(experts=3)),
+    slow(COND, dict(experts=3)),
     (COND, dict(strides=2, padding=((1, 1), (0, 2)), feature_group_count=2)),
     (DYNAMIC, dict(reduction=2)),
-    (DYNAMIC, dict(experts=1, use_bias=False)),
+    slow(DYNAMIC, dict(experts=1, use_bias=False)),
     (OD, TRAIN | dict(norm_momentum=0.75)),
-    (OD, TEST | dict(feature_group_count=2, temperature=3.0, strides=(2, 1))),
-    (OD, TEST | dict(experts=1, features=4, feature_group_count=4)),
-    (OD, TRAIN | dict(experts=1, kernel_size=(1, 1))),
-    (SK, TRAIN | dict(branches=3, use_bias=False)),
+    slow(OD, TEST | dict(feature_group_count=2, temperature=3.0, strides=2)),
+    slow(OD, TEST | dict(experts=1, features=4, feature_group_count=4)),
+    slow(OD, TRAIN | dict(experts=1, kernel_size=(1, 1))),
+    slow(SK, TRAIN | dict(branches=3, use_bias=False)),
     (SK, TEST | dict(strides=2, padding=((1, 1), (0, 2)))),
 ]
 
@@ -170,7 +171,7 @@ def test_output_gradient_and_statistics_equal_numpy(layer, fields):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('layer', (*NORMED, SK))
+@pytest.mark.parametrize('layer', (*NORMED, slow(OD), slow(SK)))
 def test_without_train_mutable_statistics_decide(layer):
   x = images(3, 6, 5, 6)
   variables = of_layer(layer(), x)
@@ -189,7 +190,8 @@ def test_without_train_mutable_statistics_decide(layer):
     'layer, fields',
     [
         *((GE, dict(form='theta_minus', extent=e)) for e in (None, 4)),
-        *((layer, {}) for layer in (*ACTIVATIONS, AW, *IN_PLACE)),
+        *((layer, {}) for layer in (*ACTIVATIONS, AW, OD)),
+        *(slow(layer, {}) for layer in (COND, DYNAMIC)),
         (SK, dict(strides=2, padding=((1, 1), (1, 1)))),
         (AA, dict(strides=3)),
         (AA, dict(strides=2, downsample=2)),
@@ -232,7 +234,7 @@ def test_content_of_the_padding_never_reaches_maps_and_statistics(layer):
   jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
-@pytest.mark.parametrize('layer', ALL)
+@pytest.mark.parametrize('layer', (*ALL, *map(slow, IN_PLACE)))
 def test_bfloat16_computes_narrow_with_wide_parameters(layer):
   narrow = jnp.asarray(images(2, 6, 5, 8), jnp.bfloat16)
   made = make(layer, dtype=jnp.bfloat16)

@@ -152,12 +152,12 @@ def has_no_gradient(path, family, attention, batch):
 
 
 # Each attention with parameters, and a depthwise network, with AW-convolutions;
-# CondConv in the place of these; the rest is slow.
+# the rest is slow.
 STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
         marks=pytest.mark.slow
-        if aw_conv == (attention == 'condconv')
+        if not aw_conv
         or batch > 1
         or family not in ('basic', 'depthwise')
         or attention in ('simam', 'ge')
