@@ -23,6 +23,7 @@ RECIPES = {
 }
 DETECTORS = {
     'digit_scenes': 'digit_scenes.py:',
+    'segmentation': 'segmentation.py:',
     **{name: f'coco.py:schedule={name},' for name in coco.SCHEDULES},
 }
 # Of the training split.
@@ -30,6 +31,7 @@ EXAMPLES = {
     **{'digits': 1_437, 'cifar10': 50_000, 'cifar100': 50_000},
     # Without those that have no boxes to train on.
     **{'digit_scenes': 824, '1x': 117_266, '3x': 117_266},
+    'segmentation': 1_000,
 }
 IMAGENET = 1_281_167
 
@@ -77,6 +79,10 @@ SOURCES = {
     'digit_scenes': (
         (1e-4, 'kernels', 10.0, True)
         + ((0, 3e-4), (1, 0.03), (10.5, 0.015), (20, 0))
+    ),
+    'segmentation': (
+        (1e-4, 'kernels', 10.0, True)
+        + ((0, 5e-4), (1, 0.05), (10.5, 0.025), (20, 0))
     ),
     # Half of the warm-up is 250 steps.
     '1x': (

@@ -21,6 +21,7 @@ CONFIGS = (
     'cifar',
     'coco',
     'digit_scenes:attention=se',
+    'segmentation',
 )
 
 

@@ -1,5 +1,6 @@
 """Segmentation: counts, upsampling, the network on a canvas, loss and tools."""
 
+import functools
 import json
 
 import commands
@@ -12,13 +13,16 @@ import pytest
 import random_values
 import tiny_masks
 import trained
+import watched_run
 
-from awconv_jax import errors, inference, models
+from awconv_jax import data, errors, inference, models, pretrained
+from awconv_jax.data import described, sources
 from awconv_jax.evaluators.confusion import Confusion
 from awconv_jax.ops.upsample import upsample
 from awconv_jax.tasks import segmentation
-from awconv_jax.tools import evaluate, predict
-from awconv_jax.train import settings
+from awconv_jax.tools import evaluate, export, predict
+from awconv_jax.train import loop, settings
+from awconv_jax.train import step as train_step
 
 IGNORE = 255
 
@@ -204,3 +208,81 @@ def test_tools_look_at_a_run(run, tmp_path, capsys):
       *('--panels=cam', f'--output={tmp_path}/x.png'),
   )
   assert code == 1 and err.count('\n') == 1 and '--panels=maps' in err
+
+
+def counts_on(devices, network, batches):
+  """Returns the evaluator of all batches on so many devices."""
+  _, task, variables = network
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
+  evaluator = task.evaluator()
+  with jax.set_mesh(mesh):
+    predict = train_step.create_predict(task, mesh)
+    for _, outputs in loop.predictions(predict, variables, batches, mesh):
+      evaluator.update(outputs)
+  return evaluator
+
+
+@pytest.mark.slow
+def test_one_device_and_eight_count_every_pixel_once(network):
+  """Of landscapes and portraits, neither of which fill their batches."""
+  config, _, _ = network
+  options = config.data.to_dict() | dict(eval_split='test[:19]')
+  create = functools.partial(data.create, options, train=False, seed=0)
+  one, eight, three = (
+      counts_on(devices, network, create(batch_size=size))
+      for devices, size in ((1, 8), (8, 8), (1, 3))
+  )
+  source = sources.open_source('masks:digit_scenes', None, 'test[:19]')
+  pixels = np.zeros(11, int)
+  for i, size in enumerate(source.sizes):
+    classes = source.mask_of(i, source[i], tuple(size)).classes
+    pixels += np.bincount(classes.ravel(), minlength=11)
+  for evaluator in (one, eight, three):
+    assert evaluator.matrix.sum(1).tolist() == pixels.tolist()
+    np.testing.assert_array_equal(evaluator.matrix, one.matrix)
+    assert evaluator.compute() == one.compute()
+  assert one.compute()['num_pixels'] == source.sizes.prod(1).sum()
+  assert one.compute()['num_images'] == 19
+
+
+@pytest.mark.slow
+def test_one_device_and_eight_train_as_one(tmp_path, quick_compiles):
+  runs = [
+      watched_run.train(tiny_masks.get_config(), tmp_path / str(n), devices=n)
+      for n in (1, 8)
+  ]
+  for name in ('train/loss', 'train/accuracy'):
+    one, eight = (watched_run.logged(run.workdir, name) for run in runs)
+    assert len(one) == 6
+    np.testing.assert_allclose(one, eight, rtol=1e-4, err_msg=name)
+  one, eight = (run.result.metrics for run in runs)
+  assert one['num_pixels'] == eight['num_pixels']
+  assert one['mIoU'] == pytest.approx(eight['mIoU'], abs=1e-3)
+  # Another run takes its weights, but for the classes.
+  shared = tmp_path / 'shared'
+  pretrained.save_pretrained(str(runs[0].workdir), shared)
+  assert 'image-segmentation' in (shared / 'README.md').read_text()
+  image = np.random.default_rng(5).integers(0, 256, (60, 90, 3), np.uint8)
+  found = [
+      inference.load(str(place))(image).classes
+      for place in (runs[0].workdir, shared)
+  ]
+  np.testing.assert_array_equal(*found)
+  model = inference.load(str(shared))
+  lines = export.export(model, tmp_path / 'exported')
+  assert len(lines) == 3  # Landscapes, portraits, and what describes them.
+  with pytest.raises(errors.InputError, match='of classifiers alone'):
+    export.export(model, tmp_path / 'onnx', format='onnx')
+
+
+def test_what_is_planned_for_has_the_shapes_of_the_data(network):
+  config, _, _ = network
+  name, split = config.data.name, config.data.eval_split
+  assert described.num_examples(name, split) == 5
+  blank = described.blank_batch(config.data, train=False, batch_size=8)
+  real = data.create(config.data, train=False, batch_size=8, seed=0).blank
+  shapes = [
+      {k: (v.shape, v.dtype) for k, v in b.items()} for b in (blank, real)
+  ]
+  assert shapes[0].keys() == shapes[1].keys()
+  assert shapes[0]['gt_classes'] == ((8, 96, 128), np.uint8)

@@ -10,7 +10,7 @@ import zipfile
 
 import fake_coco
 import numpy as np
-from pictures import photo
+from pictures import encode, photo
 import pytest
 import tensorflow_datasets as tfds
 
@@ -50,6 +50,20 @@ def records(name, data_dir, split):
   source = sources.open_source(name, str(data_dir), split)
   found = [source[i] for i in range(len(source))]
   return {record.get('id', record.get('image_id')): record for record in found}
+
+
+def extract_instead(monkeypatch, folder, files):
+  """Has TFDS find files by the ends of their URLs, instead of downloading."""
+
+  def extract(self, urls):
+    if not isinstance(urls, str):
+      return {key: extract(self, url) for key, url in urls.items()}
+    path = folder / urls.rpartition('/')[2]
+    path.write_bytes(files[path.name])
+    return self.extract(path)
+
+  manager = tfds.download.DownloadManager
+  monkeypatch.setattr(manager, 'download_and_extract', extract)
 
 
 def test_imagenet_by_the_command_of_the_docs(tmp_path):
@@ -96,16 +110,7 @@ def test_coco(monkeypatch, tmp_path):
   files['annotations_trainval2017.zip'] = zipped(listed)
   files['image_info_test2017.zip'] = zipped(listed)
 
-  def extract(self, urls):
-    """Finds files by the ends of their URLs, instead of downloading."""
-    if not isinstance(urls, str):
-      return {key: extract(self, url) for key, url in urls.items()}
-    path = tmp_path / urls.rpartition('/')[2]
-    path.write_bytes(files[path.name])
-    return self.extract(path)
-
-  manager = tfds.download.DownloadManager
-  monkeypatch.setattr(manager, 'download_and_extract', extract)
+  extract_instead(monkeypatch, tmp_path, files)
   options = dict(data_dir=str(tmp_path / 'data'), file_format='array_record')
   tfds.builder('coco/2017', **options).download_and_prepare()
   found = records('coco/2017', tmp_path / 'data', 'validation')
@@ -113,3 +118,32 @@ def test_coco(monkeypatch, tmp_path):
   for seed, record in found.items():
     boxes = fake_coco.xyxy(fake_coco.annotations(seed))
     np.testing.assert_allclose(record['objects'].boxes, boxes, atol=1e-4)
+
+
+def test_masks_of_pets(monkeypatch, tmp_path):
+  rng = np.random.default_rng(0)
+  names = 'beagle_1', 'beagle_2', 'Bengal_3'
+  trimaps = {n: rng.integers(1, 4, (60, 80), np.uint8) for n in names}
+  lines = [f'{name} 1 1 1' for name in names]
+  notes = {f'trimaps/{n}.png': encode(t[..., None]) for n, t in trimaps.items()}
+  notes['trainval.txt'] = '\n'.join(lines[:2]).encode()
+  notes['test.txt'] = lines[2].encode()
+  images = {f'{n}.jpg': photo(i) for i, n in enumerate(names)}
+
+  def below(folder, content):
+    return tar({f'{folder}/{name}': data for name, data in content.items()})
+
+  files = {'images.tar.gz': below('images', images)}
+  files['annotations.tar.gz'] = below('annotations', notes)
+  extract_instead(monkeypatch, tmp_path, files)
+  options = dict(data_dir=str(tmp_path / 'data'), file_format='array_record')
+  tfds.builder('oxford_iiit_pet', **options).download_and_prepare()
+  for split, wanted in (('train', names[:2]), ('test', names[2:])):
+    name = 'masks:tfds:oxford_iiit_pet'
+    source = sources.open_source(name, str(tmp_path / 'data'), split)
+    assert len(source) == len(wanted)
+    for i in range(len(source)):
+      record = source[i]
+      (name,) = [n for n in wanted if images[f'{n}.jpg'] == record['image']]
+      got = source.mask_of(i, record, (60, 80)).classes
+      np.testing.assert_array_equal(got, trimaps[name] - 1)
