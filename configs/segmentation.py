@@ -32,7 +32,7 @@ def _small() -> dict:
       train_short_sides=(80, 88, 96),
       flip=0.0,  # A mirrored digit is none.
   )
-  model = dict(pyramid=dict(features=64), features=64, groups=16)
+  model = dict(pyramid=dict(features=32), features=32, groups=8)
   return dict(num_epochs=20.0, data=data, model=model, width=16)
 
 
