@@ -133,6 +133,16 @@ def test_runs_are_all_variants_of_a_seed_and_then_the_next(completed, tmp_path):
 
 
 @pytest.mark.parametrize(
+    'path', commands.ROOT.glob('configs/studies/*.toml'), ids=lambda p: p.stem
+)
+def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
+  monkeypatch.chdir(commands.ROOT)
+  told = study.read(str(path))
+  found = study.runs(told, 'x')
+  assert len(found) == len(told.variants) * len(told.all_seeds())
+
+
+@pytest.mark.parametrize(
     'old, new, words',
     [
         ('seeds = 3', 'sedes = 3', ["did you mean 'seeds'"]),
@@ -163,7 +173,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(prepared, capsys):
   does(found[4], 'fail')
   failed = train(found, jobs=2, result=lambda run: 'ok')
   assert failed == [
-      f'AW-SE, seed 1: exit code 1: error: it cannot be ({found[4].path}.log)'
+      f'AW-SE, seed 1: exit code 1, error: it cannot be ({found[4].path}.log)'
   ]
   assert [study.is_finished(run) for run in found] == [n != 4 for n in range(9)]
   lines = capsys.readouterr().out.splitlines()
@@ -298,6 +308,7 @@ def test_what_does_not_count_is_said(prepared):
 
 def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   told, found = prepared
+  does(found[8], 'fail')
   train(found, jobs=4)
   workdir = tmp_path / 'study'
   times = dict(milliseconds=2.0, ratio=1.25)
@@ -326,6 +337,8 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   ]
   assert 'commit unknown (code 1)' in table
   assert cells[4][-2:] == ['-', '-']
+  line = 'wide (16)/seed2 has not begun: error: it cannot be'
+  assert f'Not counted, 1 of 9: {line}.' in table
   with (workdir / 'results.csv').open() as file:
     rows = {row['variant']: row for row in csv.DictReader(file)}
   assert float(rows['AW-SE']['difference']) == pytest.approx(0.04)

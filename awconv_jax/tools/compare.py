@@ -26,6 +26,7 @@ that can be compared. The table has them from then on.
 """
 
 from collections.abc import Sequence
+import contextlib
 import json
 import pathlib
 
@@ -67,7 +68,9 @@ def _of_study() -> None:
   seeds = [_seed(text) for text in FLAGS.seeds or ()]
   chosen = study.runs(told, workdir, FLAGS.only or (), seeds)
   failed = []
-  with study.claimed(workdir):
+  # Who only reads may do so while others train.
+  alone = contextlib.nullcontext() if FLAGS.report else study.claimed(workdir)
+  with alone:
     finished = {run.path: study.is_finished(run) for run in chosen}
     if FLAGS.time:
       configs = {run.variant: run.config for run in chosen[::-1]}
@@ -95,6 +98,8 @@ def _of_study() -> None:
     for run in every:
       done = study.is_finished(run)
       one = comparison.outcome(run.path, run.seed, metric, done)
+      if one.why and (error := study.last_error(run)):
+        one = one._replace(why=f'{one.why}: {error}')
       # So that the results say the same wherever the directory lies.
       place = str(run.path.relative_to(workdir))
       outcomes[run.variant].append(one._replace(path=place))

@@ -122,7 +122,8 @@ def _makers(facts: Mapping[str, Any]) -> str:
 
 
 def _place(start: Mapping[str, Any]) -> str:
-  commit = start['commit'] or 'unknown'
+  whole, dirty, _ = (start['commit'] or 'unknown').partition('-')
+  commit = f'{whole[:12]}{dirty and "-dirty"}'
   several = f'{start["devices"]} x ' * (start['devices'] > 1)
   return (
       f'commit {commit} (code {start["code"]}) on {several}{start["device"]}, '

@@ -249,14 +249,13 @@ class _Started(NamedTuple):
   run: Run
   process: subprocess.Popen
   since: float
-  log: pathlib.Path
 
 
 def _start(
     run: Run, trainer: Sequence[str], env: Mapping[str, str]
 ) -> _Started:
   """Starts a run whose output goes to <workdir>/<variant>/seed<k>.log."""
-  log = run.path.with_name(f'{run.path.name}.log')
+  log = log_of(run)
   log.parent.mkdir(parents=True, exist_ok=True)
   with log.open('ab') as file:
     # Signals of a terminal reach `compare` alone, which ends it in order; and
@@ -269,14 +268,20 @@ def _start(
         env=dict(env),
         start_new_session=True,
     )
-  return _Started(run, process, time.monotonic(), log)
+  return _Started(run, process, time.monotonic())
 
 
-def _last_line(log: pathlib.Path) -> str:
-  lines = log.read_text(errors='replace').split('\n')
-  lines = [line for line in lines if line.strip()]
-  # An error of several lines begins by the first that says so.
-  return next((x for x in lines[::-1] if x.startswith('error: ')), lines[-1])
+def log_of(run: Run) -> pathlib.Path:
+  """Returns where the output of a run goes."""
+  return run.path.with_name(f'{run.path.name}.log')
+
+
+def last_error(run: Run) -> str:
+  """Returns the line by which a run ended, '' if it did not by an error."""
+  log = log_of(run)
+  lines = log.read_text(errors='replace').split('\n') if log.exists() else []
+  *_, last = [''] + [line for line in lines if line.strip()]
+  return one_line(last) if 'rror: ' in last else ''
 
 
 def train(
@@ -311,7 +316,7 @@ def train(
           break  # What an earlier start left has to end first.
         waiting.remove(run)
         active.append(_start(run, trainer, env))
-        print(f'started   {run}: {active[-1].log}', flush=True)
+        print(f'started   {run}: {log_of(run)}', flush=True)
       if not active and not told_of_wait:
         told_of_wait = True
         print(f'waiting for who trains {waiting[0]} now, to end', flush=True)
@@ -327,8 +332,10 @@ def train(
           line = f'finished  {after}: {result(one.run)}'
         else:
           how = signal.Signals(-code).name if code < 0 else f'exit code {code}'
-          failed.append(f'{one.run}: {how}: {_last_line(one.log)} ({one.log})')
-          line = f'failed    {after}: {failed[-1].partition(": ")[2]}'
+          how += f', {last_error(one.run) or "without an error"}'
+          how += f' ({log_of(one.run)})'
+          failed.append(f'{one.run}: {how}')
+          line = f'failed    {after}: {how}'
         print(line + _left(waiting, active, took, jobs), flush=True)
   finally:
     for one in active:
