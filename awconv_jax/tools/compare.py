@@ -162,7 +162,8 @@ if __name__ == '__main__':
   flags.DEFINE_list('runs', None, text)
   flags.DEFINE_string('workdir', None, 'Gets the runs and the results.')
   flags.DEFINE_integer('jobs', 1, 'How many runs at a time.', 1, 1000)
-  flags.DEFINE_list('only', None, 'Names of variants to train or time.')
+  text = 'Names of variants to train or time: \'plain,"plain, wider"\'.'
+  flags.DEFINE_list('only', None, text)
   flags.DEFINE_list('seeds', None, 'Seeds to train, such as 0,1.')
   flags.DEFINE_string('metric', None, "Of the evaluation; the study's.")
   flags.DEFINE_string('baseline', None, 'Name of a group of --runs.')

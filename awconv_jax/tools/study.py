@@ -31,8 +31,8 @@ from awconv_jax.train import rundir, settings
 # Starts one run, of the arguments that train.py takes.
 TRAINER = sys.executable, '-m', 'awconv_jax.tools.studied'
 _LOCK = '.lock'
-# What a name of a variant may have, as it is that of a folder, and in lists.
-_NAME = re.compile(r'\w[\w +.=()-]*')
+# What a name of a variant may have, as it is that of a folder, too.
+_NAME = re.compile(r'\w[\w +.,=()-]*')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,13 +133,12 @@ def runs(
   for seed in seeds:
     if seed not in study.all_seeds():
       raise InputError(f'--seeds: {seed} is none of {study.all_seeds()}')
-  made, names = {}, {}
+  made, names, given = {}, {}, command_line.load_config(study.config)
   for name, changes in study.variants.items():
     with _named(f'variant {name!r}'):
       texts = _texts(study.overrides or {}, 'overrides') | _texts(changes, name)
       if 'config.seed' in texts:
         raise InputError('config.seed is set by study.seeds')
-      given = command_line.load_config(study.config)
       config = settings.complete(given, texts)
       held = json.dumps(config.to_dict(), sort_keys=True)
       if (same := names.setdefault(held, name)) != name:
