@@ -69,6 +69,7 @@ def own_files(tmp_path, monkeypatch):
         (tmp_path / own[1]).write_text(block)
 
 
+@pytest.mark.usefixtures('quick_compiles')
 @pytest.mark.parametrize('path', RUN, ids=lambda path: path.name)
 def test_the_python_code_runs(path):
   namespace = {}
