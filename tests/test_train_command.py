@@ -148,7 +148,8 @@ def examples_of(notes):
 @pytest.mark.parametrize(
     'signal_number, devices',
     [
-        (signal.SIGTERM, (8,)),
+        (signal.SIGTERM, ()),
+        pytest.param(signal.SIGTERM, (8,), marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, (), marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, (1, 8), marks=pytest.mark.slow),
     ],

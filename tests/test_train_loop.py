@@ -242,6 +242,7 @@ def test_averages_are_evaluated_in_place_of_the_newest_weights(whole, tmp_path):
   assert result.metrics['loss'] != whole[1].metrics['loss']
 
 
+@pytest.mark.slow  # Each of its parts has tests of its own.
 @pytest.mark.usefixtures('quick_compiles')
 def test_a_recipe_for_imagenet_trains_from_what_tfds_prepared(tmp_path):
   """LAMB, mixing, bfloat16, accumulation, and every image evaluated once."""
