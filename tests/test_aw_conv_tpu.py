@@ -36,6 +36,7 @@ WIDE = BASE | dict(channels=128, features=128, g=8, p=128, size=(3, 4))
 NARROW = WIDE | dict(channels=64, features=64, g=4, p=64)
 SQUARE = dict(padding=((1, 1), (1, 1)))
 CASES = {
+    'few_taps': dict(kernel_size=(2, 1), strides=(1, 2), size=(3, 3), g=4, p=8),
     'strides': dict(strides=(1, 2), padding=((0, 1), (2, 1)), g=4, p=8),
     'plain': {},
     'stride_2': dict(strides=(2, 2), size=(5, 6), **SQUARE),
@@ -61,7 +62,7 @@ CASES |= {
     'pairs_shared': NARROW | SQUARE | dict(g=2, p=4, n=17),
     'pairs_of_one': NARROW | SQUARE | dict(size=(2, 1)),
 }
-QUICK = ('strides',)
+QUICK = ('few_taps',)
 
 
 @pytest.fixture
