@@ -149,7 +149,9 @@ def by_hand(name, attention=None, aw_conv=False, version='v1.5'):
         ('resnet18', dict(aw_conv=True)),
         ('resnet50', dict(aw_conv=True, version='v1')),
         ('resnet50', dict(attention='cbam', aw_conv=True)),
-        ('resnet50', dict(attention='eca')),
+        pytest.param(
+            *('resnet50', dict(attention='eca')), marks=pytest.mark.slow
+        ),
         ('resnet50', dict(attention='coord')),
         ('resnet50', dict(attention='se', version='v1')),
         ('resnet50', dict(attention='bam')),
