@@ -31,6 +31,13 @@ def test_an_image_is_a_function_of_its_number(paintings):
   np.testing.assert_array_equal(pixels, image)
 
 
+def test_the_pixels_are_those_of_the_runs_before():
+  """Numbers of runs compare with those of others, also after an update."""
+  images = [cluttered_digits.draw(number)[0] for number in (0, 5999, 6000)]
+  means = [image.mean() for image in images]
+  np.testing.assert_allclose(means, [120.7, 129.8, 71.7], atol=0.06)
+
+
 def test_one_digit_is_whole_and_the_others_are_not(paintings):
   """The digit is painted last, and is at least twice as high as a fragment."""
   for number in range(0, 6040, 151):
