@@ -31,7 +31,13 @@ IMAGENET = {
 CIFAR = dict(stem='cifar', num_classes=100)
 COUNTS = [
     *(
-        (name, dict(attention=attention), count)
+        pytest.param(
+            *(name, dict(attention=attention), count),
+            # The smaller ones have each block with each attention.
+            marks=pytest.mark.slow
+            if attention and name in ('resnet34', 'resnet101')
+            else (),
+        )
         for attention, counts in IMAGENET.items()
         for name, count in zip(DEPTHS, counts, strict=True)
     ),
