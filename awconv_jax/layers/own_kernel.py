@@ -158,19 +158,16 @@ class MixedConv(nn.Conv, kw_only=True):
     if weights is None:
       weights = jnp.ones((x.shape[0], 1), x.dtype)
     self.sow('intermediates', 'kernel_weights', weights)
-    if taps is None:
-      taps = jnp.ones((x.shape[0], 1, 1), x.dtype)
     if self.experts == 1:
-      maps = (weights[..., None] * taps)[..., None, None]
+      maps = weights[:, :, None, None, None]
       maps = jnp.broadcast_to(maps, (x.shape[0], *shape[:2], 1, 1))
       kernel = kernel[0]
     else:
-      # As small factors first: of each expert's weight and each position.
-      scale = weights[..., None, None] * taps[:, None]
-      scale = jnp.broadcast_to(scale, (*weights.shape, *shape[:2]))
-      how = dict(precision=self.precision)
-      maps = jnp.einsum('nekl,eklcd->nklcd', scale, kernel, **how)
+      # As one product of matrices, in whose order the kernels lie.
+      maps = jnp.tensordot(weights, kernel, 1, precision=self.precision)
       kernel = jnp.ones(shape, x.dtype)
+    if taps is not None:
+      maps = maps * taps[..., None, None]
     out = convolve(self, x, kernel, maps, residual=False)
     if bias is not None:
       out += (weights @ bias)[:, None, None]
