@@ -286,7 +286,7 @@ def test_a_tap_takes_the_nearest_cell_of_another_grid(pool_size, rows, columns):
         (dict(gate='sigmoyd'), "gate 'sigmoyd' .did you mean 'sigmoid'"),
         (dict(norm=None), 'norm None .*known: batch, layer, none'),
         (dict(expansion_axis='c'), "axis 'c'; known: in, none, out"),
-        (dict(refinement='sse'), "refinement 'sse' .*known: cbam, eca, se"),
+        (dict(refinement='sse'), "refinement 'sse' .*known: cbam, coord, eca"),
         (dict(identity_start=True, gate='relu'), "'none'.*gate='relu'"),
         (dict(identity_start=True, gate='none', residual=False), 'l=False'),
         (dict(feature_group_count=3), r'x \(1, 4, 4, 4\).*groups=3'),
