@@ -20,7 +20,7 @@ help:  ## List the commands.
 	@echo 'make train       train an AW-ResNet on embedded digits (< 5 minutes)'
 	@echo 'make detect      train a detector on embedded scenes, draw what it finds'
 	@echo '                 (< 10 minutes)'
-	@echo 'make test        lint, and run the test suite (7 minutes)'
+	@echo 'make test        lint, and run the test suite (8 minutes)'
 	@echo 'make test-slow   run what takes long: each network with each attention,'
 	@echo '                 one step; detectors trained, killed, learning by heart'
 	@echo 'make test-accelerators   install the compilers of TPU and CUDA (3 GB),'

@@ -296,7 +296,7 @@ def test_batches_of_every_recipe(name, arguments, chain, tmp_path):
 
 
 STEPS = [
-    ('cifar10', {}),
+    pytest.param('cifar10', {}, marks=pytest.mark.slow),
     pytest.param('paper', dict(attention='bam'), marks=pytest.mark.slow),
 ] + [
     pytest.param(name, dict(model=model), marks=pytest.mark.slow)

@@ -157,8 +157,8 @@ def has_no_gradient(path, family, attention, batch):
   return any(re.search(f'/({pattern})$', path) for pattern in taken)
 
 
-# Each attention with parameters, and a depthwise network, with AW-convolutions;
-# the rest is slow.
+# With AW-convolutions: SE, CBAM, augmented attention, and a depthwise network;
+# the rest is slow, also what is made as these are.
 STEPS = [
     pytest.param(
         *(family, attention, aw_conv, batch),
@@ -166,7 +166,7 @@ STEPS = [
         if not aw_conv
         or batch > 1
         or family not in ('basic', 'depthwise')
-        or attention in ('simam', 'ge')
+        or attention in ('eca', 'bam', 'coord', 'simam', 'ge')
         or attention
         and family != 'basic'
         else (),

@@ -179,6 +179,7 @@ def test_a_folder_is_moved(served):
   assert [p.name for p in folder.parent.iterdir()] == ['b']
 
 
+@pytest.mark.slow
 def test_a_run_with_directory_and_data_in_a_bucket(
     served, tmp_path, monkeypatch, quick_compiles
 ):

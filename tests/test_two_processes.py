@@ -212,15 +212,16 @@ def test_processes_of_other_things_do_not_begin(
   assert re.search(words, first), first
 
 
+@slow
 @pytest.mark.parametrize(
     'index, number, words',
     [
         (0, signal.SIGKILL, 'process 0 was killed'),
-        pytest.param(1, signal.SIGKILL, 'process 1 was killed', marks=slow),
-        pytest.param(0, signal.SIGSTOP, 'process 0 was stopped', marks=slow),
-        pytest.param(1, signal.SIGSTOP, 'process 1 was stopped', marks=slow),
-        pytest.param(0, signal.SIGABRT, 'process 0 crashed: Fatal', marks=slow),
-        pytest.param(1, signal.SIGSEGV, 'process 1 crashed: Fatal', marks=slow),
+        (1, signal.SIGKILL, 'process 1 was killed'),
+        (0, signal.SIGSTOP, 'process 0 was stopped'),
+        (1, signal.SIGSTOP, 'process 1 was stopped'),
+        (0, signal.SIGABRT, 'process 0 crashed: Fatal'),
+        (1, signal.SIGSEGV, 'process 1 crashed: Fatal'),
     ],
 )
 def test_a_process_that_dies_in_the_loop_ends_both(
