@@ -18,7 +18,7 @@ from scipy import stats
 from watched_run import assert_same_runs
 
 from awconv_jax import command_line, errors, figures
-from awconv_jax.tools import comparison, comparison_files, study
+from awconv_jax.tools import comparison, comparison_files, step_times, study
 from awconv_jax.train import settings
 
 FAKE = [sys.executable, '-S', str(pathlib.Path(__file__).parent)]
@@ -315,11 +315,15 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   workdir = tmp_path / 'study'
   times = dict(milliseconds=2.0, ratio=1.25)
   made_by = dict(commit=None, code='1', devices=1, device='cpu', jax='1')
-  held = dict(variants={'AW-SE': times, 'wide (16)': times}, batch_size=8)
+  timed = dict.fromkeys(('plain', 'AW-SE', 'wide (16)'), times)
+  held = dict(variants=timed, baseline='plain', batch_size=8)
   held['made_by'] = made_by | dict(python='3')
   held['configs'] = {run.variant: run.config.to_dict() for run in found}
   held['configs']['wide (16)']['model']['width'] = 32  # It was another then.
   (workdir / 'times.json').write_text(json.dumps(held))
+  configs = {run.variant: run.config for run in found}
+  others = step_times.still(held, configs, 'AW-SE')  # Ratios to plain.
+  assert others['variants']['AW-SE'] == dict(milliseconds=2.0)
   flags = f'--study={write()}', f'--workdir={workdir}', '--report'
   code, out, err = commands.tool('compare', *flags)
   assert (code, err) == (0, '')

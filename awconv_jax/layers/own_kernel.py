@@ -13,7 +13,7 @@ from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from awconv_jax.options import OneOf, PositiveInt
 
-# Of attention branches, in the code of the authors of ODConv and DynamicConv's.
+# Of attention branches, as in the code of ODConv's authors.
 attention_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # Fields of nn.Conv that must be left out, and why.
 _OWN = 'it has one for every sample, which no other convolution computes'

@@ -88,7 +88,10 @@ def _of_study() -> None:
       )
 
       def result(run):
-        found = comparison.outcome(run.path, run.seed, metric, True)
+        try:
+          found = comparison.outcome(run.path, run.seed, metric, True)
+        except InputError as error:  # Of the metric: the others go on.
+          return str(error)
         return found.why or f'{metric} {found.value:.4f}'
 
       env = study.environment(workdir, FLAGS.jobs)
@@ -107,7 +110,7 @@ def _of_study() -> None:
     if (workdir / TIMES).exists():
       configs = {run.variant: run.config for run in every}
       times = json.loads((workdir / TIMES).read_text())
-      times = step_times.still(times, configs)
+      times = step_times.still(times, configs, told.baseline)
     _report(workdir, outcomes, metric, told.baseline, FLAGS.study, times)
   if failed:
     raise InputError(*(f'failed: {line}' for line in failed))
@@ -127,7 +130,7 @@ def _of_runs(paths: Sequence[str]) -> None:
     first = next(iter(groups.values()))[0]
     names = {n for row in logging.read(first / 'metrics.jsonl') for n in row}
     known = [n for n in plot_curves.PANELS if f'eval/{n}' in names]
-    metric = (known[1:] or known or ['loss'])[0]
+    metric = next((n for n in known if n != 'loss'), 'loss')
   groups = {n: [p.absolute() for p in found] for n, found in groups.items()}
   outcomes = comparison.of_directories(groups, metric)
   _report(workdir, outcomes, metric, baseline, 'comparison')
@@ -162,8 +165,7 @@ if __name__ == '__main__':
   flags.DEFINE_list('runs', None, text)
   flags.DEFINE_string('workdir', None, 'Gets the runs and the results.')
   flags.DEFINE_integer('jobs', 1, 'How many runs at a time.', 1, 1000)
-  text = 'Names of variants to train or time: \'plain,"plain, wider"\'.'
-  flags.DEFINE_list('only', None, text)
+  flags.DEFINE_list('only', None, 'Names of variants to train or time.')
   flags.DEFINE_list('seeds', None, 'Seeds to train, such as 0,1.')
   flags.DEFINE_string('metric', None, "Of the evaluation; the study's.")
   flags.DEFINE_string('baseline', None, 'Name of a group of --runs.')

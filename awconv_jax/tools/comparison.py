@@ -100,7 +100,7 @@ def outcome(
       raise unknown_name(f'metric of {there}:', metric, known)
     value, step = last[name], last['step']
     # COCO's of a split without any object is -1.
-    if not math.isfinite(value) or metric[:2] == 'AP' and value < 0:
+    if not math.isfinite(value) or metric[:2] in ('AP', 'AR') and value < 0:
       value, why = None, f'ended with {metric} {value}'
   return Outcome(os.fspath(path), seed, value, step, why, facts)
 

@@ -329,7 +329,7 @@ def write(
   measured = times and times['variants']
   rows = comparison.table(variants, baseline, measured)
   if by_mean:
-    rows.sort(key=lambda row: -math.inf if row['n'] == 0 else -row['mean'])
+    rows.sort(key=lambda row: -row['mean'] if row['n'] else math.inf)
   texts = cells(rows, metric, baseline)
   said = notes(variants, metric, baseline, times)
   told = dict(

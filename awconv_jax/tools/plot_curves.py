@@ -157,7 +157,7 @@ def by_config(
 
   One that repeats a seed is alone, and that is told.
   """
-  paths = [places.at(any_path(path)) for path in workdirs]
+  paths = [places.at(p) for p in dict.fromkeys(map(any_path, workdirs))]
   labels, members, seeds = _labels(paths), {}, {}
   for number, path in enumerate(paths):
     config, seed = _config(path)
@@ -175,6 +175,8 @@ def by_config(
       name = common.rstrip('0123456789').rstrip('_-./ ')
       name = re.sub('[_/]s(eed)?$', '', name)
       label = name if name and name not in found else label
+    if label in found:  # As another group was shortened to it.
+      label = os.fspath(paths[numbers[0]])
     found[label] = [paths[n] for n in numbers]
   return found
 

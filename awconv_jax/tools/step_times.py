@@ -36,7 +36,7 @@ def measure(
   Returns:
     'variants', for each its median 'milliseconds' of a step, the median 'ratio'
     to the baseline in the same turn with its 'low' and 'high' quartile and the
-    number of 'turns'; 'configs', 'batch_size', 'made_by' (see
+    number of 'turns'; 'baseline', 'configs', 'batch_size', 'made_by' (see
     `rundir.made_by`) and the 'time' of day, in seconds since 1970.
 
   Raises:
@@ -68,6 +68,7 @@ def measure(
   sizes = {config.batch_size for config in configs.values()}
   return dict(
       variants=found,
+      baseline=baseline,
       configs={name: config.to_dict() for name, config in configs.items()},
       batch_size=sizes.pop() if len(sizes) == 1 else sorted(sizes),
       made_by=rundir.made_by(),
@@ -76,9 +77,12 @@ def measure(
 
 
 def still(
-    times: Mapping[str, Any], configs: Mapping[str, Any]
+    times: Mapping[str, Any], configs: Mapping[str, Any], baseline: str
 ) -> dict[str, Any]:
-  """Returns what `measure` did without variants that are others by now."""
+  """Returns what `measure` did without what is of other configs by now.
+
+  Those are variants, and ratios to another baseline.
+  """
   kept = {}
   for name, found in times['variants'].items():
     if name in configs:
@@ -87,6 +91,9 @@ def still(
       held = settings.complete(times['configs'][name] | same)
       if not rundir.differences(held, configs[name]):
         kept[name] = found
+  if times.get('baseline') != baseline or baseline not in kept:
+    for name, found in kept.items():
+      kept[name] = dict(milliseconds=found['milliseconds'])
   return {**times, 'variants': kept}
 
 

@@ -160,7 +160,7 @@ def train(
     watch.step = step
     take_step = run.step_of(state)
 
-    metrics, stopped_by = {}, None
+    metrics, stopped_by, complete = {}, None, step >= total
 
     def evaluation():
       nonlocal stopped_by
@@ -179,13 +179,14 @@ def train(
 
     def end():
       checkpointer.wait()  # Without the last one it is not at its end.
-      if metrics and step >= total and jax.process_index() == 0:
+      made = complete and rundir.finished(workdir)  # Nothing was trained.
+      if metrics and step >= total and not made and jax.process_index() == 0:
         *_, total_size = macs.rows(state.params, macs_of_one())
         facts = {k: total_size[k] for k in ('parameters', 'multiply_adds')}
         rundir.finish(workdir, config, metrics, **facts, starts=starts)
       return Result(step, total, metrics, stopped_by)
 
-    if step >= total:
+    if complete:
       logging.info('this run is complete; evaluating it again')
       metrics = evaluation()
       return end()

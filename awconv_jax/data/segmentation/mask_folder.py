@@ -103,4 +103,10 @@ def _class_names(path: bytes) -> list[str]:
   names = [name.strip() for name in names]
   while names and not names[-1]:
     names.pop()
+  for number, name in enumerate(names):
+    if not name or name in names[:number]:
+      fault = f'names {one_line(name)!r} twice' if name else 'is empty'
+      raise InputError(
+          f'{shown}: line {number + 1} {fault}; write one name for each class'
+      )
   return names
