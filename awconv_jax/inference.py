@@ -519,8 +519,7 @@ class Segmenter(OnCanvas):
       mirrored = {**batch, 'image': mirror(batch['image'], widths)}
       other = self.task.forward(variables, mirrored)
       logits = (logits + mirror(other, widths)) / 2
-    others = {k: v for k, v in batch.items() if k != 'image'}
-    return others | {'classes': logits.argmax(-1).astype(jnp.uint8)}
+    return self.task.outputs(logits, batch)
 
   def result(self, one: dict[str, np.ndarray], row: Any = None) -> Segmented:
     height, width = one['image_size']

@@ -22,7 +22,7 @@ import numpy as np
 from awconv_jax import memory
 from awconv_jax.data import workers
 from awconv_jax.data.decode import UnreadableError
-from awconv_jax.data.order import EvalOrder
+from awconv_jax.data.order import EvalOrder, GroupedOrder
 from awconv_jax.errors import InputError
 from awconv_jax.options import (
     AnyPath,
@@ -352,3 +352,21 @@ class EvalBatches(_Batches):
     # Closed also when the loop over the batches is left early.
     with contextlib.closing(self._reader.read(self._batches)) as opened:
       yield from map(self.unreadable.take, opened)
+
+
+def by_groups(
+    reader: Any, source: Any, examples: Sequence[np.ndarray]
+) -> TrainBatches | EvalBatches:
+  """Returns batches of images of one group each, such as of one orientation.
+
+  Args:
+    reader: a `Reader` with `row`, which makes the rows.
+    source: of the split.
+    examples: numbers of the examples of each group.
+  """
+  if not reader.train:
+    return EvalBatches(reader, source, examples, reader.row)
+  order = GroupedOrder(examples, reader.batch_size, reader.seed)
+  # Not a seed that `order` uses.
+  seed = np.random.SeedSequence((reader.seed, 1)).generate_state(1)[0]
+  return TrainBatches(reader, source, order, reader.row, seed)

@@ -5,7 +5,7 @@ Attention', https://arxiv.org/abs/1406.6247, section 4.1), of the materials of
 detection/digit_scenes.py, which scikit-learn brings along: what is to be found
 is anywhere, of any colour, and not the only ink. The label is that of
 the one whole digit; it lies above the fragments, each of which is a part of
-another scan.
+any scan.
 
 An image is a function of its number alone. Classes are equally frequent in a
 split, and within a class so are the scans, but for one. Nothing leaks from

@@ -83,7 +83,11 @@ class Segmentation:
 
   def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
     """Returns what `Confusion` takes; 'classes' are uint8 [B, H, W]."""
-    classes = self.forward(variables, batch).argmax(-1).astype(jnp.uint8)
+    return self.outputs(self.forward(variables, batch), batch)
+
+  def outputs(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Returns 'classes' of logits, and what the batch has but the image."""
+    classes = logits.argmax(-1).astype(jnp.uint8)
     return {'classes': classes} | {
         k: v for k, v in batch.items() if k != 'image'
     }

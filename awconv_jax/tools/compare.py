@@ -71,7 +71,9 @@ def _of_study() -> None:
   # Who only reads may do so while others train.
   alone = contextlib.nullcontext() if FLAGS.report else study.claimed(workdir)
   with alone:
-    finished = {run.path: study.is_finished(run) for run in chosen}
+    pending = []
+    if not FLAGS.report:  # Which looks at all of them below.
+      pending = [run for run in chosen if not study.is_finished(run)]
     if FLAGS.time:
       configs = {run.variant: run.config for run in chosen[::-1]}
       configs = {name: configs[name] for name in FLAGS.only or told.variants}
@@ -80,7 +82,6 @@ def _of_study() -> None:
       rundir.write(workdir / TIMES, json.dumps(times, indent=1) + '\n')
       print(f'written:  {workdir / TIMES}')
     elif not FLAGS.report:
-      pending = [run for run in chosen if not finished[run.path]]
       print(
           f'{len(chosen)} runs in {workdir}, {len(chosen) - len(pending)} came '
           'to their end before',

@@ -30,7 +30,6 @@ from awconv_jax.train import rundir, settings
 
 # Starts one run, of the arguments that train.py takes.
 TRAINER = sys.executable, '-m', 'awconv_jax.tools.studied'
-_LOCK = '.lock'
 # What a name of a variant may have, as it is that of a folder, too.
 _NAME = re.compile(r'\w[\w +.,=()-]*')
 
@@ -217,7 +216,7 @@ def claimed(workdir: str | os.PathLike) -> Iterator[None]:
   """
   try:
     os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, _LOCK), 'w')
+    lock = open(os.path.join(workdir, rundir.LOCK), 'w')
   except OSError as error:
     reason = f'cannot be written: {error.strerror}'
     raise InputError(f'--workdir={str(workdir)!r} {reason}') from error
@@ -230,18 +229,6 @@ def claimed(workdir: str | os.PathLike) -> Iterator[None]:
           'for it, or stop it'
       ) from error
     yield
-
-
-def _is_free(path: pathlib.Path) -> bool:
-  """Returns whether no process trains the run of a directory."""
-  try:
-    with (path / _LOCK).open() as lock:
-      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  except FileNotFoundError:
-    pass
-  return True
 
 
 class _Started(NamedTuple):
@@ -310,7 +297,7 @@ def train(
   try:
     while waiting or active:
       while waiting and len(active) < jobs:
-        run = next((run for run in waiting if _is_free(run.path)), None)
+        run = next((run for run in waiting if rundir.is_free(run.path)), None)
         if run is None:
           break  # What an earlier start left has to end first.
         waiting.remove(run)

@@ -27,6 +27,7 @@ from awconv_jax.weights.located import CHECKPOINTS, CONFIG
 CLASSES = 'classes.json'  # The names, in the order of labels.
 CATEGORIES = 'categories.json'  # With the data set's numbers, if it has any.
 UNREADABLE = 'unreadable.txt'  # Images that could not be read, one a line.
+LOCK = '.lock'  # Held by who trains the run.
 FINISHED = 'finished.json'  # Of a run that came to its end, see `finish`.
 
 # What may differ when a run is continued: it changes where data lie or what is
@@ -274,6 +275,18 @@ def check_owner(workdir: pathlib.Path, config: Any) -> None:
       )
 
 
+def is_free(workdir: pathlib.Path) -> bool:
+  """Returns whether no process of this machine has `claim`ed a directory."""
+  try:
+    with (workdir / LOCK).open() as lock:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except FileNotFoundError:
+    pass
+  return True
+
+
 @contextlib.contextmanager
 def claim(
     workdir: pathlib.Path,
@@ -293,7 +306,7 @@ def claim(
   Raises:
     InputError: it cannot be written, or has another run or another config.
   """
-  path, directory = workdir / '.lock', workdir / CHECKPOINTS
+  path, directory = workdir / LOCK, workdir / CHECKPOINTS
   if (workdir / located.MODEL).exists():
     raise InputError(
         f'--workdir={str(workdir)!r} holds a model; give another, and the '

@@ -9,7 +9,7 @@ from awconv_jax.data import batches
 from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
-from awconv_jax.data.order import PORTRAIT, GroupedOrder, groups
+from awconv_jax.data.order import PORTRAIT, groups
 from awconv_jax.errors import InputError
 from awconv_jax.options import Bound
 
@@ -63,12 +63,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
           f'{len(source.faults)} fault(s) in it: {"; ".join(source.faults[:3])}'
       )
     examples = [group[keep[group]] for group in groups(sizes)]
-    if not self.train:
-      return batches.EvalBatches(self, source, examples, self.row)
-    order = GroupedOrder(examples, self.batch_size, self.seed)
-    # Not a seed that `order` uses.
-    seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
-    return batches.TrainBatches(self, source, order, self.row, seed)
+    return batches.by_groups(self, source, examples)
 
   def row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
     """Makes a row; see `batches`."""

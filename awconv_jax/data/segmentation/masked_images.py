@@ -7,7 +7,7 @@ import numpy as np
 from awconv_jax.data import batches
 from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import canvases
-from awconv_jax.data.order import PORTRAIT, GroupedOrder, groups
+from awconv_jax.data.order import PORTRAIT, groups
 from awconv_jax.data.segmentation import masks
 from awconv_jax.errors import InputError
 
@@ -30,12 +30,7 @@ class MaskedImages(canvases.Geometry, batches.Reader):
           f'max_bad_fraction allows; mend them or raise it: {"; ".join(lines)}'
       )
     examples = groups(source.sizes)
-    if not self.train:
-      return batches.EvalBatches(self, source, examples, self.row)
-    order = GroupedOrder(examples, self.batch_size, self.seed)
-    # Not a seed that `order` uses.
-    seed = np.random.SeedSequence((self.seed, 1)).generate_state(1)[0]
-    return batches.TrainBatches(self, source, order, self.row, seed)
+    return batches.by_groups(self, source, examples)
 
   def row(self, source, index: int, group: int, rng: batches.Rng) -> dict:
     """Makes a row; see `batches`."""
