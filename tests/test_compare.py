@@ -373,15 +373,38 @@ def test_runs_that_there_are_are_compared_without_a_study(
       places.append(f'{tmp_path}/{run.variant}_s{run.seed}')
       run.path.rename(places[-1])
   names = ','.join(places)
+  # From before it was written; killed; from before there was an option.
   (tmp_path / 'AW-SE_s1/finished.json').unlink()
+  (tmp_path / 'AW-SE_s2/finished.json').unlink()
+  row = {'step': 3, 'eval/top1': 0.5, 'train/epoch': 0.5}
+  (tmp_path / 'AW-SE_s2/metrics.jsonl').write_text(json.dumps(row) + '\n')
+  config = json.loads((tmp_path / 'plain_s2/config.json').read_text())
+  del config['shard_state']
+  (tmp_path / 'plain_s2/config.json').write_text(json.dumps(config))
   code, out, err = commands.tool(
       'compare', f'--runs={names}', f'--workdir={tmp_path}/out'
   )
   assert (code, err) == (0, '')
   rows = [line.split('|')[1:5] for line in out.splitlines() if '|' in line]
   assert [cell.strip() for cell in rows[2][:2]] == ['plain', '3']
-  assert [cell.strip() for cell in rows[3][:2]] == ['AW-SE', '3']
-  assert 'Without finished.json' in out and 'AW-SE_s1' in out
+  assert [cell.strip() for cell in rows[3][:2]] == ['AW-SE', '2']
+  assert 'AW-SE_s2 has not come to its end; it is at step 3.' in out
+  assert 'Without finished.json, so that' in out
+  assert f'end: {tmp_path}/AW-SE_s1.' in out
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        ('--runs=a --jobs=2', '--jobs goes with --study, not with --runs'),
+        ('--study=a --baseline=b', '--baseline goes with --runs, not with'),
+        ('--study=a --time --report', 'leave one out'),
+        ('--study=a --runs=b', 'either --study or --runs'),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(flags, words):
+  code, _, err = commands.tool('compare', '--workdir=x', *flags.split())
+  assert code == 1 and words in err and err.count('\n') == 1
 
 
 def test_the_figure_has_every_seed_and_both_intervals(prepared):

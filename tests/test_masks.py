@@ -226,3 +226,13 @@ def test_commands_refuse_what_does_not_fit(folder, tmp_path):
   ):
     code, _, err = commands.tool(*command.split())
     assert code == 1 and err.count('\n') == 1 and words in err, err
+
+
+@pytest.mark.parametrize(
+    'name', ['folder', 'folder:', 'digit_scenes:x', 'no:x']
+)
+def test_a_name_that_is_none_is_answered_by_those_there_are(name):
+  with pytest.raises(InputError) as caught:
+    sources.open_source(f'masks:{name}', None, 'train')
+  for known in (repr(name), 'digit_scenes', 'tfds:<name>', 'folder:<name>'):
+    assert known in str(caught.value)

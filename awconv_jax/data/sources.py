@@ -43,18 +43,26 @@ DATASETS = {
         functools.partial(open_tfds, source_class=TfdsObjects),
     ),
 }
-# What has masks, by what stands between 'masks:' and a further colon.
-MASKS = {
-    'digit_scenes': lambda rest, dir, split: DigitMasks(split),
+# What has masks, and what follows the first colon of 'masks:<kind>:<name>'.
+MASKS = {'digit_scenes': lambda name, dir, split: DigitMasks(split)}
+MASK_KINDS = {
     'tfds': functools.partial(open_tfds, source_class=TfdsMasks),
     'folder': lambda path, dir, split: MaskFolder(path, split),
 }
 
 
 def _open_masks(name: str, dir: str | None, split: str) -> Any:
-  """Opens 'digit_scenes', 'tfds:<name>' or 'folder:<path>'."""
+  name, opened = _chosen('data set with masks', name, MASKS, MASK_KINDS)
+  return opened(name, dir, split)
+
+
+def _chosen(what: str, name: str, known: dict, kinds: dict) -> tuple[str, Any]:
+  """Returns what is known by a name, or '<kind>:<name>', and the name."""
   kind, _, rest = name.partition(':')
-  return look_up('data set with masks', kind, MASKS)(rest, dir, split)
+  if rest and kind in kinds:
+    return rest, kinds[kind]
+  known = known | {f'{kind}:<name>': None for kind in kinds}
+  return name, look_up(what, name, known)
 
 
 # What follows the colon takes the place of the name.
@@ -80,12 +88,7 @@ def reader_of(name: str) -> functools.partial:
     A partial of `LabelledImages`, `BoxedImages` or `MaskedImages`, which list
     the options.
   """
-  prefix, _, rest = name.partition(':')
-  if rest and prefix in KINDS:
-    name, (reader, open_split) = rest, KINDS[prefix]
-  else:
-    known = DATASETS | {f'{kind}:<name>': None for kind in KINDS}
-    reader, open_split = look_up('dataset', name, known)
+  name, (reader, open_split) = _chosen('dataset', name, DATASETS, KINDS)
   return functools.partial(reader, functools.partial(open_split, name))
 
 

@@ -38,6 +38,11 @@ from awconv_jax.options import local_path
 
 FLAGS = flags.FLAGS
 TIMES = 'times.json'
+# Flags that mean nothing without one of these.
+OF_ONE = {
+    'study': ('jobs', 'only', 'seeds', 'report', 'time'),
+    'runs': ('baseline',),
+}
 
 
 def main() -> None:
@@ -47,6 +52,12 @@ def main() -> None:
         '--workdir and either --study or --runs are wanted, such as '
         '--study=configs/studies/cluttered_digits.toml --workdir=runs/study'
     )
+  given, other = ('study', 'runs') if FLAGS.runs is None else ('runs', 'study')
+  for name in OF_ONE[other]:
+    if FLAGS[name].present:
+      raise InputError(f'--{name} goes with --{other}, not with --{given}')
+  if FLAGS.time and FLAGS.report:
+    raise InputError('--time measures, --report does not; leave one out')
   local_path(FLAGS.workdir)
   if FLAGS.runs is not None:
     return _of_runs(FLAGS.runs)

@@ -167,8 +167,20 @@ def of_directories(
       config = rundir.read_config(path)
       told = rundir.finished(path)
       done = told and told['config']['num_epochs'] == config.num_epochs
+      if told is None:
+        done = _reached(places.at(path), config.num_epochs)
       one = outcome(path, config.seed, metric, done)
       if one.why == 'has not begun':
         raise InputError(f'{path} has no metrics.jsonl; is it a run?')
       found[name].append(one)
   return found
+
+
+def _reached(path: pathlib.Path, num_epochs: float) -> bool | None:
+  """Returns whether a run's last row is of its end; None if it cannot tell."""
+  rows = logging.read(path / 'metrics.jsonl')
+  last = next((row for row in rows[::-1] if row.get('train/epoch')), None)
+  if last is None:
+    return None
+  per_epoch = last['step'] / last['train/epoch']
+  return rows[-1]['step'] + 1 > num_epochs * per_epoch
