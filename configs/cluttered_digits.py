@@ -22,12 +22,12 @@ def get_config(
   """Returns the config; the network has one block in each of three stages."""
   return settings.complete(
       dict(
-          num_epochs=20.0,
-          batch_size=128,
+          num_epochs=10.0,
+          batch_size=64,
           eval_batch_size=250,
           ema_decay=0.98,
-          log_every_steps=47,
-          eval_every_epochs=5.0,
+          log_every_steps=94,
+          eval_every_epochs=2.0,
           checkpoint_every_epochs=5.0,
           data=dict(
               name='cluttered_digits',
@@ -50,7 +50,7 @@ def get_config(
           optimizer=dict(
               name='sgd',
               learning_rate=0.1,
-              base_batch_size=128,
+              base_batch_size=64,
               weight_decay=5e-4,
               schedule='cosine',
               warmup_epochs=2.0,
