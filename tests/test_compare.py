@@ -301,10 +301,9 @@ def test_what_does_not_count_is_said(prepared):
   for run, why in (
       (found[1], 'ended with top1 nan'),
       (found[6], 'has not come to its end; it is at step 3'),
-      (found[7], 'has not begun'),
-      (found[8], 'has not begun'),
   ):
     assert f'{run.path} {why}' in line
+  assert f'{found[7].path}, {found[8].path} has not begun' in line
   assert any('5 runs by commit abc (code 123) on 4 x tpu v9' in n for n in said)
 
 

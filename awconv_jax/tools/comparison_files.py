@@ -93,8 +93,14 @@ def notes(
         'widened for their number.'
     )
   every = [(n, o) for n, outcomes in variants.items() for o in outcomes]
-  if out := [f'{o.path} {o.why}' for _, o in every if o.value is None]:
-    found.append(f'Not counted, {len(out)} of {len(every)}: {"; ".join(out)}.')
+  out = {}
+  for _, one in every:
+    if one.value is None:
+      out.setdefault(one.why, []).append(one.path)
+  if out:
+    count = sum(map(len, out.values()))
+    lines = (f'{", ".join(paths)} {why}' for why, paths in out.items())
+    found.append(f'Not counted, {count} of {len(every)}: {"; ".join(lines)}.')
   unknown = [o.path for _, o in every if not o.facts and o.value is not None]
   if unknown:
     found.append(
