@@ -58,7 +58,7 @@ def odconv(
     variables,
     *,
     train=False,
-    temperature=1,
+    temperature=30,
     norm_momentum=0.9,
     **fields,
 ):

@@ -37,7 +37,8 @@ class ODConv(MixedConv):
     reduction: r; the branch has C // r channels inside.
     min_hidden: the least number of these.
     temperature: what all logits are divided by. The authors lower it from 30 to
-      1 over the first epochs; here it is fixed.
+      1 over the first epochs; here it is fixed. With 1 from the first step on,
+      each sample's kernel is another before any has learnt.
     norm_momentum, norm_epsilon: of the norm (momentum: share of the old).
     train: whether batch statistics are used; None: if the call may update them.
   """
@@ -45,7 +46,7 @@ class ODConv(MixedConv):
   experts: PositiveInt = 4
   reduction: PositiveInt = 16
   min_hidden: PositiveInt = 16
-  temperature: PositiveFloat = 1.0
+  temperature: PositiveFloat = 30.0
   norm_momentum: Fraction = NORM_MOMENTUM
   norm_epsilon: NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
