@@ -41,6 +41,8 @@ model.width = 16
 data.augment = [['flip', {{}}]]
 """
 NAMES = 'plain', 'AW-SE', 'wide (16)'
+# No step in common with others, and what no axis can show.
+ROWS = '{"step": 9, "eval/top1": Infinity}\n'
 # By variant and seed: what comes out.
 VALUES = {
     'plain': (0.5, 0.6, 0.52),
@@ -152,6 +154,10 @@ def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
         ('[variants.plain]', '[variants."a/b"]\n[variants.plain]', ["'a/b'"]),
         ('model.width = 16', 'model.widht = 1', ["'wide (16)'", 'width']),
         ('model.width = 16', 'model.width = -1', ["'wide (16)'", 'width=-1']),
+        ('"wide (16)"', '"results.md"', ['name of a file of results']),
+        ('"wide (16)"', '"a,b"', ["'a,b'"]),
+        ('"wide (16)"', 'x' * 101, ['at most 100']),
+        ('"wide (16)"', 'PLAIN', ['one folder']),
         ('model.width = 16', 'seed = 1', ["'wide (16)'", 'study.seeds']),
         ('model.width = 16\ndata', '# data', ["'wide (16)'", "as 'plain'"]),
         ('[variants.plain]', '[variants.plain', ['cannot be read']),
@@ -295,15 +301,17 @@ def test_what_does_not_count_is_said(prepared):
   does(found[1], 'nan')
   train(found[:7])
   (found[6].path / 'finished.json').unlink()  # As if it were under way.
-  said = comparison_files.notes(outcomes(told, found), 'top1', 'plain')
+  there = outcomes(told, found)
+  rows = comparison.table(there, 'plain')
+  said = comparison_files.notes(rows, there, 'top1', 'plain')
   (line,) = [note for note in said if note.startswith('Not counted')]
   assert line.startswith('Not counted, 4 of 9: ')
   for run, why in (
       (found[1], 'ended with top1 nan'),
-      (found[6], 'has not come to its end; it is at step 3'),
+      (found[6], 'not at its end; it is at step 3'),
   ):
-    assert f'{run.path} {why}' in line
-  assert f'{found[7].path}, {found[8].path} has not begun' in line
+    assert f'{run.path}: {why}' in line
+  assert f'{found[7].path}, {found[8].path}: not begun' in line
   assert any('5 runs by commit abc (code 123) on 4 x tpu v9' in n for n in said)
 
 
@@ -342,7 +350,7 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   ]
   assert 'commit unknown (code 1)' in table
   assert cells[4][-2:] == ['-', '-']
-  line = 'wide (16)/seed2 has not begun: error: it cannot be'
+  line = 'wide (16)/seed2: not begun: error: it cannot be'
   assert f'Not counted, 1 of 9: {line}.' in table
   with (workdir / 'results.csv').open() as file:
     rows = {row['variant']: row for row in csv.DictReader(file)}
@@ -387,7 +395,7 @@ def test_runs_that_there_are_are_compared_without_a_study(
   rows = [line.split('|')[1:5] for line in out.splitlines() if '|' in line]
   assert [cell.strip() for cell in rows[2][:2]] == ['plain', '3']
   assert [cell.strip() for cell in rows[3][:2]] == ['AW-SE', '2']
-  assert 'AW-SE_s2 has not come to its end; it is at step 3.' in out
+  assert 'AW-SE_s2: not at its end; it is at step 3.' in out
   assert 'Without finished.json, so that' in out
   assert f'end: {tmp_path}/AW-SE_s1.' in out
 
@@ -397,13 +405,46 @@ def test_runs_that_there_are_are_compared_without_a_study(
     [
         ('--runs=a --jobs=2', '--jobs goes with --study, not with --runs'),
         ('--study=a --baseline=b', '--baseline goes with --runs, not with'),
-        ('--study=a --time --report', 'leave one out'),
+        ('--study=a --time --report', '--time does nothing with --report'),
+        ('--study=a --only=b --report', '--only does nothing'),
+        ('--runs=', 'either --study or --runs'),
         ('--study=a --runs=b', 'either --study or --runs'),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(flags, words):
   code, _, err = commands.tool('compare', '--workdir=x', *flags.split())
   assert code == 1 and words in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'name, text, words',
+    [
+        ('times.json', '{"a"', 'measure again with --time'),
+        ('times.json', '{}', 'measure again with --time'),
+        ('AW-SE/seed1/finished.json', '{"config"', 'start the run again'),
+        ('AW-SE/seed1/finished.json', '{"config": {}}', 'start the run again'),
+        ('AW-SE/seed1/metrics.jsonl', '{"step": 1}', None),  # Its end is kept.
+        ('plain/seed0/metrics.jsonl', ROWS, None),  # Cannot be drawn at all.
+    ],
+)
+def test_files_that_are_damaged(
+    name, text, words, prepared, write, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(figures, 'save', lambda figure, output: output)
+  told, found = prepared
+  found = [run for run in found if run.variant in NAMES[:2]]
+  train(found, jobs=4)
+  before = comparison.table(outcomes(told, found), 'plain')
+  workdir = tmp_path / 'study'
+  (workdir / name).write_text(text)
+  flags = f'--study={write()}', f'--workdir={workdir}', '--report'
+  code, _, err = commands.tool('compare', *flags)
+  if words is None:
+    assert (code, err) == (0, '')
+    assert comparison.table(outcomes(told, found), 'plain') == before
+  else:
+    assert code == 1 and err.count('\n') == 1
+    assert f'{name} is damaged' in err and words in err
 
 
 def test_the_figure_has_every_seed_and_both_intervals(prepared):

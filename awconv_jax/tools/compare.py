@@ -43,23 +43,30 @@ OF_ONE = {
     'study': ('jobs', 'only', 'seeds', 'report', 'time'),
     'runs': ('baseline',),
 }
+# And beside these.
+NOT_WITH = {
+    'report': ('jobs', 'only', 'seeds', 'time'),
+    'time': ('jobs', 'seeds'),
+}
 
 
 def main() -> None:
   """Trains, times and reports as the flags say."""
-  if not FLAGS.workdir or (FLAGS.study is None) == (FLAGS.runs is None):
+  if not FLAGS.workdir or bool(FLAGS.study) == bool(FLAGS.runs):
     raise InputError(
         '--workdir and either --study or --runs are wanted, such as '
         '--study=configs/studies/cluttered_digits.toml --workdir=runs/study'
     )
-  given, other = ('study', 'runs') if FLAGS.runs is None else ('runs', 'study')
+  given, other = ('runs', 'study') if FLAGS.runs else ('study', 'runs')
   for name in OF_ONE[other]:
     if FLAGS[name].present:
       raise InputError(f'--{name} goes with --{other}, not with --{given}')
-  if FLAGS.time and FLAGS.report:
-    raise InputError('--time measures, --report does not; leave one out')
+  for flag, names in NOT_WITH.items():
+    for name in names:
+      if FLAGS[flag].value and FLAGS[name].present:
+        raise InputError(f'--{name} does nothing with --{flag}; leave it out')
   local_path(FLAGS.workdir)
-  if FLAGS.runs is not None:
+  if FLAGS.runs:
     return _of_runs(FLAGS.runs)
   _of_study()
 
@@ -121,20 +128,18 @@ def _of_study() -> None:
     times = None
     if (workdir / TIMES).exists():
       configs = {run.variant: run.config for run in every}
-      times = json.loads((workdir / TIMES).read_text())
-      times = step_times.still(times, configs, told.baseline)
+      times = step_times.read(workdir / TIMES, configs, told.baseline)
     _report(workdir, outcomes, metric, told.baseline, FLAGS.study, times)
   if failed:
     raise InputError(*(f'failed: {line}' for line in failed))
 
 
 def _of_runs(paths: Sequence[str]) -> None:
-  from awconv_jax.tools import comparison, plot_curves
+  from awconv_jax.tools import comparison, plot_curves, study
   from awconv_jax.train import logging
 
   groups = plot_curves.by_config(paths)
-  workdir = pathlib.Path(FLAGS.workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  workdir = study.made(FLAGS.workdir)
   baseline = FLAGS.baseline or next(iter(groups))
   look_up('--baseline', baseline, groups)
   metric = FLAGS.metric

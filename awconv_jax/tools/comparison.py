@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
     path: its directory.
     seed: of the run.
     value: the metric of its last evaluation; None if it does not count.
-    step: of the last evaluation, or of the last row.
+    step: of the last row.
     why: it does not count.
     facts: what `rundir.finish` wrote, {} if nothing.
   """
@@ -81,28 +81,34 @@ def outcome(
     InputError: its evaluations have no such metric, or cannot be read.
   """
   there, facts = places.at(path), rundir.finished(path) or {}
+  measured = facts['metrics'] if facts and finished else None
   rows = []
   if (there / 'metrics.jsonl').exists():
     rows = logging.read(there / 'metrics.jsonl')
   step = rows[-1]['step'] if rows else 0
-  evaluated = [row for row in rows if any(k[:5] == 'eval/' for k in row)]
+  if finished is None:
+    evaluated = [_evaluation(row) for row in rows]
+    measured = next(filter(None, evaluated[::-1]), None)
   value, why = None, ''
-  if not rows:
-    why = 'has not begun'
+  if not rows and not measured:
+    why = 'not begun'
   elif finished is False:
-    why = f'has not come to its end; it is at step {step:,}'
-  elif not evaluated:
-    why = f'has no evaluation; it is at step {step:,}'
+    why = f'not at its end; it is at step {step:,}'
+  elif not measured:
+    why = f'without an evaluation; it is at step {step:,}'
+  elif metric not in measured:
+    raise unknown_name(f'metric of {there}:', metric, measured)
   else:
-    last = evaluated[-1]
-    if (name := f'eval/{metric}') not in last:
-      known = [k.partition('/')[2] for k in last if k[:5] == 'eval/']
-      raise unknown_name(f'metric of {there}:', metric, known)
-    value, step = last[name], last['step']
+    value = measured[metric]
     # COCO's of a split without any object is -1.
     if not math.isfinite(value) or metric[:2] in ('AP', 'AR') and value < 0:
       value, why = None, f'ended with {metric} {value}'
   return Outcome(os.fspath(path), seed, value, step, why, facts)
+
+
+def _evaluation(row: Mapping[str, float]) -> dict[str, float]:
+  """Returns the metrics of a row, {} of one of training."""
+  return {k[5:]: value for k, value in row.items() if k[:5] == 'eval/'}
 
 
 def table(
@@ -170,7 +176,7 @@ def of_directories(
       if told is None:
         done = _reached(places.at(path), config.num_epochs)
       one = outcome(path, config.seed, metric, done)
-      if one.why == 'has not begun':
+      if one.why == 'not begun':
         raise InputError(f'{path} has no metrics.jsonl; is it a run?')
       found[name].append(one)
   return found

@@ -10,6 +10,8 @@ import pathlib
 import re
 from typing import Any
 
+import numpy as np
+
 from awconv_jax import figures, text_table
 from awconv_jax.tools import comparison, plot_curves
 from awconv_jax.train import rundir
@@ -74,23 +76,28 @@ def cells(
 
 
 def notes(
+    rows: Sequence[Mapping[str, Any]],
     variants: Mapping[str, Sequence[comparison.Outcome]],
     metric: str,
     baseline: str,
     times: Mapping[str, Any] | None = None,
 ) -> list[str]:
-  """Returns what has to be said beside the table, a sentence or two each."""
+  """Returns what has to be said beside the rows, a sentence or two each."""
   found = [
       f'{metric} of the last evaluation of each run, not of its best: mean ± '
       'standard deviation (n - 1) over n seeds.'
   ]
-  if (count := len(variants) - 1) > 0:
+  if any(row['pairs'] for row in rows):
     found.append(
         f'Against {baseline}: the mean difference over the seeds that both '
-        'have, pair by pair, and in brackets its '
-        f"{comparison.LEVEL:.0%} interval of Student's t. Of {count} such "
-        'intervals each may miss by chance one time in 20; they are not '
-        'widened for their number.'
+        'have, pair by pair.'
+    )
+  if count := sum((row['pairs'] or 0) > 1 for row in rows):
+    found.append(
+        f"In brackets: its {comparison.LEVEL:.0%} interval of Student's t. It "
+        'misses by chance one time in 20'
+        + f'; none of the {count} is widened for their number.' * (count > 1)
+        + '.' * (count == 1)
     )
   every = [(n, o) for n, outcomes in variants.items() for o in outcomes]
   out = {}
@@ -99,7 +106,7 @@ def notes(
       out.setdefault(one.why, []).append(one.path)
   if out:
     count = sum(map(len, out.values()))
-    lines = (f'{", ".join(paths)} {why}' for why, paths in out.items())
+    lines = (f'{", ".join(paths)}: {why}' for why, paths in out.items())
     found.append(f'Not counted, {count} of {len(every)}: {"; ".join(lines)}.')
   unknown = [o.path for _, o in every if not o.facts and o.value is not None]
   if unknown:
@@ -186,9 +193,11 @@ def figure(
   Above lies the first row; to be called within `figures.style`.
   """
   factor, _ = plot_curves.unit(metric)
-  label = plot_curves.PANELS.get(metric, [metric])[0]
+  label = plot_curves.label(metric)
   drawn = figures.new(width, 0.55 + 0.19 * len(rows))
   left, right = drawn.subplots(1, 2, sharey=True)
+  if not any(row['pairs'] for row in rows):
+    right.set_visible(False)  # There is nothing to compare yet.
   places = range(len(rows))
   for place, row in zip(places, rows, strict=True):
     color = 'C1' if row['variant'] == baseline else 'C0'
@@ -296,11 +305,13 @@ def curves(
       axis.set_xlabel('step' if over_steps else 'epoch')
       axis.tick_params(labelbottom=True)
     figures.plain_text(axis)
-  low, high = (f(map(f, late)) for f in (min, max))
-  margin = 0.05 * (high - low) or 0.01
-  axes[0, 0].set_ylim(low - margin, high + margin)
-  label = plot_curves.PANELS.get(metric, [metric])[0]
-  drawn.supylabel(label, size='medium')
+  late = np.concatenate([*late, []])
+  if (late := late[np.isfinite(late)]).size:
+    low, high = late.min(), late.max()
+    margin = 0.05 * (high - low) or 0.005 * factor
+    axes[0, 0].set_ylim(low - margin, high + margin)
+  axes[0, 0].yaxis.get_major_formatter().set_useOffset(False)
+  drawn.supylabel(plot_curves.label(metric), size='medium')
   note = drawn.legend(
       handles=shown.values(),
       labels=[f'{what}, mean ± std' for what in shown],
@@ -335,9 +346,10 @@ def write(
   measured = times and times['variants']
   rows = comparison.table(variants, baseline, measured)
   if by_mean:
-    rows.sort(key=lambda row: -row['mean'] if row['n'] else math.inf)
+    sign = 1 if metric.startswith('loss') else -1
+    rows.sort(key=lambda row: sign * row['mean'] if row['n'] else math.inf)
   texts = cells(rows, metric, baseline)
-  said = notes(variants, metric, baseline, times)
+  said = notes(rows, variants, metric, baseline, times)
   told = dict(
       title=title,
       metric=metric,

@@ -133,6 +133,11 @@ def unit(scalar: str) -> tuple[int, str]:
   return (100, ' (%)') if scalar.startswith(_FRACTIONS) else (1, '')
 
 
+def label(metric: str) -> str:
+  """Returns a metric of evaluations with its unit, for an axis."""
+  return PANELS.get(metric, [metric + unit(metric)[1]])[0]
+
+
 def _panel(name: str) -> tuple[str, tuple[str, ...]]:
   """Returns the label and the scalars of a panel."""
   split, _, scalar = name.partition('/')

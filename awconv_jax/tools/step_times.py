@@ -8,6 +8,7 @@ the ratio is that of the same turn.
 from collections.abc import Mapping
 import json
 import math
+import pathlib
 import time
 from typing import Any
 
@@ -74,6 +75,22 @@ def measure(
       made_by=rundir.made_by(),
       time=time.time(),
   )
+
+
+def read(
+    path: pathlib.Path, configs: Mapping[str, Any], baseline: str
+) -> dict[str, Any]:
+  """Returns what of a file with what `measure` found is `still` so.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  try:
+    return still(json.loads(path.read_text()), configs, baseline)
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise InputError(
+        f'{path} is damaged; take it away, or measure again with --time'
+    ) from error
 
 
 def still(

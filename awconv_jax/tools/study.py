@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import copy
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -30,8 +31,9 @@ from awconv_jax.train import rundir, settings
 
 # Starts one run, of the arguments that train.py takes.
 TRAINER = sys.executable, '-m', 'awconv_jax.tools.studied'
-# What a name of a variant may have, as it is that of a folder, too.
-_NAME = re.compile(r'\w[\w +.,=()-]*')
+# What a name of a variant may be, as it is that of a folder, too. --only parts
+# names at commas.
+_NAME = re.compile(r'(?!results\.|curves\.|times\.)\w[\w +.=()-]{,99}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,16 @@ def read(path: str) -> Study:
     study = Study(**engine.filled(held, Study, name='study'))
     for name in study.variants:
       if not _NAME.fullmatch(name):
-        raise InputError(f'no folder can be called as the variant {name!r}')
+        raise InputError(
+            f'no variant can be called {name!r}; take letters, digits, spaces '
+            'and +.=()-, at most 100, and not the name of a file of results'
+        )
+    folders = {}  # As those see it who tell no capitals from others.
+    for name in study.variants:
+      if (other := folders.setdefault(name.casefold(), name)) != name:
+        raise InputError(
+            f'the variants {other!r} and {name!r} would have one folder'
+        )
     look_up('variant', study.baseline, study.variants)
     seeds = study.all_seeds()
     if len(set(seeds)) < len(seeds):
@@ -144,8 +155,8 @@ def runs(
         raise InputError(f'it is the same as {same!r}')
     made[name] = config, texts
   found = []
-  for seed in seeds or study.all_seeds():
-    for name in only or study.variants:
+  for seed in dict.fromkeys(seeds or study.all_seeds()):
+    for name in dict.fromkeys(only or study.variants):
       config, texts = made[name]
       config = copy.deepcopy(config)
       with config.unlocked():
@@ -207,6 +218,19 @@ def environment(workdir: str | os.PathLike, jobs: int) -> dict[str, str]:
   return wanted | os.environ
 
 
+def made(workdir: str | os.PathLike) -> pathlib.Path:
+  """Makes a directory for results; InputError if it cannot be written."""
+  path = pathlib.Path(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+  except OSError as error:
+    reason = f'cannot be written: {error.strerror}; give another'
+    raise InputError(f'--workdir={str(workdir)!r} {reason}') from error
+  return path
+
+
 @contextlib.contextmanager
 def claimed(workdir: str | os.PathLike) -> Iterator[None]:
   """Has the directory of a study for this process alone.
@@ -214,13 +238,7 @@ def claimed(workdir: str | os.PathLike) -> Iterator[None]:
   Raises:
     InputError: it cannot be written, or another process has it.
   """
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, rundir.LOCK), 'w')
-  except OSError as error:
-    reason = f'cannot be written: {error.strerror}'
-    raise InputError(f'--workdir={str(workdir)!r} {reason}') from error
-  with lock:
+  with (made(workdir) / rundir.LOCK).open('w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Ends with the process.
     except BlockingIOError as error:

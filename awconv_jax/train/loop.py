@@ -179,7 +179,10 @@ def train(
 
     def end():
       checkpointer.wait()  # Without the last one it is not at its end.
-      made = complete and rundir.finished(workdir)  # Nothing was trained.
+      made = False
+      with contextlib.suppress(InputError):  # If it is damaged.
+        # Nothing was trained.
+        made = complete and rundir.finished(workdir) is not None
       if metrics and step >= total and not made and jax.process_index() == 0:
         *_, total_size = macs.rows(state.params, macs_of_one())
         facts = {k: total_size[k] for k in ('parameters', 'multiply_adds')}

@@ -111,12 +111,25 @@ def finish(
 
 
 def finished(workdir: str | os.PathLike) -> dict[str, Any] | None:
-  """Returns what `finish` wrote; None if there is nothing of the kind."""
+  """Returns what `finish` wrote; None if there is nothing.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  path = places.at(workdir) / FINISHED
   try:
-    told = json.loads((places.at(workdir) / FINISHED).read_text())
-    return told if isinstance(told['config'], dict) else None
-  except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    told = json.loads(path.read_text())
+    parts = told['metrics'], told['host'], told['config'], told['starts'][-1]
+    if all(isinstance(part, dict) for part in parts):
+      return told
+  except FileNotFoundError:
     return None
+  except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    pass
+  raise InputError(
+      f'{path} is damaged; take it away, and start the run again: it will '
+      'evaluate, and write it anew'
+  )
 
 
 def write(path: pathlib.Path, text: str) -> None:
