@@ -18,7 +18,7 @@ import watched_run
 from awconv_jax import data, errors, inference, models, pretrained
 from awconv_jax.data import described, sources
 from awconv_jax.evaluators.confusion import Confusion
-from awconv_jax.ops.upsample import upsample
+from awconv_jax.ops.resample import upsample
 from awconv_jax.tasks import segmentation
 from awconv_jax.tools import evaluate, export, predict
 from awconv_jax.train import loop, settings

@@ -26,7 +26,7 @@ from awconv_jax.layers.conv import (
     pair,
     valid_output,
 )
-from awconv_jax.ops import relative_attention
+from awconv_jax.ops import relative_attention, resample
 from awconv_jax.ops.valid_area import as_valid_size
 from awconv_jax.options import Bound, PositiveInt
 
@@ -127,7 +127,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     spans = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     pads = explicit_padding(self.padding, x.shape[1:3], spans, strides)
     offsets = [s // 2 - low for s, (low, _) in zip(spans, pads, strict=True)]
-    x = relative_attention.strided_average(
+    x = resample.strided_average(
         x, out_size, strides, offsets=offsets, valid_size=valid_size
     )
     if valid_size is not None:
@@ -179,7 +179,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     factor, cells = self.downsample, valid_size
     if factor > 1:
       coarse = [-(-length // factor) for length in x.shape[1:3]]
-      x = relative_attention.strided_average(
+      x = resample.strided_average(
           x, coarse, (factor,) * 2, valid_size=valid_size
       )
       cells = None if valid_size is None else -(-valid_size // factor)
@@ -195,7 +195,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
         name='attention',
     )(x, valid_size=cells)
     if factor > 1:
-      attended = relative_attention.upsample(
+      attended = resample.upsample_aligned(
           attended, out.shape[1:3], factor, valid_size=cells
       )
     return jnp.concatenate([out, attended.astype(out.dtype)], axis=-1)

@@ -20,14 +20,13 @@ from typing import Annotated
 
 import flax.linen as nn
 from flax.linen.dtypes import promote_dtype
-import jax
 import jax.numpy as jnp
 
 from awconv_jax import options
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers.conv import NORM_MOMENTUM, batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
-from awconv_jax.ops.relative_attention import strided_average
+from awconv_jax.ops.resample import nearest, strided_average
 from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 
 # Whether parameters gather, and whether two layers excite.
@@ -36,26 +35,6 @@ FORMS = {
     'theta': (True, False),
     'theta_plus': (True, True),
 }
-
-
-def nearest(cells, shape, extent, valid_size=None):
-  """Enlarges cells [N, h, w, C] to a shape [N, H, W, C], each to its nearest.
-
-  A valid area of H positions has the first ceil(H / extent) cells, and position
-  i takes the cell floor(i * cells / H).
-  """
-  size = as_valid_size(valid_size, shape)
-  count = -(-size // extent)
-
-  def shares(axis):
-    position = jnp.arange(shape[1 + axis]) * count[:, [axis]]
-    cell = jnp.minimum(position // size[:, [axis]], count[:, [axis]] - 1)
-    # By a product, whose gradient adds in one order on every device.
-    return jax.nn.one_hot(cell, cells.shape[1 + axis], dtype=cells.dtype)
-
-  einsum = functools.partial(jnp.einsum, precision='highest')
-  rows = einsum('nyi,nijc->nyjc', shares(0), cells)
-  return einsum('nxj,nyjc->nyxc', shares(1), rows)
 
 
 class WholeImage(nn.Module):

@@ -23,7 +23,7 @@ from awconv_jax.layers.conv import Conv
 from awconv_jax.models.detection.fpn import FPN
 from awconv_jax.models.network import kernel_init
 from awconv_jax.models.registry import MODELS
-from awconv_jax.ops.upsample import upsample
+from awconv_jax.ops.resample import upsample
 from awconv_jax.ops.valid_area import mask_padding
 
 _DTYPES = ('dtype', 'param_dtype')
