@@ -28,7 +28,7 @@ from awconv_jax.errors import InputError
 from awconv_jax.train import watcher
 
 # What makes other numbers of the same config, beside our own code.
-_LIBRARIES = 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain'
+LIBRARIES = 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain'
 _SETTINGS = (
     *('jax_enable_x64', 'jax_default_matmul_precision'),
     *('jax_threefry_partitionable', 'jax_default_prng_impl'),
@@ -253,7 +253,7 @@ def start(config: Any, workdir: str | None) -> None:
   flat = flax.traverse_util.flatten_dict(config.to_dict(), sep='.')
   facts = {f'config.{key}': value for key, value in flat.items()}
   facts |= {name: getattr(jax.config, name) for name in _SETTINGS}
-  facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+  facts |= {name: importlib.metadata.version(name) for name in LIBRARIES}
   facts['--workdir'] = str(workdir and places.whole(workdir))
   facts['Python'] = '.'.join(map(str, sys.version_info[:2]))
   facts['the code of awconv_jax'] = hash_of_code()

@@ -48,9 +48,6 @@ FREE_KEYS = {
 }
 
 
-# Those whose versions a run notes.
-_LIBRARIES = 'jax', 'jaxlib', 'flax', 'optax', 'numpy'
-
 # May grow, by which a run is extended.
 LENGTH = 'num_epochs'
 
@@ -78,7 +75,8 @@ def made_by() -> dict[str, Any]:
 
   It is the same in all of its processes.
   """
-  libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+  names = processes.LIBRARIES
+  libraries = {name: importlib.metadata.version(name) for name in names}
   return {
       'commit': commit(),
       'code': processes.hash_of_code(),
