@@ -256,7 +256,7 @@ def curves(
 ) -> Any:
   """Draws the metric of each variant over the epochs, beside the baseline.
 
-  A panel each, as many bands would hide each other; what comes before a quarter
+  A panel each, as many bands would hide each other; what comes before half
   of the steps may lie outside. To be called within `figures.style`.
 
   Args:
@@ -299,8 +299,8 @@ def curves(
         spread = values.std(0, ddof=1)
         ends = middle - spread, middle + spread
         axis.fill_between(where, *ends, color=color, alpha=0.2, lw=0)
-        late += [end[one.steps >= one.steps[-1] / 4] for end in ends]
-      late.append(middle[one.steps >= one.steps[-1] / 4])
+        late += [end[one.steps >= one.steps[-1] / 2] for end in ends]
+      late.append(middle[one.steps >= one.steps[-1] / 2])
     if number + columns >= len(others):  # Nothing is below it.
       axis.set_xlabel('step' if over_steps else 'epoch')
       axis.tick_params(labelbottom=True)
