@@ -70,6 +70,13 @@ def _linear_weights(length, cells, factor, last, dtype):
   return jnp.maximum(1 - distance, 0)
 
 
+def _weighted(cells, rows, columns):
+  """Sums cells by their shares [N, H, h] and [N, W, w] in each position."""
+  einsum = functools.partial(jnp.einsum, precision='highest')
+  out = einsum('nyi,nijc->nyjc', rows, cells)
+  return einsum('nxj,nyjc->nyxc', columns, out)
+
+
 def upsample_aligned(
     x: jax.Array,
     size: Sequence[int],
@@ -98,9 +105,7 @@ def upsample_aligned(
       _linear_weights(size[i], x.shape[1 + i], factor, last[:, i], wide)
       for i in range(2)
   )
-  einsum = functools.partial(jnp.einsum, precision='highest')
-  out = einsum('nyi,nijc->nyjc', rows, x.astype(wide))
-  return einsum('nxj,nyjc->nyxc', columns, out).astype(x.dtype)
+  return _weighted(x.astype(wide), rows, columns).astype(x.dtype)
 
 
 def nearest(
@@ -123,9 +128,7 @@ def nearest(
     # By a product, whose gradient adds in one order on every device.
     return jax.nn.one_hot(cell, cells.shape[1 + axis], dtype=cells.dtype)
 
-  einsum = functools.partial(jnp.einsum, precision='highest')
-  rows = einsum('nyi,nijc->nyjc', shares(0), cells)
-  return einsum('nxj,nyjc->nyxc', shares(1), rows)
+  return _weighted(cells, shares(0), shares(1))
 
 
 def upsample(
