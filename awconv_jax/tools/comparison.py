@@ -67,7 +67,11 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def outcome(
-    path: str | os.PathLike, seed: int, metric: str, finished: bool | None
+    path: str | os.PathLike,
+    seed: int,
+    metric: str,
+    finished: bool | None,
+    num_epochs: float | None = None,
 ) -> Outcome:
   """Reads what came out of a run.
 
@@ -75,20 +79,24 @@ def outcome(
     path: its directory.
     seed: of the run.
     metric: of its evaluation.
-    finished: whether it came to its end; None if that is not known.
+    finished: whether it came to its end; None if that is not known, and its
+      rows have to tell.
+    num_epochs: of the run, for that.
 
   Raises:
     InputError: its evaluations have no such metric, or cannot be read.
   """
   there, facts = places.at(path), rundir.finished(path) or {}
-  measured = facts['metrics'] if facts and finished else None
   rows = []
   if (there / 'metrics.jsonl').exists():
     rows = logging.read(there / 'metrics.jsonl')
   step = rows[-1]['step'] if rows else 0
   if finished is None:
-    evaluated = [_evaluation(row) for row in rows]
-    measured = next(filter(None, evaluated[::-1]), None)
+    finished = _reached(rows, num_epochs)
+  measured = facts.get('metrics')  # As in the rows, which may have been cut.
+  if not facts:
+    evaluated = (_evaluation(row) for row in rows[::-1])
+    measured = next(filter(None, evaluated), None)
   value, why = None, ''
   if not rows and not measured:
     why = 'not begun'
@@ -109,6 +117,17 @@ def outcome(
 def _evaluation(row: Mapping[str, float]) -> dict[str, float]:
   """Returns the metrics of a row, {} of one of training."""
   return {k[5:]: value for k, value in row.items() if k[:5] == 'eval/'}
+
+
+def _reached(
+    rows: Sequence[Mapping[str, float]], num_epochs: float | None
+) -> bool | None:
+  """Returns whether the last row is of a run's end; None if it cannot tell."""
+  last = next((row for row in rows[::-1] if row.get('train/epoch')), None)
+  if last is None or num_epochs is None:
+    return None
+  per_epoch = last['step'] / last['train/epoch']
+  return rows[-1]['step'] + 1 > num_epochs * per_epoch
 
 
 def table(
@@ -173,20 +192,8 @@ def of_directories(
       config = rundir.read_config(path)
       told = rundir.finished(path)
       done = told and told['config']['num_epochs'] == config.num_epochs
-      if told is None:
-        done = _reached(places.at(path), config.num_epochs)
-      one = outcome(path, config.seed, metric, done)
+      one = outcome(path, config.seed, metric, done, config.num_epochs)
       if one.why == 'not begun':
         raise InputError(f'{path} has no metrics.jsonl; is it a run?')
       found[name].append(one)
   return found
-
-
-def _reached(path: pathlib.Path, num_epochs: float) -> bool | None:
-  """Returns whether a run's last row is of its end; None if it cannot tell."""
-  rows = logging.read(path / 'metrics.jsonl')
-  last = next((row for row in rows[::-1] if row.get('train/epoch')), None)
-  if last is None:
-    return None
-  per_epoch = last['step'] / last['train/epoch']
-  return rows[-1]['step'] + 1 > num_epochs * per_epoch

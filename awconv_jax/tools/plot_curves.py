@@ -22,7 +22,6 @@ from absl import flags
 import numpy as np
 
 from awconv_jax import command_line, errors, figures, places
-from awconv_jax.errors import InputError
 from awconv_jax.options import any_path
 from awconv_jax.train import logging, rundir, settings
 
@@ -194,7 +193,7 @@ def _config(path: pathlib.Path) -> tuple[str, Any]:
     config = dict(json.loads((path / rundir.CONFIG).read_text()))
   except (OSError, ValueError, TypeError):
     return '', None
-  with contextlib.suppress(InputError):  # Older ones lack what is new.
+  with contextlib.suppress(errors.InputError):  # Older ones lack what is new.
     config = settings.complete(config).to_dict()
   seed = config.pop('seed', None)
   return json.dumps(config, sort_keys=True), seed

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import copy
 import dataclasses
-import errno
 import fcntl
 import json
 import os
@@ -219,16 +218,20 @@ def environment(workdir: str | os.PathLike, jobs: int) -> dict[str, str]:
 
 
 def made(workdir: str | os.PathLike) -> pathlib.Path:
-  """Makes a directory for results; InputError if it cannot be written."""
+  """Makes a directory for results; InputError if that cannot be."""
   path = pathlib.Path(workdir)
-  try:
+  with _writing(workdir):
     path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+  return path
+
+
+@contextlib.contextmanager
+def _writing(workdir: str | os.PathLike) -> Iterator[None]:
+  try:
+    yield
   except OSError as error:
     reason = f'cannot be written: {error.strerror}; give another'
     raise InputError(f'--workdir={str(workdir)!r} {reason}') from error
-  return path
 
 
 @contextlib.contextmanager
@@ -238,7 +241,10 @@ def claimed(workdir: str | os.PathLike) -> Iterator[None]:
   Raises:
     InputError: it cannot be written, or another process has it.
   """
-  with (made(workdir) / rundir.LOCK).open('w') as lock:
+  path = made(workdir) / rundir.LOCK
+  with _writing(workdir):
+    lock = path.open('w')
+  with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Ends with the process.
     except BlockingIOError as error:
