@@ -33,7 +33,10 @@ def _small() -> dict:
       flip=0.0,  # A mirrored digit is none.
   )
   model = dict(pyramid=dict(features=32), features=32, groups=8)
-  return dict(num_epochs=20.0, data=data, model=model, width=16)
+  # A branch that starts at zero gives its gate no gradient for too many of so
+  # few steps: see docs/results.md.
+  backbone = dict(width=16, zero_init_residual=False)
+  return dict(num_epochs=20.0, data=data, model=model, backbone=backbone)
 
 
 def _full() -> dict:
@@ -48,7 +51,7 @@ def _full() -> dict:
       num_threads=2,
       prefetch=2,
   )
-  return dict(num_epochs=40.0, data=data, model={}, width=64)
+  return dict(num_epochs=40.0, data=data, model={}, backbone=dict(width=64))
 
 
 def get_config(
@@ -66,7 +69,7 @@ def get_config(
   """
   how = _small() if data == 'digit_scenes' else _full()
   backbone = settings.network(
-      model, attention=attention, aw_conv=aw_conv, width=how['width']
+      model, attention=attention, aw_conv=aw_conv, **how['backbone']
   )
   # Of a folder without their number, the data's is told.
   classes = num_classes or CLASSES.get(data, 2)

@@ -161,7 +161,10 @@ BAD = {
         'the number 7, and classes are 0 to 2, or 255',
     ),
     'short': (png(WHOLE)[:80], 'train/masks/2.png'),
-    'none': (None, '1 of 4 images have no mask; add it'),
+    'none': (
+        None,
+        '1 of 4 images have no mask, a PNG of the same name; add it',
+    ),
 }
 
 

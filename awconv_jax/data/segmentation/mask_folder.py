@@ -58,8 +58,9 @@ class MaskFolder(masks.Source):
     if lacking:
       names = ', '.join(one_line(self._mask(f)) for f in lacking[:10])
       raise InputError(
-          f'{len(lacking)} of {len(files)} images have no mask; add it, or '
-          f'remove the image: {names}' + ', ...' * (len(lacking) > 10)
+          f'{len(lacking)} of {len(files)} images have no mask, a PNG of the '
+          f'same name; add it, or remove the image: {names}'
+          + ', ...' * (len(lacking) > 10)
       )
     files = part(sorted(files, key=mixed))
     if not files:
