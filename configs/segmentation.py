@@ -29,14 +29,22 @@ def _small() -> dict:
       canvas=(96, 128),
       short_side=96,  # All images fit: none is resized in evaluation.
       long_side=128,
-      train_short_sides=(80, 88, 96),
+      train_short_sides=(96,),  # Of no effect beside jitter.
+      scale_jitter=(0.6, 1.6),
       flip=0.0,  # A mirrored digit is none.
   )
   model = dict(pyramid=dict(features=32), features=32, groups=8)
   # A branch that starts at zero gives its gate no gradient for too many of so
   # few steps: see docs/results.md.
   backbone = dict(width=16, zero_init_residual=False)
-  return dict(num_epochs=20.0, data=data, model=model, backbone=backbone)
+  optimizer = dict(learning_rate=0.1, weight_decay=1e-3)
+  return dict(
+      num_epochs=20.0,
+      data=data,
+      model=model,
+      backbone=backbone,
+      optimizer=optimizer,
+  )
 
 
 def _full() -> dict:
@@ -51,7 +59,14 @@ def _full() -> dict:
       num_threads=2,
       prefetch=2,
   )
-  return dict(num_epochs=40.0, data=data, model={}, backbone=dict(width=64))
+  optimizer = dict(learning_rate=0.05, weight_decay=1e-4)
+  return dict(
+      num_epochs=40.0,
+      data=data,
+      model={},
+      backbone=dict(width=64),
+      optimizer=optimizer,
+  )
 
 
 def get_config(
@@ -91,12 +106,11 @@ def get_config(
               **how['model'],
           ),
           optimizer=dict(
-              learning_rate=0.05,
               base_batch_size=16,
-              weight_decay=1e-4,
               clip_norm=10.0,
               warmup_epochs=1.0,
               warmup_start_fraction=0.01,
+              **how['optimizer'],
           ),
       )
   )

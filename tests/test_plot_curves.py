@@ -51,8 +51,16 @@ def test_runs_of_different_tasks_share_a_picture(tmp_path, drawn):
       tmp_path / 'digits',
       [{'step': 1, 'train/loss': 3.0, 'eval/loss': 1.0, 'eval/top1': 0.5}],
   )
+  ink = write_run(
+      tmp_path / 'ink',
+      [
+          {'step': s, 'eval/mIoU': 0.25 * s, 'eval/majority_mIoU': 0.125}
+          for s in (1, 2)
+      ],
+  )
 
-  picture = plot_curves.plot([scenes, digits], str(tmp_path / 'both.png'))
+  runs = [scenes, digits, ink]
+  picture = plot_curves.plot(runs, str(tmp_path / 'all.png'))
 
   assert pathlib.Path(picture).read_bytes()[:4] == b'\x89PNG'
   axes = [axis for axis in drawn[0].axes if axis.lines]
@@ -64,6 +72,7 @@ def test_runs_of_different_tasks_share_a_picture(tmp_path, drawn):
       },
       'top-1 accuracy (%)': {'digits, eval': [50.0]},
       'AP (%)': {'scenes, eval': [25.0]},
+      'mIoU (%)': {'ink, eval': [25.0, 50.0], 'majority class': [12.5, 12.5]},
   }
   # A line of a single point is not to be seen without.
   assert [line.get_marker() for line in axes[0].lines] == ['None', '.', 'o']

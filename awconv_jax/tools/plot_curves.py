@@ -250,7 +250,8 @@ def _draw(
     for curve in curves[name]:
       group = groups[curve.group]
       scale = group.steps_per_epoch if axis == 'epoch' else 1.0
-      entries |= _lines(plot_axis, curve, group, scale, len(scalars) > 1)
+      both = len({scalar.partition('/')[0] for scalar in scalars}) > 1
+      entries |= _lines(plot_axis, curve, group, scale, both)
     if name == 'loss':
       plot_axis.set_yscale('log')
       figures.plain_ticks(plot_axis.yaxis)
@@ -293,6 +294,9 @@ def _lines(
   found = {}
   smooth = curve.name in _SMOOTHED and round(_SHARE * len(where) / 2) > 0
   middle = values.mean(0)
+  if scalar.startswith('majority_'):  # What needs no learning: one for all.
+    line = axis.axhline(middle[-1], color='0.4', ls=':', label='majority class')
+    return {line.get_label(): line}
   if smooth:
     options = dict(color=color, lw=0.6, alpha=0.35)
     (line,) = axis.plot(where, middle, **options, label=f'{label}, as it is')
