@@ -141,7 +141,7 @@ def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
   monkeypatch.chdir(commands.ROOT)
   told = study.read(str(path))
   found = study.runs(told, 'x')
-  assert len(found) == len(told.variants) * len(told.all_seeds())
+  assert {run.variant for run in found} == {*told.variants} > {told.baseline}
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,9 @@ def test_what_does_not_count_is_said(prepared):
   (found[6].path / 'finished.json').unlink()  # As if it were under way.
   there = outcomes(told, found)
   rows = comparison.table(there, 'plain')
-  said = comparison_files.notes(rows, there, 'top1', 'plain')
+  stale = dict(variants={}, batch_size=8)  # All were of other configs.
+  said = comparison_files.notes(rows, there, 'top1', 'plain', stale)
+  assert not any(note.startswith('Steps') for note in said)
   (line,) = [note for note in said if note.startswith('Not counted')]
   assert line.startswith('Not counted, 4 of 9: ')
   for run, why in (
@@ -347,7 +349,7 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   ]
   assert cells[3] == [
       *('AW-SE', '3', '58.00 ± 7.00', f'+4.00 {ends}', '1,008', '2.00'),
-      *('2', '1.25'),
+      *('2.0', '1.25'),
   ]
   assert 'commit unknown (code 1)' in table
   assert cells[4][-2:] == ['-', '-']
@@ -367,6 +369,48 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   for name in ('results', 'curves'):
     assert (workdir / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
     assert (workdir / f'{name}.pdf').read_bytes()[:4] == b'%PDF'
+
+
+def test_steps_take_turns_and_ratios_are_of_a_turn(completed, monkeypatch):
+  """What slows all turns alike changes no ratio."""
+  _, found = completed
+  now, calls = [0.0], []
+
+  def step(config, batches):
+    del batches
+    name = next(run.variant for run in found if run.config is config)
+
+    def take(number):
+      calls.append(name)
+      turn = (len(calls) + 2) // 6  # The first is that of single steps.
+      slower = 1 + turn % 3
+      now[0] += number * slower * (0.25 if name == 'AW-SE' else 0.1)
+
+    return take
+
+  monkeypatch.setattr(step_times, '_step', step)
+  monkeypatch.setattr(step_times.time, 'perf_counter', lambda: now[0])
+  configs = {run.variant: run.config for run in found[: len(NAMES)]}
+  times = step_times.measure(configs, 'plain')
+  held = times['variants']
+  assert [held[name]['ratio'] for name in NAMES] == pytest.approx([1, 2.5, 1])
+  assert held['AW-SE']['turns'] >= step_times.TURNS
+  rest = calls[len(NAMES) :]  # After the first of each, which is slower.
+  assert rest[:6] == [name for name in NAMES for _ in range(2)]
+  assert times['batch_size'] == found[0].config.batch_size
+
+
+@pytest.mark.slow
+def test_the_tool_measures_steps(write, tmp_path, monkeypatch):
+  monkeypatch.setattr(step_times, 'SECONDS', 0.1)
+  flags = f'--study={write()}', f'--workdir={tmp_path}/runs'
+  only = '--only=plain,AW-SE'
+  code, out, err = commands.tool('compare', *flags, '--time', only)
+  assert (code, err) == (0, '')
+  held = json.loads((tmp_path / 'runs/times.json').read_text())
+  assert {*held['variants']} == {'plain', 'AW-SE'}
+  assert all(v['milliseconds'] > 0 for v in held['variants'].values())
+  assert 'compiled AW-SE in ' in out
 
 
 def test_runs_that_there_are_are_compared_without_a_study(

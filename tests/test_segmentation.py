@@ -7,6 +7,7 @@ import commands
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import naive
 import numpy as np
 from PIL import Image
 import pytest
@@ -18,6 +19,7 @@ import watched_run
 from awconv_jax import data, errors, inference, models, pretrained
 from awconv_jax.data import described, sources
 from awconv_jax.evaluators.confusion import Confusion
+from awconv_jax.models.segmentation import semantic_fpn
 from awconv_jax.ops.resample import upsample
 from awconv_jax.tasks import segmentation
 from awconv_jax.tools import evaluate, export, predict
@@ -94,7 +96,7 @@ def network(quick_compiles_of_module):
   """A tiny config, its task, and random weights."""
   config = tiny_masks.get_config()
   with config.unlocked():
-    config.model.backbone.update(stage_sizes=(1, 1), aw_conv=False)
+    config.model.backbone.update(aw_conv=False)
   task = settings.create_task(config)
   return config, task, random_values.like(models.shapes_of(task.model))
 
@@ -122,6 +124,48 @@ def test_a_padded_image_gives_what_it_gives_alone(network):
   alone = forward(variables, {'image': batch['image'][:1, :37, :50]})
   assert np.std(alone) > 0.1
   np.testing.assert_allclose(logits[0, :37, :50], alone[0], atol=2e-4)
+
+
+def doubled(x, axis):
+  """Returns x of twice the length: linear, between centres of pixels."""
+  last = x.shape[axis] - 1
+  edge = [np.take(x, [end], axis) for end in (0, last)]
+  before = np.concatenate([edge[0], np.delete(x, last, axis)], axis)
+  after = np.concatenate([np.delete(x, 0, axis), edge[1]], axis)
+  pairs = np.stack([(before + 3 * x) / 4, (3 * x + after) / 4], axis + 1)
+  shape = list(x.shape)
+  shape[axis] *= 2
+  return pairs.reshape(shape)
+
+
+def stage(x, conv, norm, groups):
+  """Returns relu(group norm(3x3 convolution)) of [N, H, W, C], in float64."""
+  x = naive.conv(x, np.float64(conv['kernel']), padding=((1, 1), (1, 1)))
+  parts = x.reshape(*x.shape[:3], groups, -1)
+  over = dict(axis=(1, 2, 4), keepdims=True)
+  parts = (parts - parts.mean(**over)) / np.sqrt(parts.var(**over) + 1e-6)
+  return np.maximum(parts.reshape(x.shape) * norm['scale'] + norm['bias'], 0)
+
+
+def test_levels_are_added_as_in_the_paper():
+  """Figure 3 of 1901.02446."""
+  rng = np.random.default_rng(8)
+  shapes = {'p2': (12, 16), 'p3': (6, 8), 'p4': (3, 4)}
+  levels = {n: rng.normal(size=(2, *s, 5)) for n, s in shapes.items()}
+  branch = semantic_fpn.Branch(6, 3, jnp.float32, jnp.float32)
+  sizes = [jnp.array([s, s]) for s in shapes.values()]
+  params = jax.eval_shape(branch.init, jax.random.key(0), levels, sizes)
+  params = random_values.like(params)['params']
+  want = 0
+  for level, (name, x) in enumerate(levels.items()):
+    for number in range(1, max(level, 1) + 1):
+      names = (f'{name}_{kind}{number}' for kind in ('conv', 'norm'))
+      x = stage(x, *(params[n] for n in names), groups=3)
+      if level:
+        x = doubled(doubled(x, 1), 2)
+    want = want + x
+  got = branch.apply({'params': params}, levels, sizes)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 class Logits(nn.Module):
@@ -284,5 +328,5 @@ def test_what_is_planned_for_has_the_shapes_of_the_data(network):
   shapes = [
       {k: (v.shape, v.dtype) for k, v in b.items()} for b in (blank, real)
   ]
-  assert shapes[0].keys() == shapes[1].keys()
+  assert shapes[0] == shapes[1]
   assert shapes[0]['gt_classes'] == ((8, 96, 128), np.uint8)

@@ -10,6 +10,7 @@ are shown where people draw boxes on them.
 """
 
 from collections.abc import Iterator
+import contextlib
 import functools
 import io
 import math
@@ -72,13 +73,20 @@ def read_file(path: str | bytes) -> bytes:
 
   Not where the system is at fault, which any other file might have met.
   """
+  with opened(path) as file:
+    return file.read()
+
+
+@contextlib.contextmanager
+def opened(path: str | bytes) -> Iterator[BinaryIO]:
+  """Opens a file to read from; errors are as of `read_file`."""
   try:
     # Opening a pipe would wait for somebody who writes.
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
       raise UnreadableError('it is no file, but a pipe, a socket or a device')
     with open(path, 'rb') as file:
-      return file.read()
+      yield file
   except OSError as error:
     if of_the_system(error):
       error.filename = path  # Also of one that was opened.

@@ -26,15 +26,7 @@ class CondConv(MixedConv):
 
   experts: PositiveInt = 8
 
-  @nn.compact
-  def __call__(
-      self, x: jax.Array, *, valid_size: jax.Array | None = None
-  ) -> jax.Array:
-    """Returns [N, H', W', features] for x [N, H, W, C].
-
-    valid_size is as in `ops.valid_area`: averages leave the padding out, while
-    the convolution sees it as it is and wants it zero.
-    """
+  def weights(self, average: jax.Array) -> jax.Array:
     init = nn.initializers.glorot_uniform()
     routing = self.dense(self.experts, kernel_init=init, name='routing')
-    return self.mix(x, nn.sigmoid(routing(self.pooled(x, valid_size))))
+    return nn.sigmoid(routing(average))

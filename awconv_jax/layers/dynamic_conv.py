@@ -31,17 +31,9 @@ class DynamicConv(MixedConv):
   reduction: PositiveInt = 4
   temperature: PositiveFloat = 30.0
 
-  @nn.compact
-  def __call__(
-      self, x: jax.Array, *, valid_size: jax.Array | None = None
-  ) -> jax.Array:
-    """Returns [N, H', W', features] for x [N, H, W, C].
-
-    valid_size is as in `ops.valid_area`: averages leave the padding out, while
-    the convolution sees it as it is and wants it zero.
-    """
+  def weights(self, average: jax.Array) -> jax.Array:
     plain = dict(use_bias=False, kernel_init=attention_init)
-    hidden = max(x.shape[-1] // self.reduction, 1)
-    a = self.dense(hidden, **plain, name='squeeze')(self.pooled(x, valid_size))
+    hidden = max(average.shape[-1] // self.reduction, 1)
+    a = self.dense(hidden, **plain, name='squeeze')(average)
     a = self.dense(self.experts, **plain, name='score')(nn.relu(a))
-    return self.mix(x, nn.softmax(a / self.temperature))
+    return nn.softmax(a / self.temperature)

@@ -75,9 +75,9 @@ class GatherExcite(nn.Module):
 
   Attributes:
     form: 'theta_minus', 'theta' or 'theta_plus', see above.
-    extent: e; a cell sees 2 e - 1 positions (theta_minus), and there is one for
-      every e-th; with parameters a power of two, log2(e) convolutions of stride
-      2. None for one cell that sees the whole image.
+    extent: e; a cell sees (2 e - 1)^2 positions (theta_minus), and there is one
+      for every e-th; with parameters a power of two, log2(e) convolutions of
+      stride 2. None for one cell that sees the whole image.
     reduction: r of theta_plus; its hidden layer has C // r channels, at least
       one.
     norm_momentum, norm_epsilon: of the norms (momentum: share of the old).

@@ -12,7 +12,6 @@ so do ours. All come from relu(norm(W mean_hw(I[n]))).
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from awconv_jax.layers.conv import NORM_MOMENTUM, batch_norm, pair
 from awconv_jax.layers.own_kernel import MixedConv, attention_init
@@ -29,8 +28,9 @@ class ODConv(MixedConv):
 
   As in the authors' code, a kernel of one position has no s, a depthwise
   convolution no f, and a single kernel no w; and c and f scale the input and
-  the output, which is the same and cheaper. At batch size 1 its branch does not
-  see the image in training: a norm over one value returns its bias.
+  the output, a bias included, which is the same and cheaper. At batch size 1
+  its branch does not see the image in training: a norm over one value returns
+  its bias.
 
   Attributes:
     experts: E, how many kernels are mixed: 1 and 4 in the paper.
@@ -38,7 +38,7 @@ class ODConv(MixedConv):
     min_hidden: the least number of these.
     temperature: what all logits are divided by. The authors lower it from 30 to
       1 over the first epochs; here it is fixed. With 1 from the first step on,
-      each sample's kernel is another before any has learnt.
+      kernels differ between samples before any expert has learned.
     norm_momentum, norm_epsilon: of the norm (momentum: share of the old).
     train: whether batch statistics are used; None: if the call may update them.
   """
@@ -80,4 +80,4 @@ class ODConv(MixedConv):
     out = self.mix(x * scale[:, None, None], weights, taps)
     if not self.feature_group_count == channels == self.features:
       out *= nn.sigmoid(logits(self.features, 'of_output'))[:, None, None]
-    return jnp.asarray(out)
+    return out

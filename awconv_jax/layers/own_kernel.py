@@ -87,10 +87,10 @@ class MixedConv(nn.Conv, kw_only=True):
 
     O[n] = conv(I[n], sum_e a[n, e] K_e)
 
-  What the layers have in common that differ in how they come by a[n, e]. It
-  takes the place of `nn.Conv`: the same fields, call and output shape. `kernel`
-  is [experts, kh, kw, C / groups, D], each expert with the first values of a
-  convolution's; a bias, which the papers do without, is mixed alike.
+  The base of layers that differ in how they compute a[n, e] alone. They take
+  the place of `nn.Conv`: the same fields, call and output shape. `kernel` is
+  [experts, kh, kw, C / groups, D], each expert with the first values of a
+  convolution's; a bias is mixed by the same a.
 
   The kernels are mixed first, as the papers do, which costs `experts`
   multiply-adds for a weight of the kernel, whatever the size of the image; a
@@ -106,6 +106,21 @@ class MixedConv(nn.Conv, kw_only=True):
   experts: PositiveInt = 4
   implementation: Annotated[str, OneOf(IMPLEMENTATIONS)] = 'auto'
   chunk: PositiveInt | None = None
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, *, valid_size: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns [N, H', W', features] for x [N, H, W, C].
+
+    valid_size is as in `ops.valid_area`: averages leave the padding out, while
+    the convolution sees it as it is and wants it zero.
+    """
+    return self.mix(x, self.weights(self.pooled(x, valid_size)))
+
+  def weights(self, average: jax.Array) -> jax.Array:
+    """Returns a [N, experts] for the averages [N, C] of images."""
+    raise NotImplementedError
 
   def pooled(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
     """Returns the averages [N, C] of images [N, H, W, C]."""

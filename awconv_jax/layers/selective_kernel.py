@@ -3,7 +3,7 @@
 "Selective Kernel Networks", https://arxiv.org/abs/1903.06586:
 
   U_b = relu(norm(conv_b(I)))                              split
-  z = relu(norm(W mean_hw(U_1 + U_2 + ...)))               fuse  (2 to 4)
+  z = relu(norm(W mean_hw(U_1 + U_2 + ...)))               fuse  (1 to 4)
   O = sum_b a_b U_b,   a = softmax over b of V_b z         select (5 and 6)
 """
 

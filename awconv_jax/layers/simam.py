@@ -5,8 +5,8 @@ Networks", ICML 2021, https://proceedings.mlr.press/v139/yang21o.html:
 
   y = x * sigmoid((x - m)^2 / (4 (v + lambda)) + 1/2)
 
-with the mean m of each channel of an image, and its variance v over all but one
-of the positions (equations 5 to 7; as the authors' code has them).
+with the mean m and the variance v of each channel of an image (equations 5 to
+7). As in the authors' code v is that of M - 1, for M positions.
 """
 
 import flax.linen as nn

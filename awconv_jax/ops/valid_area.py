@@ -6,8 +6,8 @@ pools leave the padding out and convolutions find zeros in it.
 
 Everywhere, `valid_size` is int [N, 2], height and width of the images in
 positions of x [N, H, W, C], from the top left, clipped to 1 to H and 1 to W, or
-None for all of x. The padding may hold anything, also NaN. An array of another
-shape raises ValueError.
+None for all of x. The padding may hold anything, also NaN; where gradients are
+taken it has to be finite. An array of another shape raises ValueError.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 Intervals are of Student's t, for values of a normal distribution: of a mean
 over n seeds with n - 1 degrees of freedom, and of a difference over the seeds
-that both variants have, pair by pair, as what a seed draws (the first weights,
-the order of the data) both have in common where they are alike.
+that both variants have, pair by pair: a seed gives both the order of the data,
+and first weights where they are alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     seed: of the run.
     value: the metric of its last evaluation; None if it does not count.
     step: of the last row.
-    why: it does not count.
+    why: it does not count; '' if it does.
     facts: what `rundir.finish` wrote, {} if nothing.
   """
 
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 class Interval(NamedTuple):
-  """A mean over n values, their standard deviation, and where the mean lies.
+  """A mean over n values, their standard deviation, and its interval.
 
   The deviation is that of n - 1; it and the ends are None of less than two.
   """
@@ -55,14 +55,14 @@ class Interval(NamedTuple):
   high: float | None = None
 
 
-def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+def interval(values: Sequence[float]) -> Interval:
   """Returns the mean and its interval of Student's t."""
   n = len(values)
   mean = math.fsum(values) / n if n else None
   if n < 2:
     return Interval(n, mean)
   std = statistics.stdev(values)
-  half = float(special.stdtrit(n - 1, (1 + level) / 2)) * std / math.sqrt(n)
+  half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * std / math.sqrt(n)
   return Interval(n, mean, std, mean - half, mean + half)
 
 

@@ -38,7 +38,7 @@ def cells(
 ) -> list[dict[str, str | None]]:
   """Returns the rows of `comparison.table` as text, of the metric in its unit.
 
-  What there is of none of them has no column.
+  A column without any value is left out.
   """
   factor, unit = plot_curves.unit(metric)
 
@@ -56,7 +56,7 @@ def cells(
         ends = row['difference_low'], row['difference_high']
         apart += f' [{", ".join(number(end, "+") for end in ends)}]'
       if row['pairs'] < row['n']:
-        apart += f' of {row["pairs"]}'
+        apart += f' ({row["pairs"]} pairs)'
     size, macs = row['parameters'], row['multiply_adds']
     time, ratio = row['step_ms'], row['step_ratio']
     return {
@@ -66,7 +66,7 @@ def cells(
         f'against {baseline}{" (points)" * bool(unit)}': apart or '-',
         'parameters': size and f'{size:,}',
         'MMACs': macs and f'{macs / 1e6:,.2f}',
-        'step (ms)': time and f'{time:.3g}',
+        'step (ms)': time and f'{time:,.{0 if time >= 100 else 1}f}',
         f'x {baseline}': ratio and f'{ratio:.2f}',
     }
 
@@ -94,30 +94,30 @@ def notes(
     )
   if count := sum((row['pairs'] or 0) > 1 for row in rows):
     found.append(
-        f"In brackets: its {comparison.LEVEL:.0%} interval of Student's t. It "
-        'misses by chance one time in 20'
+        f"In brackets: its {comparison.LEVEL:.0%} interval of Student's t"
         + f'; none of the {count} is widened for their number.' * (count > 1)
         + '.' * (count == 1)
     )
-  every = [(n, o) for n, outcomes in variants.items() for o in outcomes]
+  every = [one for outcomes in variants.values() for one in outcomes]
   out = {}
-  for _, one in every:
+  for one in every:
     if one.value is None:
       out.setdefault(one.why, []).append(one.path)
   if out:
     count = sum(map(len, out.values()))
     lines = (f'{", ".join(paths)}: {why}' for why, paths in out.items())
     found.append(f'Not counted, {count} of {len(every)}: {"; ".join(lines)}.')
-  unknown = [o.path for _, o in every if not o.facts and o.value is not None]
+  counted = [one for one in every if one.value is not None]
+  unknown = [one.path for one in counted if not one.facts]
   if unknown:
     found.append(
         f'Without {rundir.FINISHED}, so that it is not known whether they came '
         f'to their end: {", ".join(unknown)}.'
     )
-  makers = Counter(_makers(o.facts) for _, o in every if o.value is not None)
+  makers = Counter(_makers(one.facts) for one in counted)
   for maker, count in makers.most_common():
     found.append(f'{count} run{"s" * (count > 1)} by {maker}.')
-  if times:
+  if times and times['variants']:
     found.append(
         f'Steps: medians over turns on {_place(times["made_by"])}, batches of '
         f'{times["batch_size"]}.'
@@ -186,7 +186,6 @@ def figure(
     variants: Mapping[str, Sequence[comparison.Outcome]],
     metric: str,
     baseline: str,
-    width: float = figures.PAGE,
 ) -> Any:
   """Draws each variant: its seeds, mean and interval; and the differences.
 
@@ -194,7 +193,7 @@ def figure(
   """
   factor, _ = plot_curves.unit(metric)
   label = plot_curves.label(metric)
-  drawn = figures.new(width, 0.55 + 0.19 * len(rows))
+  drawn = figures.new(figures.PAGE, 0.55 + 0.19 * len(rows))
   left, right = drawn.subplots(1, 2, sharey=True)
   if not any(row['pairs'] for row in rows):
     right.set_visible(False)  # There is nothing to compare yet.
@@ -252,7 +251,6 @@ def curves(
     groups: Mapping[str, Sequence[pathlib.Path]],
     metric: str,
     baseline: str,
-    width: float = figures.PAGE,
 ) -> Any:
   """Draws the metric of each variant over the epochs, beside the baseline.
 
@@ -263,7 +261,6 @@ def curves(
     groups: directories of runs by variant, the baseline's among them.
     metric: of the evaluations.
     baseline: one of the variants.
-    width: inches.
   """
   name, (factor, _) = f'eval/{metric}', plot_curves.unit(metric)
   read = {n: plot_curves.read_group(n, paths) for n, paths in groups.items()}
@@ -271,9 +268,9 @@ def curves(
   per_epoch = {group.steps_per_epoch for group in read.values()}
   over_steps = None in per_epoch
   others = [name for name in found if name != baseline] or [baseline]
-  columns = min(max(int(width / 1.6), 1), len(others))
+  columns = min(4, len(others))
   rows = -(-len(others) // columns)
-  width = min(width, max(1.7 * columns, figures.COLUMN))
+  width = min(figures.PAGE, max(1.7 * columns, figures.COLUMN))
   drawn = figures.new(width, 1.2 * rows + 0.7)
   options = dict(sharex=True, sharey=True, squeeze=False)
   axes = drawn.subplots(rows, columns, **options)
@@ -358,7 +355,7 @@ def write(
       rows=rows,
       notes=said,
       runs=[
-          dict(variant=name, **{**o._asdict(), 'facts': _without_config(o)})
+          dict(variant=name, **{**o._asdict(), 'facts': _facts(o)})
           for name, outcomes in variants.items()
           for o in outcomes
       ],
@@ -373,16 +370,17 @@ def write(
       'md': markdown(texts, said, title),
       'csv': plain_csv(rows),
       'tex': latex(texts, said),
-      'json': json.dumps(told, indent=1) + '\n',
+      'json': json.dumps(told, indent=1, allow_nan=False) + '\n',
   }.items():
     path = folder / f'results.{suffix}'
     rundir.write(path, text)
     yield str(path)
-  groups = {
-      name: [folder / o.path for o in found if o.value is not None]
-      for name, found in variants.items()
-  }
-  groups = {name: paths for name, paths in groups.items() if paths}
+  groups = {}
+  for name in (row['variant'] for row in rows if row['n']):
+    # A run whose rows were lost counts by its finished.json, but has no curve.
+    found = [o for o in variants[name] if o.value is not None and o.step]
+    if found:
+      groups[name] = [folder / one.path for one in found]
   with figures.style():
     for name, drawn in {
         'results': figure(rows, variants, metric, baseline),
@@ -392,5 +390,8 @@ def write(
         yield figures.save(drawn, str(folder / f'{name}.{suffix}'))
 
 
-def _without_config(found: comparison.Outcome) -> dict[str, Any]:
-  return {k: v for k, v in found.facts.items() if k != 'config'}
+def _facts(found: comparison.Outcome) -> dict[str, Any]:
+  """Returns those that stand nowhere else; metrics may be no JSON, as NaN."""
+  return {
+      k: v for k, v in found.facts.items() if k not in ('config', 'metrics')
+  }

@@ -61,13 +61,14 @@ class Group(NamedTuple):
   steps_per_epoch: float | None
 
 
-def smoothed(values: np.ndarray, share: float = _SHARE) -> np.ndarray:
-  """Returns means over so much of all values around each, fewer at the ends.
+def smoothed(values: np.ndarray) -> np.ndarray:
+  """Returns centred moving averages over `_SHARE` of the values, [..., n].
 
-  As many before each as after it, so that nothing is shifted; values [..., n].
+  They are over fewer at the ends: as many before each value as after it, so
+  that nothing is shifted.
   """
   count = values.shape[-1]
-  radius = round(share * count / 2)
+  radius = round(_SHARE * count / 2)
   sums = np.concatenate(
       [np.zeros((*values.shape[:-1], 1)), values.cumsum(-1)], -1
   )
@@ -141,7 +142,7 @@ def _panel(name: str) -> tuple[str, tuple[str, ...]]:
   """Returns the label and the scalars of a panel."""
   split, _, scalar = name.partition('/')
   if scalar:
-    return f'{split} {PANELS.get(scalar, [scalar])[0]}', (name,)
+    return f'{split} {label(scalar)}', (name,)
   return errors.look_up('panel', name, PANELS)
 
 

@@ -6,6 +6,7 @@ the ratio is that of the same turn.
 """
 
 from collections.abc import Mapping
+import contextlib
 import json
 import math
 import pathlib
@@ -24,15 +25,12 @@ SECONDS, TURNS = 5.0, 7
 _LEAST_SECONDS, _MOST_TOGETHER = 0.1, 100
 
 
-def measure(
-    configs: Mapping[str, Any], baseline: str, seconds: float = SECONDS
-) -> dict[str, Any]:
+def measure(configs: Mapping[str, Any], baseline: str) -> dict[str, Any]:
   """Measures a step of each config, on a batch of its own data.
 
   Args:
     configs: complete ones by the name of a variant.
     baseline: one of the names.
-    seconds: for each.
 
   Returns:
     'variants', for each its median 'milliseconds' of a step, the median 'ratio'
@@ -54,7 +52,7 @@ def measure(
       print(
           f'compiled {name} in {time.perf_counter() - start:.1f} s', flush=True
       )
-    times = _in_turns(steps, seconds)
+    times = _in_turns(steps)
   base = np.array(times[baseline])
   found = {}
   for name, taken in times.items():
@@ -80,7 +78,7 @@ def measure(
 def read(
     path: pathlib.Path, configs: Mapping[str, Any], baseline: str
 ) -> dict[str, Any]:
-  """Returns what of a file with what `measure` found is `still` so.
+  """Reads what `measure` found, without what is of other configs by now.
 
   Raises:
     InputError: it is damaged.
@@ -105,9 +103,10 @@ def still(
     if name in configs:
       # A step is the same for all of these.
       same = {key: configs[name][key] for key in ('seed', 'num_epochs')}
-      held = settings.complete(times['configs'][name] | same)
-      if not rundir.differences(held, configs[name]):
-        kept[name] = found
+      with contextlib.suppress(InputError):  # Options may have changed since.
+        held = settings.complete(times['configs'][name] | same)
+        if not rundir.differences(held, configs[name]):
+          kept[name] = found
   if times.get('baseline') != baseline or baseline not in kept:
     for name, found in kept.items():
       kept[name] = dict(milliseconds=found['milliseconds'])
@@ -138,9 +137,7 @@ def _step(config: Any, batches: dict[str, Any]) -> Any:
   return steps
 
 
-def _in_turns(
-    steps: Mapping[str, Any], seconds: float
-) -> dict[str, list[float]]:
+def _in_turns(steps: Mapping[str, Any]) -> dict[str, list[float]]:
   """Returns seconds of a step by name, one for each turn."""
 
   def timed(name, number):
@@ -154,7 +151,7 @@ def _in_turns(
       wanted = math.ceil(_LEAST_SECONDS / timed(name, 1))
       together[name] = min(max(wanted, 1), _MOST_TOGETHER)
   times, spent = {name: [] for name in steps}, 0.0
-  while spent < seconds * len(steps) or len(times[next(iter(steps))]) < TURNS:
+  while spent < SECONDS * len(steps) or len(times[next(iter(steps))]) < TURNS:
     for name, taken in times.items():
       steps[name](1)  # What ran before has filled the caches.
       taken.append(timed(name, together[name]))

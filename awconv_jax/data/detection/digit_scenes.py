@@ -48,6 +48,7 @@ def materials(train: bool) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
   return scans[chosen], labels[chosen], [photo[:, columns] for photo in photos]
 
 
+@functools.lru_cache(maxsize=1)  # Its record and its mask are made in turn.
 def draw(number: int) -> tuple[np.ndarray, list['Drawn']]:
   """Draws scene `number`, of which the test's are the last; see `scene`."""
   rng = np.random.default_rng(number)

@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from awconv_jax.data import splits
-from awconv_jax.data.decode import below, read_file
+from awconv_jax.data.decode import below, opened, read_file
 from awconv_jax.data.folder_source import files_below, is_image, mixed
 from awconv_jax.data.segmentation import masks
 from awconv_jax.errors import InputError, one_line
@@ -81,19 +81,23 @@ class MaskFolder(masks.Source):
   def place_of_mask(self, index: int) -> str:
     return one_line(self._mask(self._names[index]))
 
+  def files(self, index: int):
+    return {name: opened(path) for name, path in self._paths(index).items()}
+
   def __getitem__(self, index: int) -> dict[str, bytes]:
+    return {name: read_file(p) for name, p in self._paths(index).items()}
+
+  def _paths(self, index: int) -> dict[str, bytes]:
     name = self._names[index]
-    return {
-        'image': read_file(os.path.join(self._images, name)),
-        'classes': read_file(self._mask(name)),
-    }
+    image = os.path.join(self._images, name)
+    return {'image': image, 'classes': self._mask(name)}
 
 
 def _class_names(path: bytes) -> list[str]:
   """Returns the lines of a file; InputError if it is not there."""
   shown = one_line(path)
   try:
-    names = read_file(path).decode('utf-8').split('\n')
+    names = read_file(path).decode('utf-8-sig').split('\n')
   except InputError as error:
     raise InputError(
         f'{shown} cannot be read: {error}; write the name of each class there, '

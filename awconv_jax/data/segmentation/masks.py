@@ -1,10 +1,11 @@
 """The mask of one image, and what a source of images with masks offers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import io
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -54,15 +55,17 @@ def nearest(classes: np.ndarray, size: Size) -> np.ndarray:
   return cv2.resize(classes, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def check(data: bytes, size: Size) -> None:
+def check(file: BinaryIO, size: Size) -> None:
   """Raises UnreadableError unless it is a mask of that height and width.
 
   By its header alone.
   """
-  height, width, _ = decode.header(io.BytesIO(data))
-  if not data.startswith(b'\x89PNG'):
+  height, width, _ = decode.header(file)
+  file.seek(0)
+  start = file.read(_KIND + 1)
+  if not start.startswith(b'\x89PNG'):
     raise UnreadableError(f'it is no PNG; {_REMEDY}')
-  kind, bits = data[_KIND], data[_BITS]
+  kind, bits = start[_KIND], start[_BITS]
   # Of 2 or 4 bits grey is stretched to 0..255 by whoever decodes it.
   if kind != _PALETTE and (kind, bits) not in ((_GREY, 8), (_GREY, 1)):
     raise UnreadableError(f'it is {_KINDS[kind]} of {bits} bits; {_REMEDY}')
@@ -84,7 +87,7 @@ def read(data: bytes, size: Size, values: Sequence[int]) -> Mask:
   Raises:
     UnreadableError: it is no such mask, or has another value.
   """
-  check(data, size)
+  check(io.BytesIO(data), size)
   numbers = decode.numbers(data)
   table = np.full(256, -1, np.int16)
   table[IGNORE] = IGNORE
@@ -139,6 +142,12 @@ class Source:
   def _named(self, index: int, error: UnreadableError) -> UnreadableError:
     return UnreadableError(f'{self.place_of_mask(index)}: {error}')
 
+  def files(
+      self, index: int
+  ) -> Mapping[str, contextlib.AbstractContextManager[BinaryIO]]:
+    """Returns what opens each part of a record, of which headers are read."""
+    return {name: io.BytesIO(data) for name, data in self[index].items()}
+
   @property
   def faulty(self) -> dict[int, str]:
     """What is wrong with images and masks, by their headers; see `sizes`."""
@@ -157,10 +166,12 @@ class Source:
     sizes, faulty = np.zeros((len(self), 2), np.int32), {}
     for index, line in enumerate(sizes):
       try:
-        record = self[index]
-        size = decode.header(io.BytesIO(record['image']))[:2]
+        files = self.files(index)
+        with files['image'] as file:
+          size = decode.header(file)[:2]
         try:
-          check(record['classes'], size)
+          with files['classes'] as file:
+            check(file, size)
         except UnreadableError as error:
           raise self._named(index, error) from error
         line[:] = size

@@ -142,14 +142,16 @@ class Branch(nn.Module):
     """Returns [N, H/4, W/4, features] for a pyramid and its valid sizes."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     conv = functools.partial(
-        *(Conv, self.features, (3, 3)),
+        Conv,
+        self.features,
+        (3, 3),
         padding=1,
         use_bias=False,
         kernel_init=kernel_init,
         **dtypes,
     )
     shapes = [x.shape[1:3] for x in levels.values()]
-    total = jnp.zeros(())
+    outs = []
     for level, (name, x) in enumerate(levels.items()):
       for stage in range(max(level, 1)):
         here = level - stage
@@ -164,5 +166,5 @@ class Branch(nn.Module):
           x = upsample(x, 2, sizes[here])
           height, width = shapes[here - 1]
           x = x[:, :height, :width]
-      total += x
-    return total
+      outs.append(x)
+    return sum(outs)
