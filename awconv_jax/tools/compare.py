@@ -10,11 +10,11 @@ r"""Trains variants of a config with several seeds, and compares what comes out.
 The file of a study has a config, changes to it by the name of a variant, and
 the seeds. Each run is one of train.py, in <workdir>/<variant>/seed<k> with
 its output beside it. All variants of a seed come first, then those of the next.
-The same command goes on after whatever ended it; what came to its end is not
-run again. A run that fails is named, the others go on, and the exit code is 1.
+The same command resumes after any interruption; finished runs are not run
+again. A run that fails is named, the others go on, and the exit code is 1.
 
 Then it writes results.md, .csv, .tex and .json, and figures; --report does that
-alone, and --runs with runs that there are, grouped by config but for the seed.
+alone, and --runs with existing runs, grouped by config but for the seed.
 
 --jobs trains several at a time. On one GPU each gets its share of 90 % of the
 memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set. On CPU each takes all
@@ -38,12 +38,12 @@ from awconv_jax.options import local_path
 
 FLAGS = flags.FLAGS
 TIMES = 'times.json'
-# Flags that mean nothing without one of these.
+# Flags that need this one.
 OF_ONE = {
     'study': ('jobs', 'only', 'seeds', 'report', 'time'),
     'runs': ('baseline',),
 }
-# And beside these.
+# Flags that this one excludes.
 NOT_WITH = {
     'report': ('jobs', 'only', 'seeds', 'time'),
     'time': ('jobs', 'seeds'),
@@ -86,7 +86,7 @@ def _of_study() -> None:
   seeds = [_seed(text) for text in FLAGS.seeds or ()]
   chosen = study.runs(told, workdir, FLAGS.only or (), seeds)
   failed = []
-  # Who only reads may do so while others train.
+  # Reading needs no lock.
   alone = contextlib.nullcontext() if FLAGS.report else study.claimed(workdir)
   with alone:
     pending = []
@@ -159,13 +159,11 @@ def _report(workdir, outcomes, metric, baseline, name, times=None) -> None:
   if all(one.value is None for found in outcomes.values() for one in found):
     print('no run has come to its end: there is nothing to compare yet')
     return
-  written = comparison_files.write(
-      *(workdir, outcomes, metric, baseline),
-      title=pathlib.Path(name).stem,
-      times=times,
-      by_mean=FLAGS.sort,
-  )
-  written = list(written)
+  title = pathlib.Path(name).stem
+  options = dict(title=title, times=times, by_mean=FLAGS.sort)
+  written = [
+      *comparison_files.write(workdir, outcomes, metric, baseline, **options)
+  ]
   print((workdir / 'results.md').read_text())
   print(f'written:  {", ".join(written)}')
 
@@ -178,7 +176,7 @@ def _seed(text: str) -> int:
 
 if __name__ == '__main__':
   flags.DEFINE_string('study', None, 'A file in TOML: variants and seeds.')
-  text = 'Runs that there are, instead of a study.'
+  text = 'Existing runs, instead of a study.'
   flags.DEFINE_list('runs', None, text)
   flags.DEFINE_string('workdir', None, 'Gets the runs and the results.')
   flags.DEFINE_integer('jobs', 1, 'How many runs at a time.', 1, 1000)

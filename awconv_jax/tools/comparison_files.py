@@ -287,17 +287,10 @@ def curves(
         continue
       color, what = ('C1', key) if key == baseline else ('C0', 'the variant')
       scale = 1 if over_steps else read[key].steps_per_epoch
-      where, values = one.steps / scale, one.values * factor
-      middle = values.mean(0)
-      # A line of a single point is not to be seen.
-      marker = '.' if len(where) == 1 else None
-      (shown[what],) = axis.plot(where, middle, color=color, marker=marker)
-      if len(values) > 1:
-        spread = values.std(0, ddof=1)
-        ends = middle - spread, middle + spread
-        axis.fill_between(where, *ends, color=color, alpha=0.2, lw=0)
-        late += [end[one.steps >= one.steps[-1] / 2] for end in ends]
-      late.append(middle[one.steps >= one.steps[-1] / 2])
+      shown[what], ends = plot_curves.band(
+          axis, one.steps / scale, one.values * factor, color=color
+      )
+      late += [end[one.steps >= one.steps[-1] / 2] for end in ends]
     if number + columns >= len(others):  # Nothing is below it.
       axis.set_xlabel('step' if over_steps else 'epoch')
       axis.tick_params(labelbottom=True)

@@ -302,20 +302,37 @@ def _lines(
     options = dict(color=color, lw=0.6, alpha=0.35)
     (line,) = axis.plot(where, middle, **options, label=f'{label}, as it is')
     found[line.get_label()] = line
-    values = smoothed(values)
-    middle, label = values.mean(0), f'{label}, smoothed'
-  options = dict(color=color, label=label)
+    values, label = smoothed(values), f'{label}, smoothed'
+  options = dict(color=color, label=label + ', mean ± std' * (len(values) > 1))
   if split == 'eval':
     options |= dict(marker='o', linestyle='--' if both else '-')
-  elif len(where) == 1:  # A line of a single point is not to be seen.
-    options['marker'] = '.'
-  (line,) = axis.plot(where, middle, **options)
-  if len(values) > 1:
-    spread = values.std(0, ddof=1)
-    low, high = middle - spread, middle + spread
-    axis.fill_between(where, low, high, color=color, alpha=0.2, lw=0)
-    line.set_label(f'{label}, mean ± std')
+  line, _ = band(axis, where, values, **options)
   return found | {line.get_label(): line}
+
+
+def band(
+    axis: Any, where: np.ndarray, values: np.ndarray, **options: Any
+) -> tuple[Any, np.ndarray]:
+  """Draws the mean of runs [runs, n], and one standard deviation around it.
+
+  Args:
+    axis: of Matplotlib.
+    where: [n].
+    values: [runs, n]; a single run has no deviation.
+    **options: of the line.
+
+  Returns:
+    The line, and the lower and the upper end of the band, [2, n].
+  """
+  if len(where) == 1:  # A line of a single point is not to be seen.
+    options.setdefault('marker', '.')
+  middle = values.mean(0)
+  (line,) = axis.plot(where, middle, **options)
+  spread = values.std(0, ddof=1) if len(values) > 1 else 0.0
+  ends = np.stack([middle - spread, middle + spread])
+  if len(values) > 1:
+    axis.fill_between(where, *ends, color=line.get_color(), alpha=0.2, lw=0)
+  return line, ends
 
 
 def _labels(paths: Sequence[pathlib.Path]) -> list[str]:

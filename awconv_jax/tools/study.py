@@ -367,4 +367,5 @@ def _left(waiting, active, took, jobs) -> str:
   seconds = len(waiting) * mean
   seconds += sum(max(mean - (now - one.since), 0) for one in active)
   seconds /= min(jobs, count)
-  return f'; {count} left, about {duration(seconds)}'
+  about = f', about {duration(seconds)}' * (seconds > 0)
+  return f'; {count} left{about}'
