@@ -2,13 +2,12 @@
 
 After 'Cluttered Translated MNIST' (V. Mnih et al., 'Recurrent Models of Visual
 Attention', https://arxiv.org/abs/1406.6247, section 4.1), of the materials of
-detection/digit_scenes.py, which scikit-learn brings along: what is to be found
-is anywhere, of any colour, and not the only ink. The label is that of
-the one whole digit; it lies above the fragments, each of which is a part of
-any scan.
+detection/digit_scenes.py, which scikit-learn brings along. The label is that of
+the one whole digit. It lies anywhere, in any colour, painted over fragments
+that are cut from random scans.
 
 An image is a function of its number alone. Classes are equally frequent in a
-split, and within a class so are the scans, but for one. Nothing leaks from
+split, and within a class so are the scans, to within one. Nothing leaks from
 train to test: scans, also those of the fragments, are others, mostly of other
 writers, and backgrounds are of another part of the photographs.
 """

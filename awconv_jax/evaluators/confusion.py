@@ -16,9 +16,8 @@ from awconv_jax.errors import InputError
 class Confusion:
   """Counts pixels by class and predicted class, in integers.
 
-  Beside the measures it has those of no learning: of what calls every pixel the
-  class that most pixels of the ground truth are of, `majority_mIoU` and
-  `majority_accuracy`.
+  It also measures what needs no learning, predicting the most frequent class of
+  the ground truth everywhere: `majority_mIoU` and `majority_accuracy`.
 
   Args:
     num_classes: 0..num_classes-1; another number in the ground truth does not

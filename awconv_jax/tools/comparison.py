@@ -99,7 +99,7 @@ def outcome(
     measured = next(filter(None, evaluated), None)
   value, why = None, ''
   if not rows and not measured:
-    why = 'not begun'
+    why = 'without a row of metrics' if there.exists() else 'not begun'
   elif finished is False:
     why = f'not at its end; it is at step {step:,}'
   elif not measured:
@@ -193,7 +193,7 @@ def of_directories(
       told = rundir.finished(path)
       done = told and told['config']['num_epochs'] == config.num_epochs
       one = outcome(path, config.seed, metric, done, config.num_epochs)
-      if one.why == 'not begun':
+      if not one.step and one.value is None:
         raise InputError(f'{path} has no metrics.jsonl; is it a run?')
       found[name].append(one)
   return found

@@ -329,7 +329,7 @@ def train(
         print(f'started   {run}: {log_of(run)}', flush=True)
       if not active and not told_of_wait:
         told_of_wait = True
-        print(f'waiting for who trains {waiting[0]} now, to end', flush=True)
+        print(f'waiting for the process that trains {waiting[0]}', flush=True)
       time.sleep(0.05)
       for one in [one for one in active if one.process.poll() is not None]:
         active.remove(one)

@@ -52,13 +52,12 @@ def run(config: Any, workdir: str | None = None) -> None:
     batches, eval_batches, shapes = data
     stack.callback(batches.close)
     run = functions.create(config, task, mesh, batches.batches_per_epoch)
+    logging.info(loop.describe_data(config, batches, eval_batches))
     state = run.create_state(
         batch_shapes=shapes,
         warm_start=functools.partial(loop.first_weights, config),
     )
-    logging.info(
-        loop.describe(config, task, state, shapes, batches, eval_batches)
-    )
+    logging.info(loop.describe_size(task, state, shapes))
     logging.info('compiling the step and the evaluation')
     rows = partition.shard_batch(mesh, next(batches))
     eval_rows = partition.shard_batch(mesh, next(iter(eval_batches)))

@@ -336,15 +336,16 @@ class Log(contextlib.AbstractContextManager):
         raise self._divergence(name, wrong[0], step)
 
   def _divergence(self, name: str, value: Any, step: int) -> DivergenceError:
-    kept = max(self._checkpoints(), default='none')
+    kept = 'there is no checkpoint yet'
+    if steps := self._checkpoints():
+      kept = f'the last checkpoint in {self._workdir} is of step {max(steps)}'
     first = (
         '; at the first step a layer of your own may be why, such as a sqrt, '
         'norm or std where its input is 0 (docs/layers.md)'
     )
     return DivergenceError(
-        f'{name} is {value} at step {step}; the last checkpoint in '
-        f'{self._workdir} is of step {kept}; in another --workdir, lower '
-        'config.optimizer.learning_rate, warm up longer or set clip_norm'
+        f'{name} is {value} at step {step}; {kept}; in another --workdir, '
+        'lower config.optimizer.learning_rate, warm up longer or set clip_norm'
         f'{first * (step == 1)}'
     )
 

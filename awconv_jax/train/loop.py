@@ -111,6 +111,8 @@ def train(
             },
         )
     )
+    if jax.process_index() == 0:  # First weights are compiled, too.
+      logging.info(describe_data(config, batches, eval_batches))
     state = run.create_state(
         batch_shapes=shapes,
         warm_start=lambda fresh: (
@@ -118,7 +120,7 @@ def train(
         ),
     )
     if jax.process_index() == 0:
-      _tell(config, workdir, task, state, shapes, batches, eval_batches)
+      _tell(workdir, task, state, shapes, batches)
     step, iterator_state = 0, {}
     trained = config  # What the checkpoint was trained by.
 
@@ -310,9 +312,9 @@ def first_weights(config: Any, fresh: Any) -> Any:
   return variables
 
 
-def _tell(config, workdir, task, state, shapes, batches, eval_batches):
-  """Tells, and writes, what is trained on what, and how large it is."""
-  logging.info(describe(config, task, state, shapes, batches, eval_batches))
+def _tell(workdir, task, state, shapes, batches):
+  """Tells how large the network is, and writes what it is and its classes."""
+  logging.info(describe_size(task, state, shapes))
   overview = parameter_overview.get_parameter_overview(
       state.params, include_stats=False
   )
@@ -320,10 +322,8 @@ def _tell(config, workdir, task, state, shapes, batches, eval_batches):
   rundir.write_classes(workdir, batches.class_names, batches.category_ids)
 
 
-def describe(config, task, state, shapes, batches, eval_batches) -> str:
-  """Returns what is trained on what, and how large it is."""
-  image = shapes['image'].update(shape=(1, *shapes['image'].shape[1:]))
-  counted = _macs(task, state, image)
+def describe_data(config, batches, eval_batches) -> str:
+  """Returns what is trained on what."""
   left_out = batches.num_left_out
   return (
       f'{config.model.name} on {config.data.name}: {batches.num_examples:,} '
@@ -332,10 +332,15 @@ def describe(config, task, state, shapes, batches, eval_batches) -> str:
       + f', {eval_batches.num_examples:,} to evaluate on\n'
       f'{jax.device_count()} {jax.devices()[0].device_kind} device(s), '
       f'{jax.process_count()} process(es), batches of {config.batch_size}, '
-      f'seed {config.seed}\n'
-      'parameters, and multiply-adds for one image:\n'
-      + text_table.make(macs.rows(state.params, counted))
+      f'seed {config.seed}'
   )
+
+
+def describe_size(task, state, shapes) -> str:
+  """Returns how large each part of the network is."""
+  image = shapes['image'].update(shape=(1, *shapes['image'].shape[1:]))
+  table = text_table.make(macs.rows(state.params, _macs(task, state, image)))
+  return f'parameters, and multiply-adds for one image:\n{table}'
 
 
 def _macs(task: Any, state: Any, image: Any) -> dict[str, int]:
