@@ -141,6 +141,7 @@ def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
   monkeypatch.chdir(commands.ROOT)
   told = study.read(str(path))
   found = study.runs(told, 'x')
+  assert len(found) == len(told.variants) * len(told.all_seeds())
   assert {run.variant for run in found} == {*told.variants} > {told.baseline}
 
 

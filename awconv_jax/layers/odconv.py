@@ -55,11 +55,6 @@ class ODConv(MixedConv):
   def __call__(
       self, x: jax.Array, *, valid_size: jax.Array | None = None
   ) -> jax.Array:
-    """Returns [N, H', W', features] for x [N, H, W, C].
-
-    valid_size is as in `ops.valid_area`: averages leave the padding out, while
-    the convolution sees it as it is and wants it zero.
-    """
     channels, (kh, kw) = x.shape[-1], pair(self.kernel_size)
     hidden = max(channels // self.reduction, self.min_hidden)
     init = dict(kernel_init=attention_init)
