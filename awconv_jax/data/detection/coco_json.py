@@ -25,9 +25,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pydantic
 
-from awconv_jax.data.decode import UnreadableError, below, header, read_file
+from awconv_jax.data.decode import (
+    UnreadableError,
+    below,
+    header,
+    opened,
+    read_file,
+)
 from awconv_jax.data.detection import objects
-from awconv_jax.errors import InputError, of_the_system, one_line, quoted
+from awconv_jax.errors import InputError, one_line, quoted
 from awconv_jax.options import Bound, PositiveInt, local_path
 
 # Pixels by which a box may reach beyond its image, as rounding makes it.
@@ -237,12 +243,8 @@ def _sound(
 def _file_fault(folder: bytes, entry: _Image) -> str | None:
   """Returns what is wrong with the file of an image, by its header."""
   try:
-    with open(path := below(folder, entry.file_name), 'rb') as file:
+    with opened(path := below(folder, entry.file_name)) as file:
       height, width, turn = header(file)
-  except OSError as error:
-    if of_the_system(error):
-      raise
-    return error.strerror
   except (UnreadableError, ValueError) as error:
     return str(error)
   if (width, height) == (entry.width, entry.height):
