@@ -125,6 +125,13 @@ def unnamed(path: str, options: Mapping[str, Any], by: str) -> InputError:
   return InputError(f'{path}={dict(options)} needs {by}, which is None')
 
 
+def some(names: Iterable[str], most: int = 10, separator: str = ', ') -> str:
+  """Returns the first of many names, and how many more there are."""
+  names = list(names)
+  more = f' and {len(names) - most} more' * (len(names) > most)
+  return separator.join(names[:most]) + more
+
+
 def quoted(value: object, most: int = 200) -> str:
   """Returns a value as Python writes it, cut where it is very long."""
   text = repr(value)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from awconv_jax import text_table
+from awconv_jax.errors import some
 
 _KINDS = {
     'classification': 'image-classification',
@@ -100,7 +101,7 @@ def text(told: Mapping[str, Any], variables: Any, dtype: str) -> str:
       'parameters': sum(a.size for a in jax.tree.leaves(variables['params'])),
       'weights': f'{told["weights"]}, kernels in {dtype}',
       'images': f'{pixels} pixels, mean {task["mean"]}, std {task["std"]}',
-      'classes': _some(classes),
+      'classes': some(classes, 20),
       'data': f'{data["name"]}, evaluated on {data["eval_split"]!r}',
       **({'made of': told['origin']} if told['origin'] else recipe),
       'trained at commit': told['commit'] or 'unknown',
@@ -130,9 +131,3 @@ def lacking(config: Mapping[str, Any]) -> str:
   found = sorted(set(modules(config['model'])))
   named = f'the module{"s" * (len(found) > 1)} {", ".join(found)}'
   return f'{named}, of which nothing is in it' * bool(found)
-
-
-def _some(classes: list[str], most: int = 20) -> str:
-  """Returns the names of classes, the first of many."""
-  more = f' and {len(classes) - most} more' * (len(classes) > most)
-  return ', '.join(classes[:most]) + more

@@ -275,7 +275,8 @@ def test_boxes_lie_on_the_image_as_it_is_shown(tmp_path, size):
     assert inside.size and inside.min() > 200
     assert pixels.sum() < 1.5 * inside.sum() + 0.1 * pixels.size * 255
   # Such as torchvision keeps them: its sizes are those of the file.
-  for entry in images:
+  content['images'] = images[20:]  # From orientation 6 on.
+  for entry in content['images']:
     entry |= dict(height=size[1], width=size[0])
   (tmp_path / 'annotations/train.json').write_text(json.dumps(content))
   if size[0] != size[1]:

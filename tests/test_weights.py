@@ -294,6 +294,14 @@ def test_two_arrays_of_one_name_are_an_error():
     names.table(tree)
 
 
+def test_of_many_faults_the_first_are_listed():
+  state = {f'extra{i}': np.zeros(1) for i in range(1000)}
+  with pytest.raises(InputError, match='1000 unknown') as error:
+    state_dict.from_state_dict(state, models.shapes_of(create('basic')))
+  assert 'extra0, extra1, extra10' in str(error.value)
+  assert 'and 990 more' in str(error.value) and len(str(error.value)) < 1000
+
+
 def test_all_faults_are_listed():
   state = draw(torch_shapes('basic'))
   state['layer1.0.convolution.weight'] = state.pop('layer1.0.conv1.weight')

@@ -23,7 +23,7 @@ from awconv_jax import memory
 from awconv_jax.data import workers
 from awconv_jax.data.decode import UnreadableError
 from awconv_jax.data.order import EvalOrder, GroupedOrder
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, some
 from awconv_jax.options import (
     AnyPath,
     Bound,
@@ -157,11 +157,11 @@ def check_classes(one: Any, other: Any, splits: tuple[str, str]) -> None:
   keys = sorted(k for k in a | b if a.get(k) != b.get(k))
   if keys:
     kind = 'label' if one.category_ids is None else 'id'
-    pairs = ((k, a.get(k, 'absent'), b.get(k, 'absent')) for k in keys[:5])
+    pairs = ((k, a.get(k, 'absent'), b.get(k, 'absent')) for k in keys)
     shown = (f'{kind} {k} is {x!r} and {y!r}' for k, x, y in pairs)
     raise InputError(
         f'splits {splits[0]!r} and {splits[1]!r} must have the same classes; '
-        f'{len(keys)} differ: {", ".join(shown)}'
+        f'{len(keys)} differ: {some(shown, 5)}'
     )
 
 
@@ -196,12 +196,12 @@ class Unreadable:
     return batch
 
   def _check(self) -> None:
-    """Raises InputError, with all their names, if there are too many."""
+    """Raises InputError, with their names, if there are too many."""
     if len(self) > self._most:
       raise InputError(
           f'{len(self)} of {len(self._source)} examples cannot be read, more '
           f'than the {self._most:g} that config.data.max_bad_fraction allows; '
-          f'mend them or raise it: {"; ".join(self._known.values())}'
+          f'mend them or raise it: {some(self._known.values(), 20, "; ")}'
       )
 
   def news(self) -> list[str]:

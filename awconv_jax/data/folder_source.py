@@ -9,7 +9,7 @@ import numpy as np
 
 from awconv_jax.data import splits
 from awconv_jax.data.decode import below, read_file
-from awconv_jax.errors import InputError, one_line
+from awconv_jax.errors import InputError, one_line, some
 from awconv_jax.options import local_path
 
 EXTENSIONS = frozenset(
@@ -56,7 +56,7 @@ class FolderSource:
         )
       raise InputError(f'there is no folder {shown}{remedy}')
     if not os.path.isdir(self._root):
-      known = ', '.join(map(one_line, _subfolders(self._path)[:10])) or 'none'
+      known = some(map(one_line, _subfolders(self._path))) or 'none'
       raise InputError(
           f'unknown split {name!r} of {shown}, whose sub-folders are '
           f'{known}; if these are the classes, the split is {_WHOLE!r}'
@@ -86,12 +86,12 @@ class FolderSource:
     ]
     wrong += [f'class {one_line(n)} {empty}' for n in found if n not in full]
     if closed:
-      names = ', '.join(map(one_line, closed[:20]))
+      names = some(map(one_line, closed))
       wrong.append(f'{len(closed)} cannot be opened: {names}')
     if len(classes) == 1 and files:
       wrong.append(f'{self.class_names[0]!r} is its only class')
     if wrong or not found:
-      reasons = '; '.join(wrong) or f'want {root}/<class>/<image>'
+      reasons = some(wrong, separator='; ') or f'want {root}/<class>/<image>'
       raise InputError(f'{root} cannot be used: {reasons}')
     self.faults = left_out_line(left_out)
     files = part(sorted(files, key=mixed))
@@ -175,7 +175,7 @@ def left_out_line(files: list[bytes]) -> tuple[str, ...]:
   """Returns a line about files that are no images; none if there are none."""
   if not files:
     return ()
-  names = ', '.join(map(one_line, files[:5])) + ', ...' * (len(files) > 5)
+  names = some(map(one_line, files), 5)
   count = f'{len(files)} file' + 's' * (len(files) > 1)
   return (
       f'{count} left out (hidden, in no folder of a class, or not named as an '

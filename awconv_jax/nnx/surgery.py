@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, some
 from awconv_jax.nnx.aw_conv import AWConv, attention_of
 
 M = TypeVar('M', bound=nnx.Module)
@@ -20,7 +20,7 @@ def is_3x3(_: Path, conv: nnx.Conv) -> bool:
 
 def _names(paths):
   """Returns paths as one readable line."""
-  return ', '.join('/'.join(map(str, p)) or '()' for p in paths) or 'none'
+  return some('/'.join(map(str, p)) or '()' for p in paths) or 'none'
 
 
 def replace_conv(

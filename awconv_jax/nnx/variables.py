@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from flax import nnx, traverse_util
 import jax.numpy as jnp
 
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, some
 
 M = TypeVar('M', bound=nnx.Module)
 # The collections of Linen, and what NNX has in their place.
@@ -34,7 +34,7 @@ def from_linen(module: M, variables: Mapping[str, Any]) -> M:
       module, all of a collection, or nothing.
 
   Raises:
-    InputError: names every path that is missing, unknown or of another shape.
+    InputError: paths are missing, unknown or of another shape; it names ten.
   """
   for collection, tree in variables.items():
     if (kind := KINDS.get(collection)) is None:
@@ -48,7 +48,7 @@ def from_linen(module: M, variables: Mapping[str, Any]) -> M:
         )
     )
     if want != got:
-      faults = ', '.join(
+      faults = some(
           f'{"/".join(map(str, path))} ({got.get(path, "missing")} for '
           f'{want.get(path, "nothing")})'
           for path in sorted(want | got)

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from awconv_jax.errors import some
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import AWConv
 
@@ -44,7 +45,7 @@ _REMEDY = (
 
 def names(*paths: Path) -> str:
   """Returns paths as one readable line."""
-  return ', '.join(sorted('/'.join(path) or '()' for path in paths)) or 'none'
+  return some(sorted('/'.join(path) or '()' for path in paths)) or 'none'
 
 
 def _fields(path: Path, conv: nn.Conv, layer: type) -> dict[str, Any]:

@@ -157,8 +157,8 @@ def merge_variables(
     others from `plain`, as they are.
 
   Raises:
-    ValueError: names every path that is missing in `plain`, has no place in
-      `initial`, or another shape.
+    ValueError: paths are missing in `plain`, have no place in `initial`, or
+      another shape; it names ten.
   """
   old, new = map(traverse_util.flatten_dict, (initial, plain))
   # A partitioned array is boxed.
@@ -166,7 +166,7 @@ def merge_variables(
       {path: np.shape(nn.meta.unbox(leaf)) for path, leaf in flat.items()}
       for flat in (old, new)
   )
-  faults = ', '.join(
+  faults = errors.some(
       f'{names(p)} ({got.get(p, "missing")} for {want.get(p, "nothing")})'
       for p in sorted(want | got)
       if got.get(p) != want.get(p) and (p in got or not _is_added(p, old))

@@ -18,7 +18,7 @@ import jax
 import ml_collections
 
 from awconv_jax import places, weights
-from awconv_jax.errors import InputError, nearest
+from awconv_jax.errors import InputError, nearest, some
 from awconv_jax.options import any_path
 from awconv_jax.train import checkpoint, lease, processes, settings
 from awconv_jax.weights import located
@@ -271,8 +271,7 @@ def differences(held: Any, given: Any) -> str:
       if (there := held.get(key, 'absent'))
       != (here := given.get(key, 'absent'))
   ]
-  more = f' and {len(changes) - 3} more' * (len(changes) > 3)
-  return '; '.join(changes[:3]) + more
+  return some(changes, 3, '; ')
 
 
 def check_owner(workdir: pathlib.Path, config: Any) -> None:

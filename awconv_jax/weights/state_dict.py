@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, some
 from awconv_jax.weights import names
 
 
@@ -80,7 +80,7 @@ def from_state_dict(
     }:
       remedy = 'it has no AW-convolutions: choose aw_conv=false'
     counts = ', '.join(f'{len(f)} {kind}' for kind, f in faults.items())
-    listed = '; '.join(f'{kind}: {", ".join(f)}' for kind, f in faults.items())
+    listed = '; '.join(f'{kind}: {some(f)}' for kind, f in faults.items())
     raise InputError(
         f'{source} does not fit the network ({counts}); {remedy}: {listed}'
     )
@@ -96,6 +96,6 @@ def from_state_dict(
   if broken:
     raise InputError(
         f'{source} has values that are no numbers, infinite, or negative '
-        f'variances: {", ".join(broken)}; take weights from before it diverged'
+        f'variances: {some(broken)}; take weights from before it diverged'
     )
   return traverse_util.unflatten_dict(leaves | taken)

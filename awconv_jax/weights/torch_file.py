@@ -19,7 +19,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax.errors import one_line
+from awconv_jax.errors import one_line, some
 
 # What a file begins with that torch before 1.6 wrote.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
@@ -186,20 +186,18 @@ def _tensors(
     raise ValueError('it holds no dict')
   keys = [entry] if entry else [k for k in WRAPPINGS if k in tree]
   if keys and isinstance(tree.get(keys[0]), dict):
-    beside = one_line(', '.join(str(k) for k in tree if k != keys[0]))
+    beside = one_line(some(str(k) for k in tree if k != keys[0]))
     without = f', without {beside}' if beside else ''
     report(f'took the weights under {keys[0]!r}{without}')
     tree, entry = tree[keys[0]], None
   if entry:
-    raise ValueError(
-        f'it has no dict {entry!r}, but {", ".join(map(str, tree))}'
-    )
+    raise ValueError(f'it has no dict {entry!r}, but {some(map(str, tree))}')
   others = {str(k): v for k, v in tree.items() if not isinstance(v, _Tensor)}
   for value in others.values():
     if isinstance(value, _Named):
       raise ValueError(f'it holds {value.name}, which is not run')
   if others or not tree:
-    raise ValueError(f'not tensors: {", ".join(others) or "(it is empty)"}')
+    raise ValueError(f'not tensors: {some(others) or "(it is empty)"}')
   return {str(name): tensor for name, tensor in tree.items()}
 
 

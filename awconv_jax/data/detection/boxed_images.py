@@ -10,7 +10,7 @@ from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.data.order import PORTRAIT, groups
-from awconv_jax.errors import InputError
+from awconv_jax.errors import InputError, some
 from awconv_jax.options import Bound
 
 
@@ -60,7 +60,7 @@ class BoxedImages(canvases.Geometry, batches.Reader):
     if not keep.any():
       raise InputError(
           f'no image of split {names[0]!r} has a box to train on; '
-          f'{len(source.faults)} fault(s) in it: {"; ".join(source.faults[:3])}'
+          f'{len(source.faults)} fault(s) in it: {some(source.faults, 3, "; ")}'
       )
     examples = [group[keep[group]] for group in groups(sizes)]
     return batches.by_groups(self, source, examples)

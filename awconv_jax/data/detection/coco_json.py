@@ -33,7 +33,7 @@ from awconv_jax.data.decode import (
     read_file,
 )
 from awconv_jax.data.detection import objects
-from awconv_jax.errors import InputError, one_line, quoted
+from awconv_jax.errors import InputError, one_line, quoted, some
 from awconv_jax.options import Bound, PositiveInt, local_path
 
 # Pixels by which a box may reach beyond its image, as rounding makes it.
@@ -103,7 +103,7 @@ class CocoJson(objects.Source):
     sound = _sound('category', _Category, document.categories, faults)
     if faults or not sound:
       # Without them nothing of the rest could be used.
-      reasons = '; '.join(faults) or 'there are none'
+      reasons = some(faults, separator='; ') or 'there are none'
       raise InputError(f'categories of {place}: {reasons}; mend them')
     categories = sorted(sound.values(), key=lambda category: category.id)
     self.class_names = tuple(category.name for category in categories)
@@ -117,7 +117,7 @@ class CocoJson(objects.Source):
     file_fault = functools.partial(_file_fault, self._folder)
     images = _sound('image', _Image, document.images, faults, file_fault)
     if not images:
-      reasons = '; '.join(faults) or 'it lists none'
+      reasons = some(faults, separator='; ') or 'it lists none'
       raise InputError(f'no image of {place} can be used: {reasons}')
     # Boxes of images that are left out are no faults; by `repr`, 1 is not '1'.
     listed = {repr(_whole(entry.get('id'))) for entry in document.images}
@@ -186,7 +186,7 @@ def _load(path: str, split: str) -> tuple[_Document, str]:
   place = next(filter(os.path.isfile, places), None)
   images = os.path.join(path, split)
   if place is None or not os.path.isdir(images):
-    known = ', '.join(glob.glob('*.json', root_dir=folder)) or 'none'
+    known = some(glob.glob('*.json', root_dir=folder)) or 'none'
     raise InputError(
         f'unknown split {split!r} of {path}: want a folder {images} and one of '
         f'{", ".join(places)}; there are {known}'

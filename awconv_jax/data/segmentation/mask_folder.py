@@ -13,7 +13,7 @@ from awconv_jax.data import splits
 from awconv_jax.data.decode import below, opened, read_file
 from awconv_jax.data.folder_source import files_below, is_image, mixed
 from awconv_jax.data.segmentation import masks
-from awconv_jax.errors import InputError, one_line
+from awconv_jax.errors import InputError, one_line, some
 from awconv_jax.options import local_path
 
 _CLASSES, _IMAGES, _MASKS, _WHOLE = 'classes.txt', b'images', b'masks', 'all'
@@ -56,11 +56,10 @@ class MaskFolder(masks.Source):
     files = [p[length:] for p in files_below(self._images) if is_image(p)]
     lacking = [f for f in files if not os.path.exists(self._mask(f))]
     if lacking:
-      names = ', '.join(one_line(self._mask(f)) for f in lacking[:10])
+      names = some(one_line(self._mask(f)) for f in lacking)
       raise InputError(
           f'{len(lacking)} of {len(files)} images have no mask, a PNG of the '
           f'same name; add it, or remove the image: {names}'
-          + ', ...' * (len(lacking) > 10)
       )
     files = part(sorted(files, key=mixed))
     if not files:
