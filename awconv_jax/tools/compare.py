@@ -75,8 +75,7 @@ def _of_study() -> None:
   # After the flags, so that --help and a mistake in them answer at once.
   import jax
 
-  from awconv_jax.tools import comparison, step_times, study
-  from awconv_jax.train import programs, rundir
+  from awconv_jax.tools import step_times, study
 
   if not FLAGS.time:
     # Devices are for the runs; here nothing is computed.
@@ -84,54 +83,75 @@ def _of_study() -> None:
   workdir, told = pathlib.Path(FLAGS.workdir), study.read(FLAGS.study)
   metric = FLAGS.metric or told.metric
   seeds = [_seed(text) for text in FLAGS.seeds or ()]
+  every = study.runs(told, workdir)
   chosen = study.runs(told, workdir, FLAGS.only or (), seeds)
   failed = []
   # Reading needs no lock.
   alone = contextlib.nullcontext() if FLAGS.report else study.claimed(workdir)
   with alone:
-    pending = []
-    if not FLAGS.report:  # Which looks at all of them below.
-      pending = [run for run in chosen if not study.is_finished(run)]
     if FLAGS.time:
-      configs = {run.variant: run.config for run in chosen[::-1]}
-      configs = {name: configs[name] for name in FLAGS.only or told.variants}
-      with programs.kept(workdir / TIMES):  # With those of the runs.
-        times = step_times.measure(configs, told.baseline)
-      rundir.write(workdir / TIMES, json.dumps(times, indent=1) + '\n')
-      print(f'written:  {workdir / TIMES}')
+      _time(told, chosen, workdir / TIMES)
     elif not FLAGS.report:
-      print(
-          f'{len(chosen)} runs in {workdir}, {len(chosen) - len(pending)} came '
-          'to their end before',
-          flush=True,
-      )
-
-      def result(run):
-        try:
-          found = comparison.outcome(run.path, run.seed, metric, True)
-        except InputError as error:  # Of the metric: the others go on.
-          return str(error)
-        return found.why or f'{metric} {found.value:.4f}'
-
-      env = study.environment(workdir, FLAGS.jobs)
-      failed = study.train(pending, env, jobs=FLAGS.jobs, result=result)
-    outcomes = {name: [] for name in told.variants}
-    every = study.runs(told, workdir)
-    for run in every:
-      done = study.is_finished(run)
-      one = comparison.outcome(run.path, run.seed, metric, done)
-      if one.why and (error := study.last_error(run)):
-        one = one._replace(why=f'{one.why}: {error}')
-      # So that the results say the same wherever the directory lies.
-      place = str(run.path.relative_to(workdir))
-      outcomes[run.variant].append(one._replace(path=place))
-    times = None
+      failed = _train(chosen, workdir, metric)
+    outcomes, times = _outcomes(every, workdir, metric), None
     if (workdir / TIMES).exists():
       configs = {run.variant: run.config for run in every}
       times = step_times.read(workdir / TIMES, configs, told.baseline)
     _report(workdir, outcomes, metric, told.baseline, FLAGS.study, times)
   if failed:
     raise InputError(*(f'failed: {line}' for line in failed))
+
+
+def _time(told, chosen, path) -> None:
+  from awconv_jax.tools import step_times, study
+  from awconv_jax.train import programs, rundir
+
+  for run in chosen:
+    study.is_finished(run)  # Before minutes are spent: is it of this study?
+  configs = {run.variant: run.config for run in chosen[::-1]}
+  configs = {name: configs[name] for name in FLAGS.only or told.variants}
+  with programs.kept(path):  # With those of the runs.
+    times = step_times.measure(configs, told.baseline)
+  rundir.write(path, json.dumps(times, indent=1) + '\n')
+  print(f'written:  {path}')
+
+
+def _train(chosen, workdir, metric) -> list[str]:
+  """Trains what is left; returns a line for each run that failed."""
+  from awconv_jax.tools import comparison, study
+
+  pending = [run for run in chosen if not study.is_finished(run)]
+  before = len(chosen) - len(pending)
+  print(
+      f'{len(chosen)} runs in {workdir}, {before} came to their end before',
+      flush=True,
+  )
+
+  def result(run):
+    try:
+      found = comparison.outcome(run.path, run.seed, metric, True)
+    except InputError as error:  # Of the metric: the others go on.
+      return str(error)
+    return found.why or f'{metric} {found.value:.4f}'
+
+  env = study.environment(workdir, FLAGS.jobs)
+  return study.train(pending, env, jobs=FLAGS.jobs, result=result)
+
+
+def _outcomes(every, workdir, metric) -> dict[str, list]:
+  """Returns what came out of all runs of a study, by variant."""
+  from awconv_jax.tools import comparison, study
+
+  outcomes = {run.variant: [] for run in every}
+  for run in every:
+    done = study.is_finished(run)
+    one = comparison.outcome(run.path, run.seed, metric, done)
+    if one.why and (error := study.last_error(run)):
+      one = one._replace(why=f'{one.why}: {error}')
+    # So that the results say the same wherever the directory lies.
+    place = str(run.path.relative_to(workdir))
+    outcomes[run.variant].append(one._replace(path=place))
+  return outcomes
 
 
 def _of_runs(paths: Sequence[str]) -> None:

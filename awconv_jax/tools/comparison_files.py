@@ -194,9 +194,9 @@ def figure(
   factor, _ = plot_curves.unit(metric)
   label = plot_curves.label(metric)
   drawn = figures.new(figures.PAGE, 0.55 + 0.19 * len(rows))
-  left, right = drawn.subplots(1, 2, sharey=True)
-  if not any(row['pairs'] for row in rows):
-    right.set_visible(False)  # There is nothing to compare yet.
+  compared = any(row['pairs'] for row in rows)
+  axes = drawn.subplots(1, 1 + compared, sharey=True, squeeze=False)[0]
+  left = axes[0]
   places = range(len(rows))
   for place, row in zip(places, rows, strict=True):
     color = 'C1' if row['variant'] == baseline else 'C0'
@@ -204,22 +204,25 @@ def figure(
     values = [value * factor for value in values]
     left.plot(values, [place + 0.22] * len(values), '|', color=color, ms=4)
     _bar(left, place, row['mean'], row['low'], row['high'], factor, color)
-    ends = row['difference_low'], row['difference_high']
-    _bar(right, place, row['difference'], *ends, factor, color)
   base = next(row for row in rows if row['variant'] == baseline)
   if base['n']:
     left.axvline(base['mean'] * factor, color='C1', lw=0.6, ls='--', zorder=0)
-  right.axvline(0, color='C1', lw=0.6, ls='--', zorder=0)
   names = [f'{row["variant"]} ({row["n"]})' for row in rows]
   left.set_yticks(places, names)
   left.set_ylim(len(rows) - 0.4, -0.6)
   left.set_xlabel(label)
-  unit = label.rpartition('(')[2].rstrip(')') if '(' in label else ''
-  points = 'points' if unit == '%' else unit
-  right.set_xlabel(f'difference to {baseline}' + f' ({points})' * bool(points))
-  for axis in (left, right):
+  for right in axes[1:]:
+    for place, row in zip(places, rows, strict=True):
+      ends = row['difference_low'], row['difference_high']
+      _bar(right, place, row['difference'], *ends, factor, 'C0')
+    right.axvline(0, color='C1', lw=0.6, ls='--', zorder=0)
+    unit = label.rpartition('(')[2].rstrip(')') if '(' in label else ''
+    points = f' ({"points" if unit == "%" else unit})' * bool(unit)
+    right.set_xlabel(f'difference to {baseline}{points}')
+  for axis in axes:
     axis.grid(axis='x')
     axis.tick_params(axis='y', length=0)
+    figures.plain_text(axis)
   note = drawn.legend(
       handles=left.lines[:1] + left.containers[:1],
       labels=['a seed', f'mean, {comparison.LEVEL:.0%} interval'],
@@ -227,8 +230,6 @@ def figure(
       ncols=2,
   )
   figures.plain_text(note)
-  figures.plain_text(left)
-  figures.plain_text(right)
   return drawn
 
 
