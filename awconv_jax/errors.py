@@ -125,11 +125,11 @@ def unnamed(path: str, options: Mapping[str, Any], by: str) -> InputError:
   return InputError(f'{path}={dict(options)} needs {by}, which is None')
 
 
-def some(names: Iterable[str], most: int = 10, separator: str = ', ') -> str:
-  """Returns the first of many names, and how many more there are."""
-  names = list(names)
-  more = f' and {len(names) - most} more' * (len(names) > most)
-  return separator.join(names[:most]) + more
+def some(parts: Iterable[str], most: int = 10, separator: str = ', ') -> str:
+  """Returns the first of many names or faults, and how many more there are."""
+  parts = list(parts)
+  more = [f'and {len(parts) - most} more'] * (len(parts) > most)
+  return separator.join(parts[:most] + more)
 
 
 def quoted(value: object, most: int = 200) -> str:

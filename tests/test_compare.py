@@ -493,6 +493,14 @@ def test_files_that_are_damaged(
     assert f'{name} is damaged' in err and words in err
 
 
+def test_a_figure_without_differences_has_one_panel():
+  variants = of(plain=[0.5, 0.6], other=[None])
+  rows = comparison.table(variants, 'plain')
+  with figures.style():
+    drawn = comparison_files.figure(rows, variants, 'top1', 'plain')
+  assert len(drawn.axes) == 1
+
+
 def test_the_figure_has_every_seed_and_both_intervals(prepared):
   told, found = prepared
   variants = of(plain=[0.5, 0.6], other=[0.7, 0.9], one=[0.8], none=[None])

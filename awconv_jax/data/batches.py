@@ -196,12 +196,12 @@ class Unreadable:
     return batch
 
   def _check(self) -> None:
-    """Raises InputError, with their names, if there are too many."""
+    """Raises InputError, with all their names, if there are too many."""
     if len(self) > self._most:
       raise InputError(
           f'{len(self)} of {len(self._source)} examples cannot be read, more '
           f'than the {self._most:g} that config.data.max_bad_fraction allows; '
-          f'mend them or raise it: {some(self._known.values(), 20, "; ")}'
+          f'mend them or raise it: {"; ".join(self._known.values())}'
       )
 
   def news(self) -> list[str]:

@@ -78,20 +78,19 @@ class FolderSource:
     paths = (os.path.join(self._root, file) for file in files)
     closed = [path for path in paths if not os.access(path, os.R_OK)]
     found, full = _subfolders(self._root), {_class_of(file) for file in files}
-    empty = f'has no images ({" ".join(sorted(EXTENSIONS))})'
-    wrong = [
-        f'{one_line(first)} has no class {one_line(name)}'
-        for name in found
-        if name not in classes
-    ]
-    wrong += [f'class {one_line(n)} {empty}' for n in found if n not in full]
+    wrong = []
+    if unknown := [one_line(name) for name in found if name not in classes]:
+      wrong.append(f'{one_line(first)} has no class {some(unknown)}')
+    if empty := [one_line(name) for name in found if name not in full]:
+      kinds = ' '.join(sorted(EXTENSIONS))
+      wrong.append(f'class {some(empty)} has no images ({kinds})')
     if closed:
       names = some(map(one_line, closed))
       wrong.append(f'{len(closed)} cannot be opened: {names}')
     if len(classes) == 1 and files:
       wrong.append(f'{self.class_names[0]!r} is its only class')
     if wrong or not found:
-      reasons = some(wrong, separator='; ') or f'want {root}/<class>/<image>'
+      reasons = '; '.join(wrong) or f'want {root}/<class>/<image>'
       raise InputError(f'{root} cannot be used: {reasons}')
     self.faults = left_out_line(left_out)
     files = part(sorted(files, key=mixed))

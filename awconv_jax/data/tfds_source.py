@@ -19,7 +19,7 @@ from awconv_jax import places
 from awconv_jax.data.decode import EncodedImage, UnreadableError, below
 from awconv_jax.data.detection import objects
 from awconv_jax.data.segmentation import masks
-from awconv_jax.errors import InputError, of_the_system
+from awconv_jax.errors import InputError, of_the_system, some
 from awconv_jax.options import any_path
 
 # Of these features the first that a data set has is taken.
@@ -85,7 +85,7 @@ class TfdsRecords:
     self._files = self.info.splits[split].file_instructions
     self.paths = [file.filename for file in self._files]
     if missing := [path for path in self.paths if not places.at(path).exists()]:
-      raise InputError(f'{", ".join(missing)} is missing; {_REMEDY}')
+      raise InputError(f'{some(missing)} is missing; {_REMEDY}')
     # Files cut short show at once: array_record keeps its index at the end.
     for index in (0, len(self) - 1):
       try:

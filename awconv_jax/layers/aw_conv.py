@@ -167,8 +167,8 @@ class AWConv(nn.Conv, kw_only=True):
       does not divide them, the largest divisor below it.
     expansion_axis: 'in' (input channels), 'out' (output channels) or 'none'.
     gate: 'sigmoid', 'tanh', 'relu' or 'none'; no text that we could reach says
-      which, see docs/ambiguities.md. Without `identity_start` all but the
-      first were far worse in docs/results.md.
+      which, see docs/ambiguities.md. From random first values all but the first
+      were far worse in docs/results.md.
     norm: 'batch', 'layer' or 'none', after both pointwise convolutions. Batch
       statistics are taken over the whole (also a sharded) batch.
     norm_momentum, norm_epsilon: of the norms (momentum: share of the old).

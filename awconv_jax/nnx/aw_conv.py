@@ -96,7 +96,7 @@ class AWConv(nnx.Conv):
       conv_general_dilated and preferred_element_type must be left out.
     rngs: the stream 'params' is used, for the attention branch after the
       kernel and the bias.
-    **options: fields of `awconv_jax.AWConv`, such as gate='tanh', with its
+    **options: fields of `awconv_jax.AWConv`, such as expansion=4, with its
       defaults. They, with their values, are the attribute `aw_options`.
 
   Raises:

@@ -20,7 +20,7 @@ def is_3x3(_: Path, conv: nnx.Conv) -> bool:
 
 def _names(paths):
   """Returns paths as one readable line."""
-  return some('/'.join(map(str, p)) or '()' for p in paths) or 'none'
+  return some(('/'.join(map(str, p)) or '()' for p in paths), 100) or 'none'
 
 
 def replace_conv(

@@ -34,7 +34,7 @@ def from_linen(module: M, variables: Mapping[str, Any]) -> M:
       module, all of a collection, or nothing.
 
   Raises:
-    InputError: paths are missing, unknown or of another shape; it names ten.
+    InputError: paths are missing, unknown or of another shape.
   """
   for collection, tree in variables.items():
     if (kind := KINDS.get(collection)) is None:

@@ -45,7 +45,9 @@ _REMEDY = (
 
 def names(*paths: Path) -> str:
   """Returns paths as one readable line."""
-  return some(sorted('/'.join(path) or '()' for path in paths)) or 'none'
+  # Most networks' convolutions whole: `where` is written by them.
+  listed = sorted('/'.join(path) or '()' for path in paths)
+  return some(listed, 100) or 'none'
 
 
 def _fields(path: Path, conv: nn.Conv, layer: type) -> dict[str, Any]:

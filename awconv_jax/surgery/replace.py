@@ -158,7 +158,7 @@ def merge_variables(
 
   Raises:
     ValueError: paths are missing in `plain`, have no place in `initial`, or
-      another shape; it names ten.
+      another shape.
   """
   old, new = map(traverse_util.flatten_dict, (initial, plain))
   # A partitioned array is boxed.

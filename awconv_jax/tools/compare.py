@@ -103,6 +103,7 @@ def _of_study() -> None:
 
 
 def _time(told, chosen, path) -> None:
+  """Measures a step of each variant, and keeps what it took."""
   from awconv_jax.tools import step_times, study
   from awconv_jax.train import programs, rundir
 

@@ -211,7 +211,8 @@ def figure(
   left.set_yticks(places, names)
   left.set_ylim(len(rows) - 0.4, -0.6)
   left.set_xlabel(label)
-  for right in axes[1:]:
+  if compared:
+    right = axes[1]
     for place, row in zip(places, rows, strict=True):
       ends = row['difference_low'], row['difference_high']
       _bar(right, place, row['difference'], *ends, factor, 'C0')

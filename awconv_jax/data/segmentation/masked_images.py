@@ -9,7 +9,7 @@ from awconv_jax.data.decode import EncodedImage, UnreadableError
 from awconv_jax.data.detection import canvases
 from awconv_jax.data.order import PORTRAIT, groups
 from awconv_jax.data.segmentation import masks
-from awconv_jax.errors import InputError, some
+from awconv_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,11 @@ class MaskedImages(canvases.Geometry, batches.Reader):
     masks.check_number(source.class_names, f'split {split!r}')
     faulty, most = source.faulty, self.max_bad_fraction * len(source)
     if len(faulty) > most:
-      lines = (f'{source.place(i)}: {fault}' for i, fault in faulty.items())
-      listed = some(lines, 20, '; ')
+      lines = [f'{source.place(i)}: {fault}' for i, fault in faulty.items()]
       raise InputError(
           f'{len(faulty)} of {len(source)} images or masks of split {split!r} '
           f'cannot be read, more than the {most:g} that config.data.'
-          f'max_bad_fraction allows; mend them or raise it: {listed}'
+          f'max_bad_fraction allows; mend them or raise it: {"; ".join(lines)}'
       )
     examples = groups(source.sizes)
     return batches.by_groups(self, source, examples)
