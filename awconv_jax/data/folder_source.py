@@ -85,7 +85,7 @@ class FolderSource:
       kinds = ' '.join(sorted(EXTENSIONS))
       wrong.append(f'class {some(empty)} has no images ({kinds})')
     if closed:
-      names = some(map(one_line, closed))
+      names = some(map(one_line, closed), 20)
       wrong.append(f'{len(closed)} cannot be opened: {names}')
     if len(classes) == 1 and files:
       wrong.append(f'{self.class_names[0]!r} is its only class')
