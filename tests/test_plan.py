@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+import tiny_scenes
 
 from awconv_jax import command_line, data, errors
 from awconv_jax.compilers import alone, topology
@@ -261,14 +262,20 @@ def test_a_compiler_that_is_not_there_is_one_line(monkeypatch):
   assert err.count('\n') == 1
 
 
-@pytest.mark.accelerators
-@pytest.mark.parametrize('place', ['v5e:2x2', '2*v5e:2x2', 'h100x8'])
-def test_a_run_is_compiled(place):
+def with_compiler(place):
+  """Returns a topology; without its compiler the test is left out."""
   place = topology.parse(place)
   try:
     alone.check_installed(place.chip)
   except errors.InputError as error:
     pytest.skip(str(error))
+  return place
+
+
+@pytest.mark.accelerators
+@pytest.mark.parametrize('place', ['v5e:2x2', '2*v5e:2x2', 'h100x8'])
+def test_a_run_is_compiled(place):
+  place = with_compiler(place)
   config = settings.complete(tiny.get_config()).to_dict()
   config |= dict(batch_size=16, eval_batch_size=16)
   made = plan.plan(json.loads(json.dumps(config)), place, 64, 32)
@@ -287,3 +294,11 @@ def test_a_run_is_compiled(place):
   assert train['needed'] > evaluation['needed']
   with pytest.raises(errors.InputError, match='config.batch_size=1 must be'):
     plan.compile_program(config | dict(batch_size=1), place, plan.STEP, 64)
+
+
+@pytest.mark.accelerators
+def test_a_detector_is_compiled():
+  place = with_compiler('v5e:2x2')
+  config = settings.complete(tiny_scenes.get_config()).to_dict()
+  made = plan.plan(json.loads(json.dumps(config)), place, 24, 19)
+  assert made['fits'] and made['step_seconds'] > 0

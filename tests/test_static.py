@@ -51,6 +51,10 @@ _PROGRAM = """HloModule jit_f
   %limit = s32[]{:T(128)} constant(5)
 }
 
+%until_done (p: f32[8]) -> pred[] {
+  ROOT %done = pred[] reduce(%p, %true), to_apply=%and
+}
+
 %branch.1 (p: f32[8]) -> f32[8] {
   %fusion.2 = f32[8]{0} fusion(%a), backend_config={"estimated_cycles":"100"}
 }
@@ -59,6 +63,7 @@ ENTRY %main.4 (x: f32[8]) -> f32[8] {
   %fusion.3 = f32[8]{0} fusion(%a), backend_config={"estimated_cycles":"1000"}
   %while.1 = (s32[], f32[8]) while(%t), condition=%condition.1, body=%body.1
   %while.2 = f32[8] while(%t), body=%body.1, {"known_trip_count":{"n":"3"}}
+  %while.3 = f32[8] while(%t), condition=%until_done, body=%body.1
   %call.1 = f32[8]{0} call(%x), to_apply=%branch.1
   %double.1 = f32[8] custom-call(%call.1), target="tpu_custom_call"
   %other.1 = f32[4] custom-call(%call.1), target="tpu_custom_call"
@@ -75,8 +80,8 @@ def test_cycles_of_a_program_are_those_of_its_parts():
       'other.1': None,  # The same.
   }
   cycles, found = tpu.estimate(_PROGRAM, kernels.__getitem__)
-  assert cycles == 1000 + (5 + 3) * 10 + 100
-  double, other = (5 + 3) * 20 + 7, 2 * 3
+  assert cycles == 1000 + (5 + 3 + 1) * 10 + 100
+  double, other = (5 + 3 + 1) * 20 + 7, 2 * 3
   assert found['double'] == tpu.Kernel(double, 1, spills=2)
   assert found['other'] == tpu.Kernel(other, 0, spills=2)
 
