@@ -43,6 +43,7 @@ data.augment = [['flip', {{}}]]
 NAMES = 'plain', 'AW-SE', 'wide (16)'
 # No step in common with others, and what no axis can show.
 ROWS = '{"step": 9, "eval/top1": Infinity}\n'
+PARTS = '{"host": {}, "config": {}, "starts": [{}], "metrics": {"top1": null}}'
 # By variant and seed: what comes out.
 VALUES = {
     'plain': (0.5, 0.6, 0.52),
@@ -149,8 +150,9 @@ def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
     'old, new, words',
     [
         ('seeds = 3', 'sedes = 3', ["did you mean 'seeds'"]),
-        ('seeds = 3', 'seeds = []', ['study.seeds=()']),
-        ('seeds = 3', 'seeds = [1, 1]', ['names one twice']),
+        ('seeds = 3', 'seeds = []', ['study.seeds=() must name one']),
+        ('seeds = 3', 'seeds = [1, 1]', ['none twice']),
+        ('seeds = 3', 'seeds = 20240501', ['a list: [20240501]']),
         ("'plain'", "'plane'", ["'plane'", "did you mean 'plain'"]),
         ('[variants.plain]', '[variants."a/b"]\n[variants.plain]', ["'a/b'"]),
         ('model.width = 16', 'model.widht = 1', ["'wide (16)'", 'width']),
@@ -158,7 +160,19 @@ def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
         ('"wide (16)"', '"results.md"', ['name of a file of results']),
         ('"wide (16)"', '"a,b"', ["'a,b'"]),
         ('"wide (16)"', 'x' * 101, ['at most 100']),
+        ('"wide (16)"', f'"{100 * chr(0x5B57)}"', ['255 bytes']),
         ('"wide (16)"', 'PLAIN', ['one folder']),
+        (
+            '[variants.plain]',
+            '[variants."\ud558"]\n[variants."\u1112\u1161"]\n[variants.plain]',
+            ['one folder'],
+        ),
+        (TEXT[TEXT.index('[variants.plain]') :], '[variants]', ['variants={}']),
+        (
+            'model.width = 16',
+            'model.width = 16\n"model.width" = 8',
+            ['config.model.width is set twice in wide (16)'],
+        ),
         ('model.width = 16', 'seed = 1', ["'wide (16)'", 'study.seeds']),
         ('model.width = 16\ndata', '# data', ["'wide (16)'", "as 'plain'"]),
         ('[variants.plain]', '[variants.plain', ['cannot be read']),
@@ -319,7 +333,9 @@ def test_what_does_not_count_is_said(prepared):
   assert any('5 runs by commit abc (code 123) on 4 x tpu v9' in n for n in said)
 
 
-def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
+def test_the_tool_writes_tables_and_figures(
+    prepared, write, tmp_path, monkeypatch
+):
   told, found = prepared
   does(found[8], 'fail')
   train(found, jobs=4)
@@ -335,7 +351,8 @@ def test_the_tool_writes_tables_and_figures(prepared, write, tmp_path):
   configs = {run.variant: run.config for run in found}
   others = step_times.still(held, configs, 'AW-SE')  # Ratios to plain.
   assert others['variants']['AW-SE'] == dict(milliseconds=2.0)
-  flags = f'--study={write()}', f'--workdir={workdir}', '--report'
+  monkeypatch.setenv('HOME', os.path.dirname(write()))
+  flags = '--study=~/x.toml', '--workdir=~/study', '--report'
   code, out, err = commands.tool('compare', *flags)
   assert (code, err) == (0, '')
   table = (workdir / 'results.md').read_text()
@@ -453,6 +470,8 @@ def test_runs_that_there_are_are_compared_without_a_study(
         ('--study=a --baseline=b', '--baseline goes with --runs, not with'),
         ('--study=a --time --report', '--time does nothing with --report'),
         ('--study=a --only=b --report', '--only does nothing'),
+        ('--study=a --only=', '--only= names none'),
+        ('--study=a --seeds=', '--seeds= names none'),
         ('--runs=', 'either --study or --runs'),
         ('--study=a --runs=b', 'either --study or --runs'),
     ],
@@ -469,6 +488,7 @@ def test_flags_that_would_do_nothing_are_refused(flags, words):
         ('times.json', '{}', 'measure again with --time'),
         ('AW-SE/seed1/finished.json', '{"config"', 'start the run again'),
         ('AW-SE/seed1/finished.json', '{"config": {}}', 'start the run again'),
+        ('AW-SE/seed1/finished.json', PARTS, 'start the run again'),
         ('AW-SE/seed1/metrics.jsonl', '{"step": 1}', None),  # Its end is kept.
         ('plain/seed0/metrics.jsonl', ROWS, None),  # Cannot be drawn at all.
     ],
@@ -513,13 +533,15 @@ def test_the_figure_has_every_seed_and_both_intervals(prepared):
       for line in left.lines
       if line.get_marker() == '|' and line.get_markersize() == 4
   ]
-  assert seeds == [[50, 60], [70, 90], [80], []]
+  assert seeds == [[50, 60], [70, 90], [80], [], []]  # The legend's is last.
   names = [text.get_text() for text in left.get_yticklabels()]
   assert names == ['plain (2)', 'other (2)', 'one (1)', 'none (0)']
-  assert len(left.containers) == 3 and len(right.containers) == 2
+  assert len(left.containers) == 3 + 1 and len(right.containers) == 2
   segment = right.containers[0].lines[2][0].get_segments()[0]
   want = 100 * rows[1]['difference_low'], 100 * rows[1]['difference_high']
   np.testing.assert_allclose(segment[:, 0], want)
+  explained = [text.get_text() for text in drawn.legends[0].get_texts()]
+  assert explained == ['a seed', 'mean, 95% interval', 'mean of plain']
 
 
 @pytest.mark.slow

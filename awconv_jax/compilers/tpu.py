@@ -1,9 +1,10 @@
 """The TPU's compiler without a TPU, and what a program is estimated to cost.
 
 XLA writes its estimate of the cycles beside each fusion and copy; the body of a
-loop counts as often as it runs, once if the data decide that. Of a kernel of Pallas it knows nothing, so the
-final VLIW bundles are counted, one a cycle. Neither knows of waiting for
-memory. Copies that run beside the computation count nothing.
+loop counts as often as it runs, once if the data decide that. Of a kernel of
+Pallas it knows nothing, so the final VLIW bundles are counted, one a cycle.
+Neither knows of waiting for memory. Copies that run beside the computation
+count nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -65,7 +65,10 @@ def main() -> None:
     for name in names:
       if FLAGS[flag].value and FLAGS[name].present:
         raise InputError(f'--{name} does nothing with --{flag}; leave it out')
-  local_path(FLAGS.workdir)
+  for name in ('only', 'seeds'):
+    if FLAGS[name].present and not FLAGS[name].value:
+      raise InputError(f'--{name}= names none; leave it out to mean all')
+  FLAGS.workdir = local_path(FLAGS.workdir)
   if FLAGS.runs:
     return _of_runs(FLAGS.runs)
   _of_study()

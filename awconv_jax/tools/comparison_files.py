@@ -202,11 +202,21 @@ def figure(
     color = 'C1' if row['variant'] == baseline else 'C0'
     values = [o.value for o in variants[row['variant']] if o.value is not None]
     values = [value * factor for value in values]
-    left.plot(values, [place + 0.22] * len(values), '|', color=color, ms=4)
+    seeds = dict(ls='', marker='|', ms=4, alpha=0.6)  # Equal ones are darker.
+    left.plot(values, [place + 0.3] * len(values), color=color, **seeds)
     _bar(left, place, row['mean'], row['low'], row['high'], factor, color)
+  # Of any color.
+  known = {
+      'a seed': left.plot([], [], color='0.4', **seeds)[0],
+      f'mean, {comparison.LEVEL:.0%} interval': _bar(
+          left, 0, *[math.nan] * 3, factor, '0.4'
+      ),
+  }
   base = next(row for row in rows if row['variant'] == baseline)
+  level = dict(color='C1', lw=0.6, ls='--', zorder=0)
   if base['n']:
-    left.axvline(base['mean'] * factor, color='C1', lw=0.6, ls='--', zorder=0)
+    mean = left.axvline(base['mean'] * factor, **level)
+    known[f'mean of {baseline}'] = mean
   names = [f'{row["variant"]} ({row["n"]})' for row in rows]
   left.set_yticks(places, names)
   left.set_ylim(len(rows) - 0.4, -0.6)
@@ -216,7 +226,7 @@ def figure(
     for place, row in zip(places, rows, strict=True):
       ends = row['difference_low'], row['difference_high']
       _bar(right, place, row['difference'], *ends, factor, 'C0')
-    right.axvline(0, color='C1', lw=0.6, ls='--', zorder=0)
+    right.axvline(0, **level)
     unit = label.rpartition('(')[2].rstrip(')') if '(' in label else ''
     points = f' ({"points" if unit == "%" else unit})' * bool(unit)
     right.set_xlabel(f'difference to {baseline}{points}')
@@ -225,22 +235,22 @@ def figure(
     axis.tick_params(axis='y', length=0)
     figures.plain_text(axis)
   note = drawn.legend(
-      handles=left.lines[:1] + left.containers[:1],
-      labels=['a seed', f'mean, {comparison.LEVEL:.0%} interval'],
+      handles=known.values(),
+      labels=known,
       loc='outside lower center',
-      ncols=2,
+      ncols=len(known),
   )
   figures.plain_text(note)
   return drawn
 
 
-def _bar(axis, place, mean, low, high, factor, color) -> None:
+def _bar(axis, place, mean, low, high, factor, color) -> Any:
   if mean is None:
-    return
+    return None
   reach = None
   if low is not None:
     reach = [[(mean - low) * factor], [(high - mean) * factor]]
-  axis.errorbar(
+  return axis.errorbar(
       *([mean * factor], [place], None, reach),
       fmt='o',
       color=color,

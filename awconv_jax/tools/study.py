@@ -20,11 +20,12 @@ import sys
 import time
 import tomllib
 from typing import Annotated, Any, NamedTuple
+import unicodedata
 
 from awconv_jax import command_line
 from awconv_jax import config as engine
 from awconv_jax.errors import InputError, look_up, one_line
-from awconv_jax.options import Bound, PositiveInt, Seed
+from awconv_jax.options import Bound, Check, PositiveInt, Seed, local_path
 from awconv_jax.text_table import duration
 from awconv_jax.train import rundir, settings
 
@@ -33,6 +34,15 @@ TRAINER = sys.executable, '-m', 'awconv_jax.tools.studied'
 # What a name of a variant may be, as it is that of a folder, too. --only parts
 # names at commas.
 _NAME = re.compile(r'(?!results\.|curves\.|times\.)\w[\w +.=()-]{,99}')
+
+
+def _seeds(given: int | tuple[int, ...]) -> int | tuple[int, ...]:
+  if isinstance(given, int):
+    if given > 1000:
+      raise ValueError(f'is how many; to name one, want a list: [{given}]')
+  elif not given or len(set(given)) < len(given):
+    raise ValueError('must name one at least, and none twice')
+  return given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +61,8 @@ class Study:
   config: str
   metric: str
   baseline: str
-  seeds: PositiveInt | Annotated[tuple[Seed, ...], Bound(min_length=1)]
-  variants: Mapping[str, Any]
+  seeds: Annotated[PositiveInt | tuple[Seed, ...], Check(_seeds)]
+  variants: Annotated[Mapping[str, Any], Bound(min_length=1)]
   overrides: Mapping[str, Any] | None = None
 
   def all_seeds(self) -> tuple[int, ...]:
@@ -85,28 +95,28 @@ def read(path: str) -> Study:
     InputError: it cannot be read, or holds something else; in one line each.
   """
   try:
-    held = tomllib.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    text = pathlib.Path(local_path(path)).read_text(encoding='utf-8')
+    held = tomllib.loads(text)
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or one_line(str(error))
     raise InputError(f'--study={path!r} cannot be read: {reason}') from error
   with _named(f'--study={path!r}'):
     study = Study(**engine.filled(held, Study, name='study'))
     for name in study.variants:
-      if not _NAME.fullmatch(name):
+      if not _NAME.fullmatch(name) or len(name.encode()) > 255:
         raise InputError(
             f'no variant can be called {name!r}; take letters, digits, spaces '
-            'and +.=()-, at most 100, and not the name of a file of results'
+            'and +.=()-, at most 100 (255 bytes), and not the name of a file '
+            'of results'
         )
-    folders = {}  # As those see it who tell no capitals from others.
+    folders = {}  # As disks see it that tell no capitals from others.
     for name in study.variants:
-      if (other := folders.setdefault(name.casefold(), name)) != name:
+      folder = unicodedata.normalize('NFC', name).casefold()
+      if (other := folders.setdefault(folder, name)) != name:
         raise InputError(
             f'the variants {other!r} and {name!r} would have one folder'
         )
     look_up('variant', study.baseline, study.variants)
-    seeds = study.all_seeds()
-    if len(set(seeds)) < len(seeds):
-      raise InputError(f'study.seeds={seeds} names one twice')
   return study
 
 
@@ -174,10 +184,14 @@ def _texts(changes: Any, name: str, path: str = 'config') -> dict[str, str]:
     raise InputError(f'{name} is a table of options, not {changes!r}')
   texts = {}
   for key, value in changes.items():
+    here = f'{path}.{key}'
     if isinstance(value, Mapping):
-      texts |= _texts(value, name, f'{path}.{key}')
+      found = _texts(value, name, here)
     else:
-      texts[f'{path}.{key}'] = value if isinstance(value, str) else repr(value)
+      found = {here: value if isinstance(value, str) else repr(value)}
+    if twice := texts.keys() & found:
+      raise InputError(f'{min(twice)} is set twice in {name}')
+    texts |= found
   return texts
 
 

@@ -117,12 +117,15 @@ def finished(workdir: str | os.PathLike) -> dict[str, Any] | None:
   path = places.at(workdir) / FINISHED
   try:
     told = json.loads(path.read_text())
-    parts = told['metrics'], told['host'], told['config'], told['starts'][-1]
-    if all(isinstance(part, dict) for part in parts):
+    numbers, parts = told['metrics'].values(), [told['host'], told['config']]
+    parts += told['starts'] or [None]
+    if all(isinstance(part, dict) for part in parts) and all(
+        isinstance(number, int | float) for number in numbers
+    ):
       return told
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, LookupError, TypeError, RecursionError):
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     pass
   raise InputError(
       f'{path} is damaged; take it away, and start the run again: it will '
