@@ -173,6 +173,7 @@ def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
             'model.width = 16\n"model.width" = 8',
             ['config.model.width is set twice in wide (16)'],
         ),
+        ("'se'", "'condconv'", ["'AW-SE'", 'where AW-convolutions would']),
         ('model.width = 16', 'seed = 1', ["'wide (16)'", 'study.seeds']),
         ('model.width = 16\ndata', '# data', ["'wide (16)'", "as 'plain'"]),
         ('[variants.plain]', '[variants.plain', ['cannot be read']),

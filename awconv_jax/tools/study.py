@@ -159,6 +159,7 @@ def runs(
       if 'config.seed' in texts:
         raise InputError('config.seed is set by study.seeds')
       config = settings.complete(given, texts)
+      settings.create_task(config)  # Or it would fail hours later, alone.
       held = json.dumps(config.to_dict(), sort_keys=True)
       if (same := names.setdefault(held, name)) != name:
         raise InputError(f'it is the same as {same!r}')
