@@ -208,7 +208,7 @@ def test_each_part_of_a_batch_is_mixed_by_itself():
   state = train_step.create_state(
       *common, mesh, seed=0, batch_shapes=shapes, ema=False
   )
-  options = dict(seed=3, accumulation_steps=2, ema_decay=0.0)
+  options = dict(accumulation_steps=2, ema_decay=0.0)
   step = train_step.create_train_step(*common, lambda n: 1.0, mesh, **options)
   variables = {'params': jax.device_get(state.params)}
   losses, rng = [], jax.random.fold_in(jax.random.key(3), 0)
@@ -218,7 +218,7 @@ def test_each_part_of_a_batch_is_mixed_by_itself():
     images, targets, _ = mixed(own, 0.0, key, mixup=1.0, cutmix=0.0)
     _, logits = logits_of(variables, images)
     losses.append(softmax_loss(logits, targets)[0].mean())
-  _, metrics = step(state, partition.shard_batch(mesh, rows))
+  _, metrics = step(state, partition.shard_batch(mesh, rows), 3)
   np.testing.assert_allclose(metrics['loss'], np.mean(losses), rtol=1e-5)
 
 

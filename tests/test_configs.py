@@ -335,12 +335,11 @@ def test_a_step(name, arguments):
   )
   step = train_step.create_train_step(
       *(task, optimizer, schedule, mesh),
-      seed=0,
       accumulation_steps=1,
       ema_decay=config.ema_decay,
   )
   before = jax.device_get(state.params)
-  state, metrics = step(state, batch)
+  state, metrics = step(state, batch, 0)
   assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
   after = jax.device_get(state.params)
   for path, leaf in jax.tree.leaves_with_path(after):

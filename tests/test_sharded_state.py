@@ -66,7 +66,6 @@ class Run:
         *common,
         schedule,
         mesh,
-        seed=0,
         accumulation_steps=1,
         ema_decay=0.9,
         placed=train_step.sharded(mesh, self.state) if shard else None,
@@ -77,7 +76,7 @@ class Run:
     rows = []
     for seed in range(first, end):
       shards = partition.shard_batch(self.mesh, batch(seed))
-      self.state, metrics = self.step(self.state, shards)
+      self.state, metrics = self.step(self.state, shards, 0)
       rows.append(jax.device_get(metrics)['loss'])
     return np.array(rows)
 
@@ -100,7 +99,7 @@ def test_the_same_losses_with_an_eighth_of_the_memory(name, moments):
   mesh = partition.create_mesh()
   whole, cut = (Run(mesh, shard, name) for shard in (False, True))
   rows = partition.shard_batch(mesh, batch(0))
-  text = cut.step.lower(cut.state, rows).compile().as_text()
+  text = cut.step.lower(cut.state, rows, 0).compile().as_text()
   # Of the new parameters, each once; neither activations nor what is shared.
   gathers = re.findall(r'= (\S+) all-gather\(', text)
   assert sorted(g.partition('{')[0] for g in gathers) == [

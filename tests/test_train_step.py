@@ -10,7 +10,7 @@ import pytest
 import tiny
 from watched_run import assert_same_bits
 
-from awconv_jax.train import partition, settings
+from awconv_jax.train import functions, partition, settings
 from awconv_jax.train import step as train_step
 
 pytestmark = pytest.mark.usefixtures('quick_compiles_of_module')
@@ -47,12 +47,12 @@ def steps(number, ema_decay=0.0, accumulation_steps=1, **options):
   )
   options |= dict(ema_decay=ema_decay, accumulation_steps=accumulation_steps)
   function = train_step.create_train_step(
-      *common, lambda step: 0.1, mesh, seed=7, **options
+      *common, lambda step: 0.1, mesh, **options
   )
   metrics = []
   for seed in range(number):
     rows = partition.shard_batch(mesh, batch(seed=seed))
-    state, row = function(state, rows)
+    state, row = function(state, rows, 7)
     metrics.append(jax.device_get(row))
   return jax.device_get(state), metrics
 
@@ -112,14 +112,14 @@ def test_norms_with_frozen_statistics_normalise_by_these():
   )
   state = create(seed=0, batch_shapes=shapes, ema=True)
   first = jax.device_get(state)
-  one = dict(seed=7, accumulation_steps=1, **ema)
+  one = dict(accumulation_steps=1, **ema)
   step = train_step.create_train_step(
       task, optimizer, lambda step: 0.1, mesh, frozen=('*norm*',), **one
   )
   wanted = task.predict(first.variables(), rows)['loss'].mean()
-  state, metrics = step(state, rows)
+  state, metrics = step(state, rows, 7)
   np.testing.assert_allclose(metrics['loss'], wanted, rtol=1e-5)
-  state = jax.device_get(step(state, rows)[0])
+  state = jax.device_get(step(state, rows, 7)[0])
   assert_same_bits(state.model_state, first.model_state)
   assert_same_bits(state.ema['batch_stats'], first.ema['batch_stats'])
   assert (state.params['head']['bias'] != first.params['head']['bias']).all()
@@ -141,3 +141,20 @@ def test_randomness_differs_by_step_and_repeats_by_seed():
   draws = [row['draw'] for row in steps(3)[1]]
   assert len(set(map(float, draws))) == 3
   assert draws == [row['draw'] for row in steps(3)[1]]
+
+
+def test_seeds_share_a_program():
+  """Or each run of a study would compile its own."""
+  config, mesh, programs = tiny.get_config(), partition.create_mesh(), set()
+  config.task.mixup = 0.2  # Random in the step.
+  task = settings.create_task(config)
+  like = jax.ShapeDtypeStruct
+  rows = {'image': like((8, 8, 8, 1), np.uint8), 'mask': like((8,), bool)}
+  rows['label'] = like((8,), np.int32)
+  for config.seed in (0, 2**32 - 1):
+    run = functions.create(config, task, mesh, 8)
+    create = functools.partial(run.create_state, batch_shapes=rows)
+    state = jax.eval_shape(create)
+    lowered = run.step_of(state).lower(state, rows, run.seed)
+    programs.add(lowered.as_text())
+  assert len(programs) == 1

@@ -114,7 +114,7 @@ def describe(asked: dict[str, Any], folder: str) -> dict[str, Any]:
     print(plan.ACCEPTED, flush=True)
     if asked['program'] == plan.STEP:
       batch = _shapes(config, True, config.batch_size)
-      traced = run.step_of(state).trace(state, batch)
+      traced = run.step_of(state).trace(state, batch, run.seed)
       # While a step is taken the next batch is brought to the devices.
       beside = bytes_of_chip(batch, partition.over_batch(mesh))
     else:

@@ -125,13 +125,13 @@ def _step(config: Any, batches: dict[str, Any]) -> Any:
   rows, shapes, per_epoch = batches[key]
   run = functions.create(config, task, mesh, per_epoch)
   state = run.create_state(batch_shapes=shapes)
-  take_step = run.step_of(state).lower(state, rows).compile()
+  take_step = run.step_of(state).lower(state, rows, run.seed).compile()
 
   def steps(number: int) -> None:
     nonlocal state  # Each step takes the memory of the one before.
     metrics = None
     for _ in range(number):
-      state, metrics = take_step(state, rows)
+      state, metrics = take_step(state, rows, run.seed)
     jax.block_until_ready(metrics)
 
   return steps

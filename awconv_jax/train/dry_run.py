@@ -62,7 +62,7 @@ def run(config: Any, workdir: str | None = None) -> None:
     rows = partition.shard_batch(mesh, next(batches))
     eval_rows = partition.shard_batch(mesh, next(iter(eval_batches)))
     start = time.perf_counter()
-    take_step = run.step_of(state).lower(state, rows).compile()
+    take_step = run.step_of(state).lower(state, rows, run.seed).compile()
     variables = partition.gathered(mesh, state.eval_variables())
     predict = run.predict.lower(variables, eval_rows).compile()
     compile_seconds = time.perf_counter() - start
@@ -77,12 +77,12 @@ def run(config: Any, workdir: str | None = None) -> None:
     timed(predict, variables, eval_rows)  # The first is slower.
     evaluate, _ = timed(predict, variables, eval_rows)
     evaluate *= math.ceil(eval_batches.num_examples / config.eval_batch_size)
-    _, (state, _) = timed(take_step, state, rows)
+    _, (state, _) = timed(take_step, state, rows, run.seed)
     steps, waits = [], []
     for number in itertools.count(1):
       wait, batch = timed(next, batches)
       rows = partition.shard_batch(mesh, batch)
-      seconds, (state, _) = timed(take_step, state, rows)
+      seconds, (state, _) = timed(take_step, state, rows, run.seed)
       waits.append(wait)
       steps.append(wait + seconds)
       enough = number >= min(_STEPS, run.total_steps) and sum(steps) > _SECONDS

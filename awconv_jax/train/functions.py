@@ -23,6 +23,7 @@ class Functions:
 
   Attributes:
     total_steps: of the run.
+    seed: uint32, of the run, for its steps.
     schedule: the learning rate of a step, or of several, from 0.
     create_state: takes `batch_shapes` and `warm_start` of
       `step.create_state`.
@@ -31,6 +32,7 @@ class Functions:
   """
 
   total_steps: int
+  seed: np.uint32
   schedule: Callable[[Any], Any]
   create_state: Callable[..., train_step.TrainState]
   step_of: Callable[[train_step.TrainState], Any]
@@ -60,6 +62,7 @@ def create(
   )
   return Functions(
       total_steps=total,
+      seed=np.uint32(config.seed),
       schedule=schedule,
       create_state=functools.partial(
           train_step.create_state,
@@ -75,7 +78,6 @@ def create(
           optimizer,
           schedule,
           mesh,
-          seed=config.seed,
           accumulation_steps=config.accumulation_steps,
           ema_decay=config.ema_decay,
           frozen=config.optimizer.frozen,

@@ -210,7 +210,7 @@ def train(
       watch.at(stall.STEP)
       with tracing.step(step + 1):
         rows = partition.shard_batch(mesh, batch)
-        state, step_metrics = take_step(state, rows)
+        state, step_metrics = take_step(state, rows, run.seed)
       step += 1
       log.step(step, step_metrics)
       watch.ended(step)

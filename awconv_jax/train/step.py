@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 import optax
 
 from awconv_jax.train import optim, partition
@@ -64,7 +65,7 @@ def create_state(
   `shard` whether to shard.
   """
 
-  def init():
+  def init(seed):
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in batch_shapes.items()}
     return dict(task.init(jax.random.key(seed), batch))
 
@@ -83,8 +84,9 @@ def create_state(
   whole = partition.replicated(mesh)
   fresh = jax.jit(init, out_shardings=whole)
   # Which parameters do not exist is told before anything is compiled.
-  jax.eval_shape(optimizer.init, fresh.eval_shape()['params'])
-  variables = warm_start(fresh())
+  seed = np.uint32(seed)  # An argument, so that seeds share the program.
+  jax.eval_shape(optimizer.init, fresh.eval_shape(seed)['params'])
+  variables = warm_start(fresh(seed))
   out = sharded(mesh, jax.eval_shape(first, variables)) if shard else whole
   return jax.jit(first, in_shardings=whole, out_shardings=out)(variables)
 
@@ -150,20 +152,21 @@ def create_train_step(
     schedule: optax.Schedule,
     mesh: Mesh,
     *,
-    seed: int,
     accumulation_steps: int,
     ema_decay: float,
     frozen: Sequence[str] = (),
     placed: Any = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns the compiled step: (state, batch) -> (state, metrics).
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns the compiled step: (state, batch, seed) -> (state, metrics).
+
+  The seed, uint32, is that of all that is random in a step, together with the
+  step's number.
 
   Args:
     task, optimizer: give the loss and the updates.
     schedule: maps the step to the learning rate, for the metrics.
     mesh: the batch is sharded over it, the state replicated, and donated.
     placed: shardings of a state that is `sharded`; None if it is not.
-    seed: of all that is random in a step, together with the step's number.
     accumulation_steps: parts the batch is computed in, one after the other.
     ema_decay: share of the old averages, after t steps at most
       (1 + t) / (10 + t); unused if the state has none.
@@ -187,7 +190,7 @@ def create_train_step(
 
   loss_and_grads = jax.value_and_grad(loss, has_aux=True)
 
-  def train_step(state, batch):
+  def train_step(state, batch, seed):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     (loss, (metrics, model_state)), grads = _accumulate(
         loss_and_grads, state, batch, rng, accumulation_steps
@@ -235,7 +238,7 @@ def create_train_step(
   return jax.jit(
       train_step,
       donate_argnums=0,
-      in_shardings=(placed or whole, rows),
+      in_shardings=(placed or whole, rows, whole),
       out_shardings=(placed or whole, whole),
   )
 
