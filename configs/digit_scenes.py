@@ -7,7 +7,7 @@
 what comes with scikit-learn: nothing is downloaded. Nothing leaks: the digits
 of the test are of other scans, on other parts of the photographs.
 
-Expected: AP 62 to 68 and AP50 88 to 91 after 7 minutes on two cores, with AW
+Expected: AP 62 to 68 and AP50 88 to 93 after 7 minutes on two cores, with AW
 or without; docs/detection.md has the runs.
 """
 
