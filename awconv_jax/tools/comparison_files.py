@@ -198,15 +198,14 @@ def figure(
   axes = drawn.subplots(1, 1 + compared, sharey=True, squeeze=False)[0]
   left = axes[0]
   places = range(len(rows))
+  seeds = dict(ls='', marker='|', ms=4, alpha=0.6)  # Equal ones are darker.
   for place, row in zip(places, rows, strict=True):
     color = 'C1' if row['variant'] == baseline else 'C0'
     values = [o.value for o in variants[row['variant']] if o.value is not None]
     values = [value * factor for value in values]
-    seeds = dict(ls='', marker='|', ms=4, alpha=0.6)  # Equal ones are darker.
     left.plot(values, [place + 0.3] * len(values), color=color, **seeds)
     _bar(left, place, row['mean'], row['low'], row['high'], factor, color)
-  # Of any color.
-  known = {
+  known = {  # In gray, as the marks are of two colors.
       'a seed': left.plot([], [], color='0.4', **seeds)[0],
       f'mean, {comparison.LEVEL:.0%} interval': _bar(
           left, 0, *[math.nan] * 3, factor, '0.4'
@@ -215,8 +214,8 @@ def figure(
   base = next(row for row in rows if row['variant'] == baseline)
   level = dict(color='C1', lw=0.6, ls='--', zorder=0)
   if base['n']:
-    mean = left.axvline(base['mean'] * factor, **level)
-    known[f'mean of {baseline}'] = mean
+    line = left.axvline(base['mean'] * factor, **level)
+    known[f'mean of {baseline}'] = line
   names = [f'{row["variant"]} ({row["n"]})' for row in rows]
   left.set_yticks(places, names)
   left.set_ylim(len(rows) - 0.4, -0.6)

@@ -117,11 +117,10 @@ def finished(workdir: str | os.PathLike) -> dict[str, Any] | None:
   path = places.at(workdir) / FINISHED
   try:
     told = json.loads(path.read_text())
-    numbers, parts = told['metrics'].values(), [told['host'], told['config']]
-    parts += told['starts'] or [None]
-    if all(isinstance(part, dict) for part in parts) and all(
-        isinstance(number, int | float) for number in numbers
-    ):
+    parts = told['host'], told['config'], *told['starts']
+    sound = [isinstance(part, dict) for part in parts]
+    sound += [isinstance(n, int | float) for n in told['metrics'].values()]
+    if told['starts'] and all(sound):
       return told
   except FileNotFoundError:
     return None
