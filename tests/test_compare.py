@@ -131,8 +131,9 @@ def test_runs_are_all_variants_of_a_seed_and_then_the_next(completed, tmp_path):
   assert given.pop('config') == told.config
   again = settings.complete(command_line.load_config(told.config), given)
   assert again.to_dict() == wide.to_dict()
-  some = study.runs(told, tmp_path, ['AW-SE'], [2])
-  assert [str(run) for run in some] == ['AW-SE, seed 2']
+  some = study.chosen(found, ['wide (16)', 'plain'], [2, 0])
+  assert some == [found[i] for i in (8, 6, 2, 0)]
+  assert study.chosen(found) == found
 
 
 @pytest.mark.parametrize(

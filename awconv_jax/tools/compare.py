@@ -87,7 +87,7 @@ def _of_study() -> None:
   metric = FLAGS.metric or told.metric
   seeds = [_seed(text) for text in FLAGS.seeds or ()]
   every = study.runs(told, workdir)
-  chosen = study.runs(told, workdir, FLAGS.only or (), seeds)
+  chosen = study.chosen(every, FLAGS.only or (), seeds)
   failed = []
   # Reading needs no lock.
   alone = contextlib.nullcontext() if FLAGS.report else study.claimed(workdir)

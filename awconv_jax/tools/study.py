@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -130,28 +131,12 @@ def _named(name: str) -> Iterator[None]:
     raise InputError(*lines) from error
 
 
-def runs(
-    study: Study,
-    workdir: str | os.PathLike,
-    only: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-) -> list[Run]:
+def runs(study: Study, workdir: str | os.PathLike) -> list[Run]:
   """Returns the runs of a study: all variants of a seed, then of the next.
-
-  Args:
-    study: as of `read`.
-    workdir: of the study.
-    only: names of variants, if not all are meant.
-    seeds: if not all are meant.
 
   Raises:
     InputError: a variant cannot be, or is the same as another.
   """
-  for name in only:
-    look_up('variant', name, study.variants)
-  for seed in seeds:
-    if seed not in study.all_seeds():
-      raise InputError(f'--seeds: {seed} is none of {study.all_seeds()}')
   made, names, given = {}, {}, command_line.load_config(study.config)
   for name, changes in study.variants.items():
     with _named(f'variant {name!r}'):
@@ -165,9 +150,8 @@ def runs(
         raise InputError(f'it is the same as {same!r}')
     made[name] = config, texts
   found = []
-  for seed in dict.fromkeys(seeds or study.all_seeds()):
-    for name in dict.fromkeys(only or study.variants):
-      config, texts = made[name]
+  for seed in study.all_seeds():
+    for name, (config, texts) in made.items():
       config = copy.deepcopy(config)
       with config.unlocked():
         config.seed = seed
@@ -177,6 +161,33 @@ def runs(
       flags += [f'--config.seed={seed}']
       found.append(Run(name, seed, path, config, tuple(flags)))
   return found
+
+
+def chosen(
+    every: Sequence[Run], only: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> list[Run]:
+  """Returns the runs of these variants and seeds, in the order of both.
+
+  Args:
+    every: as of `runs`.
+    only: names of variants; all if there are none.
+    seeds: all if there are none.
+
+  Raises:
+    InputError: the study has no such variant, or no such seed.
+  """
+  variants = dict.fromkeys(run.variant for run in every)
+  known = dict.fromkeys(run.seed for run in every)
+  for name in only:
+    look_up('variant', name, variants)
+  for seed in seeds:
+    if seed not in known:
+      raise InputError(f'--seeds: {seed} is none of {tuple(known)}')
+  found = {(run.seed, run.variant): run for run in every}
+  wanted = itertools.product(
+      dict.fromkeys(seeds or known), dict.fromkeys(only or variants)
+  )
+  return [found[pair] for pair in wanted]
 
 
 def _texts(changes: Any, name: str, path: str = 'config') -> dict[str, str]:
