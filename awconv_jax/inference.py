@@ -30,12 +30,19 @@ from PIL import Image
 
 from awconv_jax import config as engine
 from awconv_jax import models, places, weights
-from awconv_jax.data import any_image, decode, order, sources, streams
-from awconv_jax.data.detection import canvases
+from awconv_jax.data import (
+    any_image,
+    canvases,
+    decode,
+    order,
+    sources,
+    streams,
+)
 from awconv_jax.data.detection.objects import NOTHING
 from awconv_jax.data.segmentation import masks
 from awconv_jax.errors import InputError, look_up, one_line
 from awconv_jax.evaluators import coco
+from awconv_jax.models.segmentation import semantic_fpn
 from awconv_jax.results import (
     SHOWN,
     Classes,
@@ -509,7 +516,7 @@ class Segmenter(OnCanvas):
 
   @property
   def _strides(self) -> Sequence[int]:
-    return [4, 8, 16, 32, 64]  # As `SemanticFPN` wants.
+    return [semantic_fpn.STRIDE * 2**i for i in range(4)]
 
   def outputs(self, variables: Any, batch: Any, flip: bool) -> dict[str, Any]:
     """Returns 'classes' on the canvas, and what else the batch has."""

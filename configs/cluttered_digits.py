@@ -43,8 +43,8 @@ def get_config(
               aw_conv=aw_conv,
               stage_sizes=(1, 1, 1),
               width=16,
-              # A gate on a branch that starts at zero learns too slowly for so
-              # few epochs: see docs/results.md.
+              # SE, CBAM and CoordAtt did not learn on branches that start at
+              # zero: see docs/results.md.
               zero_init_residual=False,
           ),
           optimizer=dict(

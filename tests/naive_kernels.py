@@ -106,19 +106,21 @@ def sk(
   x, params = np.asarray(x, np.float64), variables['params']
   norm, moved = norms(variables, train, momentum=norm_momentum)
   strides = np.broadcast_to(fields.get('strides', 1), 2)
+  own = fields.get('kernel_dilation', 1)
   seen = []
   for b in range(1, branches + 1):
     layer = params[f'branch{b}_conv']
     size = layer['kernel'].shape[:2]
     padding = fields.get('padding', 'SAME')
-    window = naive.pads(padding, x.shape[1:3], size, strides, (1, 1))
+    window = naive.pads(padding, x.shape[1:3], size, strides, (own, own))
+    more = (b - 1) * own
     u = naive.conv(
         x,
         layer['kernel'],
         strides=strides,
-        dilation=(b, b),
+        dilation=(b * own, b * own),
         # A 3x3 sees one more position on each side for every dilation.
-        padding=[(low + b - 1, high + b - 1) for low, high in window],
+        padding=[(low + more, high + more) for low, high in window],
         groups=fields.get('feature_group_count', 1),
     )
     u = norm(u + layer.get('bias', 0), f'branch{b}_norm')

@@ -18,7 +18,14 @@ from scipy import stats
 from watched_run import assert_same_runs
 
 from awconv_jax import command_line, errors, figures
-from awconv_jax.tools import comparison, comparison_files, step_times, study
+from awconv_jax.tools import (
+    comparison,
+    comparison_figures,
+    comparison_files,
+    step_times,
+    study,
+    study_runner,
+)
 from awconv_jax.train import settings
 
 FAKE = [sys.executable, '-S', str(pathlib.Path(__file__).parent)]
@@ -103,8 +110,10 @@ def starts(run):
 
 def train(found, **options):
   pending = [run for run in found if not study.is_finished(run)]
-  env = study.environment(found[0].path.parents[1], options.get('jobs', 1))
-  return study.train(pending, env, trainer=FAKE, **options)
+  env = study_runner.environment(
+      found[0].path.parents[1], options.get('jobs', 1)
+  )
+  return study_runner.train(pending, env, trainer=FAKE, **options)
 
 
 def outcomes(told, found):
@@ -216,12 +225,14 @@ def test_one_that_fails_is_named_and_the_others_go_on(prepared, capsys):
 def test_what_was_set_stays(monkeypatch, tmp_path):
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
-  made = study.environment(tmp_path, 4)
+  made = study_runner.environment(tmp_path, 4)
   assert made['JAX_COMPILATION_CACHE_DIR'] == str(tmp_path / '.jax_cache')
   assert made['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.225'
-  assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in study.environment(tmp_path, 1)
+  assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in study_runner.environment(
+      tmp_path, 1
+  )
   monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.05')
-  made = study.environment(tmp_path, 4)
+  made = study_runner.environment(tmp_path, 4)
   assert made['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.05'
 
 
@@ -342,7 +353,7 @@ def test_the_tool_writes_tables_and_figures(
   does(found[8], 'fail')
   train(found, jobs=4)
   workdir = tmp_path / 'study'
-  times = dict(milliseconds=2.0, ratio=1.25)
+  times = dict(milliseconds=2.0, ratio=1.25, low=1.2, high=1.5)
   made_by = dict(commit=None, code='1', devices=1, device='cpu', jax='1')
   timed = dict.fromkeys(('plain', 'AW-SE', 'wide (16)'), times)
   held = dict(variants=timed, baseline='plain', batch_size=8)
@@ -369,7 +380,7 @@ def test_the_tool_writes_tables_and_figures(
   ]
   assert cells[3] == [
       *('AW-SE', '3', '58.00 ± 7.00', f'+4.00 {ends}', '1,008', '2.00'),
-      *('2.0', '1.25'),
+      *('2.0', '1.25 [1.20, 1.50]'),
   ]
   assert 'commit unknown (code 1)' in table
   assert cells[4][-2:] == ['-', '-']
@@ -385,6 +396,8 @@ def test_the_tool_writes_tables_and_figures(
       'plain/seed1',
   ]
   tex = (workdir / 'results.tex').read_text()
+  assert r'& step (ms) & $\times$ plain \\' in tex
+  assert f'% Not counted, 1 of 9: {line}.' in tex
   assert r'AW-SE & 3 & 58.00 $\pm$ 7.00 & $+$4.00 [$-$' in tex
   for name in ('results', 'curves'):
     assert (workdir / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
@@ -469,7 +482,6 @@ def test_runs_that_there_are_are_compared_without_a_study(
     'flags, words',
     [
         ('--runs=a --jobs=2', '--jobs goes with --study, not with --runs'),
-        ('--study=a --baseline=b', '--baseline goes with --runs, not with'),
         ('--study=a --time --report', '--time does nothing with --report'),
         ('--study=a --only=b --report', '--only does nothing'),
         ('--study=a --only=', '--only= names none'),
@@ -481,6 +493,23 @@ def test_runs_that_there_are_are_compared_without_a_study(
 def test_flags_that_would_do_nothing_are_refused(flags, words):
   code, _, err = commands.tool('compare', '--workdir=x', *flags.split())
   assert code == 1 and words in err and err.count('\n') == 1
+
+
+def test_a_report_against_another_and_no_start_beside_runs_of_another_config(
+    prepared, write, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(figures, 'save', lambda figure, output: output)
+  train(prepared[1], jobs=4)
+  workdir = f'--workdir={tmp_path}/study'
+  flags = f'--study={write()}', workdir, '--report', '--baseline=AW-SE'
+  code, out, err = commands.tool('compare', *flags)
+  assert (code, err) == (0, '') and 'against AW-SE (points)' in out
+  code, _, err = commands.tool('compare', *flags[:3], '--baseline=SE')
+  assert code == 1 and "'SE'" in err and err.count('\n') == 1
+  changed = write(TEXT.replace('reduction = 4', 'reduction = 8'))
+  flags = f'--study={changed}', workdir, '--only=plain'
+  code, out, err = commands.tool('compare', *flags)
+  assert code == 1 and 'trained with another config' in err and not out
 
 
 @pytest.mark.parametrize(
@@ -519,7 +548,7 @@ def test_a_figure_without_differences_has_one_panel():
   variants = of(plain=[0.5, 0.6], other=[None])
   rows = comparison.table(variants, 'plain')
   with figures.style():
-    drawn = comparison_files.figure(rows, variants, 'top1', 'plain')
+    drawn = comparison_figures.bars(rows, variants, 'top1', 'plain')
   assert len(drawn.axes) == 1
 
 
@@ -528,7 +557,7 @@ def test_the_figure_has_every_seed_and_both_intervals(prepared):
   variants = of(plain=[0.5, 0.6], other=[0.7, 0.9], one=[0.8], none=[None])
   rows = comparison.table(variants, 'plain')
   with figures.style():
-    drawn = comparison_files.figure(rows, variants, 'top1', 'plain')
+    drawn = comparison_figures.bars(rows, variants, 'top1', 'plain')
   left, right = drawn.axes
   seeds = [
       [*line.get_xdata()]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from awconv_jax import data
-from awconv_jax.data import decode, sources
-from awconv_jax.data.detection import canvases, objects
+from awconv_jax.data import canvases, decode, sources
+from awconv_jax.data.detection import objects
 from awconv_jax.data.order import EvalOrder, GroupedOrder, groups
 from awconv_jax.errors import InputError
 

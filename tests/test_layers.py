@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from random_values import KEY, images, of_layer
 
+from awconv_jax.errors import InputError
 from awconv_jax.layers.attention import partial_of
 from awconv_jax.layers.attention_augmented import AugmentedConv
 from awconv_jax.layers.aw_conv import AWConv
@@ -125,6 +126,7 @@ CASES = [
     slow(OD, TRAIN | dict(experts=1, kernel_size=(1, 1))),
     slow(SK, TRAIN | dict(branches=3, use_bias=False)),
     (SK, TEST | dict(strides=2, padding=((1, 1), (0, 2)))),
+    (SK, TEST | dict(kernel_dilation=2, padding=((2, 1), (2, 3)))),
 ]
 
 
@@ -170,6 +172,30 @@ def test_output_gradient_and_statistics_equal_numpy(layer, fields):
     want = naive.directional(loss, values, directions)
     got = np.sum(gradient * directions[i])
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'layer', (COND, functools.partial(DYNAMIC, reduction=1))
+)
+def test_mixtures_are_sown_and_the_mask_is_of_every_expert(layer):
+  x = images(3, 6, 5, 6)
+  mask = np.arange(54 * 6).reshape(3, 3, 6, 6) % 3 > 0
+  made = layer(experts=3, use_bias=False, mask=mask, padding='REFLECT')
+  variables = of_layer(made, x)
+  out, sown = apply(made, variables, x, ['intermediates'])
+  (mixture,) = sown['intermediates']['kernel_weights']
+  assert mixture.shape == (3, 3) and np.ptp(mixture, 0).min() > 1e-4
+  kernels = np.tensordot(mixture, mask * variables['params']['kernel'], 1)
+  wide = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], 'reflect')
+  for n, kernel in enumerate(kernels):
+    want = naive.conv(wide[n : n + 1], kernel, padding='VALID')
+    np.testing.assert_allclose(out[n : n + 1], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('layer', (*IN_PLACE, AA))
+def test_one_image_without_its_axis_is_refused(layer):
+  with pytest.raises(InputError, match=r'input is \(6, 5, 4\), want \[N, H'):
+    jax.eval_shape(layer().init, KEY, images(6, 5, 4))
 
 
 @pytest.mark.parametrize('layer', (*NORMED, slow(OD), slow(SK)))

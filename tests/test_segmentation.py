@@ -194,7 +194,7 @@ def test_the_loss_is_the_mean_over_all_pixels_that_count():
   assert float(metrics['accuracy']) == pytest.approx(hits, rel=1e-5)
 
 
-def test_a_backbone_of_other_strides_is_one_line():
+def test_what_does_not_fit_is_one_line():
   model = models.create_segmenter(
       backbone=dict(name='resnet18', stem='cifar'), num_classes=2
   )
@@ -203,6 +203,9 @@ def test_a_backbone_of_other_strides_is_one_line():
   assert '\n' not in str(error.value)
   with pytest.raises(errors.InputError, match='model.groups=32'):
     models.create_segmenter(backbone='resnet18', features=40)
+  deep = dict(name='resnet18', stochastic_depth=0.1)
+  with pytest.raises(errors.InputError, match='needs model.norm_train'):
+    models.create_segmenter(backbone=deep, norm_train=False)
 
 
 @pytest.fixture(scope='module')

@@ -27,6 +27,7 @@ import simplejpeg
 
 from awconv_jax.errors import InputError, of_the_system, one_line
 
+Size = tuple[int, int]  # Height and width, in pixels.
 # More pixels than this is a mistake or an attack: 0.4 GB decoded.
 MAX_PIXELS = 2**27
 # By Pillow's names; of others it would run programs, such as Ghostscript.

@@ -1,8 +1,9 @@
 """Mean IoU and accuracy of pixels, every pixel of the ground truth once.
 
 IoU of a class = TP / (TP + FP + FN), over all pixels of the split together, as
-in PASCAL VOC (http://host.robots.ox.ac.uk/pascal/VOC/, M. Everingham et al.);
-mIoU is its mean over the classes that the ground truth has.
+PASCAL VOC defines it (http://host.robots.ox.ac.uk/pascal/VOC/, M. Everingham et
+al.), but of the images as they are evaluated; mIoU is its mean over the classes
+that the ground truth has.
 """
 
 from collections.abc import Mapping, Sequence

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from awconv_jax.errors import InputError
 from awconv_jax.layers.conv import (
     Conv,
-    explicit_padding,
+    check_images,
     pair,
+    spans_and_pads,
     valid_output,
 )
 from awconv_jax.ops import relative_attention, resample
@@ -121,11 +122,10 @@ class AugmentedConv(nn.Conv, kw_only=True):
   downsample: PositiveInt = 1
   convolution: Callable[..., Any] = Conv
 
-  def _at_output(self, x, out_size, dilation, valid_size):
+  def _at_output(self, x, out_size, conv, valid_size):
     """Returns x, and its valid size, at the positions of the output."""
-    strides, kernel = pair(self.strides), pair(self.kernel_size)
-    spans = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    pads = explicit_padding(self.padding, x.shape[1:3], spans, strides)
+    strides = pair(conv.strides)
+    spans, pads = spans_and_pads(conv, x.shape[1:3])
     offsets = [s // 2 - low for s, (low, _) in zip(spans, pads, strict=True)]
     x = resample.strided_average(
         x, out_size, strides, offsets=offsets, valid_size=valid_size
@@ -152,6 +152,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     Raises:
       ValueError: shapes do not fit, or attention would take all features.
     """
+    check_images(self, x)
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, x.shape)
     least = (self.key_ratio, self.min_key_dims), (self.value_ratio, 1)
@@ -173,9 +174,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     conv = self.convolution(**fields, name='conv')
     out = conv(x, valid_size=valid_size)
 
-    x, valid_size = self._at_output(
-        x, out.shape[1:3], pair(conv.kernel_dilation), valid_size
-    )
+    x, valid_size = self._at_output(x, out.shape[1:3], conv, valid_size)
     factor, cells = self.downsample, valid_size
     if factor > 1:
       coarse = [-(-length // factor) for length in x.shape[1:3]]

@@ -26,7 +26,7 @@ class CondConv(MixedConv):
 
   experts: PositiveInt = 8
 
-  def weights(self, average: jax.Array) -> jax.Array:
+  def own(self, x: jax.Array, average: jax.Array) -> jax.Array:
     init = nn.initializers.glorot_uniform()
     routing = self.dense(self.experts, kernel_init=init, name='routing')
-    return nn.sigmoid(routing(average))
+    return self.mix(x, nn.sigmoid(routing(average)))

@@ -13,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax.errors import look_up
+from awconv_jax.errors import InputError, look_up
 from awconv_jax.ops.valid_area import as_valid_size
 
 Axes = Sequence[int]
@@ -49,6 +49,27 @@ def explicit_padding(
     return [(span // 2, (span + 1) // 2) for span in spans]
   windows = [span + 1 for span in spans]
   return lax.padtype_to_pads(size, windows, strides, padding)
+
+
+def spans_and_pads(
+    layer: Any, size: Axes
+) -> tuple[list[int], Sequence[tuple[int, int]]]:
+  """Returns the spans of a layer's kernel and its paddings, of both axes.
+
+  The layer has the fields of `nn.Conv`, and the image that size; see
+  `explicit_padding`.
+  """
+  kernel, dilation = pair(layer.kernel_size), pair(layer.kernel_dilation)
+  spans = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+  strides = pair(layer.strides)
+  return spans, explicit_padding(layer.padding, size, spans, strides)
+
+
+def check_images(layer: Any, x: jax.Array) -> None:
+  """Raises InputError if x is not [N, H, W, C]."""
+  if jnp.ndim(x) != 4:
+    kind, got = type(layer).__name__, jnp.shape(x)
+    raise InputError(f'{kind}: the input is {got}, want [N, H, W, C]')
 
 
 def valid_output(

@@ -31,9 +31,9 @@ class DynamicConv(MixedConv):
   reduction: PositiveInt = 4
   temperature: PositiveFloat = 30.0
 
-  def weights(self, average: jax.Array) -> jax.Array:
+  def own(self, x: jax.Array, average: jax.Array) -> jax.Array:
     plain = dict(use_bias=False, kernel_init=attention_init)
     hidden = max(average.shape[-1] // self.reduction, 1)
     a = self.dense(hidden, **plain, name='squeeze')(average)
     a = self.dense(self.experts, **plain, name='score')(nn.relu(a))
-    return nn.softmax(a / self.temperature)
+    return self.mix(x, nn.softmax(a / self.temperature))

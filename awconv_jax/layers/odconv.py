@@ -37,8 +37,8 @@ class ODConv(MixedConv):
     reduction: r; the branch has C // r channels inside.
     min_hidden: the least number of these.
     temperature: what all logits are divided by. The authors lower it from 30 to
-      1 over the first epochs; here it is fixed. With 1 from the first step on,
-      kernels differ between samples before any expert has learned.
+      1 over the first epochs; here it is fixed: at 30 samples have nearly the
+      same kernel at first, at 1 a small network learned less (docs/results.md).
     norm_momentum, norm_epsilon: of the norm (momentum: share of the old).
     train: whether batch statistics are used; None: if the call may update them.
   """
@@ -51,16 +51,11 @@ class ODConv(MixedConv):
   norm_epsilon: NonNegativeFloat = nn.BatchNorm.epsilon
   train: bool | None = None
 
-  @nn.compact
-  def __call__(
-      self, x: jax.Array, *, valid_size: jax.Array | None = None
-  ) -> jax.Array:
+  def own(self, x: jax.Array, average: jax.Array) -> jax.Array:
     channels, (kh, kw) = x.shape[-1], pair(self.kernel_size)
     hidden = max(channels // self.reduction, self.min_hidden)
     init = dict(kernel_init=attention_init)
-    a = self.dense(hidden, use_bias=False, **init, name='squeeze')(
-        self.pooled(x, valid_size)
-    )
+    a = self.dense(hidden, use_bias=False, **init, name='squeeze')(average)
     a = nn.relu(batch_norm(self)(name='norm')(a))
 
     def logits(features, name):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.errors import InputError
-from awconv_jax.layers.conv import WRAPS, explicit_padding, pair
+from awconv_jax.layers.conv import WRAPS, check_images, pair, spans_and_pads
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from awconv_jax.options import OneOf, PositiveInt
@@ -61,9 +61,7 @@ def convolve(
     maps: [N, kh, kw, G, D'].
     residual: of `ops.aw_conv`.
   """
-  strides, dilation = pair(layer.strides), pair(layer.kernel_dilation)
-  spans = [(k - 1) * d for k, d in zip(kernel.shape, dilation)]  # noqa: B905
-  padding = explicit_padding(layer.padding, x.shape[1:3], spans, strides)
+  _, padding = spans_and_pads(layer, x.shape[1:3])
   if wrap := WRAPS.get(str(layer.padding).upper()):
     pads = (0, 0), *padding, (0, 0)
     x, padding = jnp.pad(x, pads, mode=wrap), 'VALID'
@@ -71,9 +69,9 @@ def convolve(
       x,
       kernel,
       maps,
-      strides=strides,
+      strides=pair(layer.strides),
       padding=padding,
-      dilation=dilation,
+      dilation=pair(layer.kernel_dilation),
       groups=layer.feature_group_count,
       residual=residual,
       implementation=layer.implementation,
@@ -87,10 +85,10 @@ class MixedConv(nn.Conv, kw_only=True):
 
     O[n] = conv(I[n], sum_e a[n, e] K_e)
 
-  The base of layers that differ in how they compute a[n, e] alone. They take
-  the place of `nn.Conv`: the same fields, call and output shape. `kernel` is
-  [experts, kh, kw, C / groups, D], each expert with the first values of a
-  convolution's; a bias is mixed by the same a.
+  The base of layers that differ in how they compute a[n, e], and in what else
+  they scale. They take the place of `nn.Conv` on [N, H, W, C]: the same fields
+  and output shape. `kernel` is [experts, kh, kw, C / groups, D], each expert
+  with the first values of a convolution's; a bias is mixed by the same a.
 
   The kernels are mixed first, as the papers do, which costs `experts`
   multiply-adds for a weight of the kernel, whatever the size of the image; a
@@ -116,10 +114,12 @@ class MixedConv(nn.Conv, kw_only=True):
     valid_size is as in `ops.valid_area`: averages leave the padding out, while
     the convolution sees it as it is and wants it zero.
     """
-    return self.mix(x, self.weights(self.pooled(x, valid_size)))
+    check_images(self, x)
+    refuse_fields(self)
+    return self.own(x, self.pooled(x, valid_size))
 
-  def weights(self, average: jax.Array) -> jax.Array:
-    """Returns a [N, experts] for the averages [N, C] of images."""
+  def own(self, x: jax.Array, average: jax.Array) -> jax.Array:
+    """Returns `mix` of x as its averages [N, C] say."""
     raise NotImplementedError
 
   def pooled(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
@@ -159,7 +159,6 @@ class MixedConv(nn.Conv, kw_only=True):
     Returns:
       [N, H', W', features].
     """
-    refuse_fields(self)
     inputs = x.shape[-1] // self.feature_group_count
     shape = *pair(self.kernel_size), inputs, self.features
     kernel = self._expert_param('kernel', self.kernel_init, shape)

@@ -19,16 +19,18 @@ from awconv_jax.layers.conv import (
     WRAPS,
     Conv,
     batch_norm,
-    explicit_padding,
+    check_images,
     pair,
+    spans_and_pads,
     valid_output,
 )
+from awconv_jax.layers.own_kernel import refuse_fields
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.options import Fraction, NonNegativeFloat, PositiveInt
 
 
 class SelectiveKernelConv(nn.Conv, kw_only=True):
-  """Takes the place of `nn.Conv`: the same fields, call and output shape.
+  """Takes the place of `nn.Conv` on [N, H, W, C]: the same fields.
 
   Branch b has a kernel of the convolution's size, with b times its dilation and
   padded by as much more: of a 3x3, the second sees 5x5 and the third 7x7, as in
@@ -79,10 +81,10 @@ class SelectiveKernelConv(nn.Conv, kw_only=True):
     valid_size is as in `ops.valid_area`: averages leave the padding out, while
     the convolutions see it as it is and want it zero.
     """
+    check_images(self, x)
+    refuse_fields(self)
     norm, strides = batch_norm(self), pair(self.strides)
-    windows = zip(*map(pair, (self.kernel_size, self.kernel_dilation)))  # noqa: B905
-    spans = [(k - 1) * d for k, d in windows]
-    pads = explicit_padding(self.padding, x.shape[1:3], spans, strides)
+    spans, pads = spans_and_pads(self, x.shape[1:3])
     branches = jnp.stack(
         [
             self._branch(x, number, spans, pads, norm)

@@ -28,6 +28,16 @@ def strided_size(size: Size, stride: int) -> Size:
   return None if size is None else -(-size // stride)
 
 
+def check_norms(backbone: nn.Module, norm_train: bool) -> None:
+  """Raises InputError for a backbone that frozen norms would stop short."""
+  depth = getattr(backbone, 'stochastic_depth', 0)
+  if depth and not norm_train:
+    raise InputError(
+        f'model.backbone.stochastic_depth={depth} needs model.norm_train='
+        'true: with frozen norms the backbone runs as in evaluation'
+    )
+
+
 class Block(nn.Module):
   """The slots that all blocks have."""
 

@@ -38,11 +38,7 @@ from awconv_jax.options import local_path
 
 FLAGS = flags.FLAGS
 TIMES = 'times.json'
-# Flags that need this one.
-OF_ONE = {
-    'study': ('jobs', 'only', 'seeds', 'report', 'time'),
-    'runs': ('baseline',),
-}
+OF_STUDIES = 'jobs', 'only', 'seeds', 'report', 'time'
 # Flags that this one excludes.
 NOT_WITH = {
     'report': ('jobs', 'only', 'seeds', 'time'),
@@ -57,10 +53,9 @@ def main() -> None:
         '--workdir and either --study or --runs are wanted, such as '
         '--study=configs/studies/cluttered_digits.toml --workdir=runs/study'
     )
-  given, other = ('runs', 'study') if FLAGS.runs else ('study', 'runs')
-  for name in OF_ONE[other]:
-    if FLAGS[name].present:
-      raise InputError(f'--{name} goes with --{other}, not with --{given}')
+  for name in OF_STUDIES:
+    if FLAGS.runs and FLAGS[name].present:
+      raise InputError(f'--{name} goes with --study, not with --runs')
   for flag, names in NOT_WITH.items():
     for name in names:
       if FLAGS[flag].value and FLAGS[name].present:
@@ -84,48 +79,52 @@ def _of_study() -> None:
     # Devices are for the runs; here nothing is computed.
     jax.config.update('jax_platforms', 'cpu')
   workdir, told = pathlib.Path(FLAGS.workdir), study.read(FLAGS.study)
-  metric = FLAGS.metric or told.metric
+  metric, baseline = FLAGS.metric or told.metric, told.baseline
+  if FLAGS.baseline:
+    baseline = FLAGS.baseline
+    look_up('--baseline', baseline, told.variants)
   seeds = [_seed(text) for text in FLAGS.seeds or ()]
   every = study.runs(told, workdir)
   chosen = study.chosen(every, FLAGS.only or (), seeds)
-  failed = []
+  failed, finished = [], set()
+  if not FLAGS.report:
+    # Before it takes hours: the table at the end has also what is not chosen.
+    finished = {run.path for run in every if study.is_finished(run)}
   # Reading needs no lock.
   alone = contextlib.nullcontext() if FLAGS.report else study.claimed(workdir)
   with alone:
     if FLAGS.time:
-      _time(told, chosen, workdir / TIMES)
+      _time(told, baseline, chosen, workdir / TIMES)
     elif not FLAGS.report:
-      failed = _train(chosen, workdir, metric)
+      failed = _train(chosen, finished, workdir, metric)
     outcomes, times = _outcomes(every, workdir, metric), None
     if (workdir / TIMES).exists():
       configs = {run.variant: run.config for run in every}
-      times = step_times.read(workdir / TIMES, configs, told.baseline)
-    _report(workdir, outcomes, metric, told.baseline, FLAGS.study, times)
+      times = step_times.read(workdir / TIMES, configs, baseline)
+    _report(workdir, outcomes, metric, baseline, FLAGS.study, times)
   if failed:
     raise InputError(*(f'failed: {line}' for line in failed))
 
 
-def _time(told, chosen, path) -> None:
+def _time(told, baseline, chosen, path) -> None:
   """Measures a step of each variant, and keeps what it took."""
-  from awconv_jax.tools import step_times, study
+  from awconv_jax.tools import step_times
   from awconv_jax.train import programs, rundir
 
-  for run in chosen:
-    study.is_finished(run)  # Before minutes are spent: is it of this study?
   configs = {run.variant: run.config for run in chosen[::-1]}
   configs = {name: configs[name] for name in FLAGS.only or told.variants}
   with programs.kept(path):  # With those of the runs.
-    times = step_times.measure(configs, told.baseline)
+    times = step_times.measure(configs, baseline)
   rundir.write(path, json.dumps(times, indent=1) + '\n')
   print(f'written:  {path}')
 
 
-def _train(chosen, workdir, metric) -> list[str]:
+def _train(chosen, finished, workdir, metric) -> list[str]:
   """Trains what is left; returns a line for each run that failed."""
-  from awconv_jax.tools import comparison, study
+  from awconv_jax.tools import comparison, study_runner
 
-  pending = [run for run in chosen if not study.is_finished(run)]
-  before = len(chosen) - len(pending)
+  left = [run for run in chosen if run.path not in finished]
+  before = len(chosen) - len(left)
   print(
       f'{len(chosen)} runs in {workdir}, {before} came to their end before',
       flush=True,
@@ -138,19 +137,19 @@ def _train(chosen, workdir, metric) -> list[str]:
       return str(error)
     return found.why or f'{metric} {found.value:.4f}'
 
-  env = study.environment(workdir, FLAGS.jobs)
-  return study.train(pending, env, jobs=FLAGS.jobs, result=result)
+  env = study_runner.environment(workdir, FLAGS.jobs)
+  return study_runner.train(left, env, jobs=FLAGS.jobs, result=result)
 
 
 def _outcomes(every, workdir, metric) -> dict[str, list]:
   """Returns what came out of all runs of a study, by variant."""
-  from awconv_jax.tools import comparison, study
+  from awconv_jax.tools import comparison, study, study_runner
 
   outcomes = {run.variant: [] for run in every}
   for run in every:
     done = study.is_finished(run)
     one = comparison.outcome(run.path, run.seed, metric, done)
-    if one.why and (error := study.last_error(run)):
+    if one.why and (error := study_runner.last_error(run)):
       one = one._replace(why=f'{one.why}: {error}')
     # So that the results say the same wherever the directory lies.
     place = str(run.path.relative_to(workdir))
@@ -207,7 +206,8 @@ if __name__ == '__main__':
   flags.DEFINE_list('only', None, 'Names of variants to train or time.')
   flags.DEFINE_list('seeds', None, 'Seeds to train, such as 0,1.')
   flags.DEFINE_string('metric', None, "Of the evaluation; the study's.")
-  flags.DEFINE_string('baseline', None, 'Name of a group of --runs.')
+  text = "A variant, or a group of --runs; the study's."
+  flags.DEFINE_string('baseline', None, text)
   flags.DEFINE_bool('report', False, 'Train nothing: write the results.')
   flags.DEFINE_bool('time', False, 'Train nothing: measure steps.')
   flags.DEFINE_bool('sort', False, 'The best first, not as in the study.')

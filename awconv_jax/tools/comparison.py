@@ -140,12 +140,13 @@ def table(
   It holds 'variant', 'n', 'mean', 'std', 'low' and 'high' of the mean,
   'difference' to the baseline with 'difference_low', 'difference_high' and the
   number of 'pairs', 'parameters', 'multiply_adds' of an image, 'step_ms' and
-  'step_ratio' to the baseline; None where there is nothing to say.
+  'step_ratio' to the baseline with its quartiles 'step_ratio_low' and
+  'step_ratio_high'; None where there is nothing to say.
 
   Args:
     variants: outcomes by name.
     baseline: one of the names.
-    times: 'milliseconds' and 'ratio' of each, if they were measured.
+    times: 'variants' of `step_times.measure`, if they were measured.
   """
   base = _values(look_up('variant', baseline, variants))
   rows = []
@@ -168,6 +169,8 @@ def table(
             multiply_adds=facts.get('multiply_adds'),
             step_ms=time.get('milliseconds'),
             step_ratio=time.get('ratio'),
+            step_ratio_low=time.get('low'),
+            step_ratio_high=time.get('high'),
         )
     )
   return rows

@@ -11,8 +11,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from awconv_jax.train import logging
 
-# Compiled in less, a program is not worth a file [s].
-_LEAST = 0.1
+PLACE = '.jax_cache'  # Beside a run's directory.
+LEAST = 0.1  # Compiled in less, a program is not worth a file [s].
 _OPTIONS = (
     'jax_compilation_cache_dir',
     'jax_persistent_cache_min_compile_time_secs',
@@ -30,7 +30,7 @@ def kept(workdir: pathlib.Path) -> Iterator[None]:
   option, least = _OPTIONS
   before = {name: getattr(jax.config, name) for name in _OPTIONS}
   if not before[option]:
-    _use({option: str(workdir.parent / '.jax_cache'), least: _LEAST})
+    _use({option: str(workdir.parent / PLACE), least: LEAST})
   place, shown, told = getattr(jax.config, option), warnings.showwarning, []
 
   def show(message, *args, **kwargs):

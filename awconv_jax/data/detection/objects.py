@@ -6,16 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from awconv_jax.data.decode import EncodedImage, UnreadableError
+from awconv_jax.data.decode import EncodedImage, Size, UnreadableError
 
 # Pixels of the original; narrower boxes are not trained on, as in mmdetection.
 # COCO has some of no width at all.
 _LEAST_SIDE = 1.0
 # Pixels; less of a box than this inside of a crop is nothing to learn from.
 _LEAST_CUT = 1e-2
-
-
-Size = tuple[int, int]  # Height and width, in pixels.
 
 
 @dataclasses.dataclass(frozen=True)

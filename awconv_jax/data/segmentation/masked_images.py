@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from awconv_jax.data import batches
+from awconv_jax.data import batches, canvases
 from awconv_jax.data.decode import EncodedImage, UnreadableError
-from awconv_jax.data.detection import canvases
 from awconv_jax.data.order import PORTRAIT, groups
 from awconv_jax.data.segmentation import masks
 from awconv_jax.errors import InputError

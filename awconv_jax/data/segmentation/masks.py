@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from awconv_jax.data import decode
-from awconv_jax.data.decode import UnreadableError
+from awconv_jax.data.decode import Size, UnreadableError
 from awconv_jax.errors import InputError
 
 IGNORE = 255  # The class of pixels that do not count.
@@ -19,8 +19,6 @@ _REMEDY = 'save it as a PNG with one number a pixel, grey or of a palette'
 # The kind of a PNG's pixels and their bits, https://www.w3.org/TR/png-3/#11IHDR
 _GREY, _PALETTE, _KIND, _BITS = 0, 3, 25, 24
 _KINDS = {_GREY: 'grey', 2: 'RGB', 4: 'grey with alpha', 6: 'RGBA'}
-
-Size = tuple[int, int]  # Height and width, in pixels.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from awconv_jax.errors import InputError
 from awconv_jax.models.detection import box_head, rpn
 from awconv_jax.models.detection.fpn import FPN
 from awconv_jax.models.detection.losses import choose_targets
+from awconv_jax.models.network import check_norms
 from awconv_jax.models.registry import MODELS
 from awconv_jax.ops import roi_align as roi_ops
 from awconv_jax.ops.anchors import Anchors
@@ -104,12 +105,7 @@ class FasterRCNN(nn.Module):
       check_thresholds(f'model.{name}', *thresholds)
 
   def setup(self):
-    depth = getattr(self.backbone, 'stochastic_depth', 0)
-    if depth and not self.norm_train:
-      raise InputError(
-          f'model.backbone.stochastic_depth={depth} needs model.norm_train='
-          'true: with frozen norms the backbone runs as in evaluation'
-      )
+    check_norms(self.backbone, self.norm_train)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self._anchors = Anchors(**self.anchors)
     self._anchor_coder = Coder(**self.anchor_coder)

@@ -21,7 +21,7 @@ from awconv_jax import options
 from awconv_jax.errors import InputError
 from awconv_jax.layers.conv import Conv
 from awconv_jax.models.detection.fpn import FPN
-from awconv_jax.models.network import kernel_init
+from awconv_jax.models.network import check_norms, kernel_init
 from awconv_jax.models.registry import MODELS
 from awconv_jax.ops.resample import upsample
 from awconv_jax.ops.valid_area import mask_padding
@@ -70,12 +70,7 @@ class SemanticFPN(nn.Module):
           f'model.features={self.features} must be a multiple of model.groups='
           f'{self.groups}'
       )
-    depth = getattr(self.backbone, 'stochastic_depth', 0)
-    if depth and not self.norm_train:
-      raise InputError(
-          f'model.backbone.stochastic_depth={depth} needs model.norm_train='
-          'true: with frozen norms the backbone runs as in evaluation'
-      )
+    check_norms(self.backbone, self.norm_train)
 
   def setup(self):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)

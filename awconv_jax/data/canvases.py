@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
+from awconv_jax.data.decode import Size
 from awconv_jax.data.order import PORTRAIT
 from awconv_jax.errors import InputError
 from awconv_jax.options import Bound, Interval, Side, UnitFloat
 
 Rng = np.random.Generator
-Size = tuple[int, int]  # Height and width, in pixels.
 Pair = tuple[np.ndarray, Any]  # An image, and what is on it.
 
 
