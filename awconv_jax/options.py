@@ -10,7 +10,7 @@ An option is declared once, in the signature or the field of what reads it:
 
 `awconv_jax.config` completes and checks a config by these annotations. They
 cost nothing where there is no config: nothing here imports anything heavy, and
-calling a function does not check them.
+calling a function does not check them; layers do, by `misfit`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +18,13 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
+import numbers
+import operator
 import os
 import re
-from typing import Annotated, Any
+import types
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from awconv_jax.errors import InputError, look_up
 
@@ -46,12 +50,60 @@ class Bound:
         limits['le'] = _LARGEST
     return schema | limits
 
+  def misfit(self, kind: type, value: Any) -> str:
+    """Returns why a value is no such number; '' if it is, or is traced."""
+    if getattr(value, 'aval', None) is not None:
+      return ''  # Of JAX, and known only when it is computed with.
+    whole, limits, fits = kind is int, [], False
+    for name, (word, holds) in _LIMITS.items():
+      if (limit := getattr(self, name)) not in (None, MOST):
+        limits.append((f'{word} {limit:g}', holds, limit))
+    number = numbers.Integral if whole else numbers.Real
+    if isinstance(value, number) and not isinstance(value, bool):
+      fits = math.isfinite(value)
+      fits = fits and all(holds(value, limit) for _, holds, limit in limits)
+    words = ['a whole number' if whole else 'a number']
+    words += [' and '.join(word for word, *_ in limits)] * bool(limits)
+    return '' if fits else f'must be {", ".join(words)}'
+
+
+# What arrays can be as long as, and 32 bits can count.
+MOST = 2**31 - 1
+_LIMITS = {
+    'ge': ('at least', operator.ge),
+    'gt': ('greater than', operator.gt),
+    'le': ('at most', operator.le),
+    'lt': ('less than', operator.lt),
+}
+
+
+def misfit(annotation: Any, value: Any) -> str:
+  """Returns why an option cannot be a value, '' if it can.
+
+  Without a config, and so without pydantic: of numbers alone, of pairs of them,
+  and of what else may be in their place.
+  """
+  origin, parts = get_origin(annotation), get_args(annotation)
+  if origin is Annotated:
+    bound = next((part for part in parts if isinstance(part, Bound)), None)
+    if bound and parts[0] in (int, float):
+      return bound.misfit(parts[0], value)
+    return misfit(parts[0], value)
+  if origin in (Union, types.UnionType):
+    faults = [misfit(part, value) for part in parts]
+    return '' if '' in faults else faults[0]
+  if origin is tuple and ... not in parts:
+    if not isinstance(value, tuple | list) or len(value) != len(parts):
+      return f'must be {len(parts)} values'
+    return next(filter(None, map(misfit, parts, value)), '')
+  if annotation is types.NoneType and value is not None:
+    return 'must be None'
+  return ''
+
 
 # In texts, in any case.
 NONE = 'none', 'null'
 _DTYPES = 'float32', 'bfloat16', 'float16', 'float64'
-# What arrays can be as long as, and 32 bits can count.
-MOST = 2**31 - 1
 PositiveInt = Annotated[int, Bound(ge=1, le=MOST)]
 NonNegativeInt = Annotated[int, Bound(ge=0, le=MOST)]
 Seed = Annotated[int, Bound(ge=0, lt=2**32)]  # JAX takes the lowest 32 bits.

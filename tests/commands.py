@@ -18,7 +18,7 @@ TINY = f'--config={ROOT}/tests/tiny.py'
 
 def start(*arguments, devices=1, env=None):
   """Starts a Python command in the project's root; output is captured."""
-  flags = f'--xla_force_host_platform_device_count={devices}'
+  flags = os.environ['XLA_FLAGS'].replace('count=8', f'count={devices}')
   return subprocess.Popen(
       [sys.executable, *map(str, arguments)],
       cwd=ROOT,

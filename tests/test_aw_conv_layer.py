@@ -289,8 +289,8 @@ def test_a_tap_takes_the_nearest_cell_of_another_grid(pool_size, rows, columns):
         (dict(refinement='sse'), "refinement 'sse' .*known: cbam, coord, eca"),
         (dict(identity_start=True, gate='relu'), "'none'.*gate='relu'"),
         (dict(identity_start=True, gate='none', residual=False), 'l=False'),
-        (dict(feature_group_count=3), r'x \(1, 4, 4, 4\).*groups=3'),
-        (dict(kernel_size=(3,)), r'each of two axes, not \(3,\)'),
+        (dict(feature_group_count=3), 'group_count=3 .* the 4 channels of'),
+        (dict(kernel_size=(3,)), r'kernel_size=\(3,\) .* each of two axes'),
         (dict(padding=(1, 1, 1)), r'padding.*\(1, 1, 1\)'),
         (dict(input_dilation=2), 'input_dilation=2 .*nn.ConvTranspose'),
         (

@@ -192,10 +192,49 @@ def test_mixtures_are_sown_and_the_mask_is_of_every_expert(layer):
     np.testing.assert_allclose(out[n : n + 1], want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('layer', (*IN_PLACE, AA))
-def test_one_image_without_its_axis_is_refused(layer):
-  with pytest.raises(InputError, match=r'input is \(6, 5, 4\), want \[N, H'):
-    jax.eval_shape(layer().init, KEY, images(6, 5, 4))
+@pytest.mark.parametrize('layer', (*ACTIVATIONS, *IN_PLACE, AA))
+def test_other_axes_are_refused(layer):
+  for shape in ((6, 5, 4), (1, 2, 6, 5, 4), (2, 0, 5, 4)):
+    with pytest.raises(InputError, match=r'input is \(.*\), want \[N, H, W'):
+      jax.eval_shape(layer().init, KEY, images(*shape))
+
+
+@pytest.mark.parametrize('layer', ACTIVATIONS)
+def test_a_gate_of_integers_would_be_zero_or_one(layer):
+  with pytest.raises(InputError, match='of int32, want a floating dtype'):
+    layer().init(KEY, np.ones((1, 2, 2, 4), np.int32))
+
+
+@pytest.mark.parametrize(
+    'layer, fields, words',
+    [
+        (DYNAMIC, dict(temperature=0), 'must be a number, greater than 0'),
+        (OD, dict(norm_momentum=1.0), 'at least 0 and less than 1'),
+        (OD, dict(norm_epsilon=float('nan')), 'must be a number, at least 0'),
+        (COND, dict(experts=True), 'must be a whole number, at least 1'),
+        (COND, dict(kernel_dilation=(1, 0)), 'for each of two axes'),
+        (COND, dict(chunk=0), 'must be a whole number, at least 1'),
+        (SK, dict(branches=1.5), 'must be a whole number, at least 1'),
+        (SK, dict(feature_group_count=3), 'the 4 channels of the input'),
+        (AA, dict(value_ratio=0.0), 'greater than 0 and less than 1'),
+        (GE, dict(reduction=-1), 'must be a whole number, at least 1'),
+        (AW, dict(pool_size=(2, 0)), 'must be a whole number, at least 1'),
+        (AW, dict(pool_size=(2, 3, 3)), 'must be a whole number, at least 1'),
+    ],
+)
+def test_fields_out_of_their_bounds_are_named(layer, fields, words):
+  made = layer(**fields)
+  with pytest.raises(InputError, match=words) as error:
+    made.init(KEY, images(2, 6, 5, 4))
+  assert str(error.value).startswith(f'{layer.func.__name__}: {[*fields][0]}=')
+
+
+def test_a_number_may_be_numpys_or_traced():
+  x = images(2, 6, 5, 4)
+  made = DYNAMIC(experts=np.int64(3), temperature=np.float32(2))
+  variables = of_layer(made, x)
+  traced = jax.jit(lambda t: made.clone(temperature=t).apply(variables, x))
+  np.testing.assert_allclose(traced(2.0), made.apply(variables, x), rtol=1e-5)
 
 
 @pytest.mark.parametrize('layer', (*NORMED, slow(OD), slow(SK)))

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax.errors import InputError
+from awconv_jax.layers.checks import check_call
 from awconv_jax.layers.conv import (
     Conv,
-    check_images,
     pair,
     spans_and_pads,
     valid_output,
@@ -152,7 +152,7 @@ class AugmentedConv(nn.Conv, kw_only=True):
     Raises:
       ValueError: shapes do not fit, or attention would take all features.
     """
-    check_images(self, x)
+    check_call(self, x)
     if valid_size is not None:
       valid_size = as_valid_size(valid_size, x.shape)
     least = (self.key_ratio, self.min_key_dims), (self.value_ratio, 1)

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import attention
+from awconv_jax.layers.checks import check_call
 from awconv_jax.layers.conv import (
     NORM_MOMENTUM,
     BatchNorm,
@@ -52,24 +52,6 @@ NORMS = {
 PRODUCT_NORMS = {'batch': ProductBatchNorm}
 # Whether consecutive input, and output, channels share values of A.
 EXPANSION_AXES = {'in': (1, 0), 'out': (0, 1), 'none': (0, 0)}
-# Fields that are 1 or more, some for each axis.
-_PAIRS = 'kernel_size', 'strides', 'kernel_dilation', 'pool_size'
-_SIZES = (
-    *('features', 'feature_group_count', 'reduction', 'min_hidden'),
-    *('expansion', 'chunk', *_PAIRS),
-)
-
-
-def check_sizes(**sizes: Any) -> None:
-  """Raises InputError for what is not None, 1 or more, or a pair of such."""
-  for name, value in sizes.items():
-    try:
-      least = min(pair(value))
-    except (TypeError, ValueError):
-      least = 0
-    if least < 1:
-      each = ', or such a number for each of two axes' * (name in _PAIRS)
-      raise InputError(f'AWConv: {name} must be 1 or more{each}, not {value!r}')
 
 
 def expansion_factor(channels: int, expansion: int) -> int:
@@ -270,11 +252,7 @@ class AWConv(nn.Conv, kw_only=True):
       ValueError: shapes do not fit, a name is unknown, or fields exclude each
         other; says which.
     """
-    check_sizes(**{name: getattr(self, name) for name in _SIZES})
-    if np.ndim(inputs) < 3 or not inputs.shape[-1]:
-      raise InputError(
-          f'AWConv: the input is {np.shape(inputs)}, want [..., H, W, C]'
-      )
+    check_call(self, inputs, any_batch=True)
     keeps = self.residual and self.gate in IDENTITY_GATES
     if self.identity_start and not keeps:
       raise InputError(

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from awconv_jax import options
 from awconv_jax.errors import look_up
+from awconv_jax.layers.checks import check_call
 from awconv_jax.layers.conv import NORM_MOMENTUM, batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
@@ -55,6 +56,7 @@ class BAM(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    check_call(self, x)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     dense = functools.partial(nn.Dense, **dtypes)
     conv, norm = functools.partial(nn.Conv, **dtypes), batch_norm(self)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from awconv_jax import options
+from awconv_jax.layers.checks import check_call
 from awconv_jax.layers.conv import batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import mask_padding
@@ -53,6 +54,7 @@ class CBAM(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    check_call(self, x)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     dense = functools.partial(nn.Dense, **dtypes)
     channels = x.shape[-1]

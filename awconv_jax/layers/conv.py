@@ -13,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from awconv_jax.errors import InputError, look_up
+from awconv_jax.errors import look_up
 from awconv_jax.ops.valid_area import as_valid_size
 
 Axes = Sequence[int]
@@ -63,13 +63,6 @@ def spans_and_pads(
   spans = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
   strides = pair(layer.strides)
   return spans, explicit_padding(layer.padding, size, spans, strides)
-
-
-def check_images(layer: Any, x: jax.Array) -> None:
-  """Raises InputError if x is not [N, H, W, C]."""
-  if jnp.ndim(x) != 4:
-    kind, got = type(layer).__name__, jnp.shape(x)
-    raise InputError(f'{kind}: the input is {got}, want [N, H, W, C]')
 
 
 def valid_output(

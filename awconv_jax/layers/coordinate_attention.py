@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from awconv_jax import options
+from awconv_jax.layers.checks import check_call
 from awconv_jax.layers.conv import NORM_MOMENTUM, batch_norm
 from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 
@@ -42,6 +43,7 @@ class CoordinateAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    check_call(self, x)
     channels = x.shape[-1]
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     dense = functools.partial(nn.Dense, **dtypes)

@@ -12,6 +12,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from awconv_jax.layers.checks import check_call
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.options import Dtype, Number, PositiveFloat, PositiveInt
 
@@ -35,6 +36,7 @@ class ECA(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    check_call(self, x)
     size = self.kernel_size
     if size is None:
       size = int(abs((math.log2(x.shape[-1]) + self.b) / self.gamma))

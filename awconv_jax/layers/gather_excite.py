@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from awconv_jax import options
 from awconv_jax.errors import InputError, look_up
+from awconv_jax.layers.checks import check_call
 from awconv_jax.layers.conv import NORM_MOMENTUM, batch_norm
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.resample import nearest, strided_average
@@ -128,6 +129,7 @@ class GatherExcite(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    check_call(self, x)
     convolves, excites = look_up('form', self.form, FORMS)
     gather = self._convolve if convolves else self._average
     gate = gather(x, valid_size).astype(x.dtype)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from awconv_jax.errors import InputError
-from awconv_jax.layers.conv import WRAPS, check_images, pair, spans_and_pads
+from awconv_jax.layers.checks import check_call
+from awconv_jax.layers.conv import WRAPS, pair, spans_and_pads
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.aw_conv import IMPLEMENTATIONS, aw_conv
 from awconv_jax.options import OneOf, PositiveInt
@@ -114,7 +115,7 @@ class MixedConv(nn.Conv, kw_only=True):
     valid_size is as in `ops.valid_area`: averages leave the padding out, while
     the convolution sees it as it is and wants it zero.
     """
-    check_images(self, x)
+    check_call(self, x)
     refuse_fields(self)
     return self.own(x, self.pooled(x, valid_size))
 

@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from awconv_jax.layers.checks import check_call
 from awconv_jax.layers.conv import (
     NORM_MOMENTUM,
     WRAPS,
     Conv,
     batch_norm,
-    check_images,
     pair,
     spans_and_pads,
     valid_output,
@@ -81,7 +81,7 @@ class SelectiveKernelConv(nn.Conv, kw_only=True):
     valid_size is as in `ops.valid_area`: averages leave the padding out, while
     the convolutions see it as it is and want it zero.
     """
-    check_images(self, x)
+    check_call(self, x)
     refuse_fields(self)
     norm, strides = batch_norm(self), pair(self.strides)
     spans, pads = spans_and_pads(self, x.shape[1:3])

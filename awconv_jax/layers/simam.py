@@ -12,6 +12,7 @@ with the mean m and the variance v of each channel of an image (equations 5 to
 import flax.linen as nn
 import jax.numpy as jnp
 
+from awconv_jax.layers.checks import check_call
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.ops.valid_area import as_valid_size, mask_padding
 from awconv_jax.options import PositiveFloat
@@ -31,6 +32,7 @@ class SimAM(nn.Module):
   regularization: PositiveFloat = 1e-4
 
   def __call__(self, x, *, valid_size=None):
+    check_call(self, x)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = adaptive_average_pool(wide, (1, 1), valid_size=valid_size)
     squares = jnp.square(wide - mean)

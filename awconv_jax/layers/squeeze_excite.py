@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
+from awconv_jax.layers.checks import check_call
 from awconv_jax.ops.adaptive_pool import adaptive_average_pool
 from awconv_jax.options import Dtype, PositiveInt
 
@@ -28,6 +29,7 @@ class SqueezeExcite(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, valid_size=None):
+    check_call(self, x)
     channels = x.shape[-1]
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     dense = functools.partial(nn.Dense, **dtypes)

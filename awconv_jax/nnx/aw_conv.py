@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from awconv_jax.errors import InputError, look_up
 from awconv_jax.layers import aw_conv as linen
+from awconv_jax.layers.checks import check_sizes
 from awconv_jax.layers.conv import pair
 from awconv_jax.nnx.variables import to_linen
 from awconv_jax.options import options_of
@@ -122,7 +123,8 @@ class AWConv(nnx.Conv):
     for name in options:
       look_up('option of AWConv', name, known)
     own = {name: options.pop(name) for name in OPTIONS if name in options}
-    linen.check_sizes(
+    check_sizes(
+        'AWConv',
         in_features=in_features,
         out_features=out_features,
         kernel_size=kernel_size,
