@@ -110,7 +110,7 @@ def load_config(value: str) -> Any:
     if folder not in ('', 'configs') or name not in shipped:
       beside = map(str, pathlib.Path(folder or '.').glob('*[!_].py'))
       known = {'': shipped, 'configs': [f'configs/{n}.py' for n in shipped]}
-      known = [*known.get(folder, ()), *beside]
+      known = dict.fromkeys((*known.get(folder, ()), *beside))
       raise errors.unknown_name('config file', path, known)
     path = shipped[name]
   try:
@@ -213,6 +213,17 @@ def check_output(output: str) -> None:
     raise errors.InputError(
         f'--output={output!r}: {error.strerror or error}; name another place'
     ) from error
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+  """Has SIGTERM raise, so that `finally` is done; the exit code is 143."""
+  code = 128 + signal.SIGTERM
+  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def run(main: Callable[..., Any], *, positional: bool = False) -> None:

@@ -122,12 +122,32 @@ def for_reading(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def for_writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a file of this machine to write: itself, or what is then uploaded."""
+def for_writing(
+    path: str | os.PathLike, replaces: bool = True
+) -> Iterator[pathlib.Path]:
+  """Gives a file of this machine to write, which then takes the path's place.
+
+  If the block raises, what was there before stays. Without `replaces` the file
+  is the path itself, unless that is in a bucket.
+  """
   with _on_disk(path) as file:
-    yield file
     if in_bucket(path):
+      yield file
       _copy(file, at(path))
+    elif (
+        not replaces
+        or file.is_symlink()  # What it points to is meant.
+        or (file.exists() and not file.is_file())  # Of /dev, say.
+    ):
+      yield file
+    else:
+      # Its suffix gives the format.
+      temporary = file.with_name(f'.{file.stem}.tmp{file.suffix}')
+      try:
+        yield temporary
+        temporary.replace(file)
+      finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _copy(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -1,7 +1,8 @@
 """Stands in for train.py in a study: writes what a run leaves, in no time.
 
 The config comes from <workdir>.config, and what to do from <workdir>.does: the
-metric that is to come out, or 'fail'. A pipe <workdir>.wait is read first.
+metric that is to come out, 'fail' or 'vanish'. A pipe <workdir>.wait is read
+first.
 """
 
 import json
@@ -16,6 +17,8 @@ with run.with_name(f'{run.name}.starts').open('a') as file:
   print(' '.join(sys.argv[1:]), file=file)
 if (wait := run.with_name(f'{run.name}.wait')).exists():
   wait.read_text()
+if does == 'vanish':
+  sys.exit(3)
 if does == 'fail':
   print('error: it cannot be', file=sys.stderr)
   sys.exit(1)

@@ -319,6 +319,7 @@ def test_help_says_what_each_option_is(capsys):
   assert 'of all inputs. (default: 0)' in words
 
 
+@pytest.mark.slow
 def test_the_command_needs_little_more_than_jax_and_flax(tmp_path):
   """Machines with an accelerator may hold nothing else."""
   absent = ('clu', 'cv2', 'ml_collections', 'matplotlib', 'pydantic', 'torch')

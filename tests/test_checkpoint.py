@@ -264,7 +264,9 @@ def killed_while_saving(directory, last):
   save(directory, 3)
 
 
-@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize(
+    'last', [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_kill_during_a_save(directory, last):
   child = start(f'killed_while_saving({str(directory)!r}, {last})')
   output = child.communicate(timeout=60)

@@ -172,6 +172,7 @@ def test_the_studies_of_the_repository_are_studies(path, monkeypatch):
         ('"wide (16)"', 'x' * 101, ['at most 100']),
         ('"wide (16)"', f'"{100 * chr(0x5B57)}"', ['255 bytes']),
         ('"wide (16)"', 'PLAIN', ['one folder']),
+        ('"wide (16)"', '"plain "', ['no space at the ends']),
         (
             '[variants.plain]',
             '[variants."\ud558"]\n[variants."\u1112\u1161"]\n[variants.plain]',
@@ -220,6 +221,45 @@ def test_one_that_fails_is_named_and_the_others_go_on(prepared, capsys):
   assert '--config.model.attention=se' in starts(found[4])[0]
   (one,) = outcomes(told, found[4:5])['AW-SE']
   assert one.value == 0.66 and one.facts['starts'][0]['jax'] == '0.450'
+
+
+def test_what_ended_a_run_is_of_its_last_start_and_a_log_that_cannot_be(
+    prepared, capsys
+):
+  _, found = prepared
+  does(found[0], 'fail')
+  train(found[:1])
+  assert study_runner.last_error(found[0]) == 'error: it cannot be'
+  does(found[0], 'vanish')
+  (line,) = train(found[:1])
+  assert 'exit code 3, without an error' in line
+  study_runner.log_of(found[1]).mkdir()
+  failed = train(found[1:3])
+  assert failed == [f'{found[1]}: {found[1].path}.log: Is a directory']
+  assert study.is_finished(found[2])
+
+
+def test_sigterm_lets_runs_save(write, tmp_path):
+  """It would end at once; as PID 1 of a container it would not even hear it."""
+  child = (
+      'import sys; print("begun", flush=True); sys.stdin.read(); '
+      'print("saved", flush=True)'
+  )
+  program = f"""
+import runpy, sys
+from awconv_jax.tools import study_runner
+study_runner.train.__kwdefaults__['trainer'] = [sys.executable, '-Sc', {child!r}]
+sys.argv = ['compare', '--study={write()}', '--workdir={tmp_path}']
+runpy.run_module('awconv_jax.tools.compare', run_name='__main__')
+"""
+  process, log = commands.start('-c', program), tmp_path / 'plain/seed0.log'
+  while not (log.exists() and 'begun' in log.read_text()):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.01)
+  process.terminate()
+  out, _ = process.communicate()
+  assert process.returncode == 143 and '1 runs save, and end' in out
+  assert log.read_text().endswith('saved\n')
 
 
 def test_what_was_set_stays(monkeypatch, tmp_path):
@@ -294,6 +334,10 @@ def test_intervals_are_those_of_scipy(n):
   apart = comparison.interval(list(one - two))
   want = stats.ttest_rel(one, two).confidence_interval(0.95)
   np.testing.assert_allclose((apart.low, apart.high), want)
+
+
+def test_of_equal_values_there_is_no_interval():
+  assert comparison.interval([0.5, 0.5]) == (2, 0.5, 0.0, None, None)
 
 
 def test_of_one_value_there_is_no_interval():
@@ -486,6 +530,7 @@ def test_runs_that_there_are_are_compared_without_a_study(
         ('--study=a --only=b --report', '--only does nothing'),
         ('--study=a --only=', '--only= names none'),
         ('--study=a --seeds=', '--seeds= names none'),
+        ('--study=a --baseline=', '--baseline= names none'),
         ('--runs=', 'either --study or --runs'),
         ('--study=a --runs=b', 'either --study or --runs'),
     ],
@@ -520,6 +565,7 @@ def test_a_report_against_another_and_no_start_beside_runs_of_another_config(
         ('AW-SE/seed1/finished.json', '{"config"', 'start the run again'),
         ('AW-SE/seed1/finished.json', '{"config": {}}', 'start the run again'),
         ('AW-SE/seed1/finished.json', PARTS, 'start the run again'),
+        ('times.json', '{"variants": {}, "made_by": {}}', 'measure again'),
         ('AW-SE/seed1/metrics.jsonl', '{"step": 1}', None),  # Its end is kept.
         ('plain/seed0/metrics.jsonl', ROWS, None),  # Cannot be drawn at all.
     ],

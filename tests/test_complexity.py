@@ -149,11 +149,14 @@ def by_hand(name, attention=None, aw_conv=False, version='v1.5'):
         ('resnet18', dict(aw_conv=True)),
         ('resnet50', dict(aw_conv=True, version='v1')),
         ('resnet50', dict(attention='cbam', aw_conv=True)),
-        pytest.param(
-            *('resnet50', dict(attention='eca')), marks=pytest.mark.slow
+        *(
+            pytest.param('resnet50', options, marks=pytest.mark.slow)
+            for options in (
+                dict(attention='eca'),
+                dict(attention='coord'),
+                dict(attention='se', version='v1'),
+            )
         ),
-        ('resnet50', dict(attention='coord')),
-        ('resnet50', dict(attention='se', version='v1')),
         ('resnet50', dict(attention='bam')),
     ],
 )

@@ -157,7 +157,7 @@ def has_no_gradient(path, family, attention, batch):
   return any(re.search(f'/({pattern})$', path) for pattern in taken)
 
 
-# With AW-convolutions: SE, CBAM, augmented attention, and a depthwise network;
+# With AW-convolutions: none, SE, augmented attention, and a depthwise network;
 # the rest is slow, also what is made as these are.
 STEPS = [
     pytest.param(
@@ -166,7 +166,7 @@ STEPS = [
         if not aw_conv
         or batch > 1
         or family not in ('basic', 'depthwise')
-        or attention in ('eca', 'bam', 'coord', 'simam', 'ge')
+        or attention in ('cbam', 'eca', 'bam', 'coord', 'simam', 'ge')
         or attention
         and family != 'basic'
         else (),

@@ -242,3 +242,19 @@ def test_a_bucket_that_does_not_answer_is_one_line(monkeypatch):
   with pytest.raises(InputError, match='cannot be written: no answer for'):
     with lease.held(path):
       pass
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
+  (tmp_path / 'a.png').write_text('before')
+  with pytest.raises(OSError, match='full'):
+    with places.for_writing(tmp_path / 'a.png') as file:
+      file.write_text('half')
+      raise OSError('full')
+  assert [p.name for p in tmp_path.iterdir()] == ['a.png']
+  assert (tmp_path / 'a.png').read_text() == 'before'
+  (tmp_path / 'b.png').symlink_to(tmp_path / 'a.png')
+  for name in ('a.png', 'b.png'):  # The link stays one.
+    with places.for_writing(tmp_path / name) as file:
+      file.write_text(name)
+    assert (tmp_path / 'a.png').read_text() == name
+  assert (tmp_path / 'b.png').is_symlink()

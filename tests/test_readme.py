@@ -70,7 +70,11 @@ def own_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures('quick_compiles')
-@pytest.mark.parametrize('path', RUN, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    'path',
+    [README, *(pytest.param(p, marks=pytest.mark.slow) for p in RUN[1:])],
+    ids=lambda path: path.name,
+)
 def test_the_python_code_runs(path):
   namespace = {}
   for block in blocks(path, 'python'):

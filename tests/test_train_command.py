@@ -63,7 +63,7 @@ def assert_same_losses_and_evaluation(expected, got):
       assert theirs.get(name) == ours.get(name)
 
 
-@pytest.mark.slow  # A signal, below, stops two of them on the way.
+@pytest.mark.slow  # Two processes save and load in test_checkpoint.
 def test_two_processes_of_four_devices_train_as_one(one_device, tmp_path):
   both = commands.start_two(*command(tmp_path, *THIRTY))
   outs = [p.communicate(timeout=300) for p in both]
@@ -149,11 +149,12 @@ def examples_of(notes):
     'signal_number, devices',
     [
         (signal.SIGTERM, ()),
-        pytest.param(signal.SIGTERM, (8,), marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, (), marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, (1, 8), marks=pytest.mark.slow),
+        (signal.SIGTERM, (8,)),
+        (signal.SIGINT, ()),
+        (signal.SIGTERM, (1, 8)),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_stops_two_processes_and_others_go_on(
     one_device, tmp_path, signal_number, devices
 ):

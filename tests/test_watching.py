@@ -238,7 +238,7 @@ def test_each_run_of_a_process_keeps_programs_beside_itself(
 ):
   option = 'jax_compilation_cache_dir'
   before = getattr(jax.config, option)
-  monkeypatch.setattr(programs, '_LEAST', 0.0)
+  monkeypatch.setattr(programs, 'LEAST', 0.0)
   jax.config.update(option, None)
   try:
     for name in 'one', 'two':

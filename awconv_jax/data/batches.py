@@ -200,7 +200,8 @@ class Unreadable:
     if len(self) > self._most:
       raise InputError(
           f'{len(self)} of {len(self._source)} examples cannot be read, more '
-          f'than the {self._most:g} that config.data.max_bad_fraction allows; '
+          f'than the {int(self._most)} that config.data.max_bad_fraction '
+          f'allows; '
           f'mend them or raise it: {"; ".join(self._known.values())}'
       )
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from awconv_jax.errors import InputError, look_up
 
-_SLICE = re.compile(r'([^[\]]+)(?:\[((?:-?\d+%?)?):((?:-?\d+%?)?)\])?')
+_SLICE = re.compile(
+    r'([^[\]]+)(?:\[((?:-?\d{1,18}%?)?):((?:-?\d{1,18}%?)?)\])?'
+)
 
 
 def parse(split: str) -> tuple[str, Callable[[Sequence], Any]]:

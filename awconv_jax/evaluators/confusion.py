@@ -46,7 +46,7 @@ class Confusion:
         for name in ('gt_classes', 'classes')
     )
     number = len(self.matrix)
-    counts = right < number
+    counts = (0 <= right) & (right < number)
     cells = right[counts] * number + found[counts]
     self.matrix += np.bincount(cells, minlength=number**2).reshape(
         number, number

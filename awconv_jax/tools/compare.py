@@ -46,6 +46,7 @@ NOT_WITH = {
 }
 
 
+@command_line.ended_by_sigterm()  # So that runs save, and are waited for.
 def main() -> None:
   """Trains, times and reports as the flags say."""
   if not FLAGS.workdir or bool(FLAGS.study) == bool(FLAGS.runs):
@@ -60,9 +61,9 @@ def main() -> None:
     for name in names:
       if FLAGS[flag].value and FLAGS[name].present:
         raise InputError(f'--{name} does nothing with --{flag}; leave it out')
-  for name in ('only', 'seeds'):
+  for name in ('only', 'seeds', 'metric', 'baseline'):
     if FLAGS[name].present and not FLAGS[name].value:
-      raise InputError(f'--{name}= names none; leave it out to mean all')
+      raise InputError(f'--{name}= names none; leave it out, or name one')
   FLAGS.workdir = local_path(FLAGS.workdir)
   if FLAGS.runs:
     return _of_runs(FLAGS.runs)

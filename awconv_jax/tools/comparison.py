@@ -46,6 +46,7 @@ class Interval(NamedTuple):
   """A mean over n values, their standard deviation, and its interval.
 
   The deviation is that of n - 1; it and the ends are None of less than two.
+  The ends are of equal values, too, whose deviation tells nothing.
   """
 
   n: int
@@ -62,6 +63,8 @@ def interval(values: Sequence[float]) -> Interval:
   if n < 2:
     return Interval(n, mean)
   std = statistics.stdev(values)
+  if not std:
+    return Interval(n, mean, std)
   half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * std / math.sqrt(n)
   return Interval(n, mean, std, mean - half, mean + half)
 

@@ -121,6 +121,7 @@ def curves(
       axis.set_axis_off()
       continue
     axis.set_title(others[number])
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid()
     for key in dict.fromkeys((baseline, others[number])):
       one = found.get(key)

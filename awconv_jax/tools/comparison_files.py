@@ -50,7 +50,7 @@ def cells(
       mean += f' ± {number(row["std"])}' if row['n'] > 1 else ''
     if row['pairs']:
       apart = number(row['difference'], '+')
-      if row['pairs'] > 1:
+      if row['difference_low'] is not None:
         ends = row['difference_low'], row['difference_high']
         apart += f' [{", ".join(number(end, "+") for end in ends)}]'
       if row['pairs'] < row['n']:
@@ -94,7 +94,7 @@ def notes(
         f'Against {baseline}: the mean difference over the seeds that both '
         'have, pair by pair.'
     )
-  if count := sum((row['pairs'] or 0) > 1 for row in rows):
+  if count := sum(row['difference_low'] is not None for row in rows):
     found.append(
         f"In brackets: its {comparison.LEVEL:.0%} interval of Student's t"
         + f'; none of the {count} is widened for their number.' * (count > 1)

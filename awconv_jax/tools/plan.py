@@ -18,11 +18,9 @@ chips exchange and the host are not counted, so a step takes longer.
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
-import contextlib
 import json
 import math
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -346,18 +344,7 @@ def _examples(config: Any, split: str, given: int | None) -> int | None:
   return given or described.num_examples(config.data.name, config.data[split])
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-  """Has SIGTERM raise, so that no compiler is left behind."""
-  code = 128 + signal.SIGTERM
-  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-@_ended_by_sigterm()
+@command_line.ended_by_sigterm()  # So that no compiler is left behind.
 def main() -> None:
   """Plans as the flags say; InputError, at the end, if the run does not fit."""
   config = command_line.read_config()

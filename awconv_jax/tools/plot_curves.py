@@ -164,7 +164,11 @@ def by_config(
 
   One that repeats a seed is alone, and that is told.
   """
-  paths = [places.at(p) for p in dict.fromkeys(map(any_path, workdirs))]
+  paths = {}  # However it is spelled, each counts once.
+  for path in map(places.at, map(any_path, workdirs)):
+    key = path if places.in_bucket(path) else os.path.realpath(path)
+    paths.setdefault(key, path)
+  paths = list(paths.values())
   labels, members, seeds = _labels(paths), {}, {}
   for number, path in enumerate(paths):
     config, seed = _config(path)
@@ -181,7 +185,8 @@ def by_config(
       common = os.path.commonprefix([labels[n] for n in numbers])
       name = common.rstrip('0123456789').rstrip('_-./ ')
       name = re.sub('[_/]s(eed)?$', '', name)
-      label = name if name and name not in found else label
+      name = name or re.sub(r'[_/]s(eed)?\d+$', '', label)
+      label = label if name in found else name
     if label in found:  # As another group was shortened to it.
       label = os.fspath(paths[numbers[0]])
     found[label] = [paths[n] for n in numbers]

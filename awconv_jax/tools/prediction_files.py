@@ -47,7 +47,7 @@ def _short(value: Any) -> float:
 
 @contextlib.contextmanager
 def _text(path: pathlib.Path, newline: str | None = None) -> Iterator[Any]:
-  with places.for_writing(path) as local:
+  with places.for_writing(path, replaces=False) as local:
     # Names of files are any bytes.
     how = dict(encoding='utf-8', errors='surrogateescape', newline=newline)
     # What is stopped leaves this, and an older file as it was.

@@ -11,12 +11,14 @@ import json
 import math
 import pathlib
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+import pydantic
 
 from awconv_jax.errors import InputError
+from awconv_jax.options import Bound
 from awconv_jax.train import functions, loop, partition, rundir, settings
 
 # Each is measured for so long [s], and in no fewer turns than these.
@@ -75,6 +77,24 @@ def measure(configs: Mapping[str, Any], baseline: str) -> dict[str, Any]:
   )
 
 
+_Positive = Annotated[float, Bound(gt=0)]
+
+
+class _Step(pydantic.BaseModel, strict=True):
+  milliseconds: _Positive
+  ratio: _Positive
+  low: _Positive
+  high: _Positive
+
+
+class _Times(pydantic.BaseModel, strict=True):
+  """What is read of `measure`."""
+
+  variants: dict[str, _Step]
+  batch_size: int | list[int]
+  made_by: rundir.Maker
+
+
 def read(
     path: pathlib.Path, configs: Mapping[str, Any], baseline: str
 ) -> dict[str, Any]:
@@ -84,7 +104,9 @@ def read(
     InputError: it is damaged.
   """
   try:
-    return still(json.loads(path.read_text()), configs, baseline)
+    held = json.loads(path.read_text())
+    _Times.model_validate(held)
+    return still(held, configs, baseline)
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise InputError(
         f'{path} is damaged; take it away, or measure again with --time'

@@ -27,7 +27,7 @@ from awconv_jax.train import rundir, settings
 
 # What a name of a variant may be, as it is that of a folder, too. --only parts
 # names at commas.
-_NAME = re.compile(r'(?!results\.|curves\.|times\.)\w[\w +.=()-]{,99}')
+_NAME = re.compile(r'(?!results\.|curves\.|times\.)\w[\w +.=()-]{,99}(?<! )')
 
 
 def _seeds(given: int | tuple[int, ...]) -> int | tuple[int, ...]:
@@ -89,7 +89,7 @@ def read(path: str) -> Study:
     InputError: it cannot be read, or holds something else; in one line each.
   """
   try:
-    text = pathlib.Path(local_path(path)).read_text(encoding='utf-8')
+    text = pathlib.Path(local_path(path)).read_text(encoding='utf-8-sig')
     held = tomllib.loads(text)
   except (OSError, ValueError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or one_line(str(error))
@@ -100,8 +100,8 @@ def read(path: str) -> Study:
       if not _NAME.fullmatch(name) or len(name.encode()) > 255:
         raise InputError(
             f'no variant can be called {name!r}; take letters, digits, spaces '
-            'and +.=()-, at most 100 (255 bytes), and not the name of a file '
-            'of results'
+            'and +.=()-, at most 100 (255 bytes), no space at the ends, and '
+            'not the name of a file of results'
         )
     folders = {}  # As disks see it that tell no capitals from others.
     for name in study.variants:

@@ -16,6 +16,7 @@ from awconv_jax.train import programs, rundir
 
 # Starts one run, of the arguments that train.py takes.
 TRAINER = sys.executable, '-m', 'awconv_jax.tools.studied'
+_MARK = b'--- a start\n'  # In a log, which has the output of all starts.
 
 
 def environment(workdir: str | os.PathLike, jobs: int) -> dict[str, str]:
@@ -47,6 +48,8 @@ def _start(
   log = log_of(run)
   log.parent.mkdir(parents=True, exist_ok=True)
   with log.open('ab') as file:
+    file.write(_MARK)
+    file.flush()
     # Signals of a terminal reach `compare` alone, which ends it in order; and
     # whatever ends that closes the pipe, for which `studied` waits.
     process = subprocess.Popen(
@@ -66,9 +69,10 @@ def log_of(run: Run) -> pathlib.Path:
 
 
 def last_error(run: Run) -> str:
-  """Returns the line by which a run ended, '' if it did not by an error."""
+  """Returns the line by which a run's last start ended, '' if by no error."""
   log = log_of(run)
-  lines = log.read_text(errors='replace').split('\n') if log.exists() else []
+  said = log.read_bytes().rpartition(_MARK)[2] if log.exists() else b''
+  lines = said.decode(errors='replace').split('\n')
   *_, last = [''] + [line for line in lines if line.strip()]
   return one_line(last) if 'rror: ' in last else ''
 
@@ -104,8 +108,13 @@ def train(
         if run is None:
           break  # What an earlier start left has to end first.
         waiting.remove(run)
-        active.append(_start(run, trainer, env))
-        print(f'started   {run}: {log_of(run)}', flush=True)
+        try:
+          active.append(_start(run, trainer, env))
+        except OSError as error:  # Of the log: the others go on.
+          failed.append(f'{run}: {log_of(run)}: {error.strerror}')
+          print(f'failed    {failed[-1]}', flush=True)
+        else:
+          print(f'started   {run}: {log_of(run)}', flush=True)
       if not active and not told_of_wait:
         told_of_wait = True
         print(f'waiting for the process that trains {waiting[0]}', flush=True)

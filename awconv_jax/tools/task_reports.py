@@ -209,6 +209,9 @@ class Boxes:
     return metrics
 
 
+_GAP = (0, 0), (4, 0), (0, 0)  # White, to the left of a panel.
+
+
 class Masks:
   """What is told of an image whose pixels got a class each."""
 
@@ -241,11 +244,16 @@ class Masks:
       pixels = pixels[:height, :width]
       names = [n for n in ('classes', 'gt_classes') if n in seen.row]
       classes = [seen.row[name][:height, :width] for name in names]
-    shown = [draw_masks.draw(pixels, one, self._names) for one in classes]
-    return np.concatenate([pixels, *shown], axis=1)
+    shown = [pixels]
+    for one in classes:
+      painted = draw_masks.draw(pixels, one, self._names)
+      shown.append(np.pad(painted, _GAP, constant_values=255))
+    return np.concatenate(shown, axis=1)
 
   def tile(self, seen: Seen, record: dict[str, Any]) -> contact_sheet.Tile:
-    lines = [(seen.name, contact_sheet.INK[None])]
+    right = seen.row and 'gt_classes' in seen.row
+    what = 'image, predicted' + ', right (black does not count)' * bool(right)
+    lines = [(text, contact_sheet.INK[None]) for text in (seen.name, what)]
     lines += [
         (self.text([one]), draw_masks.ink_of(one['label'], one['name']))
         for one in record['found']

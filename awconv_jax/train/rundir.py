@@ -11,15 +11,16 @@ import pathlib
 import platform
 import shutil
 import subprocess
-from typing import Any
+from typing import Annotated, Any
 
 import flax.traverse_util
 import jax
 import ml_collections
+import pydantic
 
 from awconv_jax import places, weights
 from awconv_jax.errors import InputError, nearest, some
-from awconv_jax.options import any_path
+from awconv_jax.options import Bound, any_path
 from awconv_jax.train import checkpoint, lease, processes, settings
 from awconv_jax.weights import located
 from awconv_jax.weights.located import CHECKPOINTS, CONFIG
@@ -88,6 +89,37 @@ def made_by() -> dict[str, Any]:
   } | libraries
 
 
+class Maker(pydantic.BaseModel, strict=True):
+  """What is read of `made_by`."""
+
+  commit: str | None
+  code: str
+  device: str
+  devices: int
+  jax: str
+  python: str
+
+
+class _Host(pydantic.BaseModel, strict=True):
+  platform: str
+  cores: int | None
+
+
+class _Config(pydantic.BaseModel, strict=True):
+  num_epochs: float
+
+
+class _Finished(pydantic.BaseModel, strict=True):
+  """What is read of `finish`."""
+
+  metrics: dict[str, float]
+  starts: Annotated[list[Maker], Bound(min_length=1)]
+  host: _Host
+  config: _Config
+  parameters: int | None = None
+  multiply_adds: int | None = None
+
+
 def finish(
     workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
@@ -117,19 +149,15 @@ def finished(workdir: str | os.PathLike) -> dict[str, Any] | None:
   path = places.at(workdir) / FINISHED
   try:
     told = json.loads(path.read_text())
-    parts = told['host'], told['config'], *told['starts']
-    sound = [isinstance(part, dict) for part in parts]
-    sound += [isinstance(n, int | float) for n in told['metrics'].values()]
-    if told['starts'] and all(sound):
-      return told
+    _Finished.model_validate(told)
+    return told
   except FileNotFoundError:
     return None
-  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-    pass
-  raise InputError(
-      f'{path} is damaged; take it away, and start the run again: it will '
-      'evaluate, and write it anew'
-  )
+  except (ValueError, RecursionError) as error:
+    raise InputError(
+        f'{path} is damaged; take it away, and start the run again: it will '
+        'evaluate, and write it anew'
+    ) from error
 
 
 def write(path: pathlib.Path, text: str) -> None:
@@ -146,8 +174,12 @@ def write(path: pathlib.Path, text: str) -> None:
     temporary.write_text(text, encoding='utf-8')
     temporary.replace(path)
   except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
     reason = f'{str(path)!r} cannot be written: {error.strerror or error}'
-    raise InputError(f'{reason}; make room for it') from error
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = 'make room for it' if full else 'make its folder writable'
+    raise InputError(f'{reason}; {remedy}') from error
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -262,8 +294,14 @@ def check_own(
 
 def differences(held: Any, given: Any) -> str:
   """Returns where two configs differ that a run may not, or ''."""
+  empty = flax.traverse_util.empty_node
   held, given = (
-      flax.traverse_util.flatten_dict(c.to_dict(), True, sep='.')
+      {
+          name: {} if value is empty else value
+          for name, value in flax.traverse_util.flatten_dict(
+              c.to_dict(), True, sep='.'
+          ).items()
+      }
       for c in (held, given)
   )
   free = FREE_KEYS | {LENGTH} if given[LENGTH] > held[LENGTH] else FREE_KEYS

@@ -25,7 +25,7 @@ class MaskedImages(canvases.Geometry, batches.Reader):
       lines = [f'{source.place(i)}: {fault}' for i, fault in faulty.items()]
       raise InputError(
           f'{len(faulty)} of {len(source)} images or masks of split {split!r} '
-          f'cannot be read, more than the {most:g} that config.data.'
+          f'cannot be read, more than the {int(most)} that config.data.'
           f'max_bad_fraction allows; mend them or raise it: {"; ".join(lines)}'
       )
     examples = groups(source.sizes)
