@@ -43,8 +43,8 @@ def get_config(
               aw_conv=aw_conv,
               stage_sizes=(1, 1, 1),
               width=16,
-              # SE, CBAM and CoordAtt did not learn on branches that start at
-              # zero: see docs/results.md.
+              # SE, CBAM and CoordAtt lost 7 to 26 points on branches that
+              # start at zero: see docs/results.md.
               zero_init_residual=False,
           ),
           optimizer=dict(

@@ -34,8 +34,8 @@ def _small() -> dict:
       flip=0.0,  # A mirrored digit is none.
   )
   model = dict(pyramid=dict(features=32), features=32, groups=8)
-  # For the sake of attentions that did not learn on branches that start at zero
-  # in classification: see docs/results.md.
+  # As in classification, where some attentions lost on branches that start at
+  # zero: see docs/results.md.
   backbone = dict(width=16, zero_init_residual=False)
   optimizer = dict(learning_rate=0.1, weight_decay=1e-3)
   return dict(

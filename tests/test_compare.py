@@ -248,7 +248,8 @@ def test_sigterm_lets_runs_save(write, tmp_path):
   program = f"""
 import runpy, sys
 from awconv_jax.tools import study_runner
-study_runner.train.__kwdefaults__['trainer'] = [sys.executable, '-Sc', {child!r}]
+study_runner.train.__kwdefaults__['trainer'] = (
+    sys.executable, '-Sc', {child!r})
 sys.argv = ['compare', '--study={write()}', '--workdir={tmp_path}']
 runpy.run_module('awconv_jax.tools.compare', run_name='__main__')
 """

@@ -115,7 +115,7 @@ def curves(
   drawn = figures.new(width, 1.2 * rows + 0.7)
   options = dict(sharex=True, sharey=True, squeeze=False)
   axes = drawn.subplots(rows, columns, **options)
-  shown, late = {}, []
+  shown, late, every = {}, [], []
   for number, axis in enumerate(axes.flat):
     if number >= len(others):
       axis.set_axis_off()
@@ -132,18 +132,22 @@ def curves(
       shown[what], ends = plot_curves.band(
           axis, one.steps / scale, one.values * factor, color=color
       )
+      every.extend(ends)
       late += [end[one.steps >= one.steps[-1] / 2] for end in ends]
     if number + columns >= len(others):  # Nothing is below it.
       axis.set_xlabel('step' if over_steps else 'epoch')
       axis.tick_params(labelbottom=True)
     figures.plain_text(axis)
-  late = np.concatenate([*late, []])
+  label = plot_curves.label(metric)
+  late, every = (np.concatenate([*ends, []]) for ends in (late, every))
   if (late := late[np.isfinite(late)]).size:
     low, high = late.min(), late.max()
     margin = 0.05 * (high - low) or 0.005 * factor
     axes[0, 0].set_ylim(low - margin, high + margin)
+    if np.any((every < low - margin) | (every > high + margin)):
+      label += ', cut'
   axes[0, 0].yaxis.get_major_formatter().set_useOffset(False)
-  drawn.supylabel(plot_curves.label(metric), size='medium')
+  drawn.supylabel(label, size='medium')
   note = drawn.legend(
       handles=shown.values(),
       labels=[f'{what}, mean ± std' for what in shown],
