@@ -13,7 +13,7 @@ import tiny_masks
 
 from awconv_jax import data
 from awconv_jax.data import sources
-from awconv_jax.data.segmentation import masks
+from awconv_jax.data.segmentation import mask_folder, masks
 from awconv_jax.errors import InputError
 
 SIZE = (40, 52)  # Height and width.
@@ -166,6 +166,16 @@ BAD = {
         '1 of 4 images have no mask, a PNG of the same name; add it',
     ),
 }
+
+
+def test_what_is_left_out_is_told(tmp_path):
+  write(tmp_path, {'train': [2, 4]})
+  assert mask_folder.MaskFolder(str(tmp_path), 'train').faults == ()
+  (tmp_path / 'train/masks/9.png').write_bytes(png(WHOLE))
+  (tmp_path / 'train/images/3.heic').touch()
+  (line,) = mask_folder.MaskFolder(str(tmp_path), 'train').faults
+  assert '2 files left out' in line and 'a mask without an image' in line
+  assert '3.heic' in line and '9.png' in line
 
 
 @pytest.mark.parametrize('kind', BAD)

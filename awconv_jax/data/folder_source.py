@@ -170,15 +170,16 @@ def is_image(file: str | bytes) -> bool:
   return os.path.splitext(name)[1].lower() in EXTENSIONS and name[0] != '.'
 
 
-def left_out_line(files: list[bytes]) -> tuple[str, ...]:
+def left_out_line(
+    files: list[bytes], where: str = 'in no folder of a class'
+) -> tuple[str, ...]:
   """Returns a line about files that are no images; none if there are none."""
   if not files:
     return ()
   names = some(map(one_line, files), 5)
   count = f'{len(files)} file' + 's' * (len(files) > 1)
   return (
-      f'{count} left out (hidden, in no folder of a class, or not named as an '
-      f'image): {names}',
+      f'{count} left out (hidden, {where}, or not named as an image): {names}',
   )
 
 

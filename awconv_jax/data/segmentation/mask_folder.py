@@ -11,7 +11,12 @@ import numpy as np
 
 from awconv_jax.data import splits
 from awconv_jax.data.decode import below, opened, read_file
-from awconv_jax.data.folder_source import files_below, is_image, mixed
+from awconv_jax.data.folder_source import (
+    files_below,
+    is_image,
+    left_out_line,
+    mixed,
+)
 from awconv_jax.data.segmentation import masks
 from awconv_jax.errors import InputError, one_line, some
 from awconv_jax.options import local_path
@@ -53,7 +58,12 @@ class MaskFolder(masks.Source):
         )
     self.class_names = _class_names(os.path.join(folder, _CLASSES.encode()))
     length = len(os.path.join(self._images, b''))
-    files = [p[length:] for p in files_below(self._images) if is_image(p)]
+    files, left_out = [], []
+    for path in files_below(self._images):
+      (files if is_image(path) else left_out).append(path[length:])
+    asked = {self._mask(file) for file in files}
+    left_out += [p for p in files_below(self._masks) if p not in asked]
+    self.faults = left_out_line(left_out, 'a mask without an image')
     lacking = [f for f in files if not os.path.exists(self._mask(f))]
     if lacking:
       names = some(one_line(self._mask(f)) for f in lacking)
