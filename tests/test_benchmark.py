@@ -50,6 +50,7 @@ def run(arguments, tmp_path):
   return rows
 
 
+@pytest.mark.slow
 def test_the_operation(tiny, tmp_path, quick_compiles):
   rows = run([*OP, BOTH, '--implementations=auto,map'], tmp_path)
   assert [(r['direction'], r['side'], r['implementation']) for r in rows] == [

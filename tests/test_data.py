@@ -161,6 +161,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_end_with_their_parent(whole, tmp_path):
   """Signals are not for them; the killed is replaced, the stopped is woken."""
   script = tmp_path / 'script.py'

@@ -125,7 +125,7 @@ def test_the_limit_of_one_of_several_hosts_is_that_of_its_part(folder):
       shown |= set(index[mask].tolist())
     counts.append(len(batches.unreadable))
     if counts[-1] > 0.05 * EVAL_TOTAL / 2:
-      with pytest.raises(errors.InputError, match='than the 1.5 that'):
+      with pytest.raises(errors.InputError, match='than the 1 that'):
         list(batches_of(root, 0.05, host=host, hosts=2))
   assert sum(counts) == len(broken) and max(counts) > 1.5
   assert len(shown) == EVAL_TOTAL - EVAL_BROKEN

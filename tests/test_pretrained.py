@@ -48,6 +48,7 @@ def model(run, tmp_path_factory):
   return directory
 
 
+@pytest.mark.slow
 def test_a_moved_model_computes_the_same_bits_in_another_process(
     run, tmp_path, monkeypatch
 ):

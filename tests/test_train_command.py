@@ -106,6 +106,7 @@ def test_the_end_says_where_everything_is(one_device):
   assert (workdir / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow  # In the suite, saves are killed.
 def test_a_kill_leaves_no_trace_in_the_result(one_device, tmp_path):
   process = commands.start(*command(tmp_path, *THIRTY))
   assert any(line.startswith('step 14/') for line in process.stdout)

@@ -170,6 +170,7 @@ def test_a_detector_starts_from_another_one_with_other_classes(tmp_path):
   check_start(start, fresh, variables, '/', skip)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('quick_compiles')
 def test_a_run_starts_from_another_run(tmp_path):
   first, second = tmp_path / 'plain', tmp_path / 'aw'
