@@ -330,6 +330,7 @@ def test_a_sharded_batch_has_the_whole_batchs_statistics():
   jax.tree.map(lambda a, b: close(a, b, 1e-4), out, expected)
 
 
+@pytest.mark.slow  # The layer for nnx is in test_nnx.
 def test_works_and_learns_under_nnx():
   x, train = images(2, 5, 4, 4), dict(train=True, mutable=['batch_stats'])
   layer = nnx.bridge.ToNNX(AWConv(4, (3, 3)), rngs=nnx.Rngs(0)).lazy_init(x)

@@ -153,7 +153,10 @@ AW = SE_OF_2 | dict(aw_conv=True)
 @pytest.mark.parametrize(
     'base, options',
     [
-        (BOTTLENECK | dict(stage_sizes=(2, 1)), PLAIN),
+        pytest.param(
+            *(BOTTLENECK | dict(stage_sizes=(2, 1)), PLAIN),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             BOTTLENECK,
             AW | dict(stem='imagenet', aw_where='all'),
