@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from awconv_jax import figures, text_table
+from awconv_jax.errors import some
 from awconv_jax.tools import comparison, comparison_figures, plot_curves
 from awconv_jax.train import rundir
 
@@ -107,7 +108,7 @@ def notes(
       out.setdefault(one.why, []).append(one.path)
   if out:
     count = sum(map(len, out.values()))
-    lines = (f'{", ".join(paths)}: {why}' for why, paths in out.items())
+    lines = (f'{some(paths)}: {why}' for why, paths in out.items())
     found.append(f'Not counted, {count} of {len(every)}: {"; ".join(lines)}.')
   counted = [one for one in every if one.value is not None]
   unknown = [one.path for one in counted if not one.facts]
