@@ -201,8 +201,7 @@ class Unreadable:
       raise InputError(
           f'{len(self)} of {len(self._source)} examples cannot be read, more '
           f'than the {int(self._most)} that config.data.max_bad_fraction '
-          f'allows; '
-          f'mend them or raise it: {"; ".join(self._known.values())}'
+          f'allows; mend them or raise it: {"; ".join(self._known.values())}'
       )
 
   def news(self) -> list[str]:

@@ -95,7 +95,7 @@ def _of_study() -> None:
   alone = contextlib.nullcontext() if FLAGS.report else study.claimed(workdir)
   with alone:
     if FLAGS.time:
-      _time(told, baseline, chosen, workdir / TIMES)
+      _time(baseline, chosen, workdir / TIMES)
     elif not FLAGS.report:
       failed = _train(chosen, finished, workdir, metric)
     outcomes, times = _outcomes(every, workdir, metric), None
@@ -107,13 +107,13 @@ def _of_study() -> None:
     raise InputError(*(f'failed: {line}' for line in failed))
 
 
-def _time(told, baseline, chosen, path) -> None:
+def _time(baseline, chosen, path) -> None:
   """Measures a step of each variant, and keeps what it took."""
   from awconv_jax.tools import step_times
   from awconv_jax.train import programs, rundir
 
-  configs = {run.variant: run.config for run in chosen[::-1]}
-  configs = {name: configs[name] for name in FLAGS.only or told.variants}
+  first = chosen[0].seed
+  configs = {run.variant: run.config for run in chosen if run.seed == first}
   with programs.kept(path):  # With those of the runs.
     times = step_times.measure(configs, baseline)
   rundir.write(path, json.dumps(times, indent=1) + '\n')
